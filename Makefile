@@ -1,0 +1,41 @@
+# Two commands for a stranger: `make quickstart` and `make test`. Both set up .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help setup quickstart test lint tensorboard clean
+
+help:
+	@echo "make quickstart   set up, then train and compare three backbones on phantoms, offline (minutes)"
+	@echo "make test         set up, then run the tests"
+	@echo "make lint         formatting, lint and types"
+	@echo "make tensorboard  show everything under logs/ at http://localhost:6006"
+	@echo "make clean        remove the virtual environment and caches (never logs/ or saved_models/)"
+
+# The stamp appears only after a whole installation: an interrupted one is done again.
+$(VENV)/.installed: requirements.txt requirements-dev.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' \
+		|| (echo "Python 3.10 to 3.13 is needed; name one with: make PYTHON=python3.12 ..." >&2; exit 2)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+setup: $(VENV)/.installed
+
+quickstart: setup
+	$(BIN)/python scripts/quickstart.py
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+tensorboard: setup
+	$(BIN)/tensorboard --logdir logs
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info

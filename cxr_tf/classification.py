@@ -1,0 +1,720 @@
+"""Fit, calibrate, evaluate and export one classifier; compare several.
+
+    python scripts/train_classifier.py --data chest_xray --backbone vgg16 --name mine
+    tensorboard --logdir logs
+
+How it trains. The head first: a logistic regression on features of the frozen backbone, computed
+once. Then the last blocks, or all, with AdamW under warm-up and cosine, class weights, and an
+exponential moving average of the weights, which is what is evaluated and kept.
+
+How it chooses. Validation images of the same hospital are nearly separable and hardly rank
+anything, so everything (epoch, temperature, backbone) is chosen on validation *and* a stressed copy
+of it: the same images under twice the default augmentation. Test is looked at once, at the end.
+"""
+
+import logging
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from scipy import special
+from sklearn.linear_model import LogisticRegression
+
+from cxr_tf import figures, metrics, serving
+from cxr_tf.data import catalog as catalogs
+from cxr_tf.data import pipeline
+from cxr_tf.errors import UserError
+from cxr_tf.models import backbones
+from cxr_tf.models.classifier import build_classifier, calibrated, embedding_of, logits_of
+from cxr_tf.runs import Run, atomically, check_name, open_run
+from cxr_tf.settings import TrainClassifier, TrainingBudget
+
+log = logging.getLogger(__name__)
+
+# Seed of the stressed validation copy: fixed, so that runs with other seeds are judged alike.
+STRESS_SEED = 20_001
+
+HEADLINE = ("auroc", "accuracy", "balanced_accuracy", "recall", "specificity", "f1")
+
+
+@dataclass(frozen=True)
+class Data:
+    """A checked catalogue with its decoded images: uint8 [N, S, S, 1]; labels int64 [N]."""
+
+    catalog: catalogs.Catalog
+    images: np.ndarray
+    labels: np.ndarray
+    classes: tuple[str, ...]
+
+    def split(self, name: str) -> "Data":
+        """The rows of one split."""
+        rows = self.catalog.rows(name)
+        return replace(
+            self,
+            catalog=self.catalog.take(rows),
+            images=self.images[rows],
+            labels=self.labels[rows],
+        )
+
+
+def load_data(settings: TrainingBudget) -> Data:
+    """Reads, reports and checks the catalogue, then decodes it.
+
+    Raises UserError on anything that must not be trained on; nothing is written before that.
+    """
+    if settings.image_size < backbones.SMALLEST_SIZE:
+        raise UserError(f"--image-size must be at least {backbones.SMALLEST_SIZE}")
+    if settings.batch_size < 1 or settings.epochs < 0:
+        raise UserError("--batch-size must be at least 1 and --epochs at least 0")
+    metrics.operating_point(np.array([0, 1]), np.array([0.0, 1.0]), settings.operating_point)
+    if settings.task != "binary" and settings.operating_point != "half":
+        raise UserError("--operating-point is for --task binary; three classes take the likeliest")
+    catalog = catalogs.open_catalog(settings.data, seed=settings.seed)
+    log.info(catalogs.describe(catalog))
+    catalogs.check(catalog, task=settings.task, allow_leakage=settings.allow_leakage)
+    images, unreadable = pipeline.load_images(catalog.paths, settings.image_size)
+    catalog, images = leave_out_unreadable(
+        catalog, images, unreadable, skip=settings.skip_unreadable
+    )
+    catalogs.check(catalog, task=settings.task, allow_leakage=settings.allow_leakage)
+    return Data(
+        catalog, images, catalog.labels(settings.task), catalogs.task_classes(settings.task)
+    )
+
+
+def leave_out_unreadable(
+    catalog: catalogs.Catalog, images: np.ndarray, unreadable: dict[int, str], *, skip: bool
+) -> tuple[catalogs.Catalog, np.ndarray]:
+    """Drops rows that could not be decoded, or raises UserError unless that is asked for."""
+    if not unreadable:
+        return catalog, images
+    for row, reason in unreadable.items():
+        log.info("  unreadable: %s (%s)", catalog.paths[row], reason)
+    if not skip:
+        row, reason = next(iter(unreadable.items()))
+        more = f" and {len(unreadable) - 1} more" if len(unreadable) > 1 else ""
+        raise UserError(
+            f"{catalog.paths[row]}: {reason}{more}; mend or remove, or leave them out with "
+            "--skip-unreadable"
+        )
+    keep = np.setdiff1d(np.arange(len(catalog)), list(unreadable))
+    return catalog.take(keep), images[keep]
+
+
+def train_and_evaluate(settings: TrainClassifier, data: Data | None = None) -> Run:
+    """The whole job; returns the finished run. Everything lands under its directory.
+
+    `data` spares a caller who compares several backbones the decoding. Raises UserError on a
+    user's mistake, before anything is written wherever it can be known before.
+    """
+    name = settings.name or f"{settings.backbone}-{settings.task}".replace("_", "-")
+    check_name(name)
+    entry = backbones.backbone(settings.backbone)
+    pretrained = settings.weights != "none"
+
+    # ------------------------------------------------------------------ machine
+    # Same seed, same machine, same numbers: bit for bit.
+    keras.utils.set_random_seed(settings.seed)
+    tf.config.experimental.enable_op_determinism()
+    precision = resolve_precision(settings.precision, settings.image_size)
+    strategy = tf.distribute.get_strategy()
+    if len(tf.config.list_physical_devices("GPU")) > 1:
+        strategy = tf.distribute.MirroredStrategy()
+
+    # ------------------------------------------------------------------ data
+    data = data or load_data(settings)
+    train, val, test = (data.split(s) for s in catalogs.SPLITS)
+
+    # ------------------------------------------------------------------ model
+    with strategy.scope():
+        model = build_classifier(
+            settings.backbone,
+            classes=len(data.classes),
+            image_size=settings.image_size,
+            precision=precision,
+        )
+        backbones.load_weights(model, settings.backbone, settings.weights)
+        blocks = settings.trainable_blocks
+        blocks = len(entry.blocks) if blocks is None else blocks
+        backbones.freeze(
+            model, settings.backbone, trainable_blocks=blocks, batch_norm=not pretrained
+        )
+        trainer = logits_of(model)
+    if not pretrained and settings.epochs == 0:
+        raise UserError("--weights none needs --epochs of at least 1")
+
+    run = open_run(settings.logs, "classifier", name, settings, data.catalog)
+    if run.finished:
+        log.info("%s is finished already; nothing to do", run.directory)
+        return run
+    writer = run.writer()
+    log.info(
+        "%s on %s, %d classes, %d px, %s, weights %s",
+        *(settings.backbone, data.catalog.source, len(data.classes)),
+        *(settings.image_size, precision, settings.weights),
+    )
+
+    # ------------------------------------------------------------------ training
+    judge = Judge(trainer, val, settings.batch_size)
+    state = TrainingState(run.directory)
+    started = time.perf_counter()
+    if state.exists():
+        log.info("going on from the checkpoint of epoch %d", state.epochs_done())
+    elif pretrained:
+        fit_head(model, train, val, settings.batch_size)
+        state.begin(judge(epoch=0), trainer)
+        log.info("  head on frozen features: %s", _epoch_line(state.history[-1]))
+    fine_tune(
+        trainer, train, judge, state, writer, settings, entry=entry, pretrained=pretrained,
+        strategy=strategy,
+    )  # fmt: skip
+    best = state.restore_best(trainer)
+    train_seconds = state.seconds + time.perf_counter() - started
+
+    # ------------------------------------------------------------------ calibration, on validation
+    # In float32 from here on: what is measured is what is exported.
+    final = build_classifier(
+        settings.backbone, classes=len(data.classes), image_size=settings.image_size
+    )
+    final.set_weights(model.get_weights())
+    to_logits = compiled(logits_of(final))
+    val_logits = infer(to_logits, pipeline.evaluation_batches(val.images, batch_size=32))
+    stressed_logits = infer(
+        to_logits,
+        pipeline.evaluation_batches(val.images, batch_size=32, stress_seed=STRESS_SEED),
+    )
+    temperature = metrics.fit_temperature(
+        np.concatenate([val_logits, stressed_logits]), np.concatenate([val.labels, val.labels])
+    )
+    final = calibrated(final, temperature)
+    val_probabilities = special.softmax(val_logits / temperature, axis=1)
+    threshold = 0.5
+    if len(data.classes) == 2:
+        threshold = metrics.operating_point(
+            val.labels, val_probabilities[:, 1], settings.operating_point
+        )
+
+    # ------------------------------------------------------------------ evaluation: test, once
+    test_logits = infer(to_logits, pipeline.evaluation_batches(test.images, batch_size=32))
+    logits_by_split = {"val": val_logits, "test": test_logits}
+    results: dict[str, Any] = {}
+    for split, part in (("val", val), ("test", test)):
+        probabilities = special.softmax(logits_by_split[split] / temperature, axis=1)
+        results[split] = score_split(
+            run, split, part, probabilities, threshold, resamples=settings.resamples
+        )
+        draw_split(run, split, part, probabilities, threshold, writer, results[split])
+    results["model"] = {
+        "backbone": settings.backbone,
+        "task": settings.task,
+        "classes": list(data.classes),
+        "parameters": final.count_params(),
+        "temperature": temperature,
+        "threshold": threshold,
+        "best_epoch": best["epoch"],
+        "selection_loss": best["selection_loss"],
+        "train_seconds": train_seconds,
+        "images_per_second": images_per_second(to_logits, test.images),
+        "precision": precision,
+    }
+    results["history"] = state.history
+    run.write_figure(
+        "training_curves", figures.training_curves(state.history, int(best["epoch"])), writer
+    )
+    write_tensorboard_summary(writer, settings, results, name)
+
+    # ------------------------------------------------------------------ export
+    atomically(
+        run.directory / "model.keras",
+        lambda p: keras.saving.save_model(final, p.with_suffix(".keras")) or
+        p.with_suffix(".keras").rename(p),
+    )  # fmt: skip
+    folder = serving.export_classifier(
+        final,
+        Path(settings.saved_models) / name,
+        classes=data.classes,
+        threshold=threshold,
+        card=model_card(settings, data, results),
+    )
+    results["model"]["saved_model"] = str(folder)
+    state.remove()
+    run.write_metrics(results)
+    log.info(_result_line(results))
+    log.info("run:         %s\nSavedModel:  %s", run.directory, folder)
+    return run
+
+
+# ---------------------------------------------------------------------- training
+
+
+def resolve_precision(wanted: str, image_size: int) -> str:
+    """The dtype policy behind `auto`: bfloat16 where the hardware multiplies it natively.
+
+    On CPUs that is AVX512-BF16 or AMX, on GPUs compute capability 8. Under 96 px it gains nothing.
+    """
+    if wanted != "auto":
+        return wanted
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        details = tf.config.experimental.get_device_details(gpus[0])
+        native = details.get("compute_capability", (0, 0))[0] >= 8
+    else:
+        try:
+            flags = Path("/proc/cpuinfo").read_text()
+        except OSError:
+            flags = ""
+        native = "avx512_bf16" in flags or "amx_bf16" in flags
+    return "mixed_bfloat16" if native and image_size >= 96 else "float32"
+
+
+def fit_head(model: keras.Model, train: Data, val: Data, batch_size: int) -> None:
+    """Sets the `logits` layer to a logistic regression on the frozen backbone's features.
+
+    The strength of its penalty is chosen by log loss on validation and its stressed copy. Classes
+    are weighted to count alike.
+    """
+    embed = compiled(embedding_of(model))
+    features = infer(embed, pipeline.evaluation_batches(train.images, batch_size=batch_size))
+    seen = np.concatenate(
+        [
+            infer(embed, pipeline.evaluation_batches(val.images, batch_size=batch_size)),
+            infer(
+                embed,
+                pipeline.evaluation_batches(
+                    val.images, batch_size=batch_size, stress_seed=STRESS_SEED
+                ),
+            ),
+        ]
+    )
+    seen_labels = np.concatenate([val.labels, val.labels])
+    mean, spread = features.mean(axis=0), features.std(axis=0) + 1e-6
+    best: tuple[float, LogisticRegression] | None = None
+    for inverse_penalty in (1e-4, 1e-3, 1e-2, 1e-1):
+        head = LogisticRegression(C=inverse_penalty, max_iter=500, class_weight="balanced")
+        head.fit((features - mean) / spread, train.labels)
+        logits = np.log(head.predict_proba((seen - mean) / spread) + 1e-12)
+        loss = balanced_log_loss(seen_labels, logits)
+        if best is None or loss < best[0]:
+            best = (loss, head)
+    assert best is not None
+    kernel, bias = best[1].coef_, best[1].intercept_
+    if len(kernel) == 1:  # two classes: scikit-learn gives the difference of their logits
+        kernel, bias = np.stack([-kernel[0], kernel[0]]) / 2, np.array([-bias[0], bias[0]]) / 2
+    kernel = kernel / spread
+    model.get_layer("logits").set_weights([kernel.T, bias - kernel @ mean])
+
+
+def fine_tune(
+    trainer: keras.Model,
+    train: Data,
+    judge: "Judge",
+    state: "TrainingState",
+    writer: tf.summary.SummaryWriter,
+    settings: TrainClassifier,
+    *,
+    entry: backbones.Backbone,
+    pretrained: bool,
+    strategy: tf.distribute.Strategy,
+) -> None:
+    """AdamW with warm-up and cosine from the state's epoch to the last, one checkpoint an epoch."""
+    if settings.epochs == 0 or settings.trainable_blocks == 0:
+        return
+    batch_size = min(settings.batch_size, len(train.labels))
+    steps = pipeline.steps_per_epoch(len(train.labels), batch_size)
+    total = steps * settings.epochs
+    rate = settings.learning_rate or (1e-4 if pretrained else entry.scratch_rate)
+    schedule = keras.optimizers.schedules.CosineDecay(
+        initial_learning_rate=0.0,
+        decay_steps=max(1, total - total // 20),
+        alpha=0.01,
+        warmup_target=rate,
+        warmup_steps=max(1, total // 20),
+    )
+    with strategy.scope():
+        optimizer = keras.optimizers.AdamW(
+            schedule,
+            weight_decay=0.05,
+            global_clipnorm=1.0,
+            use_ema=True,
+            # Averages over about a twentieth of the run: long enough to calm the swings from epoch
+            # to epoch, short enough to forget the start.
+            ema_momentum=1 - 1 / max(2, total // 20),
+        )
+        optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+        trainer.compile(
+            optimizer,
+            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            metrics=["accuracy"],
+        )
+        trainer.optimizer.build(trainer.trainable_variables)
+    if state.exists():
+        state.load(trainer)
+    if state.epochs_done() >= settings.epochs or state.exhausted(settings.patience):
+        return
+    counts = np.bincount(train.labels, minlength=len(train.classes))
+    watcher = EpochEnd(trainer, judge, state, writer, settings)
+    trainer.fit(
+        pipeline.training_batches(
+            train.images,
+            train.labels,
+            batch_size=batch_size,
+            seed=settings.seed,
+            epochs=range(state.epochs_done(), settings.epochs),
+            strength=settings.augmentation,
+        ),
+        initial_epoch=state.epochs_done(),
+        epochs=settings.epochs,
+        steps_per_epoch=steps,
+        class_weight={k: len(train.labels) / (len(counts) * n) for k, n in enumerate(counts)},
+        # In this order: remember the raw weights, swap the averages in, judge and save.
+        callbacks=[
+            keras.callbacks.LambdaCallback(on_epoch_end=watcher.remember_raw),
+            keras.callbacks.SwapEMAWeights(swap_on_epoch=True),
+            watcher,
+        ],
+        verbose=0,
+    )
+
+
+class Judge:
+    """Scores a model on validation and on its stressed copy, the same way after every epoch."""
+
+    def __init__(self, trainer: keras.Model, val: Data, batch_size: int) -> None:
+        self._logits = compiled(trainer)
+        self._labels, self._classes = val.labels, val.classes
+        self._clean = pipeline.evaluation_batches(val.images, batch_size=batch_size)
+        self._stressed = pipeline.evaluation_batches(
+            val.images, batch_size=batch_size, stress_seed=STRESS_SEED
+        )
+
+    def __call__(self, epoch: int) -> dict[str, float]:
+        """{epoch, val_*, val_stressed_*, selection_loss} of the model as it stands."""
+        entry: dict[str, float] = {"epoch": epoch}
+        losses = []
+        for prefix, batches in (("val", self._clean), ("val_stressed", self._stressed)):
+            logits = infer(self._logits, batches)
+            probabilities = special.softmax(logits, axis=1)
+            scores = metrics.classification_scores(
+                self._labels, probabilities, logits.argmax(axis=1), self._classes
+            )
+            entry |= {f"{prefix}_{m}": scores[m] for m in ("loss", "auroc", "accuracy")}
+            losses.append(balanced_log_loss(self._labels, logits))
+        entry["selection_loss"] = float(np.mean(losses))
+        return entry
+
+
+class TrainingState:
+    """What a killed training needs to go on: `checkpoint.npz` and `best.npz` in the run directory.
+
+    The checkpoint holds every variable of model (dropout's seeds included) and optimizer, and the
+    history; `best.npz` the averaged weights of the best epoch. Both are replaced whole.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._checkpoint, self._best = directory / "checkpoint.npz", directory / "best.npz"
+        self.history: list[dict[str, float]] = []
+        self.seconds = 0.0
+        if self._checkpoint.exists():
+            with np.load(self._checkpoint, allow_pickle=False) as stored:
+                self.history = [
+                    dict(zip(stored["history_keys"].tolist(), row, strict=True))
+                    for row in stored["history"].tolist()
+                ]
+                self.seconds = float(stored["seconds"])
+
+    def exists(self) -> bool:
+        """Whether there is a checkpoint to go on from."""
+        return self._checkpoint.exists()
+
+    def epochs_done(self) -> int:
+        """Epochs of fine-tuning that are behind."""
+        return int(self.history[-1]["epoch"]) if self.history else 0
+
+    def best(self) -> dict[str, float]:
+        """The history's entry with the lowest selection loss; the earliest of equals."""
+        return min(self.history, key=lambda h: h["selection_loss"])
+
+    def exhausted(self, patience: int) -> bool:
+        """Whether the last `patience` epochs brought nothing better."""
+        return bool(self.history) and self.epochs_done() - self.best()["epoch"] >= patience
+
+    def begin(self, entry: dict[str, float], trainer: keras.Model) -> None:
+        """Takes the model before fine-tuning as epoch 0, a candidate like every other."""
+        self.history = [{**entry, "train_loss": float("nan"), "learning_rate": 0.0}]
+        self._save_best(trainer)
+
+    def save(
+        self,
+        entry: dict[str, float],
+        averaged: keras.Model,
+        raw: list[np.ndarray],
+        seconds: float,
+    ) -> None:
+        """Records an epoch: the model holds averaged weights, `raw` the variables to go on with."""
+        self.history.append(entry)
+        if self.best() is entry:
+            self._save_best(averaged)
+        keys = sorted(entry)
+        arrays = {f"v{i:05d}": v for i, v in enumerate(raw)}
+        _write_arrays(
+            self._checkpoint,
+            history_keys=np.array(keys),
+            history=np.array([[h[k] for k in keys] for h in self.history]),
+            seconds=np.array(seconds),
+            **arrays,
+        )
+
+    def load(self, trainer: keras.Model) -> None:
+        """Puts the checkpoint's variables into the model and its optimizer."""
+        with np.load(self._checkpoint, allow_pickle=False) as stored:
+            variables = _all_variables(trainer)
+            for i, variable in enumerate(variables):
+                variable.assign(stored[f"v{i:05d}"])
+
+    def restore_best(self, trainer: keras.Model) -> dict[str, float]:
+        """Puts the best epoch's weights into the model; returns its history entry."""
+        with np.load(self._best, allow_pickle=False) as stored:
+            trainer.set_weights([stored[f"w{i:05d}"] for i in range(len(trainer.weights))])
+        return self.best()
+
+    def remove(self) -> None:
+        """Deletes the files; the run is done."""
+        self._checkpoint.unlink(missing_ok=True)
+        self._best.unlink(missing_ok=True)
+
+    def _save_best(self, trainer: keras.Model) -> None:
+        weights = {f"w{i:05d}": w for i, w in enumerate(trainer.get_weights())}
+        _write_arrays(self._best, **weights)
+
+
+class EpochEnd(keras.callbacks.Callback):
+    """After each epoch: judge the averaged weights, log, save; stops on NaN and on patience."""
+
+    def __init__(
+        self,
+        trainer: keras.Model,
+        judge: Judge,
+        state: TrainingState,
+        writer: tf.summary.SummaryWriter,
+        settings: TrainClassifier,
+    ) -> None:
+        super().__init__()
+        self._trainer, self._judge, self._state = trainer, judge, state
+        self._writer, self._settings = writer, settings
+        self._raw: list[np.ndarray] = []
+        self._started = time.perf_counter()
+        self._seconds_before = state.seconds
+        self._first_epoch = state.epochs_done()
+
+    def remember_raw(self, epoch: int, logs: dict | None = None) -> None:
+        """Copies every variable before the averages are swapped in."""
+        self._raw = [np.array(v) for v in _all_variables(self._trainer)]
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        """Stops a run whose loss is no number; the checkpoint of the last epoch stays."""
+        if logs and not np.isfinite(logs["loss"]):
+            epoch = self._state.epochs_done() + 1
+            kept = "the checkpoint before it is kept" if self._state.exists() else "none was kept"
+            raise UserError(
+                f"the loss became {logs['loss']} at step {batch + 1} of epoch {epoch}; {kept}; "
+                "try a lower --learning-rate, or --precision float32"
+            )
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Judges, logs and saves."""
+        logs = logs or {}
+        rate = float(self._trainer.optimizer.learning_rate)
+        entry = {
+            **self._judge(epoch + 1),
+            "train_loss": float(logs["loss"]),
+            "learning_rate": rate,
+        }
+        spent = time.perf_counter() - self._started
+        self._state.save(entry, self._trainer, self._raw, self._seconds_before + spent)
+        with self._writer.as_default(step=epoch + 1):
+            tf.summary.scalar("train/loss", entry["train_loss"])
+            tf.summary.scalar("train/accuracy", float(logs["accuracy"]))
+            tf.summary.scalar("train/learning_rate", rate)
+            for key in ("loss", "auroc", "accuracy"):
+                tf.summary.scalar(f"val/{key}", entry[f"val_{key}"])
+                tf.summary.scalar(f"val_stressed/{key}", entry[f"val_stressed_{key}"])
+        self._writer.flush()
+        left = (self._settings.epochs - epoch - 1) * spent / (epoch + 1 - self._first_epoch)
+        log.info("  %s, %s left", _epoch_line(entry, self._settings.epochs), _duration(left))
+        if self._state.exhausted(self._settings.patience):
+            log.info("  no better validation for %d epochs: stopped", self._settings.patience)
+            self._trainer.stop_training = True
+
+
+def balanced_log_loss(labels: np.ndarray, logits: np.ndarray) -> float:
+    """Log loss with every class counting alike; labels int [N], logits [N, C]."""
+    losses = -special.log_softmax(logits, axis=1)[np.arange(len(labels)), labels]
+    return float(np.mean([losses[labels == k].mean() for k in np.unique(labels)]))
+
+
+def compiled(model: keras.Model) -> tf.types.experimental.GenericFunction:
+    """The model in inference as one traced function for all batch sizes."""
+    spec = tf.TensorSpec([None, *model.input_shape[1:]], tf.float32)
+    return tf.function(lambda images: model(images, training=False), input_signature=[spec])
+
+
+def infer(function: tf.types.experimental.GenericFunction, batches: tf.data.Dataset) -> np.ndarray:
+    """Outputs for all batches in order, float32."""
+    return np.concatenate([np.asarray(function(batch), np.float32) for batch in batches])
+
+
+def _all_variables(trainer: keras.Model) -> list[keras.Variable]:
+    return [*trainer.variables, *trainer.optimizer.variables]
+
+
+def _write_arrays(path: Path, **arrays: np.ndarray) -> None:
+    def write(p: Path) -> None:
+        with p.open("wb") as file:  # a file object, because savez adds .npz to names
+            np.savez(file, allow_pickle=False, **arrays)
+
+    atomically(path, write)
+
+
+# ---------------------------------------------------------------------- evaluation
+
+
+def score_split(
+    run: Run,
+    split: str,
+    part: Data,
+    probabilities: np.ndarray,
+    threshold: float,
+    *,
+    resamples: int,
+) -> dict[str, Any]:
+    """Scores with intervals; writes the predictions."""
+    predicted = serving.decide(tf.constant(probabilities), threshold).numpy()
+    run.write_predictions(split, part.catalog, part.labels, probabilities, predicted, part.classes)
+    table: dict[str, Any] = metrics.classification_scores(
+        part.labels, probabilities, predicted, part.classes
+    )
+    table["images"], table["patients"] = len(part.labels), len(set(part.catalog.patients))
+    table["ci95"] = metrics.confidence_intervals(
+        part.labels,
+        probabilities,
+        predicted,
+        part.catalog.patients,
+        part.classes,
+        resamples=resamples,
+    )
+    return table
+
+
+def draw_split(
+    run: Run,
+    split: str,
+    part: Data,
+    probabilities: np.ndarray,
+    threshold: float,
+    writer: tf.summary.SummaryWriter,
+    scores: dict[str, Any],
+) -> None:
+    """The figures of one split, as PNGs and in TensorBoard, with its PR curves."""
+    from tensorboard.plugins.pr_curve import summary as pr_curve
+
+    labels, classes = part.labels, part.classes
+    predicted = serving.decide(tf.constant(probabilities), threshold).numpy()
+    drawn = {
+        "roc": figures.roc(labels, probabilities, classes, threshold),
+        "precision_recall": figures.precision_recall(labels, probabilities, classes),
+        "confusion": figures.confusion(labels, predicted, classes),
+        "reliability": figures.reliability_diagram(labels, probabilities, scores["ece"]),
+        "most_wrong": figures.most_wrong(part.images, labels, probabilities, predicted, classes),
+        "samples": sample_predictions(part, probabilities, predicted),
+    }
+    for name, figure in drawn.items():
+        run.write_figure(f"{name}-{split}", figure, writer)
+    with writer.as_default(step=0):
+        for k in range(1 if len(classes) == 2 else 0, len(classes)):
+            summary = pr_curve.pb(
+                f"{split}/{classes[k]}", labels=labels == k, predictions=probabilities[:, k]
+            )
+            tf.summary.experimental.write_raw_pb(summary.SerializeToString(), step=0)
+
+
+def sample_predictions(part: Data, probabilities: np.ndarray, predicted: np.ndarray) -> Any:
+    """A dozen radiographs evenly drawn from the split, with what was predicted of them."""
+    shown = np.linspace(0, len(part.labels) - 1, min(12, len(part.labels))).astype(int)
+    titles = [
+        f"true {part.classes[part.labels[i]]}\n"
+        f"predicted {part.classes[predicted[i]]} {probabilities[i, predicted[i]]:.2f}"
+        for i in shown
+    ]
+    return figures.radiograph_grid(part.images[shown], titles)
+
+
+def write_tensorboard_summary(
+    writer: tf.summary.SummaryWriter,
+    settings: TrainClassifier,
+    results: dict[str, Any],
+    name: str,
+) -> None:
+    """Final scores as scalars, and the settings for the HParams table."""
+    from tensorboard.plugins.hparams import api as hparams
+
+    shown = ("backbone", "task", "weights", "image_size", "epochs", "batch_size", "augmentation")
+    with writer.as_default(step=0):
+        hparams.hparams({k: getattr(settings, k) for k in shown}, trial_id=name)
+        for split in ("val", "test"):
+            for metric in HEADLINE:
+                tf.summary.scalar(f"final/{split}_{metric}", results[split][metric])
+    writer.flush()
+
+
+def images_per_second(function: tf.types.experimental.GenericFunction, images: np.ndarray) -> float:
+    """Inference speed on up to 64 images in batches of 32, after a warm-up."""
+    batches = list(pipeline.evaluation_batches(images[:64], batch_size=32))
+    function(batches[0])
+    started = time.perf_counter()
+    count = sum(len(np.asarray(function(b))) for b in batches)
+    return count / (time.perf_counter() - started)
+
+
+def model_card(settings: TrainClassifier, data: Data, results: dict[str, Any]) -> dict[str, Any]:
+    """What travels with the SavedModel: what it is, how it did, what it is not."""
+    return {
+        "kind": "classifier",
+        "task": settings.task,
+        "classes": list(data.classes),
+        "backbone": settings.backbone,
+        "image_size": settings.image_size,
+        "threshold": results["model"]["threshold"],
+        "temperature": results["model"]["temperature"],
+        "data_fingerprint": data.catalog.fingerprint(),
+        "data_is_phantom": data.catalog.is_phantom,
+        "metrics": {s: {k: results[s][k] for k in HEADLINE} for s in ("val", "test")},
+        "input": "bytes of a JPEG or PNG of one frontal chest radiograph",
+        "limits": "Research software, no medical device. Not tested beyond the data named here.",
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+    }
+
+
+def _epoch_line(entry: dict[str, float], epochs: int | None = None) -> str:
+    where = f"epoch {entry['epoch']}/{epochs}: " if epochs else ""
+    return (
+        f"{where}validation loss {entry['val_loss']:.3f} AUROC {entry['val_auroc']:.4f} "
+        f"accuracy {entry['val_accuracy']:.3f}; stressed {entry['val_stressed_loss']:.3f} "
+        f"{entry['val_stressed_auroc']:.4f} {entry['val_stressed_accuracy']:.3f}"
+    )
+
+
+def _result_line(results: dict[str, Any]) -> str:
+    shown = []
+    for metric in ("auroc", "accuracy", "recall", "specificity", "f1"):
+        low, high = results["test"]["ci95"].get(metric, (float("nan"),) * 2)
+        shown.append(f"{metric} {results['test'][metric]:.3f} ({low:.3f} to {high:.3f})")
+    return "test: " + ", ".join(shown)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

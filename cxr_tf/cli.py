@@ -1,0 +1,105 @@
+"""From a script's flags to one call, and from a user's mistake to one line and exit code 2."""
+
+import contextlib
+import io
+import logging
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from cxr_tf.errors import UserError
+
+Settings = TypeVar("Settings")
+
+
+def run(settings_type: type[Settings], job: Callable[[Settings], Any]) -> None:
+    """Parses the command line into `settings_type`, calls `job` with it, and exits.
+
+    Exit codes: 0 done, 2 a mistake the user can mend (one line on stderr), 130 interrupted.
+    """
+    settings = _parse(settings_type)
+    logging.basicConfig(stream=sys.stdout, level=logging.WARNING, format="%(message)s")
+    logging.getLogger("cxr_tf").setLevel(logging.INFO)
+    _quiet_environment()
+    try:
+        with _without_start_up_noise():
+            import tensorflow  # noqa: F401
+        job(settings)
+    except UserError as error:
+        _fail(str(error), 2)
+    except KeyboardInterrupt:
+        _fail(
+            "interrupted; nothing half-written is left, and --resume goes on with a training", 130
+        )
+    except OSError as error:
+        # No space, no permission: the user's to mend, and errno says which.
+        if error.errno is None:
+            raise
+        _fail(f"{error.strerror}: {error.filename or 'while writing'}", 2)
+    except BrokenPipeError:
+        _fail("", 1)
+
+
+def _parse(settings_type: type[Settings]) -> Settings:
+    import tyro
+
+    captured = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(captured):
+            return tyro.cli(settings_type)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        _fail(_one_line(captured.getvalue()) + " (see --help)", 2)
+        raise AssertionError from None  # _fail does not return
+
+
+def _one_line(box: str) -> str:
+    """The message in tyro's drawn box, without the frame and what stands under the first rule."""
+    lines = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()]
+    if any("──" in line for line in box.splitlines()):
+        body = []
+        for raw, text in zip(box.splitlines()[1:], lines[1:], strict=True):
+            if re.fullmatch(r"[│\s]*─+[│\s]*", raw) or raw.startswith("╰"):
+                break
+            body.append(text)
+        lines = body
+    return " ".join(filter(None, lines)) or "wrong command line"
+
+
+def _fail(message: str, code: int) -> None:
+    sys.stdout.flush()
+    if message:
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _quiet_environment() -> None:
+    # TensorFlow reads these once, when it is imported.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+
+
+@contextlib.contextmanager
+def _without_start_up_noise() -> Iterator[None]:
+    """Holds back what TensorFlow's libraries print to file descriptor 2 while they load.
+
+    They do so before any log level applies. If loading fails, what was held back is shown.
+    """
+    sys.stderr.flush()
+    saved = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            os.dup2(saved, 2)
+            held.seek(0)
+            sys.stderr.write(held.read().decode(errors="replace"))
+            raise
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)

@@ -1,0 +1,1 @@
+"""From files to batches: catalogue, phantoms, tf.data pipeline."""

@@ -1,0 +1,235 @@
+"""Scores, thresholds, calibration, intervals and paired tests; scikit-learn and SciPy underneath.
+
+    scores = classification_scores(labels, probabilities, predicted, ("normal", "pneumonia"))
+    scores["ci95"] = confidence_intervals(labels, probabilities, predicted, patients, classes=...)
+
+labels: int [N]. probabilities: float [N, C]. predicted: int [N]. With two classes the second one,
+pneumonia, is positive; with more, unprefixed scores are macro averages.
+"""
+
+import numpy as np
+from scipy import optimize, special, stats
+from sklearn import metrics as sk
+
+from cxr_tf.errors import UserError
+
+CALIBRATION_BINS = 15
+
+
+def classification_scores(
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    predicted: np.ndarray,
+    classes: tuple[str, ...],
+    weights: np.ndarray | None = None,
+) -> dict[str, float]:
+    """The flat table of numbers of `metrics.json`.
+
+    accuracy, balanced_accuracy, precision, recall, specificity, f1, auroc, auprc, brier, ece, loss,
+    and `<metric>/<class>` one class against the rest. Brier score: mean squared distance of the
+    probabilities from the one-hot label, halved, which for two classes is the usual binary one.
+    A score that is not defined (a class without images) is NaN. `weights` [N] counts each image
+    that often, which is how the bootstrap resamples.
+    """
+    n, c = probabilities.shape
+    w = np.ones(n) if weights is None else np.asarray(weights, float)
+    one_hot = np.eye(c)[labels]
+    confusion = np.zeros((c, c))
+    np.add.at(confusion, (labels, predicted), w)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        hit = np.diag(confusion)
+        total = confusion.sum()
+        support, called = confusion.sum(axis=1), confusion.sum(axis=0)
+        recall = hit / support
+        # Nothing called positive: precision is 0 by convention, as in scikit-learn.
+        precision = np.where(called > 0, hit / np.maximum(called, 1e-12), 0.0)
+        f1 = 2 * hit / (support + called)
+        specificity = (total - support - called + hit) / (total - support)
+    auroc = np.array([_auroc(labels == k, probabilities[:, k], w) for k in range(c)])
+    auprc = np.array([_auprc(labels == k, probabilities[:, k], w) for k in range(c)])
+    per_class = {
+        "precision": precision,
+        "recall": recall,
+        "specificity": specificity,
+        "f1": f1,
+        "auroc": auroc,
+        "auprc": auprc,
+    }
+    true_probability = np.clip(probabilities[np.arange(n), labels], 1e-12, 1.0)
+    squared = ((probabilities - one_hot) ** 2).sum(axis=1) / 2
+    scores = {
+        "accuracy": float(hit.sum() / total),
+        "balanced_accuracy": float(recall.mean()),
+        **{m: float(v[1] if c == 2 else v.mean()) for m, v in per_class.items()},
+        "brier": float(np.average(squared, weights=w)),
+        "ece": expected_calibration_error(labels, probabilities, weights=w),
+        "loss": float(np.average(-np.log(true_probability), weights=w)),
+    }
+    for metric, values in per_class.items():
+        scores |= {f"{metric}/{name}": float(values[k]) for k, name in enumerate(classes)}
+    return scores
+
+
+def confidence_intervals(
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    predicted: np.ndarray,
+    patients: list[str],
+    classes: tuple[str, ...],
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, list[float]]:
+    """95 % percentile intervals of every score: {metric: [low, high]}.
+
+    Patients are resampled with replacement, not images, because images of one patient are not
+    independent (cluster bootstrap, Field and Welsh 2007). Scores that come out undefined in a
+    resample are left out of it; one that is never defined has no interval.
+    """
+    tables = [
+        classification_scores(labels, probabilities, predicted, classes, weights)
+        for weights in bootstrap_weights(patients, resamples=resamples, seed=seed)
+    ]
+    intervals = {}
+    for metric in tables[0] if tables else ():
+        values = np.array([t[metric] for t in tables])
+        values = values[np.isfinite(values)]
+        if len(values):
+            low, high = np.percentile(values, [2.5, 97.5])
+            intervals[metric] = [float(low), float(high)]
+    return intervals
+
+
+def bootstrap_weights(patients: list[str], *, resamples: int, seed: int) -> np.ndarray:
+    """How often each image counts in each resample of patients: int [resamples, N]."""
+    names, patient_of_image = np.unique(patients, return_inverse=True)
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
+    return drawn[:, patient_of_image]
+
+
+def expected_calibration_error(
+    labels: np.ndarray, probabilities: np.ndarray, *, weights: np.ndarray | None = None
+) -> float:
+    """Mean gap between confidence and accuracy over 15 equal bins (Guo et al. 2017, equation 3).
+
+    With two classes the probability of the positive class is binned against how often it is true.
+    """
+    w = np.ones(len(labels)) if weights is None else weights
+    confidence, correct = _confidence(labels, probabilities)
+    bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    gaps = np.bincount(bins, w * (confidence - correct), minlength=CALIBRATION_BINS)
+    return float(np.abs(gaps).sum() / w.sum())
+
+
+def reliability(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Points of the reliability diagram: mean confidence, observed share, images, by filled bin."""
+    confidence, correct = _confidence(labels, probabilities)
+    bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    counts = np.bincount(bins, minlength=CALIBRATION_BINS)
+    filled = counts > 0
+    mean = np.bincount(bins, confidence, CALIBRATION_BINS)[filled] / counts[filled]
+    share = np.bincount(bins, correct, CALIBRATION_BINS)[filled] / counts[filled]
+    return mean, share, counts[filled]
+
+
+def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Temperature of least log loss of softmax(logits / T) (Guo et al. 2017), in 0.05..20.
+
+    The bounds matter where the logits separate the labels perfectly: the best T would then be 0.
+    """
+
+    def loss(log_t: float) -> float:
+        scaled = special.log_softmax(logits / np.exp(log_t), axis=1)
+        return float(-scaled[np.arange(len(labels)), labels].mean())
+
+    found = optimize.minimize_scalar(loss, bounds=(np.log(0.05), np.log(20.0)), method="bounded")
+    return float(np.exp(found.x))
+
+
+def operating_point(labels: np.ndarray, scores: np.ndarray, rule: str) -> float:
+    """Threshold on the score (at or above it: positive) by a rule; labels bool or 0/1 [N].
+
+    Rules: `half` is 0.5. `youden` maximises sensitivity + specificity (Youden 1950); between equal
+    thresholds it takes the highest. `min-sensitivity:S` is the highest threshold whose sensitivity
+    is at least S; `min-specificity:S` the lowest whose specificity is. UserError for another rule.
+    """
+    name, _, argument = rule.partition(":")
+    if rule == "half":
+        return 0.5
+    if name not in ("youden", "min-sensitivity", "min-specificity"):
+        raise UserError(
+            f"unknown operating point '{rule}'; known: half, youden, min-sensitivity:0.95, "
+            "min-specificity:0.95"
+        )
+    target = 0.0
+    if name != "youden":
+        try:
+            target = float(argument)
+        except ValueError:
+            target = -1.0
+        if not 0 < target <= 1:
+            raise UserError(f"operating point '{rule}': give a share in 0..1, as in {name}:0.95")
+    false_alarm, sensitivity, thresholds = sk.roc_curve(labels, scores, drop_intermediate=False)
+    # The first point is "nothing is positive", at an infinite threshold.
+    false_alarm, sensitivity, thresholds = false_alarm[1:], sensitivity[1:], thresholds[1:]
+    if name == "youden":
+        return float(thresholds[np.argmax(sensitivity - false_alarm)])
+    if name == "min-sensitivity":
+        return float(thresholds[np.argmax(sensitivity >= target)])
+    allowed = np.flatnonzero(1 - false_alarm >= target)
+    # If even the strictest threshold lets too many through, nothing but a stricter one will do.
+    return float(thresholds[allowed[-1]]) if len(allowed) else float(np.nextafter(thresholds[0], 2))
+
+
+def delong_test(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> float:
+    """Two-sided p-value for equal AUROC of two scores on the same images; labels bool or 0/1 [N].
+
+    DeLong, DeLong and Clarke-Pearson 1988, by the midranks of Sun and Xu 2014. It takes images as
+    independent; where patients have several, the bootstrap over patients is the safer guide.
+    """
+    positive = np.asarray(labels, bool)
+    m, n = int(positive.sum()), int((~positive).sum())
+    if min(m, n) < 2:
+        return float("nan")
+    of_positives, of_negatives, areas = [], [], []
+    for score in (np.asarray(first, float), np.asarray(second, float)):
+        overall = stats.rankdata(score)
+        within_positives = stats.rankdata(score[positive])
+        within_negatives = stats.rankdata(score[~positive])
+        of_positives.append((overall[positive] - within_positives) / n)
+        of_negatives.append(1 - (overall[~positive] - within_negatives) / m)
+        areas.append(of_positives[-1].mean())
+    contrast = np.array([1.0, -1.0])
+    covariance = np.cov(of_positives) / m + np.cov(of_negatives) / n
+    variance = float(contrast @ covariance @ contrast)
+    if variance <= 0:
+        return 1.0
+    return float(2 * stats.norm.sf(abs(areas[0] - areas[1]) / np.sqrt(variance)))
+
+
+def mcnemar_test(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> float:
+    """Exact two-sided p-value for equal accuracy of two sets of decisions (McNemar 1947)."""
+    only_first = int(np.sum((first == labels) & (second != labels)))
+    only_second = int(np.sum((first != labels) & (second == labels)))
+    if only_first + only_second == 0:
+        return 1.0
+    return float(stats.binomtest(only_first, only_first + only_second).pvalue)
+
+
+def _confidence(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if probabilities.shape[1] == 2:
+        return probabilities[:, 1], (labels == 1).astype(float)
+    return probabilities.max(axis=1), (probabilities.argmax(axis=1) == labels).astype(float)
+
+
+def _auroc(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> float:
+    if not (weights[positive].sum() > 0 and weights[~positive].sum() > 0):
+        return float("nan")
+    return float(sk.roc_auc_score(positive, score, sample_weight=weights))
+
+
+def _auprc(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> float:
+    if not weights[positive].sum() > 0:
+        return float("nan")
+    return float(sk.average_precision_score(positive, score, sample_weight=weights))

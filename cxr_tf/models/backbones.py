@@ -1,0 +1,288 @@
+"""ResNet50, VGG16 and AlexNet behind one table: build, weights, preprocessing, where to cut.
+
+    features = BACKBONES["vgg16"].build(images)                 # [N, S, S, 3] in 0..255 -> [N, D]
+    load_weights(model, "vgg16", "vgg16_notop.weights.h5")      # or "imagenet", or "none"
+
+The builders lay their layers flat into the caller's graph: class activation maps fail on a backbone
+that is nested as one layer. In a flat graph nobody passes `training=False` to BatchNorm, so layers
+that must not move are set `trainable=False` (`freeze`), which in Keras also stops their statistics.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from cxr_tf.errors import UserError
+from cxr_tf.models.alexnet import alexnet_features
+
+SMALLEST_SIZE = 64
+
+# Mean and spread that every radiograph is brought to before the backbone's own preprocessing, in
+# grey levels: those of ImageNet photographs, which pretrained filters expect.
+GRAY_MEAN, GRAY_SPREAD = 118.0, 58.0
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """How to build one backbone, and where its blocks begin.
+
+    `features` maps standardised images (mean GRAY_MEAN) to an embedding [N, D]. `blocks` are the
+    prefixes of layer names, block by block from the input, by which fine-tuning freezes.
+    `scratch_rate` is the peak learning rate without pretrained weights.
+    """
+
+    features: Callable[[keras.KerasTensor], keras.KerasTensor]
+    blocks: tuple[str, ...]
+    scratch_rate: float
+    imagenet: Callable[[], keras.Model] | None
+    where_to_get: str
+
+    def build(self, images: keras.KerasTensor) -> keras.KerasTensor:
+        """Images [N, S, S, 3] in 0..255 -> embedding [N, D], in the caller's graph."""
+        if min(images.shape[1:3]) < SMALLEST_SIZE:
+            raise UserError(
+                f"--image-size must be at least {SMALLEST_SIZE}, not {min(images.shape[1:3])}"
+            )
+        return self.features(standardise(images))
+
+
+def standardise(images: keras.KerasTensor) -> keras.KerasTensor:
+    """Brings each image [N, S, S, C] to mean GRAY_MEAN and standard deviation GRAY_SPREAD.
+
+    Exposure differs between hospitals, and in the Kermany data between classes; the network should
+    not see it. A blank image stays blank.
+    """
+    mean = keras.ops.mean(images, axis=(1, 2, 3), keepdims=True)
+    spread = keras.ops.std(images, axis=(1, 2, 3), keepdims=True)
+    return (images - mean) / (spread + 1.0) * GRAY_SPREAD + GRAY_MEAN
+
+
+def _average(x: keras.KerasTensor) -> keras.KerasTensor:
+    # In float32: averaging hundreds of bfloat16 numbers loses the digits that tell classes apart.
+    return keras.layers.GlobalAveragePooling2D(name="average", dtype="float32")(x)
+
+
+def _vgg16(x: keras.KerasTensor) -> keras.KerasTensor:
+    x = keras.applications.vgg16.preprocess_input(x)
+    model = keras.applications.VGG16(include_top=False, weights=None, input_tensor=x)
+    return _average(model.output)
+
+
+def _resnet50(x: keras.KerasTensor) -> keras.KerasTensor:
+    x = keras.applications.resnet50.preprocess_input(x)
+    model = keras.applications.ResNet50(include_top=False, weights=None, input_tensor=x)
+    return _average(model.output)
+
+
+def _alexnet(x: keras.KerasTensor) -> keras.KerasTensor:
+    # torchvision's normalisation, which its published weights expect.
+    mean = np.array([0.485, 0.456, 0.406], np.float32) * 255
+    spread = np.array([0.229, 0.224, 0.225], np.float32) * 255
+    x = keras.layers.Normalization(mean=mean, variance=spread**2, name="imagenet_scale")(x)
+    return alexnet_features(x)
+
+
+BACKBONES: dict[str, Backbone] = {
+    "resnet50": Backbone(
+        features=_resnet50,
+        blocks=("conv1", "conv2", "conv3", "conv4", "conv5"),
+        scratch_rate=1e-3,
+        imagenet=lambda: keras.applications.ResNet50(include_top=False, weights="imagenet"),
+        where_to_get="resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5 of Keras Applications",
+    ),
+    "vgg16": Backbone(
+        features=_vgg16,
+        blocks=("block1", "block2", "block3", "block4", "block5"),
+        # Without normalisation layers, VGG16 from scratch diverges at higher rates.
+        scratch_rate=2e-4,
+        imagenet=lambda: keras.applications.VGG16(include_top=False, weights="imagenet"),
+        where_to_get="vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5 of Keras Applications",
+    ),
+    "alexnet": Backbone(
+        features=_alexnet,
+        blocks=("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7"),
+        scratch_rate=2e-4,
+        imagenet=None,
+        where_to_get="torchvision's weights, converted by scripts/convert_alexnet_weights.py",
+    ),
+}
+
+
+def backbone(name: str) -> Backbone:
+    """The table's entry; ValueError that lists the known ones for another name."""
+    if name not in BACKBONES:
+        raise UserError(f"unknown backbone '{name}'; known: {', '.join(BACKBONES)}")
+    return BACKBONES[name]
+
+
+def backbone_layers(model: keras.Model, name: str) -> list[keras.layers.Layer]:
+    """Layers of the backbone within a flat model that hold weights, from input to output."""
+    blocks = backbone(name).blocks
+    return [x for x in model.layers if x.weights and x.name.startswith(blocks)]
+
+
+def freeze(model: keras.Model, name: str, *, trainable_blocks: int, batch_norm: bool) -> None:
+    """Leaves only the last `trainable_blocks` blocks trainable; BatchNorm as well if `batch_norm`.
+
+    Pretrained BatchNorm stays frozen even in trainable blocks: its statistics, from a million
+    images, are better than what a few thousand radiographs in small batches give.
+    """
+    blocks = backbone(name).blocks
+    if not 0 <= trainable_blocks <= len(blocks):
+        raise UserError(
+            f"--trainable-blocks for {name} goes from 0 to {len(blocks)}, not {trainable_blocks}"
+        )
+    moving = blocks[len(blocks) - trainable_blocks :]
+    for layer in backbone_layers(model, name):
+        is_norm = isinstance(layer, keras.layers.BatchNormalization)
+        layer.trainable = bool(moving) and layer.name.startswith(moving)
+        if is_norm and not batch_norm:
+            layer.trainable = False
+
+
+def load_weights(model: keras.Model, name: str, weights: str) -> None:
+    """Fills the backbone within `model` from `imagenet`, `none`, or a weights file.
+
+    `none` draws He-normal kernels (He et al. 2015), because under Keras's Glorot default the signal
+    dies in VGG16 without BatchNorm. A file is a `.weights.h5` (or older `.h5`) of the backbone
+    without its classification layer, or a `.keras` model of ours with the same backbone.
+
+    Raises UserError where ImageNet weights do not exist or cannot be fetched, and where a file does
+    not fit, naming the first layer that differs. Weights are never drawn at random in silence.
+    """
+    if weights == "none":
+        _initialise(model, name)
+    elif weights == "imagenet":
+        _copy(_imagenet(name), model, name)
+    else:
+        _copy(_from_file(model, name, Path(weights).expanduser()), model, name)
+
+
+def _initialise(model: keras.Model, name: str) -> None:
+    for layer in backbone_layers(model, name):
+        if isinstance(layer, keras.layers.Conv2D):
+            layer.kernel.assign(keras.initializers.HeNormal()(layer.kernel.shape))
+        elif isinstance(layer, keras.layers.BatchNormalization):
+            # Keras's 0.99 forgets its start over hundreds of steps; short runs have fewer.
+            layer.momentum = 0.9
+
+
+def _imagenet(name: str) -> keras.Model:
+    entry = backbone(name)
+    if entry.imagenet is None:
+        raise UserError(
+            f"Keras has no ImageNet weights for {name}: give --weights FILE "
+            f"({entry.where_to_get}), or --weights none to train from scratch"
+        )
+    try:
+        return entry.imagenet()
+    # Keras raises a bare Exception for a failed download, and ValueError for a bad checksum.
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"ImageNet weights of {name} could not be fetched ({reason}): connect to the network, "
+            f"or give --weights FILE ({entry.where_to_get}; a copy in ~/.keras/models is found), "
+            "or --weights none to train from scratch"
+        ) from error
+
+
+def _from_file(model: keras.Model, name: str, path: Path) -> keras.Model:
+    if not path.is_file():
+        raise UserError(f"no such weights file: {path} (or use imagenet or none)")
+    size = model.input_shape[1:3]
+    if path.suffix == ".keras":
+        try:
+            return keras.saving.load_model(path, compile=False)
+        except Exception as error:
+            raise UserError(f"{path} is not a Keras model: {str(error).splitlines()[0]}") from error
+    reference = _reference(name, (*size, 3))
+    # Compared before loading: Keras leaves layers that a file lacks as they are, with a warning.
+    if difference := _first_difference(path, reference):
+        raise UserError(f"{path} does not fit {name}: {difference}")
+    try:
+        reference.load_weights(path)
+    except Exception as error:
+        raise UserError(f"{path} does not fit {name}: {str(error).splitlines()[0]}") from error
+    return reference
+
+
+def _reference(name: str, shape: tuple[int, ...]) -> keras.Model:
+    """The bare backbone, as such files are saved from."""
+    inputs = keras.Input(shape)
+    if name == "vgg16":
+        return keras.applications.VGG16(include_top=False, weights=None, input_tensor=inputs)
+    if name == "resnet50":
+        return keras.applications.ResNet50(include_top=False, weights=None, input_tensor=inputs)
+    return keras.Model(inputs, alexnet_features(inputs), name="alexnet")
+
+
+def _copy(source: keras.Model, target: keras.Model, name: str) -> None:
+    for layer in backbone_layers(target, name):
+        try:
+            values = source.get_layer(layer.name).get_weights()
+        except ValueError:
+            raise UserError(f"the weights hold no layer '{layer.name}' of {name}") from None
+        shapes = [v.shape for v in values], [tuple(w.shape) for w in layer.weights]
+        if shapes[0] != shapes[1]:
+            raise UserError(
+                f"the weights do not fit {name}: layer '{layer.name}' is {_shape(shapes[0])}, "
+                f"expected {_shape(shapes[1])}"
+            )
+        layer.set_weights(values)
+
+
+def _first_difference(path: Path, reference: keras.Model) -> str | None:
+    """Which layer of a weights file first has another shape than the reference, in words."""
+    import h5py
+
+    try:
+        with h5py.File(path) as file:
+            stored = _stored_layers(file)
+    except OSError:
+        return "not an HDF5 weights file"
+    expected = [
+        (x.name, [tuple(w.shape) for w in x.weights]) for x in reference.layers if x.weights
+    ]
+    for (name, shapes), (stored_name, stored_shapes) in zip(expected, stored, strict=False):
+        if sorted(shapes) != sorted(stored_shapes):
+            return (
+                f"first differing layer '{name}': expected {_shape(shapes)}, "
+                f"the file has {_shape(stored_shapes)} ('{stored_name}')"
+            )
+    if len(expected) != len(stored):
+        return f"it has {len(stored)} layers with weights, expected {len(expected)}"
+    return None
+
+
+def _stored_layers(file: Any) -> list[tuple[str, list[tuple[int, ...]]]]:
+    """Layer names and weight shapes in an open HDF5 weights file, in the order of the layers."""
+    import h5py
+
+    def shapes(group: h5py.Group) -> list[tuple[int, ...]]:
+        found: list[tuple[int, ...]] = []
+        group.visititems(
+            lambda _, item: found.append(item.shape) if isinstance(item, h5py.Dataset) else None
+        )
+        return found
+
+    if "layer_names" in file.attrs:  # the format before Keras 3
+        names = [n.decode() if isinstance(n, bytes) else n for n in file.attrs["layer_names"]]
+        layers = [(n, shapes(file[n])) for n in names]
+    else:
+        group = file.get("layers", file)
+        layers = [(n, shapes(group[n])) for n in sorted(group, key=_natural)]
+    return [(n, s) for n, s in layers if s]
+
+
+def _natural(name: str) -> tuple[str, int]:
+    """Sorts conv2d, conv2d_1, conv2d_2, ..., conv2d_10 in the order they were made."""
+    stem, _, number = name.rpartition("_")
+    return (stem, int(number)) if number.isdigit() else (name, 0)
+
+
+def _shape(shapes: list[tuple[int, ...]]) -> str:
+    return " + ".join("x".join(map(str, s)) for s in shapes) or "nothing"

@@ -1,0 +1,64 @@
+"""Image -> preprocessing -> backbone -> embedding -> logits -> probabilities, one flat graph.
+
+    model = build_classifier("vgg16", classes=2, image_size=224)
+    logits_of(model)          # the same layers, cut before temperature and softmax: what is trained
+    model = calibrated(model, temperature=1.7)
+
+The model takes float32 [N, S, S, 3] in 0..255 and gives probabilities [N, C]. Layers `embedding`,
+`logits` and `probabilities` keep their names in every version.
+"""
+
+import keras
+
+from cxr_tf.models.backbones import backbone
+
+
+def build_classifier(
+    name: str,
+    *,
+    classes: int,
+    image_size: int,
+    dropout: float = 0.3,
+    temperature: float = 1.0,
+    precision: str = "float32",
+) -> keras.Model:
+    """An untrained classifier; weights are filled in by `backbones.load_weights` and training.
+
+    `precision` is a Keras dtype policy; weights are float32 under each, so that a model trained in
+    mixed precision can be rebuilt in float32 for export with `set_weights`.
+    """
+    previous = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(precision)
+    try:
+        images = keras.Input((image_size, image_size, 3), name="images", dtype="float32")
+        features = backbone(name).build(images)
+        features = keras.layers.Identity(name="embedding", dtype="float32")(features)
+        x = keras.layers.Dropout(dropout, name="embedding_dropout", dtype="float32")(features)
+        logits = keras.layers.Dense(classes, name="logits", dtype="float32")(x)
+        return keras.Model(images, _probabilities(logits, temperature), name=name)
+    finally:
+        keras.config.set_dtype_policy(previous)
+
+
+def logits_of(model: keras.Model) -> keras.Model:
+    """The classifier up to its logits [N, C]; shares all layers."""
+    return keras.Model(model.input, model.get_layer("logits").output, name=model.name)
+
+
+def embedding_of(model: keras.Model) -> keras.Model:
+    """The classifier without its last layer: embedding [N, D]; shares all layers."""
+    return keras.Model(model.input, model.get_layer("embedding").output, name=model.name)
+
+
+def calibrated(model: keras.Model, temperature: float) -> keras.Model:
+    """The same layers, with logits divided by `temperature` before the softmax.
+
+    Temperature scaling, Guo et al., "On Calibration of Modern Neural Networks" (ICML 2017).
+    """
+    logits = model.get_layer("logits").output
+    return keras.Model(model.input, _probabilities(logits, temperature), name=model.name)
+
+
+def _probabilities(logits: keras.KerasTensor, temperature: float) -> keras.KerasTensor:
+    scaled = keras.layers.Rescaling(1.0 / temperature, name="temperature", dtype="float32")(logits)
+    return keras.layers.Softmax(name="probabilities", dtype="float32")(scaled)

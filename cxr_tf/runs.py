@@ -1,0 +1,215 @@
+"""The run directory `logs/<job>/<name>/`: settings, metrics, predictions, figures, TensorBoard.
+
+A run is finished when `metrics.json` is there; it is written last. Every file appears whole or not
+at all: it is written beside and renamed.
+"""
+
+import csv
+import dataclasses
+import json
+import math
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cxr_tf.errors import UserError
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+    from matplotlib.figure import Figure
+
+    from cxr_tf.data.catalog import Catalog
+
+RECORDED_PACKAGES = ("tensorflow", "keras", "scikit-learn", "numpy", "tensorboard", "cxr_tf")
+
+# Settings that say where and how to run, not what comes out: a resumed run may change them.
+NOT_COMPARED = ("resume", "logs", "saved_models")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run directory; every method writes a file of it."""
+
+    directory: Path
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end."""
+        return (self.directory / "metrics.json").exists()
+
+    def metrics(self) -> dict[str, Any]:
+        """What `write_metrics` wrote."""
+        return json.loads((self.directory / "metrics.json").read_text())
+
+    def config(self) -> dict[str, Any]:
+        """What the run was started with."""
+        return json.loads((self.directory / "config.json").read_text())
+
+    def write_metrics(self, metrics: dict[str, Any]) -> None:
+        """`metrics.json`, which also marks the run as finished."""
+        write_json(self.directory / "metrics.json", metrics)
+
+    def write_predictions(
+        self,
+        split: str,
+        catalog: "Catalog",
+        labels: np.ndarray,
+        probabilities: np.ndarray,
+        predicted: np.ndarray,
+        classes: tuple[str, ...],
+    ) -> None:
+        """`predictions-<split>.csv`: path, patient, label, one probability per class, predicted."""
+        rows = zip(catalog.radiographs, labels, probabilities, predicted, strict=True)
+        write_csv(
+            self.directory / f"predictions-{split}.csv",
+            ["path", "patient", "label", *classes, "predicted"],
+            [
+                [r.path, r.patient, classes[y], *(f"{v:.8g}" for v in p), classes[k]]
+                for r, y, p, k in rows
+            ],
+        )
+
+    def write_figure(self, name: str, figure: "Figure", writer: "tf.summary.SummaryWriter") -> None:
+        """`figures/<name>.png`, and the same picture in TensorBoard."""
+        import tensorflow as tf
+        from matplotlib import pyplot as plt
+
+        path = self.directory / "figures" / f"{name}.png"
+        path.parent.mkdir(exist_ok=True)
+        atomically(path, lambda p: figure.savefig(p, dpi=110, format="png"))
+        plt.close(figure)
+        with writer.as_default():
+            tf.summary.image(name, tf.io.decode_png(path.read_bytes(), channels=3)[None], step=0)
+
+    def writer(self) -> "tf.summary.SummaryWriter":
+        """TensorBoard's event writer for this run."""
+        import tensorflow as tf
+
+        return tf.summary.create_file_writer(str(self.directory))
+
+
+def open_run(logs: str, job: str, name: str, settings: Any, catalog: "Catalog") -> Run:
+    """A new run directory, or with `settings.resume` the one of that name.
+
+    Raises UserError for a name that is no file name, for a run that exists where none is to be
+    resumed, and for a resumed run whose settings or data have changed.
+    """
+    check_name(name)
+    run = Run(Path(logs) / job / name)
+    resume = getattr(settings, "resume", False)
+    config = {
+        "job": job,
+        "name": name,
+        "settings": dataclasses.asdict(settings),
+        "data_fingerprint": catalog.fingerprint(),
+        "data_is_phantom": catalog.is_phantom,
+        "images": len(catalog),
+        "packages": {p: _version(p) for p in RECORDED_PACKAGES},
+        "python": platform.python_version(),
+        "git_commit": _git_commit(),
+    }
+    if (run.directory / "config.json").exists():
+        if not resume:
+            state = "is finished" if run.finished else "was interrupted"
+            raise UserError(
+                f"the run {run.directory} exists and {state}: choose another --name, or --resume"
+            )
+        _check_unchanged(run, config)
+        return run
+    run.directory.mkdir(parents=True, exist_ok=True)
+    write_json(run.directory / "config.json", config)
+    return run
+
+
+def check_name(name: str) -> None:
+    """Raises UserError for a run name that is not one plain file name."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        raise UserError(
+            f"--name '{name}' must be letters, digits, '.', '_' and '-', starting with a letter or "
+            "digit: it becomes a folder"
+        )
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON whole or not at all; numbers that are not finite become null."""
+    text = json.dumps(_plain(content), indent=2, allow_nan=False) + "\n"
+    atomically(path, lambda p: p.write_text(text))
+
+
+def write_csv(path: Path, header: list[str], rows: list[list[Any]]) -> None:
+    """Writes CSV whole or not at all."""
+
+    def write(p: Path) -> None:
+        with p.open("w", newline="") as file:
+            csv.writer(file).writerows([header, *rows])
+
+    atomically(path, write)
+
+
+def atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Calls `write` with a path beside, then renames it; removes it if anything goes wrong."""
+    beside = path.with_name(f".{path.name}.writing")
+    try:
+        write(beside)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _check_unchanged(run: Run, config: dict[str, Any]) -> None:
+    before = run.config()
+    if before["data_fingerprint"] != config["data_fingerprint"]:
+        raise UserError(f"the data are not those {run.directory} began with; choose another --name")
+    for key, value in config["settings"].items():
+        old = before["settings"].get(key)
+        if key not in NOT_COMPARED and _plain(old) != _plain(value):
+            flag = "--" + key.replace("_", "-")
+            raise UserError(
+                f"{run.directory} began with {flag} {old}, not {value}: give the same settings to "
+                "--resume, or choose another --name"
+            )
+
+
+def _plain(value: Any) -> Any:
+    """The value in types that JSON has."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _git_commit() -> str:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        )
+        return done.stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"

@@ -1,0 +1,154 @@
+"""One frozen dataclass per job: the flags of its script, and what `config.json` records.
+
+Nothing is imported here but the standard library, so that `--help` answers at once.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Task = Literal["binary", "three_class"]
+BackboneName = Literal["resnet50", "vgg16", "alexnet"]
+Precision = Literal["auto", "float32", "mixed_bfloat16", "mixed_float16"]
+
+
+@dataclass(frozen=True)
+class TrainingBudget:
+    """What training one classifier takes, the same for every backbone that is compared."""
+
+    data: str = "phantom"
+    """Folder of radiographs, or `phantom` for synthetic ones (see prepare_data.py)."""
+    task: Task = "binary"
+    """binary: normal / pneumonia. three_class: normal / bacterial / viral."""
+    image_size: int = 224
+    """Side of the square that images are resized to, in pixels; at least 64."""
+    batch_size: int = 32
+    epochs: int = 8
+    """Epochs of fine-tuning; 0 trains the head alone."""
+    trainable_blocks: int | None = None
+    """How many blocks, counted from the last, are fine-tuned; default: all of them."""
+    learning_rate: float | None = None
+    """Peak rate of AdamW; default 1e-4 from pretrained weights, else by backbone."""
+    augmentation: float = 1.0
+    """Strength of the random exposure, position and cutout; 0 is none."""
+    patience: int = 5
+    """Stop after so many epochs without a better validation loss."""
+    operating_point: str = "half"
+    """Threshold on the probability of pneumonia, chosen on validation: half (0.5), youden,
+    min-sensitivity:0.95 or min-specificity:0.95. Binary task only."""
+    precision: Precision = "auto"
+    """Arithmetic of training; auto takes bfloat16 where this machine is faster with it. The
+    exported model is always float32."""
+    resamples: int = 1000
+    """Bootstrap resamples (of patients) behind each 95 % interval."""
+    seed: int = 0
+    name: str = ""
+    """Name of the run; default: from backbone and task."""
+    logs: str = "logs"
+    saved_models: str = "saved_models"
+    resume: bool = False
+    """Go on with the interrupted run of this name; a finished one is left as it is."""
+    allow_leakage: bool = False
+    """Train although a patient or an identical image stands in two splits."""
+    skip_unreadable: bool = False
+    """Leave out files that cannot be decoded, instead of stopping."""
+
+
+@dataclass(frozen=True)
+class TrainClassifier(TrainingBudget):
+    """Train, calibrate, evaluate and export one classifier.
+
+    Writes logs/classifier/<name>/ and saved_models/<name>/<version>/.
+    """
+
+    backbone: BackboneName = "vgg16"
+    weights: str = "imagenet"
+    """imagenet, none (from scratch), or a weights file: .weights.h5 without the top, or .keras."""
+
+
+@dataclass(frozen=True)
+class CompareBackbones(TrainingBudget):
+    """Train the three backbones alike, choose by validation, report once on test.
+
+    Writes logs/compare/<name>/, and for each backbone what train_classifier.py writes, under
+    <name>-<backbone>.
+    """
+
+    resnet50_weights: str = "imagenet"
+    vgg16_weights: str = "imagenet"
+    alexnet_weights: str = "none"
+    """imagenet, none, or a file, for each. Keras has no ImageNet weights of AlexNet: convert
+    torchvision's with convert_alexnet_weights.py and name the file."""
+    runs: tuple[str, ...] = ()
+    """Compare these finished run folders (same data, same task) instead of training."""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Score a SavedModel of ours on any folder of radiographs.
+
+    Writes logs/evaluate/<name>/.
+    """
+
+    model: str
+    """Folder of the model, or of one of its versions: saved_models/<name>[/<version>]."""
+    data: str = "phantom"
+    split: Literal["train", "val", "test", "all"] = "test"
+    """Which split to score; a folder without split folders is scored whole."""
+    batch_size: int = 32
+    resamples: int = 1000
+    seed: int = 0
+    name: str = ""
+    """Name of the run; default: from model and data."""
+    logs: str = "logs"
+    skip_unreadable: bool = False
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Predictions of a SavedModel for files, folders and globs.
+
+    Prints a table, or writes CSV or JSON with --output.
+    """
+
+    model: str
+    """Folder of the model, or of one of its versions: saved_models/<name>[/<version>]."""
+    images: tuple[str, ...]
+    """Files, folders (read recursively) and glob patterns."""
+    output: str = ""
+    """File to write: .csv or .json; without it a table is printed."""
+    batch_size: int = 32
+    overwrite: bool = False
+    """Replace an existing output file."""
+
+
+@dataclass(frozen=True)
+class PrepareData:
+    """Check a folder of radiographs, or write phantoms as a folder.
+
+    Prints classes, patients, splits and problems. Exit code 2 if there is a problem that stops
+    training.
+    """
+
+    data: str = "phantom"
+    """Folder to check, or `phantom` to write synthetic radiographs."""
+    out: str = ""
+    """With `--data phantom`: the folder to write; default is the one that training uses."""
+    count: int = 800
+    """Number of phantoms."""
+    size: int = 128
+    """Side of a phantom, in pixels."""
+    seed: int = 0
+    task: Task = "binary"
+    """Task whose needs are checked."""
+
+
+@dataclass(frozen=True)
+class ConvertAlexNetWeights:
+    """Turn torchvision's AlexNet weights into a file for --weights.
+
+    Needs PyTorch, and nothing else of this project does.
+    """
+
+    state_dict: str
+    """torchvision's published file: alexnet-owt-7be5be79.pth."""
+    out: str = "alexnet_notop.weights.h5"
