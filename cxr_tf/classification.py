@@ -9,12 +9,11 @@ exponential moving average of the weights, which is what is evaluated and kept.
 
 How it chooses. Validation images of the same hospital are nearly separable and hardly rank
 anything, so everything (epoch, temperature, backbone) is chosen on validation *and* a stressed copy
-of it: the same images under twice the default augmentation. Test is looked at once, at the end.
+of it: the same images under 2.5 times the default augmentation. Test is looked at once, at the end.
 """
 
 import logging
 import time
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +23,11 @@ import tensorflow as tf
 from scipy import special
 from sklearn.linear_model import LogisticRegression
 
-from cxr_tf import figures, metrics, serving
+from cxr_tf import evaluation, figures, metrics, serving
 from cxr_tf.data import catalog as catalogs
 from cxr_tf.data import pipeline
 from cxr_tf.errors import UserError
+from cxr_tf.evaluation import Data
 from cxr_tf.models import backbones
 from cxr_tf.models.classifier import build_classifier, calibrated, embedding_of, logits_of
 from cxr_tf.runs import Run, atomically, check_name, open_run
@@ -37,28 +37,6 @@ log = logging.getLogger(__name__)
 
 # Seed of the stressed validation copy: fixed, so that runs with other seeds are judged alike.
 STRESS_SEED = 20_001
-
-HEADLINE = ("auroc", "accuracy", "balanced_accuracy", "recall", "specificity", "f1")
-
-
-@dataclass(frozen=True)
-class Data:
-    """A checked catalogue with its decoded images: uint8 [N, S, S, 1]; labels int64 [N]."""
-
-    catalog: catalogs.Catalog
-    images: np.ndarray
-    labels: np.ndarray
-    classes: tuple[str, ...]
-
-    def split(self, name: str) -> "Data":
-        """The rows of one split."""
-        rows = self.catalog.rows(name)
-        return replace(
-            self,
-            catalog=self.catalog.take(rows),
-            images=self.images[rows],
-            labels=self.labels[rows],
-        )
 
 
 def load_data(settings: TrainingBudget) -> Data:
@@ -77,32 +55,13 @@ def load_data(settings: TrainingBudget) -> Data:
     log.info(catalogs.describe(catalog))
     catalogs.check(catalog, task=settings.task, allow_leakage=settings.allow_leakage)
     images, unreadable = pipeline.load_images(catalog.paths, settings.image_size)
-    catalog, images = leave_out_unreadable(
+    catalog, images = evaluation.leave_out_unreadable(
         catalog, images, unreadable, skip=settings.skip_unreadable
     )
     catalogs.check(catalog, task=settings.task, allow_leakage=settings.allow_leakage)
     return Data(
         catalog, images, catalog.labels(settings.task), catalogs.task_classes(settings.task)
     )
-
-
-def leave_out_unreadable(
-    catalog: catalogs.Catalog, images: np.ndarray, unreadable: dict[int, str], *, skip: bool
-) -> tuple[catalogs.Catalog, np.ndarray]:
-    """Drops rows that could not be decoded, or raises UserError unless that is asked for."""
-    if not unreadable:
-        return catalog, images
-    for row, reason in unreadable.items():
-        log.info("  unreadable: %s (%s)", catalog.paths[row], reason)
-    if not skip:
-        row, reason = next(iter(unreadable.items()))
-        more = f" and {len(unreadable) - 1} more" if len(unreadable) > 1 else ""
-        raise UserError(
-            f"{catalog.paths[row]}: {reason}{more}; mend or remove, or leave them out with "
-            "--skip-unreadable"
-        )
-    keep = np.setdiff1d(np.arange(len(catalog)), list(unreadable))
-    return catalog.take(keep), images[keep]
 
 
 def train_and_evaluate(settings: TrainClassifier, data: Data | None = None) -> Run:
@@ -139,7 +98,8 @@ def train_and_evaluate(settings: TrainClassifier, data: Data | None = None) -> R
         )
         backbones.load_weights(model, settings.backbone, settings.weights)
         blocks = settings.trainable_blocks
-        blocks = len(entry.blocks) if blocks is None else blocks
+        if blocks is None:
+            blocks = entry.tuned_blocks if pretrained else len(entry.blocks)
         backbones.freeze(
             model, settings.backbone, trainable_blocks=blocks, batch_norm=not pretrained
         )
@@ -204,10 +164,10 @@ def train_and_evaluate(settings: TrainClassifier, data: Data | None = None) -> R
     results: dict[str, Any] = {}
     for split, part in (("val", val), ("test", test)):
         probabilities = special.softmax(logits_by_split[split] / temperature, axis=1)
-        results[split] = score_split(
+        results[split] = evaluation.score_split(
             run, split, part, probabilities, threshold, resamples=settings.resamples
         )
-        draw_split(run, split, part, probabilities, threshold, writer, results[split])
+        evaluation.draw_split(run, split, part, probabilities, threshold, writer, results[split])
     results["model"] = {
         "backbone": settings.backbone,
         "task": settings.task,
@@ -243,7 +203,7 @@ def train_and_evaluate(settings: TrainClassifier, data: Data | None = None) -> R
     results["model"]["saved_model"] = str(folder)
     state.remove()
     run.write_metrics(results)
-    log.info(_result_line(results))
+    log.info(evaluation.result_line("test", results["test"]))
     log.info("run:         %s\nSavedModel:  %s", run.directory, folder)
     return run
 
@@ -376,6 +336,7 @@ def fine_tune(
             keras.callbacks.SwapEMAWeights(swap_on_epoch=True),
             watcher,
         ],
+        shuffle=False,  # the stream is shuffled already, from the seed
         verbose=0,
     )
 
@@ -579,77 +540,7 @@ def _write_arrays(path: Path, **arrays: np.ndarray) -> None:
     atomically(path, write)
 
 
-# ---------------------------------------------------------------------- evaluation
-
-
-def score_split(
-    run: Run,
-    split: str,
-    part: Data,
-    probabilities: np.ndarray,
-    threshold: float,
-    *,
-    resamples: int,
-) -> dict[str, Any]:
-    """Scores with intervals; writes the predictions."""
-    predicted = serving.decide(tf.constant(probabilities), threshold).numpy()
-    run.write_predictions(split, part.catalog, part.labels, probabilities, predicted, part.classes)
-    table: dict[str, Any] = metrics.classification_scores(
-        part.labels, probabilities, predicted, part.classes
-    )
-    table["images"], table["patients"] = len(part.labels), len(set(part.catalog.patients))
-    table["ci95"] = metrics.confidence_intervals(
-        part.labels,
-        probabilities,
-        predicted,
-        part.catalog.patients,
-        part.classes,
-        resamples=resamples,
-    )
-    return table
-
-
-def draw_split(
-    run: Run,
-    split: str,
-    part: Data,
-    probabilities: np.ndarray,
-    threshold: float,
-    writer: tf.summary.SummaryWriter,
-    scores: dict[str, Any],
-) -> None:
-    """The figures of one split, as PNGs and in TensorBoard, with its PR curves."""
-    from tensorboard.plugins.pr_curve import summary as pr_curve
-
-    labels, classes = part.labels, part.classes
-    predicted = serving.decide(tf.constant(probabilities), threshold).numpy()
-    drawn = {
-        "roc": figures.roc(labels, probabilities, classes, threshold),
-        "precision_recall": figures.precision_recall(labels, probabilities, classes),
-        "confusion": figures.confusion(labels, predicted, classes),
-        "reliability": figures.reliability_diagram(labels, probabilities, scores["ece"]),
-        "most_wrong": figures.most_wrong(part.images, labels, probabilities, predicted, classes),
-        "samples": sample_predictions(part, probabilities, predicted),
-    }
-    for name, figure in drawn.items():
-        run.write_figure(f"{name}-{split}", figure, writer)
-    with writer.as_default(step=0):
-        for k in range(1 if len(classes) == 2 else 0, len(classes)):
-            summary = pr_curve.pb(
-                f"{split}/{classes[k]}", labels=labels == k, predictions=probabilities[:, k]
-            )
-            tf.summary.experimental.write_raw_pb(summary.SerializeToString(), step=0)
-
-
-def sample_predictions(part: Data, probabilities: np.ndarray, predicted: np.ndarray) -> Any:
-    """A dozen radiographs evenly drawn from the split, with what was predicted of them."""
-    shown = np.linspace(0, len(part.labels) - 1, min(12, len(part.labels))).astype(int)
-    titles = [
-        f"true {part.classes[part.labels[i]]}\n"
-        f"predicted {part.classes[predicted[i]]} {probabilities[i, predicted[i]]:.2f}"
-        for i in shown
-    ]
-    return figures.radiograph_grid(part.images[shown], titles)
+# ---------------------------------------------------------------------- what is written down
 
 
 def write_tensorboard_summary(
@@ -665,7 +556,7 @@ def write_tensorboard_summary(
     with writer.as_default(step=0):
         hparams.hparams({k: getattr(settings, k) for k in shown}, trial_id=name)
         for split in ("val", "test"):
-            for metric in HEADLINE:
+            for metric in evaluation.HEADLINE:
                 tf.summary.scalar(f"final/{split}_{metric}", results[split][metric])
     writer.flush()
 
@@ -691,7 +582,7 @@ def model_card(settings: TrainClassifier, data: Data, results: dict[str, Any]) -
         "temperature": results["model"]["temperature"],
         "data_fingerprint": data.catalog.fingerprint(),
         "data_is_phantom": data.catalog.is_phantom,
-        "metrics": {s: {k: results[s][k] for k in HEADLINE} for s in ("val", "test")},
+        "metrics": {s: {k: results[s][k] for k in evaluation.HEADLINE} for s in ("val", "test")},
         "input": "bytes of a JPEG or PNG of one frontal chest radiograph",
         "limits": "Research software, no medical device. Not tested beyond the data named here.",
         "tensorflow": tf.__version__,
@@ -706,14 +597,6 @@ def _epoch_line(entry: dict[str, float], epochs: int | None = None) -> str:
         f"accuracy {entry['val_accuracy']:.3f}; stressed {entry['val_stressed_loss']:.3f} "
         f"{entry['val_stressed_auroc']:.4f} {entry['val_stressed_accuracy']:.3f}"
     )
-
-
-def _result_line(results: dict[str, Any]) -> str:
-    shown = []
-    for metric in ("auroc", "accuracy", "recall", "specificity", "f1"):
-        low, high = results["test"]["ci95"].get(metric, (float("nan"),) * 2)
-        shown.append(f"{metric} {results['test'][metric]:.3f} ({low:.3f} to {high:.3f})")
-    return "test: " + ", ".join(shown)
 
 
 def _duration(seconds: float) -> str:

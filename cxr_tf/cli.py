@@ -79,7 +79,7 @@ def _fail(message: str, code: int) -> None:
 
 def _quiet_environment() -> None:
     # TensorFlow reads these once, when it is imported.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
 

@@ -108,6 +108,16 @@ def bootstrap_weights(patients: list[str], *, resamples: int, seed: int) -> np.n
     return drawn[:, patient_of_image]
 
 
+def macro_auroc(
+    labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray | None = None
+) -> float:
+    """AUROC of the positive class of two; else the mean over classes, each against the rest."""
+    w = np.ones(len(labels)) if weights is None else np.asarray(weights, float)
+    c = probabilities.shape[1]
+    areas = [_auroc(labels == k, probabilities[:, k], w) for k in range(1 if c == 2 else 0, c)]
+    return float(np.mean(areas))
+
+
 def expected_calibration_error(
     labels: np.ndarray, probabilities: np.ndarray, *, weights: np.ndarray | None = None
 ) -> float:

@@ -118,8 +118,9 @@ def open_run(logs: str, job: str, name: str, settings: Any, catalog: "Catalog") 
     if (run.directory / "config.json").exists():
         if not resume:
             state = "is finished" if run.finished else "was interrupted"
+            ways = ", or --resume" if hasattr(settings, "resume") else ""
             raise UserError(
-                f"the run {run.directory} exists and {state}: choose another --name, or --resume"
+                f"the run {run.directory} exists and {state}: choose another --name{ways}"
             )
         _check_unchanged(run, config)
         return run

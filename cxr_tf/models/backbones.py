@@ -8,6 +8,7 @@ that is nested as one layer. In a flat graph nobody passes `training=False` to B
 that must not move are set `trainable=False` (`freeze`), which in Keras also stops their statistics.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,11 +33,13 @@ class Backbone:
 
     `features` maps standardised images (mean GRAY_MEAN) to an embedding [N, D]. `blocks` are the
     prefixes of layer names, block by block from the input, by which fine-tuning freezes.
+    `tuned_blocks` is how many of them, from the last, move by default from pretrained weights;
     `scratch_rate` is the peak learning rate without pretrained weights.
     """
 
     features: Callable[[keras.KerasTensor], keras.KerasTensor]
     blocks: tuple[str, ...]
+    tuned_blocks: int
     scratch_rate: float
     imagenet: Callable[[], keras.Model] | None
     where_to_get: str
@@ -90,6 +93,7 @@ BACKBONES: dict[str, Backbone] = {
     "resnet50": Backbone(
         features=_resnet50,
         blocks=("conv1", "conv2", "conv3", "conv4", "conv5"),
+        tuned_blocks=5,
         scratch_rate=1e-3,
         imagenet=lambda: keras.applications.ResNet50(include_top=False, weights="imagenet"),
         where_to_get="resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5 of Keras Applications",
@@ -97,6 +101,8 @@ BACKBONES: dict[str, Backbone] = {
     "vgg16": Backbone(
         features=_vgg16,
         blocks=("block1", "block2", "block3", "block4", "block5"),
+        # The first two see edges, which are the same everywhere, and cost half of a training step.
+        tuned_blocks=3,
         # Without normalisation layers, VGG16 from scratch diverges at higher rates.
         scratch_rate=2e-4,
         imagenet=lambda: keras.applications.VGG16(include_top=False, weights="imagenet"),
@@ -105,6 +111,7 @@ BACKBONES: dict[str, Backbone] = {
     "alexnet": Backbone(
         features=_alexnet,
         blocks=("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7"),
+        tuned_blocks=7,
         scratch_rate=2e-4,
         imagenet=None,
         where_to_get="torchvision's weights, converted by scripts/convert_alexnet_weights.py",
@@ -241,7 +248,7 @@ def _first_difference(path: Path, reference: keras.Model) -> str | None:
 
     try:
         with h5py.File(path) as file:
-            stored = _stored_layers(file)
+            stored = _stored_layers(file, reference)
     except OSError:
         return "not an HDF5 weights file"
     expected = [
@@ -258,8 +265,8 @@ def _first_difference(path: Path, reference: keras.Model) -> str | None:
     return None
 
 
-def _stored_layers(file: Any) -> list[tuple[str, list[tuple[int, ...]]]]:
-    """Layer names and weight shapes in an open HDF5 weights file, in the order of the layers."""
+def _stored_layers(file: Any, reference: keras.Model) -> list[tuple[str, list[tuple[int, ...]]]]:
+    """Layer names and weight shapes in an open HDF5 weights file, in the reference's order."""
     import h5py
 
     def shapes(group: h5py.Group) -> list[tuple[int, ...]]:
@@ -271,11 +278,22 @@ def _stored_layers(file: Any) -> list[tuple[str, list[tuple[int, ...]]]]:
 
     if "layer_names" in file.attrs:  # the format before Keras 3
         names = [n.decode() if isinstance(n, bytes) else n for n in file.attrs["layer_names"]]
-        layers = [(n, shapes(file[n])) for n in names]
-    else:
-        group = file.get("layers", file)
-        layers = [(n, shapes(group[n])) for n in sorted(group, key=_natural)]
-    return [(n, s) for n, s in layers if s]
+        return [(n, s) for n in names if (s := shapes(file[n]))]
+    # Keras 3 counts layers by class (conv2d, batch_normalization, conv2d_1, ...), so only the
+    # reference tells in which order the classes take turns.
+    group = file.get("layers", file)
+    by_class: dict[str, list[str]] = {}
+    for name in sorted(group, key=_natural):
+        if shapes(group[name]):
+            by_class.setdefault(_natural(name)[0], []).append(name)
+    layers: list[tuple[str, list[tuple[int, ...]]]] = []
+    for layer in reference.layers:
+        if layer.weights:
+            kind = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(layer).__name__).lower()
+            waiting = by_class.get(kind, [])
+            name = waiting.pop(0) if waiting else ""
+            layers.append((name, shapes(group[name])) if name else (f"no more {kind}", []))
+    return layers + [(n, shapes(group[n])) for names in by_class.values() for n in names]
 
 
 def _natural(name: str) -> tuple[str, int]:

@@ -1,0 +1,209 @@
+"""Train several backbones alike, choose by validation, report once on test.
+
+python scripts/compare_backbones.py --data chest_xray --task binary --image-size 144
+python scripts/compare_backbones.py --runs logs/classifier/a logs/classifier/b --name a-b
+"""
+
+import csv
+import dataclasses
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from cxr_tf import figures, metrics
+from cxr_tf.classification import load_data, train_and_evaluate
+from cxr_tf.data.catalog import open_catalog, task_classes
+from cxr_tf.errors import UserError
+from cxr_tf.evaluation import HEADLINE
+from cxr_tf.models.backbones import BACKBONES
+from cxr_tf.runs import Run, check_name, open_run, write_csv
+from cxr_tf.settings import CompareBackbones, TrainClassifier, TrainingBudget
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """`predictions-<split>.csv` read back: labels, predicted int [N]; probabilities [N, C]."""
+
+    paths: list[str]
+    patients: list[str]
+    labels: np.ndarray
+    probabilities: np.ndarray
+    predicted: np.ndarray
+
+
+def compare(settings: CompareBackbones) -> Run:
+    """Trains (or takes) the models, writes the comparison, returns its run.
+
+    The model is chosen by the loss on validation and its stressed copy; test decides nothing.
+    """
+    if settings.runs:
+        trained = [_finished(Path(folder)) for folder in settings.runs]
+        name = settings.name or "-vs-".join(r.directory.name for r in trained)
+        check_name(name)
+        source = trained[0].config()["settings"]["data"]
+        catalog = open_catalog(source, seed=trained[0].config()["settings"]["seed"])
+    else:
+        name = settings.name or f"backbones-{settings.task}".replace("_", "-")
+        check_name(name)
+        data = load_data(settings)
+        catalog = data.catalog
+        trained = []
+        for backbone in BACKBONES:
+            one = TrainClassifier(
+                **{f.name: getattr(settings, f.name) for f in dataclasses.fields(TrainingBudget)}
+            )
+            one = dataclasses.replace(
+                one,
+                backbone=backbone,  # type: ignore[arg-type]
+                weights=getattr(settings, f"{backbone}_weights"),
+                name=f"{name}-{backbone}",
+            )
+            trained.append(train_and_evaluate(one, data))
+    _check_same(trained)
+
+    results = {r.directory.name: r.metrics() for r in trained}
+    chosen = min(results, key=lambda n: results[n]["model"]["selection_loss"])
+    predictions = {r.directory.name: read_predictions(r, "test") for r in trained}
+    task = results[chosen]["model"]["task"]
+    tests = {
+        other: paired_tests(predictions[chosen], predictions[other], resamples=settings.resamples)
+        for other in results
+        if other != chosen
+    }
+    run = open_run(settings.logs, "compare", name, settings, catalog)
+    if run.finished:
+        log.info("%s is finished already", run.directory)
+    else:
+        _write(run, results, chosen, tests)
+    log.info("%s", table(results, chosen, tests))
+    log.info(
+        "%s, %s; chosen by validation: %s\ncomparison: %s",
+        *(task, " / ".join(task_classes(task)), chosen, run.directory),
+    )
+    return run
+
+
+def paired_tests(
+    chosen: Predictions, other: Predictions, *, resamples: int, seed: int = 0
+) -> dict[str, Any]:
+    """Whether two models differ on the same test images.
+
+    `auroc_difference` (chosen minus other; macro average for more than two classes) with its 95 %
+    interval from a bootstrap over patients; `delong_p` for the AUROC of normal against the rest;
+    `mcnemar_p` for the decisions. Not corrected for the number of comparisons.
+    """
+
+    def auroc(p: Predictions, weights: np.ndarray | None = None) -> float:
+        return metrics.macro_auroc(p.labels, p.probabilities, weights)
+
+    draws = metrics.bootstrap_weights(chosen.patients, resamples=resamples, seed=seed)
+    differences = np.array([auroc(chosen, w) - auroc(other, w) for w in draws])
+    low, high = np.nanpercentile(differences, [2.5, 97.5])
+    sick = chosen.labels > 0
+    return {
+        "auroc_difference": auroc(chosen) - auroc(other),
+        "auroc_difference_ci95": [float(low), float(high)],
+        "delong_p": metrics.delong_test(
+            sick, 1 - chosen.probabilities[:, 0], 1 - other.probabilities[:, 0]
+        ),
+        "mcnemar_p": metrics.mcnemar_test(chosen.labels, chosen.predicted, other.predicted),
+    }
+
+
+def table(results: dict[str, Any], chosen: str, tests: dict[str, Any]) -> str:
+    """The comparison for the screen."""
+    width = max(len(n) for n in results) + 2
+    lines = [
+        f"\n{'test':<{width}}{'AUROC':>22}{'accuracy':>22}{'recall':>8}{'spec.':>8}{'F1':>8}"
+        f"{'val. loss':>11}{'images/s':>10}{'million':>9}{'seconds':>9}"
+    ]
+    for name, result in results.items():
+        test, model = result["test"], result["model"]
+        lines.append(
+            f"{name + (' *' if name == chosen else ''):<{width}}"
+            f"{_with_interval(test, 'auroc'):>22}{_with_interval(test, 'accuracy'):>22}"
+            f"{test['recall']:>8.3f}{test['specificity']:>8.3f}{test['f1']:>8.3f}"
+            f"{model['selection_loss']:>11.3f}{model['images_per_second']:>10.0f}"
+            f"{model['parameters'] / 1e6:>9.1f}{model['train_seconds']:>9.0f}"
+        )
+    for other, test in tests.items():
+        low, high = test["auroc_difference_ci95"]
+        lines.append(
+            f"{chosen} against {other}: AUROC {test['auroc_difference']:+.3f} "
+            f"({low:+.3f} to {high:+.3f}), DeLong p = {test['delong_p']:.2g}, "
+            f"McNemar p = {test['mcnemar_p']:.2g}"
+        )
+    return "\n".join(lines)
+
+
+def read_predictions(run: Run, split: str) -> Predictions:
+    """Reads a run's `predictions-<split>.csv`."""
+    classes = tuple(run.metrics()["model"]["classes"])
+    with (run.directory / f"predictions-{split}.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return Predictions(
+        paths=[r["path"] for r in rows],
+        patients=[r["patient"] for r in rows],
+        labels=np.array([classes.index(r["label"]) for r in rows]),
+        probabilities=np.array([[float(r[c]) for c in classes] for r in rows]),
+        predicted=np.array([classes.index(r["predicted"]) for r in rows]),
+    )
+
+
+def _write(run: Run, results: dict[str, Any], chosen: str, tests: dict[str, Any]) -> None:
+    writer = run.writer()
+    names, tables = list(results), [r["test"] for r in results.values()]
+    figure = figures.comparison(names, tables, ("auroc", "accuracy", "recall", "f1"), chosen)
+    run.write_figure("comparison", figure, writer)
+    with writer.as_default(step=0):
+        tf.summary.text("comparison", "```\n" + table(results, chosen, tests) + "\n```")
+    write_csv(
+        run.directory / "comparison.csv",
+        ["model", "chosen", *(f"{m}{end}" for m in HEADLINE for end in ("", "_low", "_high"))],
+        [
+            [
+                name,
+                int(name == chosen),
+                *(v for m in HEADLINE for v in (t[m], *t["ci95"].get(m, ("", "")))),
+            ]
+            for name, t in zip(names, tables, strict=True)
+        ],
+    )
+    run.write_metrics(
+        {
+            "chosen": chosen,
+            "val": results[chosen]["val"],
+            "test": results[chosen]["test"],
+            "models": {n: {k: r[k] for k in ("val", "test", "model")} for n, r in results.items()},
+            "paired_tests": tests,
+        }
+    )
+
+
+def _finished(folder: Path) -> Run:
+    run = Run(folder)
+    if not (folder / "config.json").exists():
+        raise UserError(f"{folder} is not a run directory (logs/classifier/<name>)")
+    if not run.finished:
+        raise UserError(f"the run {folder} is not finished: go on with it by --resume first")
+    return run
+
+
+def _check_same(trained: list[Run]) -> None:
+    first = trained[0]
+    for run in trained[1:]:
+        if run.config()["data_fingerprint"] != first.config()["data_fingerprint"]:
+            raise UserError(f"{run.directory} and {first.directory} ran on different data")
+        if run.metrics()["model"]["task"] != first.metrics()["model"]["task"]:
+            raise UserError(f"{run.directory} and {first.directory} are of different tasks")
+
+
+def _with_interval(scores: dict[str, Any], metric: str) -> str:
+    low, high = scores["ci95"][metric]
+    return f"{scores[metric]:.3f} ({low:.3f}-{high:.3f})"

@@ -1,0 +1,174 @@
+"""Scores, predictions and figures of a classifier on a split; any SavedModel of ours on any folder.
+
+python scripts/evaluate.py --model saved_models/vgg16-binary --data other_hospital
+"""
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from cxr_tf import figures, metrics, serving
+from cxr_tf.data import catalog as catalogs
+from cxr_tf.data import pipeline
+from cxr_tf.errors import UserError
+from cxr_tf.runs import Run, check_name, open_run
+from cxr_tf.settings import Evaluate
+
+log = logging.getLogger(__name__)
+
+HEADLINE = ("auroc", "accuracy", "balanced_accuracy", "recall", "specificity", "f1")
+
+
+@dataclass(frozen=True)
+class Data:
+    """A checked catalogue with its decoded images: uint8 [N, S, S, 1]; labels int64 [N]."""
+
+    catalog: catalogs.Catalog
+    images: np.ndarray
+    labels: np.ndarray
+    classes: tuple[str, ...]
+
+    def split(self, name: str) -> "Data":
+        """The rows of one split."""
+        rows = self.catalog.rows(name)
+        return replace(
+            self,
+            catalog=self.catalog.take(rows),
+            images=self.images[rows],
+            labels=self.labels[rows],
+        )
+
+
+def leave_out_unreadable(
+    catalog: catalogs.Catalog, images: np.ndarray, unreadable: dict[int, str], *, skip: bool
+) -> tuple[catalogs.Catalog, np.ndarray]:
+    """Drops rows that could not be decoded, or raises UserError unless that is asked for."""
+    if not unreadable:
+        return catalog, images
+    for row, reason in unreadable.items():
+        log.info("  unreadable: %s (%s)", catalog.paths[row], reason)
+    if not skip:
+        row, reason = next(iter(unreadable.items()))
+        more = f" and {len(unreadable) - 1} more" if len(unreadable) > 1 else ""
+        raise UserError(
+            f"{catalog.paths[row]}: {reason}{more}; mend or remove, or leave them out with "
+            "--skip-unreadable"
+        )
+    keep = np.setdiff1d(np.arange(len(catalog)), list(unreadable))
+    return catalog.take(keep), images[keep]
+
+
+def evaluate(settings: Evaluate) -> Run:
+    """Scores a SavedModel on a folder, by its own `serving_default`; returns the finished run.
+
+    Raises UserError for a model or a folder that is none, and for labels the model does not know.
+    """
+    served = serving.load_served(settings.model)
+    if served.card.get("kind") != "classifier":
+        raise UserError(f"{served.folder} is no classifier but: {served.card.get('kind')}")
+    catalog = catalogs.open_catalog(settings.data, seed=settings.seed, resplit=False)
+    if settings.split != "all" and any(r.split for r in catalog.radiographs):
+        catalog = catalog.take(catalog.rows(settings.split))
+        if not len(catalog):
+            raise UserError(f"{settings.data} has no {settings.split} split; see --split")
+    log.info(catalogs.describe(catalog))
+    images, unreadable = pipeline.load_images(catalog.paths, served.card["image_size"])
+    catalog, images = leave_out_unreadable(
+        catalog, images, unreadable, skip=settings.skip_unreadable
+    )
+    part = Data(catalog, images, catalog.labels(served.card["task"]), served.classes)
+    name = settings.name or f"{served.card['name']}-{Path(settings.data).resolve().name}"
+    check_name(name)
+    run = open_run(settings.logs, "evaluate", name, settings, catalog)
+    writer = run.writer()
+    probabilities, _ = serving.predict_files(served, catalog.paths, batch_size=settings.batch_size)
+    threshold = served.card["threshold"]
+    split = settings.split if settings.split != "all" else "all"
+    scores = score_split(run, split, part, probabilities, threshold, resamples=settings.resamples)
+    draw_split(run, split, part, probabilities, threshold, writer, scores)
+    run.write_metrics({split: scores, "model": {"saved_model": str(served.folder), **served.card}})
+    log.info("%s\nrun: %s", result_line(split, scores), run.directory)
+    return run
+
+
+def score_split(
+    run: Run,
+    split: str,
+    part: Data,
+    probabilities: np.ndarray,
+    threshold: float,
+    *,
+    resamples: int,
+) -> dict[str, Any]:
+    """Scores with intervals; writes the predictions."""
+    predicted = serving.decide(tf.constant(probabilities), threshold).numpy()
+    run.write_predictions(split, part.catalog, part.labels, probabilities, predicted, part.classes)
+    table: dict[str, Any] = metrics.classification_scores(
+        part.labels, probabilities, predicted, part.classes
+    )
+    table["images"], table["patients"] = len(part.labels), len(set(part.catalog.patients))
+    table["ci95"] = metrics.confidence_intervals(
+        part.labels,
+        probabilities,
+        predicted,
+        part.catalog.patients,
+        part.classes,
+        resamples=resamples,
+    )
+    return table
+
+
+def draw_split(
+    run: Run,
+    split: str,
+    part: Data,
+    probabilities: np.ndarray,
+    threshold: float,
+    writer: tf.summary.SummaryWriter,
+    scores: dict[str, Any],
+) -> None:
+    """The figures of one split, as PNGs and in TensorBoard, with its PR curves."""
+    from tensorboard.plugins.pr_curve import summary as pr_curve
+
+    labels, classes = part.labels, part.classes
+    predicted = serving.decide(tf.constant(probabilities), threshold).numpy()
+    drawn = {
+        "roc": figures.roc(labels, probabilities, classes, threshold),
+        "precision_recall": figures.precision_recall(labels, probabilities, classes),
+        "confusion": figures.confusion(labels, predicted, classes),
+        "reliability": figures.reliability_diagram(labels, probabilities, scores["ece"]),
+        "most_wrong": figures.most_wrong(part.images, labels, probabilities, predicted, classes),
+        "samples": sample_predictions(part, probabilities, predicted),
+    }
+    for name, figure in drawn.items():
+        run.write_figure(f"{name}-{split}", figure, writer)
+    with writer.as_default(step=0):
+        for k in range(1 if len(classes) == 2 else 0, len(classes)):
+            summary = pr_curve.pb(
+                f"{split}/{classes[k]}", labels=labels == k, predictions=probabilities[:, k]
+            )
+            tf.summary.experimental.write_raw_pb(summary.SerializeToString(), step=0)
+
+
+def sample_predictions(part: Data, probabilities: np.ndarray, predicted: np.ndarray) -> Any:
+    """A dozen radiographs evenly drawn from the split, with what was predicted of them."""
+    shown = np.linspace(0, len(part.labels) - 1, min(12, len(part.labels))).astype(int)
+    titles = [
+        f"true {part.classes[part.labels[i]]}\n"
+        f"predicted {part.classes[predicted[i]]} {probabilities[i, predicted[i]]:.2f}"
+        for i in shown
+    ]
+    return figures.radiograph_grid(part.images[shown], titles)
+
+
+def result_line(split: str, scores: dict[str, Any]) -> str:
+    """The headline scores with their intervals, as one line."""
+    shown = []
+    for metric in ("auroc", "accuracy", "recall", "specificity", "f1"):
+        low, high = scores["ci95"].get(metric, (float("nan"),) * 2)
+        shown.append(f"{metric} {scores[metric]:.3f} ({low:.3f} to {high:.3f})")
+    return f"{split}: " + ", ".join(shown)

@@ -1,0 +1,18 @@
+"""Train ResNet50, VGG16 and AlexNet alike, choose by validation, report once on test.
+
+python scripts/compare_backbones.py --data chest_xray --task three_class
+python scripts/compare_backbones.py --runs logs/classifier/a logs/classifier/b
+"""
+
+from cxr_tf import cli
+from cxr_tf.settings import CompareBackbones
+
+
+def main(settings: CompareBackbones) -> None:
+    from cxr_tf.comparison import compare
+
+    compare(settings)
+
+
+if __name__ == "__main__":
+    cli.run(CompareBackbones, main)

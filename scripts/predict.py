@@ -1,0 +1,18 @@
+"""Images in, predictions out.
+
+python scripts/predict.py --model saved_models/vgg16-binary --images one.jpeg ward/
+python scripts/predict.py --model saved_models/vgg16-binary --images ward/ --output out.csv
+"""
+
+from cxr_tf import cli
+from cxr_tf.settings import Predict
+
+
+def main(settings: Predict) -> None:
+    from cxr_tf.prediction import predict
+
+    predict(settings)
+
+
+if __name__ == "__main__":
+    cli.run(Predict, main)

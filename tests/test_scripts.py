@@ -1,0 +1,199 @@
+"""Every script as a user would run it: flags in, files and exit codes out."""
+
+import csv
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cxr_tf.data.phantom import write_phantoms
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+TINY = ["--image-size", "64", "--epochs", "1", "--batch-size", "16", "--resamples", "20"]
+
+
+def run(script, *arguments, capsys=None):
+    """Runs a script in this process (TensorFlow is imported once); returns exit code, out, err."""
+    before = sys.argv
+    sys.argv = [script, *map(str, arguments)]
+    try:
+        runpy.run_path(str(SCRIPTS / script), run_name="__main__")
+        code = 0
+    except SystemExit as stop:
+        code = stop.code or 0
+    finally:
+        sys.argv = before
+    out, err = capsys.readouterr() if capsys else ("", "")
+    return code, out, err
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A working directory with phantoms and the comparison of three backbones on them."""
+    folder = tmp_path_factory.mktemp("place")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        write_phantoms(folder / "xrays", count=80, size=64, seed=3)
+        code, _, _ = run(
+            "compare_backbones.py",
+            *("--data", "xrays", "--name", "tiny", *TINY),
+            *("--vgg16-weights", "none", "--resnet50-weights", "none"),
+        )
+        assert code == 0
+        yield folder
+    finally:
+        os.chdir(before)
+
+
+@pytest.fixture
+def here(place, monkeypatch):
+    monkeypatch.chdir(place)
+    return place
+
+
+def test_help_of_every_script_without_tensorflow():
+    scripts = sorted(p.name for p in SCRIPTS.glob("*.py"))
+    assert "train_classifier.py" in scripts
+    code = (
+        "import runpy, sys\n"
+        "for script in sys.argv[1:]:\n"
+        "    path, sys.argv = script, [script, '--help']\n"
+        "    try: runpy.run_path(path, run_name='__main__')\n"
+        "    except SystemExit as stop: assert not stop.code, script\n"
+        "assert not {'tensorflow', 'keras', 'sklearn', 'matplotlib'} & set(sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *[str(SCRIPTS / s) for s in scripts]],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("usage:") == len(scripts)
+
+
+def test_comparison_writes_what_is_promised(here):
+    metrics = json.loads((here / "logs/compare/tiny/metrics.json").read_text())
+    assert set(metrics["models"]) == {"tiny-resnet50", "tiny-vgg16", "tiny-alexnet"}
+    losses = {n: m["model"]["selection_loss"] for n, m in metrics["models"].items()}
+    assert metrics["chosen"] == min(losses, key=losses.get)
+    assert set(metrics["paired_tests"]) == set(metrics["models"]) - {metrics["chosen"]}
+    for name in metrics["models"]:
+        run_folder = here / "logs/classifier" / name
+        assert (run_folder / "model.keras").exists()
+        assert not list(run_folder.glob("*.npz"))  # the checkpoint is gone with the last epoch
+        assert [p.name for p in (here / "saved_models" / name).iterdir()] == ["1"]
+        drawn = {p.stem for p in (run_folder / "figures").iterdir()}
+        assert {"roc-test", "precision_recall-test", "confusion-test", "reliability-test"} <= drawn
+        assert {"training_curves", "most_wrong-test"} <= drawn
+    assert (here / "logs/compare/tiny/figures/comparison.png").exists()
+
+
+def test_finished_comparison_is_kept_and_refused_without_resume(here, capsys):
+    arguments = ("--data", "xrays", "--name", "tiny", *TINY)
+    weights = ("--vgg16-weights", "none", "--resnet50-weights", "none")
+    before = (here / "logs/compare/tiny/metrics.json").stat().st_mtime_ns
+    code, _, err = run("compare_backbones.py", *arguments, *weights, capsys=capsys)
+    assert code == 2 and "exists" in err and len(err.splitlines()) == 1
+    code, out, _ = run("compare_backbones.py", *arguments, *weights, "--resume", capsys=capsys)
+    assert code == 0 and "tiny-alexnet" in out
+    assert (here / "logs/compare/tiny/metrics.json").stat().st_mtime_ns == before
+    assert [p.name for p in (here / "saved_models/tiny-vgg16").iterdir()] == ["1"]
+
+
+def test_comparing_finished_runs(here, capsys):
+    folders = [f"logs/classifier/tiny-{b}" for b in ("vgg16", "alexnet")]
+    code, _, _ = run("compare_backbones.py", "--runs", *folders, "--name", "two", capsys=capsys)
+    assert code == 0
+    two = json.loads((here / "logs/compare/two/metrics.json").read_text())
+    assert set(two["models"]) == {"tiny-vgg16", "tiny-alexnet"}
+
+
+def test_evaluate_gives_the_measured_scores(here, capsys):
+    model = "saved_models/tiny-resnet50"
+    code, _, _ = run("evaluate.py", "--model", model, "--data", "xrays", "--split", "test",
+                     "--resamples", 20, "--name", "again", capsys=capsys)  # fmt: skip
+    assert code == 0
+    again = json.loads((here / "logs/evaluate/again/metrics.json").read_text())["test"]
+    first = json.loads((here / "logs/classifier/tiny-resnet50/metrics.json").read_text())["test"]
+    for metric in ("auroc", "accuracy", "brier", "loss"):
+        assert again[metric] == pytest.approx(first[metric], abs=1e-4)
+
+
+def test_predict_gives_the_measured_probabilities(here, capsys):
+    with (here / "logs/classifier/tiny-resnet50/predictions-test.csv").open() as file:
+        measured = {r["path"]: r for r in csv.DictReader(file)}
+    code, _, _ = run("predict.py", "--model", "saved_models/tiny-resnet50/1", "--images",
+                     *measured, "--output", "out.csv", capsys=capsys)  # fmt: skip
+    assert code == 0
+    with (here / "out.csv").open() as file:
+        predicted = list(csv.DictReader(file))
+    assert [r["path"] for r in predicted] == list(measured)
+    difference = [
+        float(r["pneumonia"]) - float(measured[r["path"]]["pneumonia"]) for r in predicted
+    ]
+    assert np.abs(difference).max() < 1e-4
+    assert [r["label"] for r in predicted] == [m["predicted"] for m in measured.values()]
+    code, _, err = run("predict.py", "--model", "saved_models/tiny-resnet50/1", "--images",
+                       "xrays/test", "--output", "out.csv", capsys=capsys)  # fmt: skip
+    assert code == 2 and "--overwrite" in err
+
+
+def mistakes():
+    train = ("train_classifier.py", "--weights", "none", *TINY)
+    yield "no such folder", (*train, "--data", "nowhere")
+    yield "not a folder", (*train, "--data", "out.txt")
+    yield "no class folder", (*train, "--data", "empty")
+    yield "letters, digits", (*train, "--data", "xrays", "--name", "a/b")
+    yield "at least 64", (*train, "--data", "xrays", "--image-size", "32")
+    yield "operating point", (*train, "--data", "xrays", "--operating-point", "best")
+    yield "0 to 7", (*train, "--data", "xrays", "--backbone", "alexnet", "--trainable-blocks", "9")
+    yield "invalid choice", (*train, "--backbone", "vgg19")
+    yield "no such weights file", (*train, "--data", "xrays", "--weights", "missing.h5")
+    yield (
+        "no ImageNet weights",
+        (*(*train, "--data", "xrays", "--backbone", "alexnet", "--weights", "imagenet"),),
+    )
+    yield "no such model", ("evaluate.py", "--model", "saved_models/nothing")
+    yield "not a SavedModel", ("evaluate.py", "--model", "xrays")
+    yield "no such image", ("predict.py", "--model", "saved_models/tiny-vgg16", "--images", "x.png")
+    yield (
+        "neither JPEG nor PNG",
+        (*("predict.py", "--model", "saved_models/tiny-vgg16", "--images", "text.jpeg"),),
+    )
+    yield (
+        ".csv or .json",
+        (*("predict.py", "--model", "m", "--images", "text.jpeg", "--output", "x.xls"),),
+    )
+    yield "not a run directory", ("compare_backbones.py", "--runs", "xrays")
+
+
+@pytest.mark.parametrize(
+    "told, arguments", mistakes(), ids=lambda v: v if isinstance(v, str) else ""
+)
+def test_mistake_gets_one_line_and_leaves_nothing(here, capsys, told, arguments):
+    (here / "out.txt").write_text("text")
+    (here / "text.jpeg").write_text("this is no image")
+    (here / "empty").mkdir(exist_ok=True)
+    before = sorted(p for p in here.rglob("*"))
+    code, _, err = run(*arguments, capsys=capsys)
+    lines = [line for line in err.splitlines() if line]
+    assert code == 2
+    assert len(lines) == 1 and lines[0].startswith("error: ") and told in lines[0], err
+    assert sorted(p for p in here.rglob("*")) == before
+
+
+def test_real_process_prints_one_line_only(here):
+    done = subprocess.run(
+        [sys.executable, SCRIPTS / "train_classifier.py", "--data", "nowhere"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: no such folder: nowhere") and done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
