@@ -24,7 +24,18 @@ $(VENV)/.installed: requirements.txt requirements-dev.txt pyproject.toml
 setup: $(VENV)/.installed
 
 quickstart: setup
-	$(BIN)/python scripts/quickstart.py
+	$(BIN)/python scripts/compare_backbones.py --data phantom --name quickstart --resume \
+		--resnet50-weights none --vgg16-weights none --image-size 64 --epochs 8 --batch-size 16 \
+		--resamples 200
+	@echo
+	@echo "What you have now, all of it on synthetic phantoms:"
+	@echo "  logs/compare/quickstart/figures/comparison.png      the three backbones with intervals"
+	@echo "  logs/classifier/quickstart-*/figures/               ROC, confusion, most wrong images, ..."
+	@echo "  saved_models/quickstart-*/1/                        what TF Serving serves"
+	@echo "What to do next:"
+	@echo "  make tensorboard                                    all runs, at http://localhost:6006"
+	@echo "  $(BIN)/python scripts/predict.py --model saved_models/quickstart-vgg16 --images data/phantom-v1/test"
+	@echo "  $(BIN)/python scripts/compare_backbones.py --data YOUR_FOLDER    (see README.md)"
 
 test: setup
 	$(BIN)/python -m pytest

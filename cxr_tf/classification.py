@@ -46,22 +46,37 @@ def load_data(settings: TrainingBudget) -> Data:
     """
     if settings.image_size < backbones.SMALLEST_SIZE:
         raise UserError(f"--image-size must be at least {backbones.SMALLEST_SIZE}")
-    if settings.batch_size < 1 or settings.epochs < 0:
-        raise UserError("--batch-size must be at least 1 and --epochs at least 0")
+    check_budget(settings)
     metrics.operating_point(np.array([0, 1]), np.array([0.0, 1.0]), settings.operating_point)
-    if settings.task != "binary" and settings.operating_point != "half":
-        raise UserError("--operating-point is for --task binary; three classes take the likeliest")
-    catalog = catalogs.open_catalog(settings.data, seed=settings.seed)
+    if settings.positive and settings.task != "labels":
+        raise UserError(
+            "--positive is for --task labels; in binary, pneumonia is the positive class"
+        )
+    catalog = catalogs.open_catalog(settings.data, seed=settings.seed, positive=settings.positive)
     log.info(catalogs.describe(catalog))
     catalogs.check(catalog, task=settings.task, allow_leakage=settings.allow_leakage)
+    classes = catalog.classes(settings.task)
+    if len(classes) > 2 and settings.operating_point != "half":
+        raise UserError(
+            f"--operating-point is for two classes; of {len(classes)} the most probable is taken"
+        )
     images, unreadable = pipeline.load_images(catalog.paths, settings.image_size)
     catalog, images = evaluation.leave_out_unreadable(
         catalog, images, unreadable, skip=settings.skip_unreadable
     )
     catalogs.check(catalog, task=settings.task, allow_leakage=settings.allow_leakage)
-    return Data(
-        catalog, images, catalog.labels(settings.task), catalogs.task_classes(settings.task)
-    )
+    return Data(catalog, images, catalog.labels(settings.task), classes)
+
+
+def check_budget(settings: TrainingBudget) -> None:
+    """Raises UserError for a number out of its range, naming the flag."""
+    least = {"batch_size": 1, "epochs": 0, "augmentation": 0, "patience": 1, "resamples": 1}
+    for field, smallest in least.items():
+        if (value := getattr(settings, field)) < smallest:
+            flag = "--" + field.replace("_", "-")
+            raise UserError(f"{flag} must be at least {smallest}, not {value}")
+    if settings.learning_rate is not None and not settings.learning_rate > 0:
+        raise UserError(f"--learning-rate must be above 0, not {settings.learning_rate}")
 
 
 def train_and_evaluate(settings: TrainClassifier, data: Data | None = None) -> Run:
@@ -80,9 +95,7 @@ def train_and_evaluate(settings: TrainClassifier, data: Data | None = None) -> R
     keras.utils.set_random_seed(settings.seed)
     tf.config.experimental.enable_op_determinism()
     precision = resolve_precision(settings.precision, settings.image_size)
-    strategy = tf.distribute.get_strategy()
-    if len(tf.config.list_physical_devices("GPU")) > 1:
-        strategy = tf.distribute.MirroredStrategy()
+    strategy = distribution()
 
     # ------------------------------------------------------------------ data
     data = data or load_data(settings)
@@ -104,8 +117,8 @@ def train_and_evaluate(settings: TrainClassifier, data: Data | None = None) -> R
             model, settings.backbone, trainable_blocks=blocks, batch_norm=not pretrained
         )
         trainer = logits_of(model)
-    if not pretrained and settings.epochs == 0:
-        raise UserError("--weights none needs --epochs of at least 1")
+    if not pretrained and (settings.epochs == 0 or blocks == 0):
+        raise UserError("--weights none needs --epochs and --trainable-blocks of at least 1")
 
     run = open_run(settings.logs, "classifier", name, settings, data.catalog)
     if run.finished:
@@ -229,6 +242,13 @@ def resolve_precision(wanted: str, image_size: int) -> str:
             flags = ""
         native = "avx512_bf16" in flags or "amx_bf16" in flags
     return "mixed_bfloat16" if native and image_size >= 96 else "float32"
+
+
+def distribution() -> tf.distribute.Strategy:
+    """All GPUs of this machine by `MirroredStrategy`; with one or none, the default strategy."""
+    if len(tf.config.list_physical_devices("GPU")) > 1:
+        return tf.distribute.MirroredStrategy()
+    return tf.distribute.get_strategy()
 
 
 def fit_head(model: keras.Model, train: Data, val: Data, batch_size: int) -> None:
@@ -478,16 +498,22 @@ class EpochEnd(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         """Stops a run whose loss is no number; the checkpoint of the last epoch stays."""
         if logs and not np.isfinite(logs["loss"]):
-            epoch = self._state.epochs_done() + 1
-            kept = "the checkpoint before it is kept" if self._state.exists() else "none was kept"
-            raise UserError(
-                f"the loss became {logs['loss']} at step {batch + 1} of epoch {epoch}; {kept}; "
-                "try a lower --learning-rate, or --precision float32"
-            )
+            self._diverged("the loss", f"{logs['loss']} at step {batch + 1}")
+
+    def _diverged(self, what: str, became: str) -> None:
+        epoch = self._state.epochs_done() + 1
+        kept = "the checkpoint before it is kept" if self._state.exists() else "no checkpoint yet"
+        raise UserError(
+            f"{what} became {became} of epoch {epoch}; {kept}; "
+            "try a lower --learning-rate, or --precision float32"
+        )
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Judges, logs and saves."""
         logs = logs or {}
+        # The loss of the epoch's last step is that before its update, and cannot tell.
+        if not all(np.isfinite(v).all() for v in self._raw):
+            self._diverged("a weight", "no finite number at the end")
         rate = float(self._trainer.optimizer.learning_rate)
         entry = {
             **self._judge(epoch + 1),

@@ -21,7 +21,7 @@ def run(settings_type: type[Settings], job: Callable[[Settings], Any]) -> None:
     Exit codes: 0 done, 2 a mistake the user can mend (one line on stderr), 130 interrupted.
     """
     settings = _parse(settings_type)
-    logging.basicConfig(stream=sys.stdout, level=logging.WARNING, format="%(message)s")
+    logging.basicConfig(stream=sys.stdout, level=logging.WARNING, format="%(message)s", force=True)
     logging.getLogger("cxr_tf").setLevel(logging.INFO)
     _quiet_environment()
     try:

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from cxr_tf import figures, metrics
 from cxr_tf.classification import load_data, train_and_evaluate
-from cxr_tf.data.catalog import open_catalog, task_classes
+from cxr_tf.data.catalog import open_catalog
 from cxr_tf.errors import UserError
 from cxr_tf.evaluation import HEADLINE
 from cxr_tf.models.backbones import BACKBONES
@@ -84,7 +84,7 @@ def compare(settings: CompareBackbones) -> Run:
     log.info("%s", table(results, chosen, tests))
     log.info(
         "%s, %s; chosen by validation: %s\ncomparison: %s",
-        *(task, " / ".join(task_classes(task)), chosen, run.directory),
+        *(task, " / ".join(results[chosen]["model"]["classes"]), chosen, run.directory),
     )
     return run
 

@@ -80,14 +80,15 @@ def evaluate(settings: Evaluate) -> Run:
     catalog, images = leave_out_unreadable(
         catalog, images, unreadable, skip=settings.skip_unreadable
     )
-    part = Data(catalog, images, catalog.labels(served.card["task"]), served.classes)
+    labels = catalog.labels(served.card["task"], served.classes)
+    part = Data(catalog, images, labels, served.classes)
     name = settings.name or f"{served.card['name']}-{Path(settings.data).resolve().name}"
     check_name(name)
     run = open_run(settings.logs, "evaluate", name, settings, catalog)
     writer = run.writer()
     probabilities, _ = serving.predict_files(served, catalog.paths, batch_size=settings.batch_size)
     threshold = served.card["threshold"]
-    split = settings.split if settings.split != "all" else "all"
+    split = settings.split
     scores = score_split(run, split, part, probabilities, threshold, resamples=settings.resamples)
     draw_split(run, split, part, probabilities, threshold, writer, scores)
     run.write_metrics({split: scores, "model": {"saved_model": str(served.folder), **served.card}})

@@ -162,12 +162,13 @@ def operating_point(labels: np.ndarray, scores: np.ndarray, rule: str) -> float:
 
     Rules: `half` is 0.5. `youden` maximises sensitivity + specificity (Youden 1950); between equal
     thresholds it takes the highest. `min-sensitivity:S` is the highest threshold whose sensitivity
-    is at least S; `min-specificity:S` the lowest whose specificity is. UserError for another rule.
+    is at least S; `min-specificity:S` the lowest whose specificity is. All but `half` lie half-way
+    between two scores in 0..1. UserError for another rule.
     """
     name, _, argument = rule.partition(":")
     if rule == "half":
         return 0.5
-    if name not in ("youden", "min-sensitivity", "min-specificity"):
+    if name not in ("youden", "min-sensitivity", "min-specificity") or rule.startswith("youden:"):
         raise UserError(
             f"unknown operating point '{rule}'; known: half, youden, min-sensitivity:0.95, "
             "min-specificity:0.95"
@@ -183,13 +184,19 @@ def operating_point(labels: np.ndarray, scores: np.ndarray, rule: str) -> float:
     false_alarm, sensitivity, thresholds = sk.roc_curve(labels, scores, drop_intermediate=False)
     # The first point is "nothing is positive", at an infinite threshold.
     false_alarm, sensitivity, thresholds = false_alarm[1:], sensitivity[1:], thresholds[1:]
+    # Half-way down to the next score: on a score itself, the last bit of the model's arithmetic
+    # would decide the image that it comes from.
+    between = (thresholds + np.append(thresholds[1:], 0.0)) / 2
+    # Rounded, because 1 - 0.9 is less than 0.1 in floating point.
     if name == "youden":
-        return float(thresholds[np.argmax(sensitivity - false_alarm)])
+        return float(between[np.argmax(np.round(sensitivity - false_alarm, 9))])
     if name == "min-sensitivity":
-        return float(thresholds[np.argmax(sensitivity >= target)])
-    allowed = np.flatnonzero(1 - false_alarm >= target)
-    # If even the strictest threshold lets too many through, nothing but a stricter one will do.
-    return float(thresholds[allowed[-1]]) if len(allowed) else float(np.nextafter(thresholds[0], 2))
+        return float(between[np.argmax(np.round(sensitivity, 9) >= target)])
+    allowed = np.flatnonzero(np.round(1 - false_alarm, 9) >= target)
+    # If even the strictest threshold lets too many through, nothing but a stricter one will do:
+    # the next number in float32, in which the model compares.
+    above_all = np.nextafter(np.float32(thresholds[0]), np.float32(2))
+    return float(between[allowed[-1]] if len(allowed) else above_all)
 
 
 def delong_test(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> float:
@@ -213,8 +220,8 @@ def delong_test(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> fl
     contrast = np.array([1.0, -1.0])
     covariance = np.cov(of_positives) / m + np.cov(of_negatives) / n
     variance = float(contrast @ covariance @ contrast)
-    if variance <= 0:
-        return 1.0
+    if variance <= 0:  # nothing varies: both perfect, or one the other's reverse
+        return 1.0 if areas[0] == areas[1] else 0.0
     return float(2 * stats.norm.sf(abs(areas[0] - areas[1]) / np.sqrt(variance)))
 
 

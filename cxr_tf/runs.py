@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 
 RECORDED_PACKAGES = ("tensorflow", "keras", "scikit-learn", "numpy", "tensorboard", "cxr_tf")
 
-# Settings that say where and how to run, not what comes out: a resumed run may change them.
-NOT_COMPARED = ("resume", "logs", "saved_models")
+# Settings that say where and how to run, not what comes out: a resumed run may change them. Data
+# are compared by content, so a moved folder is the same; the name is the directory's.
+NOT_COMPARED = ("resume", "name", "data", "logs", "saved_models")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +99,8 @@ class Run:
 def open_run(logs: str, job: str, name: str, settings: Any, catalog: "Catalog") -> Run:
     """A new run directory, or with `settings.resume` the one of that name.
 
+    An interrupted run of a job that has no `resume`, because it takes a minute, is begun again.
+
     Raises UserError for a name that is no file name, for a run that exists where none is to be
     resumed, and for a resumed run whose settings or data have changed.
     """
@@ -116,14 +119,15 @@ def open_run(logs: str, job: str, name: str, settings: Any, catalog: "Catalog") 
         "git_commit": _git_commit(),
     }
     if (run.directory / "config.json").exists():
-        if not resume:
+        if not resume and (run.finished or hasattr(settings, "resume")):
             state = "is finished" if run.finished else "was interrupted"
             ways = ", or --resume" if hasattr(settings, "resume") else ""
             raise UserError(
                 f"the run {run.directory} exists and {state}: choose another --name{ways}"
             )
-        _check_unchanged(run, config)
-        return run
+        if resume:
+            _check_unchanged(run, config)
+            return run
     run.directory.mkdir(parents=True, exist_ok=True)
     write_json(run.directory / "config.json", config)
     return run
@@ -166,8 +170,7 @@ def atomically(path: Path, write: Callable[[Path], Any]) -> None:
 
 def _check_unchanged(run: Run, config: dict[str, Any]) -> None:
     before = run.config()
-    if before["data_fingerprint"] != config["data_fingerprint"]:
-        raise UserError(f"the data are not those {run.directory} began with; choose another --name")
+    # Settings first: another --seed may draw other splits, and is the better thing to name.
     for key, value in config["settings"].items():
         old = before["settings"].get(key)
         if key not in NOT_COMPARED and _plain(old) != _plain(value):
@@ -176,6 +179,8 @@ def _check_unchanged(run: Run, config: dict[str, Any]) -> None:
                 f"{run.directory} began with {flag} {old}, not {value}: give the same settings to "
                 "--resume, or choose another --name"
             )
+    if before["data_fingerprint"] != config["data_fingerprint"]:
+        raise UserError(f"the data are not those {run.directory} began with; choose another --name")
 
 
 def _plain(value: Any) -> Any:

@@ -1,12 +1,15 @@
 """One frozen dataclass per job: the flags of its script, and what `config.json` records.
 
-Nothing is imported here but the standard library, so that `--help` answers at once.
+Nothing is imported here but the standard library and what parses the flags, so that `--help`
+answers at once.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-Task = Literal["binary", "three_class"]
+import tyro
+
+Task = Literal["binary", "three_class", "labels"]
 BackboneName = Literal["resnet50", "vgg16", "alexnet"]
 Precision = Literal["auto", "float32", "mixed_bfloat16", "mixed_float16"]
 
@@ -16,16 +19,22 @@ class TrainingBudget:
     """What training one classifier takes, the same for every backbone that is compared."""
 
     data: str = "phantom"
-    """Folder of radiographs, or `phantom` for synthetic ones (see prepare_data.py)."""
+    """Folder of radiographs, .csv list (path, label, and optionally patient and split), .npz of
+    PneumoniaMNIST, or `phantom` for synthetic ones (see prepare_data.py)."""
     task: Task = "binary"
-    """binary: normal / pneumonia. three_class: normal / bacterial / viral."""
+    """binary: normal / pneumonia. three_class: normal / bacterial / viral. labels: the labels of
+    --data as they are, two to twenty."""
+    positive: str = ""
+    """Of two labels the one that recall, AUROC and the operating point are about; default: the
+    second by alphabet, and never normal. --task labels only."""
     image_size: int = 224
     """Side of the square that images are resized to, in pixels; at least 64."""
     batch_size: int = 32
     epochs: int = 8
     """Epochs of fine-tuning; 0 trains the head alone."""
     trainable_blocks: int | None = None
-    """How many blocks, counted from the last, are fine-tuned; default: all of them."""
+    """How many blocks, counted from the last, are fine-tuned; default by backbone, and all
+    of them from scratch."""
     learning_rate: float | None = None
     """Peak rate of AdamW; default 1e-4 from pretrained weights, else by backbone."""
     augmentation: float = 1.0
@@ -123,23 +132,33 @@ class Predict:
 
 @dataclass(frozen=True)
 class PrepareData:
-    """Check a folder of radiographs, or write phantoms as a folder.
+    """Get a data set, or check one.
 
-    Prints classes, patients, splits and problems. Exit code 2 if there is a problem that stops
-    training.
+    Prints classes, patients, splits and problems; --check also draws them, under logs/data/<name>/.
+    Exit code 2 if there is a problem that stops training.
     """
 
-    data: str = "phantom"
-    """Folder to check, or `phantom` to write synthetic radiographs."""
+    check: str = ""
+    """Folder, .csv list or .npz to check, instead of preparing one."""
+    source: Literal["phantom", "kermany", "pneumoniamnist", "dicom"] = "phantom"
+    """phantom: synthetic radiographs. kermany (1.2 GB) and pneumoniamnist: from their publishers.
+    dicom: files of your own, to PNG without any identity."""
+    from_: Annotated[str, tyro.conf.arg(name="from")] = ""
+    """kermany, pneumoniamnist: a mirror's URL, or the published file on disk. dicom: a file, a
+    folder (NORMAL/ and PNEUMONIA/ in it give the labels), or a .csv list of path and label."""
     out: str = ""
-    """With `--data phantom`: the folder to write; default is the one that training uses."""
+    """Folder to write (pneumoniamnist: file); default data/<source>."""
+    size: int | None = None
+    """Side in pixels. pneumoniamnist: 28, 64, 128 or 224 (default); phantom: default 128."""
     count: int = 800
     """Number of phantoms."""
-    size: int = 128
-    """Side of a phantom, in pixels."""
+    laterals: bool = False
+    """dicom: convert lateral views too; else they are listed and left out."""
     seed: int = 0
+    """Seed of the phantoms, and of the split where --data has none."""
     task: Task = "binary"
     """Task whose needs are checked."""
+    logs: str = "logs"
 
 
 @dataclass(frozen=True)
@@ -152,3 +171,32 @@ class ConvertAlexNetWeights:
     state_dict: str
     """torchvision's published file: alexnet-owt-7be5be79.pth."""
     out: str = "alexnet_notop.weights.h5"
+
+
+@dataclass(frozen=True)
+class FitKnn:
+    """Nearest neighbours in the embedding of a trained classifier: pickle, SavedModel, t-SNE.
+
+    Writes logs/knn/<name>/ and saved_models/<name>/<version>/.
+    """
+
+    classifier: str
+    """Folder of a finished run, logs/classifier/<name>, or of a SavedModel of a classifier."""
+    data: str = ""
+    """Folder of radiographs, or `phantom`; default: what the classifier was trained on."""
+    batch_size: int = 32
+    resamples: int = 1000
+    """Bootstrap resamples (of patients) behind each 95 % interval."""
+    seed: int | None = None
+    """Seed of the splits (where the folder has none), t-SNE and bootstrap; default: the
+    classifier's own, so that its test images stay test images."""
+    name: str = ""
+    """Name of the run and the model; default: <classifier>-knn."""
+    logs: str = "logs"
+    saved_models: str = "saved_models"
+    resume: bool = False
+    """Go on with the interrupted run of this name; a finished one is left as it is."""
+    allow_leakage: bool = False
+    """Go on although a patient or an identical image stands in two splits."""
+    skip_unreadable: bool = False
+    """Leave out files that cannot be decoded, instead of stopping."""

@@ -4,16 +4,20 @@
     print(describe(catalog))
     check(catalog, task="binary")          # UserError on what must not be trained on
 
-Reads a folder, with or without split folders:
+Reads a folder, with or without split folders, a list, or MedMNIST's array file:
 
     chest_xray/train|val|test/NORMAL|PNEUMONIA/*.jpeg      as Kermany et al. 2018 published it
     chest_xray/train|val|test/NORMAL|BACTERIAL|VIRAL/*.png
     chest_xray/NORMAL|PNEUMONIA/*.jpeg                     split here by patient, 70/15/15
+    catalogue.csv                                          path, label[, patient][, split]
+    pneumoniamnist_64.npz                                  with its published split
 
 The rows are settled before any image is decoded: a split that leaks must stop a run before it has
 cost an hour.
 """
 
+import csv
+import difflib
 import hashlib
 import re
 from collections import Counter
@@ -38,11 +42,15 @@ SMALLEST_VALIDATION = 100
 PHANTOM_COUNT = 800
 PHANTOM_SIZE = 128
 
-# What each task calls its classes, in the order of the model's outputs. `normal` is always first.
+# What the named tasks call their classes, in the order of the model's outputs; `normal` is first.
+# The third task, `labels`, takes the labels of the catalogue as they are.
 TASKS: dict[str, tuple[str, ...]] = {
     "binary": ("normal", "pneumonia"),
     "three_class": ("normal", "bacterial", "viral"),
 }
+
+# More labels than this are rather a column of numbers or names, taken for labels.
+MOST_LABELS = 20
 
 _SPLIT_FOLDERS = {
     "train": "train",
@@ -64,9 +72,14 @@ _FINDING_FOLDERS = {
     "virus": "viral",
 }
 # Kermany's names carry the cause and the patient: `person12_bacteria_46.jpeg`, `IM-0115-0001.jpeg`,
-# `NORMAL2-IM-0437-0001.jpeg`. The same number with another cause is another patient.
-_KERMANY_PNEUMONIA = re.compile(r"(person\d+)_(bacteria|virus)(?:_|$)", re.IGNORECASE)
-_KERMANY_NORMAL = re.compile(r"((?:NORMAL\d*-)?IM-\d+)(?:-|$)", re.IGNORECASE)
+# `NORMAL2-IM-0437-0001.jpeg`; in version 3 of the data `VIRUS-1980593-0001.jpeg` and
+# `NORMAL-28501-0001.jpeg`. The same number with another cause is another patient.
+_KERMANY_PNEUMONIA = re.compile(
+    r"(?:(?P<patient>person\d+)_(?P<cause>bacteria|virus)(?:_|$)"
+    r"|(?P<cause3>bacteria|virus)-(?P<patient3>\d+)-\d+$)",
+    re.IGNORECASE,
+)
+_KERMANY_NORMAL = re.compile(r"((?:NORMAL\d*-)?IM-\d+|NORMAL-\d+)(?:-|$)", re.IGNORECASE)
 _PHANTOM = re.compile(r"(phantom\d+)_")
 
 
@@ -74,8 +87,9 @@ _PHANTOM = re.compile(r"(phantom\d+)_")
 class Radiograph:
     """One image file and what is known of it.
 
-    `finding` is normal, bacterial, viral, or pneumonia where the cause is not told. `split` is
-    train, val, test, or empty where it is not settled yet. `digest` is the BLAKE2 hash of the
+    `finding` is normal, bacterial, viral, or pneumonia where the cause is not told; in a list with
+    labels of its own it is that label. `split` is train, val, test, or empty where it is not
+    settled yet. `digest` is the BLAKE2 hash of the
     file's bytes (hex, 128 bits), by which identical images are found.
     """
 
@@ -88,11 +102,18 @@ class Radiograph:
 
 @dataclass(frozen=True)
 class Catalog:
-    """Radiographs in a fixed order, where they come from, and what was done to their splits."""
+    """Radiographs in a fixed order, where they come from, and what was done to their splits.
+
+    `findings` are the labels that occur, in the order of the classes of the task `labels`. A
+    `published_split` is a benchmark's own: it is kept as it is, leaks included, because results on
+    it stand beside those of others.
+    """
 
     source: str
     radiographs: tuple[Radiograph, ...]
+    findings: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    published_split: bool = False
 
     def __len__(self) -> int:
         return len(self.radiographs)
@@ -120,20 +141,21 @@ class Catalog:
         """The catalogue of these rows alone, in this order."""
         return replace(self, radiographs=tuple(self.radiographs[int(i)] for i in rows))
 
-    def labels(self, task: str) -> np.ndarray:
-        """Class index of each row for a task, int64 [n].
+    def classes(self, task: str) -> tuple[str, ...]:
+        """Class names of a task, in the order of the model's outputs."""
+        return self.findings if task == "labels" else task_classes(task)
 
-        Raises UserError where a finding cannot be named in the task's classes.
+    def labels(self, task: str, classes: Sequence[str] = ()) -> np.ndarray:
+        """Class index of each row for a task, int64 [N].
+
+        `classes` are those of a finished model, where they are not this catalogue's own. Raises
+        UserError where a finding cannot be named in the task's classes.
         """
-        classes = task_classes(task)
-        try:
-            return np.array([classes.index(_as_class(r.finding, task)) for r in self.radiographs])
-        except ValueError:
-            raise UserError(
-                f"{self.source} says only 'pneumonia' of some images, not bacterial or viral: "
-                "three_class needs folders BACTERIAL and VIRAL, or Kermany's file names; "
-                "else use --task binary"
-            ) from None
+        classes = list(classes or self.classes(task))
+        named = [_as_class(r.finding, task) for r in self.radiographs]
+        if unknown := sorted(set(named) - set(classes)):
+            raise UserError(f"{self.source}: {_unsupported(unknown, task, classes)}")
+        return np.array([classes.index(name) for name in named], np.int64)
 
     def fingerprint(self) -> str:
         """Hash over finding, patient, split and content of all rows: equal data, equal hash.
@@ -145,47 +167,41 @@ class Catalog:
 
 
 def task_classes(task: str) -> tuple[str, ...]:
-    """Class names of a task, in the order of the model's outputs."""
+    """Class names of a named task, in the order of the model's outputs."""
     if task not in TASKS:
-        raise UserError(f"unknown task '{task}'; known: {', '.join(TASKS)}")
+        raise UserError(f"unknown task '{task}'; known: {', '.join(TASKS)}, labels")
     return TASKS[task]
 
 
-def open_catalog(source: str, *, seed: int = 0, resplit: bool = True) -> Catalog:
-    """Reads a folder of radiographs and settles the splits.
+def open_catalog(
+    source: str, *, seed: int = 0, resplit: bool = True, positive: str = ""
+) -> Catalog:
+    """Reads a folder, a .csv list or a .npz of radiographs and settles the splits.
 
-    `resplit=False` leaves the folder's own splits as they are (empty where it has none), which is
-    what scoring a finished model needs. Raises UserError where there is nothing to read.
+    `resplit=False` leaves the splits as they are given (empty where they are not), which is what
+    scoring a finished model needs. `positive` is the label that two-class scores are about; without
+    it the order is normal first, then alphabetical. Raises UserError where there is nothing to
+    read.
     """
-    if source == "phantom":
-        source = str(phantom_folder())
-    root = Path(source).expanduser()
+    root = phantom_folder() if source == "phantom" else Path(source).expanduser()
     if not root.exists():
-        raise UserError(f"no such folder: {source}")
-    if not root.is_dir():
-        raise UserError(f"not a folder: {source}")
-    split_folders = {
-        d: _SPLIT_FOLDERS[d.name.lower()]
-        for d in _folders(root)
-        if d.name.lower() in _SPLIT_FOLDERS
-    }
-    finding_folders = [d for d in _folders(root) if d.name.lower() in _FINDING_FOLDERS]
-    if split_folders and finding_folders:
-        raise UserError(
-            f"{source} has both split folders ({_names(split_folders)}) and class folders "
-            f"({_names(finding_folders)}); keep one layout"
-        )
-    found = [
-        (path, folder.name, split)
-        for top, split in (split_folders or {root: ""}).items()
-        for folder in _finding_folders(top, source)
-        for path in _images(folder)
-    ]
-    if not found:
-        raise UserError(f"no .jpeg, .jpg or .png image in the class folders of {source}")
-    radiographs = _describe_files(found)
-    catalog = Catalog(source=str(source), radiographs=radiographs)
-    return _settle_splits(catalog, seed) if resplit else catalog
+        raise UserError(f"no such folder or file: {source}{_did_you_mean(root)}")
+    if root.is_dir():
+        catalog = _read_folder(root)
+    elif root.suffix.lower() == ".csv":
+        catalog = _read_csv(root)
+    elif root.suffix.lower() == ".npz":
+        from cxr_tf.data import medmnist
+
+        catalog = replace(_read_folder(medmnist.unpack(root)), published_split=True)
+    else:
+        raise UserError(f"not a folder, nor a .csv or .npz file: {source}")
+    catalog = replace(catalog, source=str(root if source == "phantom" else source))
+    if positive:
+        catalog = replace(catalog, findings=_positive_last(catalog, positive))
+    if not resplit or catalog.published_split:
+        return catalog
+    return _settle_splits(catalog, seed)
 
 
 def phantom_folder() -> Path:
@@ -202,26 +218,32 @@ def phantom_folder() -> Path:
 def check(catalog: Catalog, *, task: str, allow_leakage: bool = False) -> None:
     """Stops a run that could not be trusted.
 
-    Raises UserError for a patient or an identical image in two splits (unless `allow_leakage`), for
-    a split without images, for a class without images in a split, and for a task that the findings
-    do not support.
+    Raises UserError for a patient or an identical image in two splits (unless `allow_leakage`, or
+    the split is a published one), for a class without images in a split, and for a task that the
+    findings do not support.
     """
-    labels = catalog.labels(task)
-    leaks = leakage(catalog)
-    if leaks and not allow_leakage:
+    labels, classes = catalog.labels(task), catalog.classes(task)
+    if not 2 <= len(classes) <= MOST_LABELS:
+        shown = ", ".join(classes[:3]) + (", ..." if len(classes) > 3 else "")
         raise UserError(
-            f"{catalog.source}: {leaks[0]}"
-            + (f" (and {len(leaks) - 1} more such)" if len(leaks) > 1 else "")
-            + "; mend the splits, or go on all the same with --allow-leakage"
+            f"{catalog.source} has {len(classes)} different labels ({shown}); "
+            f"2 to {MOST_LABELS} can be told apart"
         )
     for split in SPLITS:
         rows = catalog.rows(split)
-        for index, name in enumerate(task_classes(task)):
+        for index, name in enumerate(classes):
             if not np.any(labels[rows] == index):
                 raise UserError(
                     f"{catalog.source}: no '{name}' image in the {split} split "
                     f"({len(rows)} images); {task} needs every class in every split"
                 )
+    leaks = leakage(catalog)
+    if leaks and not allow_leakage and not catalog.published_split:
+        raise UserError(
+            f"{catalog.source}: {leaks[0]}"
+            + (f" (and {len(leaks) - 1} more such)" if len(leaks) > 1 else "")
+            + "; mend the splits, or go on all the same with --allow-leakage"
+        )
 
 
 def leakage(catalog: Catalog) -> list[str]:
@@ -240,32 +262,50 @@ def leakage(catalog: Catalog) -> list[str]:
 
 
 def describe(catalog: Catalog) -> str:
-    """What the catalogue holds, as a table for the screen: images and patients, class by split."""
-    findings = [f for f in ("normal", "bacterial", "viral", "pneumonia") if _count(catalog, f)]
+    """What the catalogue holds, as a table for the screen: finding by split, images, patients."""
     splits = [s for s in (*SPLITS, "") if any(r.split == s for r in catalog.radiographs)]
+    columns = [[r for r in catalog.radiographs if r.split == s] for s in splits]
+    columns.append(list(catalog.radiographs))
+    width = max(10, *map(len, catalog.findings)) + 2
+
+    def line(name: str, cells: Iterable[object]) -> str:
+        return f"  {name:<{width}}" + "".join(f"{cell:>9}" for cell in cells)
+
     lines = [f"{catalog.source}: {len(catalog)} images, {len(set(catalog.patients))} patients"]
     if catalog.is_phantom:
         lines.append("  synthetic phantoms, not radiographs of people")
-    lines.append("  split     " + "".join(f"{f:>11}" for f in findings) + "     images   patients")
-    for split in splits:
-        rows = [r for r in catalog.radiographs if r.split == split]
-        counts = Counter(r.finding for r in rows)
-        lines.append(
-            f"  {split or '(none)':<10}"
-            + "".join(f"{counts[f]:>11}" for f in findings)
-            + f"{len(rows):>11}{len({r.patient for r in rows}):>11}"
+    lines.append(line("", [*(s or "no split" for s in splits), "all"]))
+    for finding in catalog.findings:
+        lines.append(line(finding, [sum(r.finding == finding for r in c) for c in columns]))
+    lines.append(line("images", map(len, columns)))
+    lines.append(line("patients", [len({r.patient for r in c}) for c in columns]))
+    return "\n".join([*lines, *(f"  note: {n}" for n in notes(catalog))])
+
+
+def notes(catalog: Catalog) -> list[str]:
+    """What was done to the splits, and what there is to say of identical images."""
+    findings: dict[str, set[str]] = {}
+    for r in catalog.radiographs:
+        findings.setdefault(r.digest, set()).add(r.finding)
+    said = list(catalog.notes)
+    if copies := len(catalog) - len(findings):
+        said.append(f"{copies} images are byte-identical copies of another")
+    if torn := sum(map(contradict, findings.values())):
+        said.append(f"{torn} images stand under two labels, as identical files")
+    if catalog.published_split and (leaks := leakage(catalog)):
+        said.append(
+            f"the published split is kept as it is, though {len(leaks)} images or patients stand "
+            "in two splits"
         )
-    duplicates = len(catalog) - len({r.digest for r in catalog.radiographs})
-    if duplicates:
-        lines.append(f"  {duplicates} images are byte-identical copies of another")
-    return "\n".join([*lines, *(f"  note: {n}" for n in catalog.notes)])
+    return said
 
 
 def split_by_patient(catalog: Catalog, fractions: dict[str, float], *, seed: int) -> dict[int, str]:
     """Draws splits for all rows: stratified by finding, whole patients, identical images together.
 
-    Returns {row: split}. Within each finding the patients are shuffled and dealt, one by one, to
-    the split that lacks most of its share, so that shares hold for small catalogues too.
+    Returns {row: split}. Within each finding the patients are shuffled and dealt, first one to each
+    split, then one by one to the split that lacks most of its share: no split stays without the
+    finding where there are patients enough, and shares hold for small catalogues too.
     """
     rng = np.random.default_rng(seed)
     groups: dict[int, list[int]] = {}
@@ -280,11 +320,19 @@ def split_by_patient(catalog: Catalog, fractions: dict[str, float], *, seed: int
         members_of = strata[finding]
         total = sum(map(len, members_of))
         missing = {split: fraction * total for split, fraction in fractions.items()}
-        for index in rng.permutation(len(members_of)):
-            split = max(missing, key=lambda s: (missing[s], s))
+        for position, index in enumerate(rng.permutation(len(members_of))):
+            if position < len(fractions) <= len(members_of):
+                split = list(fractions)[position]
+            else:
+                split = max(missing, key=lambda s: (missing[s], s))
             missing[split] -= len(members_of[index])
             drawn.update(dict.fromkeys(members_of[index], split))
     return drawn
+
+
+def contradict(findings: set[str]) -> bool:
+    """Whether one image cannot have all these findings; pneumonia may be bacterial or viral."""
+    return len(findings - {"pneumonia"}) > 1 or findings >= {"normal", "pneumonia"}
 
 
 def _settle_splits(catalog: Catalog, seed: int) -> Catalog:
@@ -339,50 +387,219 @@ def _groups(catalog: Catalog) -> np.ndarray:
     return connected_components(graph, directed=False)[1][:n]
 
 
-def _describe_files(found: Sequence[tuple[Path, str, str]]) -> tuple[Radiograph, ...]:
+def _read_folder(root: Path) -> Catalog:
+    split_folders = {
+        d: _SPLIT_FOLDERS[d.name.lower()]
+        for d in _folders(root)
+        if d.name.lower() in _SPLIT_FOLDERS
+    }
+    finding_folders = [d for d in _folders(root) if d.name.lower() in _FINDING_FOLDERS]
+    if split_folders and finding_folders:
+        raise UserError(
+            f"{root} has both split folders ({_names(split_folders)}) and class folders "
+            f"({_names(finding_folders)}); keep one layout"
+        )
+    rows, others = [], Counter[str]()
+    for top, split in (split_folders or {root: ""}).items():
+        for folder in _finding_folders(top):
+            for path in visible_files(folder):
+                if path.suffix.lower() not in IMAGE_SUFFIXES:
+                    others[path.suffix.lower() or "no suffix"] += 1
+                    continue
+                finding = _finding(_FINDING_FOLDERS[folder.name.lower()], path)
+                rows.append((path, finding, patient_of(path, root), split))
+    if not rows:
+        raise UserError(
+            f"no .jpeg, .jpg or .png image in the class folders of {root}"
+            + ("; convert DICOM with prepare_data.py --source dicom" if others[".dcm"] else "")
+        )
+    notes: tuple[str, ...] = ()
+    if others:
+        named = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common())
+        notes = (f"left out, being neither JPEG nor PNG: {named}",)
+    return _catalog(root, rows, notes)
+
+
+def _read_csv(file: Path) -> Catalog:
+    listed = read_list(file)
+    # The words of the folders mean the same here, but only where all labels are such words.
+    named = all(row.label.lower() in _FINDING_FOLDERS for row in listed)
+    rows = []
+    for row in listed:
+        if row.path.suffix.lower() not in IMAGE_SUFFIXES:
+            raise UserError(
+                f"{row.where}: neither .jpeg, .jpg nor .png: {row.path}; "
+                "convert DICOM with prepare_data.py --source dicom"
+            )
+        finding = row.label
+        if named:
+            finding = _finding(_FINDING_FOLDERS[finding.lower()], row.path)
+        rows.append(
+            (row.path, finding, row.patient or patient_of(row.path, file.parent), row.split)
+        )
+    return _catalog(file, rows)
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One line of a list; patient and split are empty where it does not tell."""
+
+    where: str
+    path: Path
+    label: str
+    patient: str
+    split: str
+
+
+def read_list(file: Path) -> list[Listed]:
+    """A .csv with the columns path (relative to it) and label, optionally patient and split.
+
+    Raises UserError that names the line.
+    """
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as lines:
+            header = lines.readline()
+            # Spreadsheets of half the world write semicolons.
+            delimiter = max(",;\t", key=header.count)
+            lines.seek(0)
+            reader = csv.DictReader(lines, delimiter=delimiter, skipinitialspace=True)
+            columns = [str(name).strip().lower() for name in reader.fieldnames or ()]
+            reader.fieldnames = columns
+            table = [
+                (reader.line_num, {k: (v or "").strip() for k, v in row.items() if k in columns})
+                for row in reader
+            ]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{file} is no list of comma-separated values in UTF-8: {error}") from None
+    if missing := {"path", "label"} - set(columns):
+        raise UserError(
+            f"{file} has no column {' and '.join(sorted(missing))}; "
+            f"its first line names {', '.join(columns) or 'nothing'}"
+        )
+    if not table:
+        raise UserError(f"{file} lists no image")
+    some_split = any(row.get("split") for _, row in table)
+    listed: list[Listed] = []
+    seen: dict[Path, int] = {}
+    for number, row in table:
+        where = f"{file}, line {number}"
+        if not row["path"] or not row["label"]:
+            raise UserError(f"{where}: no {'label' if row['path'] else 'path'}")
+        path = file.parent / row["path"]
+        if path in seen:
+            raise UserError(f"{where}: {row['path']} stands in line {seen[path]} already")
+        if not path.is_file():
+            raise UserError(f"{where}: no such file: {path}")
+        seen[path] = number
+        split = row.get("split", "").lower()
+        if some_split and split not in _SPLIT_FOLDERS:
+            raise UserError(f"{where}: split is '{split}'; it must be train, val or test")
+        split = _SPLIT_FOLDERS[split] if split else ""
+        listed.append(Listed(where, path, row["label"], row.get("patient", ""), split))
+    return listed
+
+
+def label_of_folders(path: Path, root: Path) -> tuple[str, str]:
+    """(finding, split) that the folders from `root` to a file tell of; empty where none does."""
+    parts = [part.lower() for part in path.relative_to(root).parts[:-1]]
+    finding = next((_FINDING_FOLDERS[part] for part in parts if part in _FINDING_FOLDERS), "")
+    return finding, next((_SPLIT_FOLDERS[part] for part in parts if part in _SPLIT_FOLDERS), "")
+
+
+def _catalog(
+    source: Path, rows: Sequence[tuple[Path, str, str, str]], notes: tuple[str, ...] = ()
+) -> Catalog:
+    """The catalogue of rows of (path, finding, patient, split)."""
     # Threads, because hashing and reading both let go of the interpreter lock.
     with ThreadPoolExecutor() as pool:
-        digests = list(pool.map(_digest, [path for path, _, _ in found]))
-    return tuple(
-        Radiograph(
-            path=str(path),
-            finding=_finding(_FINDING_FOLDERS[folder.lower()], path.name),
-            patient=patient_of(path),
-            split=split,
-            digest=digest,
-        )
-        for (path, folder, split), digest in zip(found, digests, strict=True)
+        digests = list(pool.map(_digest, [row[0] for row in rows]))
+    radiographs = tuple(
+        Radiograph(str(path), finding, patient, split, digest)
+        for (path, finding, patient, split), digest in zip(rows, digests, strict=True)
     )
+    canonical = ["normal", "bacterial", "viral", "pneumonia"]
+
+    def order(finding: str) -> tuple[int, str]:
+        known = finding.lower() in canonical
+        return canonical.index(finding.lower()) if known else len(canonical), finding
+
+    findings = tuple(sorted({r.finding for r in radiographs}, key=order))
+    return Catalog(str(source), radiographs, findings, notes)
 
 
-def patient_of(path: Path) -> str:
+def _positive_last(catalog: Catalog, positive: str) -> tuple[str, ...]:
+    """The two findings, the positive one second."""
+    if positive not in catalog.findings:
+        raise UserError(
+            f"{catalog.source} has no label '{positive}' for --positive; "
+            f"it has {', '.join(catalog.findings[:MOST_LABELS])}"
+        )
+    if len(catalog.findings) != 2:
+        raise UserError(
+            f"--positive is for two labels; {catalog.source} has {len(catalog.findings)}"
+        )
+    return (*(f for f in catalog.findings if f != positive), positive)
+
+
+def patient_of(path: Path, root: Path) -> str:
     """The patient a file name tells of; where it tells none, the image is its own patient."""
     if match := _KERMANY_PNEUMONIA.match(path.stem):
-        return f"{match[1]}_{match[2]}".lower()
+        number, cause = match["patient"] or match["patient3"], match["cause"] or match["cause3"]
+        return f"{number}_{cause}".lower()
     if match := _KERMANY_NORMAL.match(path.stem):
         return match[1].upper()
     if match := _PHANTOM.match(path.name):
         return match[1]
-    # With the folders, because `NORMAL/1.png` and `VIRAL/1.png` are two people.
-    return "/".join(path.parts[-3:])
+    # With the folders, because `NORMAL/1.png` and `VIRAL/1.png` are two people; from the root on,
+    # because a folder that is moved holds the same people.
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
 
 
-def _finding(folder_finding: str, name: str) -> str:
-    if folder_finding == "pneumonia" and (match := _KERMANY_PNEUMONIA.match(name)):
-        return {"bacteria": "bacterial", "virus": "viral"}[match[2].lower()]
-    return folder_finding
+def _finding(named: str, path: Path) -> str:
+    """What a folder or a list calls it, or the cause where Kermany's file name tells that."""
+    if named == "pneumonia" and (match := _KERMANY_PNEUMONIA.match(path.stem)):
+        cause = match["cause"] or match["cause3"]
+        return {"bacteria": "bacterial", "virus": "viral"}[cause.lower()]
+    return named
 
 
 def _as_class(finding: str, task: str) -> str:
-    return "pneumonia" if task == "binary" and finding != "normal" else finding
+    """The class of a finding in a task, or the finding itself where the task has none for it."""
+    return "pneumonia" if task == "binary" and finding in ("bacterial", "viral") else finding
 
 
-def _finding_folders(top: Path, source: str) -> list[Path]:
+def _unsupported(unknown: list[str], task: str, classes: Sequence[str]) -> str:
+    if task == "three_class" and unknown == ["pneumonia"]:
+        return (
+            "of some images only 'pneumonia' is known, not bacterial or viral: three_class needs "
+            "folders BACTERIAL and VIRAL, or Kermany's file names; else use --task binary"
+        )
+    named = ", ".join(f"'{u}'" for u in unknown[:3]) + (", ..." if len(unknown) > 3 else "")
+    hint = "" if task == "labels" else "; for labels of your own use --task labels"
+    return f"label {named} is none of the classes {', '.join(classes)}{hint}"
+
+
+def _did_you_mean(path: Path) -> str:
+    """A neighbour whose name is nearly that of a path that does not exist."""
+    try:
+        names = [p.name for p in path.parent.iterdir()]
+    except OSError:
+        return ""
+    close = difflib.get_close_matches(path.name, names, n=1)
+    return f"; did you mean {path.parent / close[0]}?" if close else ""
+
+
+def _finding_folders(top: Path) -> list[Path]:
     folders = _folders(top)
     known = [d for d in folders if d.name.lower() in _FINDING_FOLDERS]
     if known:
         return known
-    inner = [d for d in folders if any(e.name.lower() in _SPLIT_FOLDERS for e in _folders(d))]
+    # One level too high is the usual slip: archives unpack to a folder in a folder.
+    inner = [
+        d
+        for d in folders
+        if any(e.name.lower() in {**_SPLIT_FOLDERS, **_FINDING_FOLDERS} for e in _folders(d))
+    ]
     hint = f"; did you mean {inner[0]}?" if inner else ""
     raise UserError(
         f"no class folder in {top}: expected NORMAL and PNEUMONIA, or NORMAL, BACTERIAL and VIRAL"
@@ -394,21 +611,17 @@ def _folders(path: Path) -> list[Path]:
     return sorted(d for d in path.iterdir() if d.is_dir() and not d.name.startswith((".", "__")))
 
 
-def _images(folder: Path) -> list[Path]:
+def visible_files(folder: Path) -> list[Path]:
+    """Files at any depth; nothing hidden: Kermany's archive carries ._ files of another system."""
     return sorted(
         p
         for p in folder.rglob("*")
-        # The archive that Kermany's data come in carries ._ files of another system.
-        if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".") and p.is_file()
+        if not any(part.startswith(".") for part in p.relative_to(folder).parts) and p.is_file()
     )
 
 
 def _digest(path: Path) -> str:
     return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
-
-
-def _count(catalog: Catalog, finding: str) -> int:
-    return sum(r.finding == finding for r in catalog.radiographs)
 
 
 def _names(folders: Iterable[Path]) -> str:
