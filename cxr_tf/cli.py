@@ -32,15 +32,15 @@ def run(settings_type: type[Settings], job: Callable[[Settings], Any]) -> None:
         _fail(str(error), 2)
     except KeyboardInterrupt:
         _fail(
-            "interrupted; nothing half-written is left, and --resume goes on with a training", 130
+            "interrupted; a training goes on with --resume, a download with the same command", 130
         )
+    except BrokenPipeError:
+        _fail("", 1)
     except OSError as error:
         # No space, no permission: the user's to mend, and errno says which.
         if error.errno is None:
             raise
         _fail(f"{error.strerror}: {error.filename or 'while writing'}", 2)
-    except BrokenPipeError:
-        _fail("", 1)
 
 
 def _parse(settings_type: type[Settings]) -> Settings:

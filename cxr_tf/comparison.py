@@ -46,8 +46,8 @@ def compare(settings: CompareBackbones) -> Run:
         trained = [_finished(Path(folder)) for folder in settings.runs]
         name = settings.name or "-vs-".join(r.directory.name for r in trained)
         check_name(name)
-        source = trained[0].config()["settings"]["data"]
-        catalog = open_catalog(source, seed=trained[0].config()["settings"]["seed"])
+        began = trained[0].config()["settings"]
+        catalog = open_catalog(began["data"], seed=began["seed"], positive=began["positive"])
     else:
         name = settings.name or f"backbones-{settings.task}".replace("_", "-")
         check_name(name)

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from cxr_tf import figures, metrics, serving
 from cxr_tf.data import catalog as catalogs
-from cxr_tf.data import pipeline
+from cxr_tf.data import medmnist, pipeline
 from cxr_tf.errors import UserError
 from cxr_tf.runs import Run, check_name, open_run
 from cxr_tf.settings import Evaluate
@@ -111,6 +111,8 @@ def score_split(
     table: dict[str, Any] = metrics.classification_scores(
         part.labels, probabilities, predicted, part.classes
     )
+    if part.catalog.published_split:
+        table |= medmnist.scores(part.labels, probabilities)
     table["images"], table["patients"] = len(part.labels), len(set(part.catalog.patients))
     table["ci95"] = metrics.confidence_intervals(
         part.labels,

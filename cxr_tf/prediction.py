@@ -8,7 +8,8 @@ import logging
 from pathlib import Path
 
 from cxr_tf import serving
-from cxr_tf.data.catalog import IMAGE_SUFFIXES
+from cxr_tf.data import dicom
+from cxr_tf.data.catalog import IMAGE_SUFFIXES, visible_files
 from cxr_tf.errors import UserError
 from cxr_tf.runs import write_csv, write_json
 from cxr_tf.settings import Predict
@@ -68,13 +69,13 @@ def find_images(wanted: tuple[str, ...]) -> list[str]:
     for item in wanted:
         path = Path(item).expanduser()
         if path.is_dir():
-            inside = sorted(
+            inside = [
                 str(p)
-                for p in path.rglob("*")
-                if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")
-            )
+                for p in visible_files(path)
+                if p.suffix.lower() in IMAGE_SUFFIXES or dicom.is_dicom(p)
+            ]
             if not inside:
-                raise UserError(f"no .jpeg, .jpg or .png image in {item}")
+                raise UserError(f"no JPEG, PNG or DICOM image in {item}")
         elif path.is_file():
             inside = [str(path)]
         else:

@@ -1,0 +1,171 @@
+"""Get a data set, or check one: what prepare_data.py does.
+
+python scripts/prepare_data.py --source kermany
+python scripts/prepare_data.py --check data/kermany
+"""
+
+import logging
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from cxr_tf import figures
+from cxr_tf.data import dicom, download, phantom
+from cxr_tf.data.catalog import (
+    PHANTOM_COUNT,
+    PHANTOM_SIZE,
+    Catalog,
+    check,
+    describe,
+    notes,
+    open_catalog,
+    phantom_folder,
+)
+from cxr_tf.data.inspection import Inspection, inspect_images, warnings
+from cxr_tf.errors import UserError
+from cxr_tf.runs import Run, write_csv
+from cxr_tf.settings import PrepareData
+
+log = logging.getLogger(__name__)
+
+
+def prepare(settings: PrepareData) -> None:
+    """Writes the data set of `--source`, or checks that of `--check`.
+
+    Raises UserError, after all is written and said, for what would stop a training.
+    """
+    if settings.check:
+        _check(settings)
+        return
+    data = _SOURCES[settings.source](settings)
+    if data is None:
+        return
+    catalog = open_catalog(str(data), seed=settings.seed)
+    log.info(describe(catalog))
+    log.info("Look at it with --check %s; train on it with --data %s", data, data)
+    check(catalog, task=settings.task)
+
+
+def _phantom(settings: PrepareData) -> Path:
+    size = settings.size or PHANTOM_SIZE
+    if not settings.out:
+        if (settings.count, size, settings.seed) != (PHANTOM_COUNT, PHANTOM_SIZE, 0):
+            raise UserError("phantoms other than those of --data phantom need a folder: --out")
+        return phantom_folder()
+    try:
+        phantom.write_phantoms(
+            Path(settings.out), count=settings.count, size=size, seed=settings.seed
+        )
+    except (FileExistsError, ValueError) as error:
+        raise UserError(str(error)) from None
+    return Path(settings.out)
+
+
+def _kermany(settings: PrepareData) -> Path:
+    target = Path(settings.out or "data/kermany")
+    return download.prepare(download.SOURCES["kermany"], target, origin=settings.from_)
+
+
+def _pneumoniamnist(settings: PrepareData) -> Path:
+    name = f"pneumoniamnist_{settings.size or 224}"
+    if name not in download.SOURCES:
+        raise UserError(f"--size {settings.size}: PneumoniaMNIST comes in 28, 64, 128 and 224")
+    target = Path(settings.out or f"data/{name}.npz")
+    if target.suffix != ".npz":
+        raise UserError(f"--out {settings.out}: give a file name that ends in .npz")
+    return download.prepare(download.SOURCES[name], target, origin=settings.from_)
+
+
+def _dicom(settings: PrepareData) -> Path | None:
+    if not settings.from_:
+        raise UserError("--source dicom needs --from: a DICOM file, a folder, or a .csv list")
+    catalogue, unlabelled = dicom.convert(
+        Path(settings.from_).expanduser(),
+        Path(settings.out or "data/dicom"),
+        laterals=settings.laterals,
+    )
+    if unlabelled:
+        log.info("%d images have no label: fill in that column of %s", unlabelled, catalogue)
+    return None if unlabelled else catalogue
+
+
+_SOURCES: dict[str, Callable[[PrepareData], Path | None]] = {
+    "phantom": _phantom,
+    "kermany": _kermany,
+    "pneumoniamnist": _pneumoniamnist,
+    "dicom": _dicom,
+}
+
+
+def _check(settings: PrepareData) -> None:
+    """Prints and draws what there is to know: logs/data/<name>/, figures/data.png in it."""
+    catalog = open_catalog(settings.check, seed=settings.seed)
+    log.info(describe(catalog))
+    found = inspect_images(catalog)
+    said = warnings(found)
+    for row, reason in found.unreadable.items():
+        log.info("  unreadable: %s (%s)", catalog.paths[row], reason)
+    for line in said:
+        log.info("  warning: %s", line)
+    for s in found.shortcuts:
+        log.info("  %-10s alone: AUROC %.2f for '%s'", s.measure, s.auroc, s.finding)
+
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(catalog.source).resolve().stem).strip("-._")
+    run = Run(Path(settings.logs) / "data" / (name or "data"))
+    run.directory.mkdir(parents=True, exist_ok=True)
+    # The page is of the data as they are now: an earlier one makes way.
+    for left in run.directory.glob("events.out.*"):
+        left.unlink()
+    write_csv(
+        run.directory / "near-duplicates.csv",
+        ["path", "label", "split", "other", "other_label", "other_split"],
+        [
+            [
+                *(catalog.radiographs[a].path, catalog.radiographs[a].finding),
+                *(catalog.radiographs[a].split, catalog.radiographs[b].path),
+                *(catalog.radiographs[b].finding, catalog.radiographs[b].split),
+            ]
+            for a, b in found.near
+        ],
+    )
+    writer = run.writer()
+    run.write_figure(
+        "data",
+        figures.data_page(
+            [r.finding for r in catalog.radiographs],
+            [r.split for r in catalog.radiographs],
+            catalog.patients,
+            catalog.findings,
+            found.measures,
+            found.thumbnails,
+            len(catalog) - len({r.digest for r in catalog.radiographs}),
+            found.near,
+            [(s.measure, s.finding, s.auroc, s.suspicious) for s in found.shortcuts],
+            heading=f"{name}: {len(catalog)} images, {len(set(catalog.patients))} patients"
+            + (", synthetic phantoms" if catalog.is_phantom else ""),
+            remarks=[*notes(catalog), *said],
+        ),
+        writer,
+    )
+    writer.close()
+    run.write_metrics(
+        {
+            "images": len(catalog),
+            "patients": len(set(catalog.patients)),
+            "unreadable": len(found.unreadable),
+            "near_duplicates": len(found.near),
+            **{f"{s.measure}_auroc/{s.finding}": s.auroc for s in found.shortcuts},
+            "fingerprint": catalog.fingerprint(),
+        }
+    )
+    log.info("picture: %s", run.directory / "figures" / "data.png")
+    _stop_if_untrainable(catalog, found, settings)
+
+
+def _stop_if_untrainable(catalog: Catalog, found: Inspection, settings: PrepareData) -> None:
+    if found.unreadable:
+        raise UserError(
+            f"{len(found.unreadable)} images of {catalog.source} cannot be read; mend or remove "
+            "them, or train with --skip-unreadable"
+        )
+    check(catalog, task=settings.task)
