@@ -25,7 +25,7 @@ setup: $(VENV)/.installed
 
 quickstart: setup
 	$(BIN)/python scripts/compare_backbones.py --data phantom --name quickstart --resume \
-		--resnet50-weights none --vgg16-weights none --image-size 64 --epochs 8 --batch-size 16 \
+		--resnet50-weights none --vgg16-weights none --image-size 64 --epochs 6 --batch-size 16 \
 		--resamples 200
 	@echo
 	@echo "What you have now, all of it on synthetic phantoms:"

@@ -50,6 +50,10 @@ def _parse(settings_type: type[Settings]) -> Settings:
     try:
         with contextlib.redirect_stderr(captured):
             return tyro.cli(settings_type)
+    except BrokenPipeError:
+        # `--help | head` has read enough; what is still buffered must not fail again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
     except SystemExit as stop:
         if not stop.code:
             raise

@@ -1,5 +1,6 @@
 """Every figure: takes arrays, returns a matplotlib Figure."""
 
+import textwrap
 from collections.abc import Sequence
 
 import matplotlib
@@ -116,7 +117,7 @@ def reliability_diagram(labels: np.ndarray, probabilities: np.ndarray, ece: floa
     axes.plot([0, 1], [0, 1], color="0.8", linewidth=1)
     axes.plot(mean, share, "o-", color=_CYCLE[0], label=f"expected calibration error {ece:.3f}")
     axes.set(ylabel="observed share", ylim=(-0.02, 1.02))
-    axes.legend(loc="upper left")
+    axes.legend(loc="lower right")
     below.bar(mean, counts, width=0.04, color="0.6")
     below.set(
         xlabel="predicted probability" if probabilities.shape[1] == 2 else "confidence",
@@ -222,3 +223,260 @@ def comparison(
 def _drawn(classes: Sequence[str]) -> Sequence[int]:
     """With two classes the curve of the positive one says all."""
     return (1,) if len(classes) == 2 else range(len(classes))
+
+
+def data_page(
+    findings: Sequence[str],
+    splits: Sequence[str],
+    patients: Sequence[str],
+    classes: Sequence[str],
+    measures: dict[str, np.ndarray],
+    thumbnails: np.ndarray,
+    exact: int,
+    near: Sequence[tuple[int, int]],
+    shortcuts: Sequence[tuple[str, str, float, bool]],
+    *,
+    heading: str,
+    remarks: Sequence[str],
+) -> Figure:
+    """A data set on one page: classes, sizes, aspect, brightness, patients, copies, samples.
+
+    findings, splits, patients: of each image [N]. measures: width, height, aspect, brightness,
+    float [N], NaN where unreadable. thumbnails: uint8 [N, S, S]. exact: number of identical
+    copies. near: pairs of rows that look alike. shortcuts: (measure, finding, AUROC, suspicious).
+    """
+    finding_of, split_of = np.array(findings), np.array(splits)
+    colours = {name: class_colour(name, k) for k, name in enumerate(classes)}
+    if {"pneumonia", "bacterial"} <= set(classes):  # elsewhere never side by side
+        colours["pneumonia"] = _CYCLE[2]
+    figure = plt.figure(figsize=(15, 11), layout="constrained")
+    upper, lower = figure.subfigures(2, 1, height_ratios=(1.55, 1))  # type: ignore[misc]
+    panels = upper.subplots(2, 4)
+
+    axes = panels[0, 0]
+    shown = [s for s in ("train", "val", "test", "") if np.any(split_of == s)]
+    bottom = np.zeros(len(shown))
+    for name in classes:
+        counts = np.array([np.sum((finding_of == name) & (split_of == s)) for s in shown])
+        axes.bar(range(len(shown)), counts, bottom=bottom, color=colours[name], label=name)
+        bottom += counts
+    for position, total in enumerate(bottom):
+        axes.text(position, total, f"{total:.0f}", ha="center", va="bottom", fontsize=8)
+    axes.margins(y=0.1)
+    axes.set_xticks(range(len(shown)), [s or "no split" for s in shown])
+    axes.set(title="images by split")
+    axes.legend(fontsize=8)
+
+    axes = panels[0, 1]
+    for name in classes:
+        own = finding_of == name
+        axes.plot(
+            measures["width"][own], measures["height"][own], ".", color=colours[name],
+            markersize=4, alpha=0.4,
+        )  # fmt: skip
+    axes.set(xlabel="width in pixels", ylabel="height in pixels", title="size")
+    axes.margins(0.1)
+
+    for axes, measure in ((panels[0, 2], "aspect"), (panels[0, 3], "brightness")):
+        values = measures[measure]
+        known = values[np.isfinite(values)]
+        low, high = (known.min(), known.max()) if len(known) else (0.0, 1.0)
+        if high == low:
+            low, high = low - 0.5, high + 0.5
+        edges = np.linspace(low, high, 1 + int(np.clip(2 * len(known) ** (1 / 3), 5, 30)))
+        for name in classes:
+            own = values[(finding_of == name) & np.isfinite(values)]
+            # Shares, not counts: the classes differ in size, and their shapes are the question.
+            weights = np.full(len(own), 1 / max(len(own), 1))
+            axes.hist(own, edges, weights=weights, histtype="step", color=colours[name])
+        axes.set(ylabel="share of the class")
+    panels[0, 2].set(xlabel="width by height", title="aspect")
+    panels[0, 3].set(xlabel="mean grey value", title="brightness")
+
+    axes = panels[1, 0]
+    _, images_of_patient = np.unique(np.array(patients), return_counts=True)
+    images, counts = np.unique(images_of_patient, return_counts=True)
+    axes.bar(images, counts, color="0.5")
+    axes.set(xlabel="images of the patient", ylabel="patients", title="images by patient")
+    axes.set(xlim=(0, images.max() + 1), ylim=(0.5, 2 * counts.max()), yscale="log")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+
+    axes = panels[1, 1]
+    for row, (_, _, auroc, suspicious) in enumerate(shortcuts):
+        axes.barh(row, auroc - 0.5, left=0.5, color=_CYCLE[3] if suspicious else "0.6")
+        axes.text(auroc + 0.01, row, f"{auroc:.2f}", va="center", fontsize=9)
+    axes.set_yticks(
+        range(len(shortcuts)), [f"{measure}:\n{finding}" for measure, finding, *_ in shortcuts]
+    )
+    axes.set(xlim=(0.5, 1.08), xlabel="AUROC, one class against the rest", title="shortcuts")
+    axes.invert_yaxis()
+
+    axes = panels[1, 2]
+    axes.set(title=f"copies: {exact} identical, {len(near)} pairs nearly so")
+    if near:
+        pairs = [np.hstack([thumbnails[a], thumbnails[b]]) for a, b in near[:3]]
+        axes.imshow(np.vstack(pairs), cmap="gray", vmin=0, vmax=255)
+    axes.axis("off")
+
+    axes = panels[1, 3]
+    axes.axis("off")
+    lines = [textwrap.fill(remark, 44) for remark in remarks] or ["nothing to remark"]
+    axes.text(0, 1, "\n\n".join(lines), va="top", fontsize=8, transform=axes.transAxes)
+
+    columns = 12
+    rows = min(len(classes), 4)
+    samples = lower.subplots(rows, columns, squeeze=False)
+    rng = np.random.default_rng(0)
+    for k, line in enumerate(samples):
+        # More classes than rows share them.
+        names = classes[k::rows]
+        for position, cell in enumerate(line):
+            cell.axis("off")
+            name = names[position % len(names)]
+            readable = (finding_of == name) & np.isfinite(measures["brightness"])
+            drawn = rng.permutation(np.flatnonzero(readable))
+            index = position // len(names)
+            if index < len(drawn):
+                cell.imshow(thumbnails[drawn[index]], cmap="gray", vmin=0, vmax=255)
+                if position == 0 or len(names) > 1:
+                    cell.set_title(name, fontsize=9, color=colours[name], loc="left")
+    figure.suptitle(heading, fontsize=13)
+    return figure
+
+
+def knn_grid(candidates: Sequence[dict], chosen: dict) -> Figure:
+    """k against balanced accuracy for every space, metric and weighting; the chosen one is marked.
+
+    Upper row: validation; lower row: its stressed copy; the choice is by their mean.
+    """
+    spaces = list(dict.fromkeys(c["representation"] for c in candidates))
+    figure, panels = plt.subplots(
+        2,
+        len(spaces),
+        figsize=(1.2 + 3.6 * len(spaces), 6.4),
+        layout="constrained",
+        sharex=True,
+        sharey="row",
+        squeeze=False,
+    )
+    rows = (
+        ("balanced_accuracy", "balanced accuracy,\nvalidation"),
+        ("stressed_balanced_accuracy", "balanced accuracy,\nstressed validation"),
+    )
+    for column, space in enumerate(spaces):
+        of_space = [c for c in candidates if c["representation"] == space]
+        lines = dict.fromkeys((c["metric"], c["weights"]) for c in of_space)
+        for axes, (key, label) in zip(panels[:, column], rows, strict=True):
+            for metric, weights in lines:
+                line = [c for c in of_space if (c["metric"], c["weights"]) == (metric, weights)]
+                axes.plot(
+                    [c["k"] for c in line],
+                    [c[key] for c in line],
+                    "o-" if weights == "uniform" else "o--",
+                    color=_CYCLE[0] if metric == "euclidean" else _CYCLE[1],
+                    markerfacecolor=None if weights == "uniform" else "white",
+                    markersize=3,
+                    linewidth=1,
+                    label=f"{metric}, {weights}",
+                )
+            if space == chosen["representation"]:
+                axes.plot(
+                    chosen["k"], chosen[key], "o", markersize=12, color="black",
+                    markerfacecolor="none",
+                    label=f"chosen: k = {chosen['k']}, {chosen['metric']}, {chosen['weights']}",
+                )  # fmt: skip
+            axes.set_xscale("log")
+            axes.grid(color="0.92")
+            if column == 0:
+                axes.set_ylabel(label)
+        panels[0, column].set_title(space)
+        panels[1, column].set_xlabel("k")
+        ticks = [k for k in (1, 3, 5, 11, 25, 51, 101) if k <= max(c["k"] for c in of_space)]
+        panels[1, column].set_xticks(ticks, [str(k) for k in ticks])
+        panels[1, column].minorticks_off()
+    column = spaces.index(chosen["representation"])
+    handles, labels = panels[0, column].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
+    return figure
+
+
+def tsne_map(
+    panels: Sequence[tuple[str, np.ndarray]],
+    labels: np.ndarray,
+    is_test: np.ndarray,
+    wrong: np.ndarray,
+    classes: Sequence[str],
+) -> Figure:
+    """t-SNE planes side by side: (title, float [N, 2]) each; labels int [N], the rest bool [N].
+
+    Colour is the class; test points have a dark rim; those that the KNN got wrong are crossed.
+    """
+    figure, drawn = plt.subplots(
+        1,
+        len(panels),
+        figsize=(6.2 * len(panels), 6.6),
+        layout="constrained",
+        squeeze=False,
+    )
+    # Drawn in a random order, or the last class would cover the others.
+    order = np.random.default_rng(0).permutation(len(labels))
+    for axes, (title, plane) in zip(drawn[0], panels, strict=True):
+        colours = np.array([class_colour(c, k) for k, c in enumerate(classes)])
+        others, tested = order[~is_test[order]], order[is_test[order]]
+        axes.scatter(*plane[others].T, s=7, c=colours[labels[others]], alpha=0.45, linewidths=0)
+        axes.scatter(
+            *plane[tested].T, s=20, c=colours[labels[tested]], edgecolors="black", linewidths=0.6
+        )
+        axes.scatter(*plane[wrong].T, s=55, c="black", marker="x", linewidths=1.3)
+        axes.set_title(title, fontsize=9)
+        axes.set_xticks([])
+        axes.set_yticks([])
+    handles = [
+        plt.Line2D([], [], linestyle="", marker="o", color=class_colour(c, k), label=c)
+        for k, c in enumerate(classes)
+    ]
+    test = {"linestyle": "", "marker": "o", "color": "white", "markeredgecolor": "black"}
+    cross = {"linestyle": "", "marker": "x", "color": "black"}
+    handles += [
+        plt.Line2D([], [], **test, label="test (dark rim)"),
+        plt.Line2D([], [], **cross, label="test, KNN wrong"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=9)
+    return figure
+
+
+def neighbor_table(
+    images: np.ndarray,
+    titles: Sequence[str],
+    neighbours: Sequence[Sequence[tuple[str, float]]],
+    classes: Sequence[str],
+) -> Figure:
+    """Radiographs with their nearest training cases, a row each.
+
+    images: uint8 [R, 1 + K, S, S], the asked one first; titles: R, of the asked ones; neighbours:
+    per row (class, distance) of the K. The frame has the colour of the class.
+    """
+    rows, columns = images.shape[:2]
+    figure, panels = plt.subplots(
+        rows,
+        columns,
+        figsize=(2.0 * columns, 2.35 * rows),
+        layout="constrained",
+        squeeze=False,
+    )
+    for i, j in np.ndindex(rows, columns):
+        axes = panels[i, j]
+        axes.imshow(images[i, j], cmap="gray", vmin=0, vmax=255)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        if j == 0:
+            axes.set_title(titles[i], fontsize=8, fontweight="bold")
+            for side in axes.spines.values():
+                side.set(color="black", linewidth=1)
+            continue
+        name, distance = neighbours[i][j - 1]
+        colour = class_colour(name, classes.index(name))
+        axes.set_title(f"{j}. {name}\ndistance {distance:.3g}", fontsize=8, color=colour)
+        for side in axes.spines.values():
+            side.set(color=colour, linewidth=3)
+    return figure

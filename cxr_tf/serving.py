@@ -49,8 +49,13 @@ class ServedModel:
         return tuple(self.card["classes"])
 
     def decode(self, paths: list[str]) -> list[bytes]:
-        """Contents of image files, as the signatures take them."""
-        return [Path(p).read_bytes() for p in paths]
+        """Contents of image files, as the signatures take them; DICOM becomes PNG on the way."""
+        from cxr_tf.data import dicom
+
+        return [
+            dicom.png_bytes(Path(p)) if dicom.is_dicom(Path(p)) else Path(p).read_bytes()
+            for p in paths
+        ]
 
 
 def export_classifier(
@@ -193,3 +198,127 @@ def predict_files(
         probabilities.append(out["probabilities"].numpy())
         labels += [served.classes.index(x.decode()) for x in out["label"].numpy()]
     return np.concatenate(probabilities), np.array(labels, np.int64)
+
+
+def export_knn(
+    classifier: ServedModel,
+    base: Path,
+    *,
+    pipeline: Any,
+    index: np.ndarray,
+    index_labels: np.ndarray,
+    index_paths: list[str],
+    novelty_limit: float,
+    card: dict[str, Any],
+    write_beside: Callable[[Path], Any],
+) -> Path:
+    """Writes a nearest-neighbours model as the next version under `base`; returns its folder.
+
+    Signature `serving_default` (N images, C classes, k neighbours): image_bytes string [N] ->
+    probabilities float32 [N, C] (shares of the vote), classes string [N, C], label string [N],
+    neighbor_paths and neighbor_labels string [N, k], neighbor_distances float32 [N, k] ascending,
+    novelty float32 [N] (distance to the k-th neighbour over `novelty_limit`; above 1 the image is
+    unlike those that the index was made of).
+
+    `pipeline` is the fitted scikit-learn one, with steps among `standardise`, `project`,
+    `unit_length`, and last `knn`; index: float32 [M, E], its training rows after those steps;
+    index_labels: int [M]. `write_beside` puts further files into the version's folder, and may
+    look at the finished SavedModel there and raise.
+    """
+    steps = dict(pipeline.steps)
+    knn = steps["knn"]
+    k = int(knn.n_neighbors)
+    names = tf.constant(list(classifier.classes))
+    module = tf.Module()
+    module.classifier = classifier.loaded
+    module.index = tf.Variable(index, trainable=False, name="index")
+    module.index_labels = tf.Variable(index_labels.astype(np.int64), trainable=False)
+    paths = tf.constant(index_paths)
+
+    def transform(embedding: tf.Tensor) -> tf.Tensor:
+        x = tf.cast(embedding, tf.float64)
+        if "standardise" in steps:
+            x = (x - steps["standardise"].mean_) / steps["standardise"].scale_
+        if "project" in steps:
+            mean = steps["project"].mean_.astype(np.float64)
+            x = tf.matmul(x - mean, steps["project"].components_.T.astype(np.float64))
+        if "unit_length" in steps:
+            x = tf.math.divide_no_nan(x, tf.norm(x, axis=1, keepdims=True))
+        # The index is float32, and so is a query that scikit-learn compares with it.
+        return tf.cast(x, tf.float32)
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")])
+    def classify(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
+        embedding = module.classifier.signatures["embed"](image_bytes=image_bytes)["embedding"]
+        distances, rows = nearest_rows(transform(embedding), module.index, k)
+        labels = tf.gather(module.index_labels, rows)
+        weights = tf.ones_like(distances)
+        if knn.weights == "distance":
+            # As scikit-learn: where a neighbour is at no distance, only such neighbours vote.
+            identical = distances == 0
+            weights = tf.where(
+                tf.reduce_any(identical, axis=1, keepdims=True),
+                tf.cast(identical, distances.dtype),
+                1 / distances,
+            )
+        votes = tf.one_hot(labels, len(classifier.classes), dtype=weights.dtype)
+        votes = tf.reduce_sum(votes * weights[..., None], axis=1)
+        shares = votes / tf.reduce_sum(votes, axis=1, keepdims=True)
+        return {
+            "probabilities": tf.cast(shares, tf.float32),
+            "classes": tf.tile(names[None], [tf.shape(shares)[0], 1]),
+            "label": tf.gather(names, tf.argmax(votes, axis=1)),
+            "neighbor_paths": tf.gather(paths, rows),
+            "neighbor_labels": tf.gather(names, labels),
+            "neighbor_distances": tf.cast(distances, tf.float32),
+            "novelty": tf.cast(distances[:, -1] / novelty_limit, tf.float32),
+        }
+
+    def write(folder: str) -> None:
+        tf.saved_model.save(module, folder, signatures={"serving_default": classify})
+        write_beside(Path(folder))
+
+    return write_version(base, write, card=card)
+
+
+def nearest_rows(
+    queries: tf.Tensor, index: tf.Variable, k: int, *, block: int = 8192
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Exact Euclidean search: distances float64 [N, k] ascending and rows int64 [N, k].
+
+    queries: float32 [N, E]; index: float32 [M, E], k <= M. The index is gone through in blocks,
+    so that memory holds N x block distances whatever M is. In float64, as scikit-learn does, since
+    |q|^2 - 2qx + |x|^2 loses in float32 the very digits that order near neighbours.
+    """
+    queries = tf.cast(queries, tf.float64)
+    size = int(index.shape[0])
+    squares = tf.reduce_sum(queries**2, axis=1, keepdims=True)
+
+    def step(
+        start: tf.Tensor, nearest: tf.Tensor, rows: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        part = tf.cast(index[start : start + block], tf.float64)
+        squared = squares - 2 * tf.matmul(queries, part, transpose_b=True)
+        squared += tf.reduce_sum(part**2, axis=1)[None]
+        numbers = tf.range(tf.shape(part)[0], dtype=tf.int64) + tf.cast(start, tf.int64)
+        candidates = tf.concat([nearest, squared], axis=1)
+        of_candidates = tf.concat([rows, tf.tile(numbers[None], [tf.shape(queries)[0], 1])], axis=1)
+        best, where = tf.math.top_k(-candidates, k)
+        return start + block, -best, tf.gather(of_candidates, where, batch_dims=1)
+
+    count = tf.shape(queries)[0]
+    _, nearest, rows = tf.while_loop(
+        lambda start, *_: start < size,
+        step,
+        (
+            tf.constant(0),
+            tf.fill([count, k], tf.constant(np.inf, tf.float64)),
+            tf.zeros([count, k], tf.int64),
+        ),
+        shape_invariants=(
+            tf.TensorShape([]),
+            tf.TensorShape([None, k]),
+            tf.TensorShape([None, k]),
+        ),
+    )
+    return tf.sqrt(tf.maximum(nearest, 0.0)), rows

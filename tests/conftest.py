@@ -1,0 +1,74 @@
+"""What several test modules share: one folder of phantoms, one small network, one finished run."""
+
+import dataclasses
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cxr_tf.data.phantom import write_phantoms
+from cxr_tf.settings import TrainClassifier
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """72 phantoms of 64 pixels, as a folder with split folders."""
+    folder = tmp_path_factory.mktemp("data") / "phantoms"
+    write_phantoms(folder, count=72, size=64, seed=11)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone() -> Iterator[str]:
+    """A backbone with what the real ones have, and no size: convolution, BatchNorm, dropout."""
+    import keras
+
+    from cxr_tf.models import backbones
+
+    def features(x: keras.KerasTensor) -> keras.KerasTensor:
+        for block, filters in (("conv1", 8), ("conv2", 16)):
+            x = keras.layers.Conv2D(filters, 5, strides=4, name=f"{block}_conv")(x / 128 - 1)
+            x = keras.layers.BatchNormalization(name=f"{block}_bn")(x)
+            x = keras.layers.Activation("relu", name=f"{block}_relu")(x)
+            x = keras.layers.Dropout(0.3, name=f"{block}_dropout")(x)
+        return keras.layers.GlobalAveragePooling2D(name="average", dtype="float32")(x)
+
+    # What the entry has besides, it shares with ResNet50.
+    entry = dataclasses.replace(
+        backbones.BACKBONES["resnet50"],
+        features=features,
+        blocks=("conv1", "conv2"),
+        tuned_blocks=2,
+        imagenet=None,
+    )
+    backbones.BACKBONES["tiny"] = entry
+    yield "tiny"
+    del backbones.BACKBONES["tiny"]
+
+
+@pytest.fixture(scope="session")
+def finished(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainClassifier:
+    """The settings of a finished run: a real VGG16, trained in bfloat16 for an epoch."""
+    from cxr_tf.classification import train_and_evaluate
+
+    root = tmp_path_factory.mktemp("finished")
+    settings = TrainClassifier(
+        data=str(phantoms),
+        backbone="vgg16",
+        weights="none",
+        image_size=64,
+        batch_size=16,
+        epochs=1,
+        precision="mixed_bfloat16",
+        operating_point="youden",
+        resamples=30,
+        name="shared",
+        logs=str(root / "logs"),
+        saved_models=str(root / "saved_models"),
+    )
+    train_and_evaluate(settings)
+    return settings

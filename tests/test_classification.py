@@ -1,0 +1,351 @@
+"""Training one classifier: what is written, and that no interruption changes the result."""
+
+import csv
+import dataclasses
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cxr_tf.errors import UserError
+from cxr_tf.settings import TrainClassifier
+
+SCORES = (
+    *("accuracy", "balanced_accuracy", "precision", "recall", "specificity", "f1"),
+    *("auroc", "auprc", "brier", "ece", "loss"),
+)
+
+
+def tiny_settings(phantoms: Path, root: Path, **changed) -> TrainClassifier:
+    settings = {
+        "data": str(phantoms),
+        "backbone": "tiny",
+        "weights": "none",
+        "image_size": 64,
+        "batch_size": 16,
+        "epochs": 3,
+        "precision": "float32",
+        "resamples": 5,
+        "name": "run",
+        "logs": str(root / "logs"),
+        "saved_models": str(root / "saved_models"),
+    }
+    return TrainClassifier(**(settings | changed))
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves out what costs seconds and is proved on the finished run: figures and export."""
+    from cxr_tf import classification, evaluation, serving
+
+    monkeypatch.setattr(evaluation, "draw_split", lambda *a, **k: None)
+    monkeypatch.setattr(classification.Run, "write_figure", lambda *a, **k: None)
+    monkeypatch.setattr(serving, "export_classifier", lambda *a, **k: Path("nowhere/1"))
+
+
+@pytest.fixture
+def kept_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves the checkpoint of a finished run, which holds every variable of the last epoch."""
+    from cxr_tf.classification import TrainingState
+
+    monkeypatch.setattr(TrainingState, "remove", lambda self: None)
+
+
+def final_state(settings: TrainClassifier) -> dict[str, np.ndarray]:
+    folder = Path(settings.logs) / "classifier" / settings.name
+    with np.load(folder / "checkpoint.npz") as last, np.load(folder / "best.npz") as best:
+        arrays = {**{k: last[k] for k in last}, **{k: best[k] for k in best}}
+    del arrays["seconds"]
+    return arrays
+
+
+def assert_same(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> None:
+    assert first.keys() == second.keys()
+    different = [k for k in first if first[k].tobytes() != second[k].tobytes()]
+    assert not different
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    tiny_backbone: str, phantoms: Path, tmp_path_factory: pytest.TempPathFactory
+) -> TrainClassifier:
+    """Three epochs of the small network without interruption, with its last state."""
+    from cxr_tf.classification import train_and_evaluate
+
+    settings = tiny_settings(phantoms, tmp_path_factory.mktemp("undisturbed"))
+    with pytest.MonkeyPatch.context() as patch:
+        quick.__wrapped__(patch)
+        kept_state.__wrapped__(patch)
+        train_and_evaluate(settings)
+    return settings
+
+
+@pytest.mark.usefixtures("quick", "kept_state")
+def test_the_same_seed_gives_the_same_bits(
+    undisturbed: TrainClassifier, phantoms: Path, tmp_path: Path
+) -> None:
+    from cxr_tf.classification import train_and_evaluate
+
+    again = tiny_settings(phantoms, tmp_path)
+    train_and_evaluate(again)
+    assert_same(final_state(undisturbed), final_state(again))
+
+
+@pytest.mark.usefixtures("quick", "kept_state")
+def test_killed_and_resumed_gives_the_bits_of_an_undisturbed_run(
+    undisturbed: TrainClassifier, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cxr_tf import classification
+
+    settings = tiny_settings(phantoms, tmp_path)
+    whole = classification.EpochEnd.on_train_batch_end
+    killed = []
+
+    def kill(self, batch, logs=None):
+        whole(self, batch, logs)
+        # In the first epoch nothing is kept yet; in the second one epoch is.
+        if self._state.epochs_done() == len(killed) and batch == 1:
+            killed.append(batch)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(classification.EpochEnd, "on_train_batch_end", kill)
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            classification.train_and_evaluate(dataclasses.replace(settings, resume=bool(killed)))
+    with pytest.raises(UserError, match="interrupted"):
+        classification.train_and_evaluate(settings)
+    run = classification.train_and_evaluate(dataclasses.replace(settings, resume=True))
+
+    assert len(killed) == 3
+    assert_same(final_state(undisturbed), final_state(settings))
+    before = json.loads((Path(undisturbed.logs) / "classifier/run/metrics.json").read_text())
+    after = run.metrics()
+    for volatile in ("train_seconds", "images_per_second"):
+        del before["model"][volatile], after["model"][volatile]
+    # As text, which tells 1 from 1.0.
+    assert json.dumps(before, sort_keys=True) == json.dumps(after, sort_keys=True)
+    for split in ("val", "test"):
+        name = f"classifier/run/predictions-{split}.csv"
+        kept = (Path(undisturbed.logs) / name).read_bytes()
+        assert (Path(settings.logs) / name).read_bytes() == kept
+
+
+@pytest.mark.usefixtures("quick", "kept_state")
+def test_frozen_start_is_resumed_as_well(
+    undisturbed: TrainClassifier, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From pretrained weights: the head is fitted first, and BatchNorm stays where it was."""
+    from cxr_tf import classification
+
+    source = Path(undisturbed.logs) / "classifier/run/model.keras"
+    changed = {"weights": str(source), "epochs": 2}
+    smooth, rough = (tiny_settings(phantoms, tmp_path / s, **changed) for s in ("a", "b"))
+    classification.train_and_evaluate(smooth)
+
+    on_epoch_end = classification.EpochEnd.on_epoch_end
+
+    def kill(self, epoch, logs=None):
+        on_epoch_end(self, epoch, logs)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(classification.EpochEnd, "on_epoch_end", kill)
+        with pytest.raises(KeyboardInterrupt):
+            classification.train_and_evaluate(rough)
+    classification.train_and_evaluate(dataclasses.replace(rough, resume=True))
+    assert_same(final_state(smooth), final_state(rough))
+
+
+def test_a_finished_run_is_left_alone(
+    finished: TrainClassifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cxr_tf import classification
+
+    def contents() -> dict[Path, tuple[int, int]]:
+        roots = Path(finished.logs), Path(finished.saved_models)
+        files = [p for root in roots for p in root.rglob("*") if p.is_file()]
+        return {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in files}
+
+    monkeypatch.setattr(classification, "fine_tune", lambda *a, **k: pytest.fail("trains again"))
+    before = contents()
+    with pytest.raises(UserError, match="finished"):
+        classification.train_and_evaluate(finished)
+    classification.train_and_evaluate(dataclasses.replace(finished, resume=True))
+    assert contents() == before
+    with pytest.raises(UserError, match="--seed 0, not 1"):
+        classification.train_and_evaluate(dataclasses.replace(finished, resume=True, seed=1))
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_loss_that_is_no_number_stops_at_its_step(
+    undisturbed: TrainClassifier, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cxr_tf import classification, runs
+    from cxr_tf.data import pipeline
+
+    batches = pipeline.training_batches
+
+    def poisoned(*args, **kwargs):
+        import tensorflow as tf
+
+        clean = batches(*args, **kwargs)
+        steps = 48 // 16
+        return clean.enumerate().map(
+            lambda i, b: (b[0] * tf.where(i == steps + 1, math.nan, 1.0), b[1])
+        )
+
+    monkeypatch.setattr(pipeline, "training_batches", poisoned)
+    settings = tiny_settings(phantoms, tmp_path)
+    with pytest.raises(UserError, match=r"nan at step 2 of epoch 2.*learning-rate"):
+        classification.train_and_evaluate(settings)
+    folder = Path(settings.logs) / "classifier/run"
+    assert not (folder / "metrics.json").exists()
+    with np.load(folder / "checkpoint.npz") as kept:
+        assert all(np.isfinite(kept[k]).all() for k in kept if k.startswith("v"))
+    monkeypatch.undo()
+    quick.__wrapped__(monkeypatch)
+    kept_state.__wrapped__(monkeypatch)
+    run = classification.train_and_evaluate(dataclasses.replace(settings, resume=True))
+    assert isinstance(run, runs.Run)
+    assert_same(final_state(undisturbed), final_state(settings))
+
+
+@pytest.mark.usefixtures("quick")
+def test_weights_that_become_no_numbers_in_the_last_step_stop_as_well(
+    tiny_backbone: str, phantoms: Path, tmp_path: Path
+) -> None:
+    """The loss of the epoch's last step is computed before its update: it cannot tell."""
+    from cxr_tf import classification
+
+    settings = tiny_settings(phantoms, tmp_path, learning_rate=1e30, batch_size=48)
+    with pytest.raises(UserError, match=r"epoch 1.*learning-rate"):
+        classification.train_and_evaluate(settings)
+
+
+def test_an_unreadable_file_stops_before_anything_is_written(
+    tiny_backbone: str, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cxr_tf import classification
+
+    folder = tmp_path / "data"
+    shutil.copytree(phantoms, folder)
+    broken = next((folder / "train" / "NORMAL").glob("*.png"))
+    broken.write_bytes(broken.read_bytes()[:-30])
+    settings = tiny_settings(folder, tmp_path, epochs=1)
+    with pytest.raises(UserError, match=rf"{broken.name}.*--skip-unreadable"):
+        classification.train_and_evaluate(settings)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["data"]
+
+    quick.__wrapped__(monkeypatch)
+    run = classification.train_and_evaluate(dataclasses.replace(settings, skip_unreadable=True))
+    rows = sum(run.metrics()[s]["images"] for s in ("val", "test"))
+    assert 0 < rows < 71
+    assert run.config()["images"] == 71
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"image_size": 32}, "at least 64"),
+        ({"epochs": 0}, "--weights none needs --epochs"),
+        ({"trainable_blocks": 0}, "--weights none needs"),
+        ({"trainable_blocks": 3}, "from 0 to 2"),
+        ({"operating_point": "best"}, "known: half"),
+        ({"operating_point": "youden", "task": "three_class"}, "binary"),
+        ({"name": "a/b"}, "folder"),
+        ({"data": "/nowhere"}, "no such folder"),
+        ({"weights": "nowhere.weights.h5"}, "no such weights file"),
+        ({"learning_rate": 0.0}, "--learning-rate"),
+        ({"augmentation": -1.0}, "--augmentation"),
+        ({"resamples": -1}, "--resamples"),
+        ({"patience": 0}, "--patience"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_written(
+    tiny_backbone: str, phantoms: Path, tmp_path: Path, changed: dict, message: str
+) -> None:
+    from cxr_tf import classification
+
+    with pytest.raises(UserError, match=message):
+        classification.train_and_evaluate(tiny_settings(phantoms, tmp_path, **changed))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("quick")
+def test_no_epochs_train_the_head_alone(
+    undisturbed: TrainClassifier, phantoms: Path, tmp_path: Path
+) -> None:
+    """Three classes on the backbone of a binary model, which must stay as it was."""
+    import keras
+
+    from cxr_tf import classification
+    from cxr_tf.models.backbones import backbone_layers
+
+    source = Path(undisturbed.logs) / "classifier/run/model.keras"
+    run = classification.train_and_evaluate(
+        tiny_settings(phantoms, tmp_path, weights=str(source), epochs=0, task="three_class")
+    )
+    before = keras.saving.load_model(source, compile=False)
+    after = keras.saving.load_model(run.directory / "model.keras", compile=False)
+    assert after.output_shape == (None, 3)
+    for layer in backbone_layers(before, "tiny"):
+        for old, new in zip(
+            layer.get_weights(), after.get_layer(layer.name).get_weights(), strict=True
+        ):
+            np.testing.assert_array_equal(old, new)
+    metrics = run.metrics()
+    assert metrics["model"]["best_epoch"] == 0
+    assert metrics["history"][0]["train_loss"] is None
+    assert {f"recall/{c}" for c in ("normal", "bacterial", "viral")} <= metrics["test"].keys()
+    with (run.directory / "predictions-test.csv").open() as file:
+        header = next(csv.reader(file))
+    assert header == ["path", "patient", "label", "normal", "bacterial", "viral", "predicted"]
+
+
+def test_metrics_have_what_is_promised(finished: TrainClassifier) -> None:
+    folder = Path(finished.logs) / "classifier" / finished.name
+    metrics = json.loads((folder / "metrics.json").read_text())
+    for split in ("val", "test"):
+        table = metrics[split]
+        assert {*SCORES, "recall/normal", "recall/pneumonia"} <= table.keys()
+        assert table["recall"] == table["recall/pneumonia"]
+        for metric in SCORES:
+            low, high = table["ci95"][metric]
+            assert low <= high
+        with (folder / f"predictions-{split}.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        assert len(rows) == table["images"]
+        assert len({r["patient"] for r in rows}) == table["patients"]
+        right = np.mean([r["label"] == r["predicted"] for r in rows])
+        assert table["accuracy"] == pytest.approx(right)
+        threshold = metrics["model"]["threshold"]
+        for r in rows:
+            assert (r["predicted"] == "pneumonia") == (float(r["pneumonia"]) >= threshold)
+    names = {p.name for p in folder.iterdir()}
+    promised = {"config.json", "metrics.json", "model.keras", "figures"}
+    assert promised | {"predictions-val.csv", "predictions-test.csv"} <= names
+    assert not {n for n in names if n.startswith(".") or n.endswith(".npz")}
+    for figure in ("roc", "precision_recall", "confusion", "reliability", "most_wrong"):
+        assert (folder / "figures" / f"{figure}-test.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "figures" / "training_curves.png").exists()
+
+
+def test_tensorboard_shows_it(finished: TrainClassifier) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(
+        str(Path(finished.logs) / "classifier" / finished.name), size_guidance={"tensors": 0}
+    )
+    events.Reload()
+    tags = set(events.Tags()["tensors"])
+    assert {"train/loss", "train/accuracy", "train/learning_rate", "val/auroc"} <= tags
+    assert {"final/test_auroc", "confusion-test", "samples-test"} <= tags
+    assert {"test/pneumonia/pr_curves", "_hparams_/session_start_info"} <= tags
+    plugins = {t: events.SummaryMetadata(t).plugin_data.plugin_name for t in tags}
+    assert plugins["train/loss"] == "scalars"
+    assert plugins["confusion-test"] == "images"
+    assert plugins["test/pneumonia/pr_curves"] == "pr_curves"
+    assert plugins["_hparams_/session_start_info"] == "hparams"

@@ -1,0 +1,146 @@
+"""The run directory: a name is a folder, a file is whole or absent, and nothing is overwritten."""
+
+import errno
+import json
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cxr_tf import runs
+from cxr_tf.data.catalog import Catalog, Radiograph
+from cxr_tf.errors import UserError
+
+CATALOG = Catalog(
+    findings=("normal", "viral"),
+    source="somewhere",
+    radiographs=(
+        Radiograph("a/1.png", "normal", "p1", "train", "00"),
+        Radiograph("a/2, 3.png", "viral", "p2", "test", "01"),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    seed: int = 0
+    rate: float | None = None
+    runs: tuple[str, ...] = ("a", "b")
+    data: str = "somewhere"
+    name: str = ""
+    resume: bool = False
+
+
+@pytest.mark.parametrize(
+    "name", ["a/b", "../up", "", ".", "..", ".hidden", "-flag", "a b", "a\n", "x" * 101, "ä"]
+)
+def test_a_name_is_one_plain_folder(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match="folder"):
+        runs.open_run(str(tmp_path), "job", name, Settings(), CATALOG)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_exists_is_refused_or_resumed_with_the_same_settings(tmp_path: Path) -> None:
+    def opened(catalog: Catalog = CATALOG, **changed) -> runs.Run:
+        return runs.open_run(str(tmp_path), "job", "a", replace(Settings(), **changed), catalog)
+
+    run = opened()
+    config = run.config()
+    assert config["settings"]["runs"] == ["a", "b"]
+    assert config["data_fingerprint"] == CATALOG.fingerprint()
+    assert config["packages"]["tensorflow"][0].isdigit()
+    with pytest.raises(UserError, match="was interrupted"):
+        opened()
+    assert opened(resume=True).directory == run.directory
+    with pytest.raises(UserError, match=r"--rate None, not 0\.1"):
+        opened(resume=True, rate=0.1)
+    # Where the data lie, and whether the name was spelt out, changes nothing of the result.
+    assert opened(resume=True, data="elsewhere", name="a").config() == config
+
+    relabelled = replace(CATALOG.radiographs[0], finding="viral")
+    other = replace(CATALOG, radiographs=(relabelled, *CATALOG.radiographs[1:]))
+    with pytest.raises(UserError, match="data are not those"):
+        opened(other, resume=True)
+    # Another seed draws other splits: it is the seed that must be named.
+    with pytest.raises(UserError, match="--seed 0, not 1"):
+        opened(other, resume=True, seed=1)
+
+    run.write_metrics({"auroc": 1.0})
+    with pytest.raises(UserError, match="is finished"):
+        opened()
+    assert opened(resume=True).finished
+    assert run.config() == config
+
+
+def test_settings_that_newer_versions_add_do_not_pass_unseen(tmp_path: Path) -> None:
+    run = runs.open_run(str(tmp_path), "job", "a", Settings(), CATALOG)
+    config = run.config()
+    del config["settings"]["seed"]
+    runs.write_json(run.directory / "config.json", config)
+    with pytest.raises(UserError, match="--seed"):
+        runs.open_run(str(tmp_path), "job", "a", Settings(resume=True), CATALOG)
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()]
+)
+def test_a_file_is_whole_or_as_it_was(tmp_path: Path, error: BaseException) -> None:
+    path = tmp_path / "metrics.json"
+
+    def half(beside: Path) -> None:
+        beside.write_text('{"auroc": 0.')
+        raise error
+
+    for before in (None, '{"auroc": 0.5}\n'):
+        if before:
+            path.write_text(before)
+        with pytest.raises(type(error)):
+            runs.atomically(path, half)
+        assert [p.read_text() for p in tmp_path.iterdir()] == ([before] if before else [])
+    with pytest.raises(FileNotFoundError):
+        runs.write_json(tmp_path / "none" / "x.json", {})
+
+
+def test_json_has_null_where_a_number_is_not_defined(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    content = {
+        "nan": math.nan,
+        "deep": [{"inf": np.float32(np.inf)}, (np.int64(3), np.bool_(True))],
+        "array": np.array([1.5, np.nan]),
+        2: Path("a/b"),
+    }
+    runs.write_json(path, content)
+
+    def refuse(word: str) -> None:
+        raise AssertionError(word)
+
+    assert json.loads(path.read_text(), parse_constant=refuse) == {
+        "nan": None,
+        "deep": [{"inf": None}, [3, True]],
+        "array": [1.5, None],
+        "2": "a/b",
+    }
+    with pytest.raises(TypeError):
+        runs.write_json(path, {"what": object()})
+    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_predictions_are_csv_that_reads_back(tmp_path: Path) -> None:
+    import csv
+
+    probabilities = np.array([[0.25, 0.75], [0.123456789, 0.876543211]], np.float32)
+    run = runs.Run(tmp_path)
+    run.write_predictions(
+        "test", CATALOG, np.array([0, 1]), probabilities, np.array([1, 1]), ("normal", "pneumonia")
+    )
+    with (tmp_path / "predictions-test.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [r["path"] for r in rows] == CATALOG.paths
+    assert [(r["label"], r["predicted"]) for r in rows] == [
+        ("normal", "pneumonia"),
+        ("pneumonia", "pneumonia"),
+    ]
+    read = np.array([[float(r["normal"]), float(r["pneumonia"])] for r in rows])
+    np.testing.assert_allclose(read, probabilities, rtol=1e-7)
