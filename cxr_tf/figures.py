@@ -213,9 +213,10 @@ def comparison(
             colour = _CYCLE[0] if name == chosen else "0.5"
             axes.plot([low, high], [row, row], color=colour, linewidth=2)
             axes.plot(table[metric], row, "o", color=colour)
-            axes.text(table[metric], row + 0.14, f"{table[metric]:.3f}", ha="center", fontsize=8)
+            axes.text(table[metric], row - 0.14, f"{table[metric]:.3f}", ha="center", fontsize=8)
         axes.set_yticks(range(len(names)), names if axes is np.atleast_1d(panels)[0] else [])
-        axes.set(title=metric, ylim=(-0.5, len(names) - 0.3))
+        # The first on top, as in the table.
+        axes.set(title=metric, ylim=(len(names) - 0.5, -0.5))
         axes.grid(axis="x", color="0.9")
     return figure
 

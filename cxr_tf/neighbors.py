@@ -202,7 +202,7 @@ def fit_knn(settings: FitKnn) -> Run:
         shares = knn.predict_proba(values[where])
         probabilities[split] = shares
         predicted[where] = shares.argmax(axis=1)
-        novelty = distances[split][:, -1] / limit
+        novelty = novelty_of(distances[split], limit)
         results[split] = score(part, shares, predicted[where], settings)
         results[split]["novel"] = float(np.mean(novelty > 1))
         write_predictions(run, split, part, shares, predicted[where], novelty)
@@ -674,6 +674,15 @@ def score(
         seed=settings.seed or 0,
     )
     return table
+
+
+def novelty_of(distances: np.ndarray, limit: float) -> np.ndarray:
+    """Distance to the k-th neighbour over `limit`, float [N]; distances: [N, k] ascending.
+
+    `limit` is the NOVELTY_QUANTILE of that distance over validation: above 1 a radiograph is
+    farther from all training ones than 99 of 100 validation radiographs are.
+    """
+    return distances[:, -1] / limit
 
 
 def write_predictions(

@@ -1,6 +1,5 @@
 """What several test modules share: one folder of phantoms, one small network, one finished run."""
 
-import dataclasses
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -24,29 +23,12 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_backbone() -> Iterator[str]:
-    """A backbone with what the real ones have, and no size: convolution, BatchNorm, dropout."""
-    import keras
+    """A backbone in the table that trains in a second."""
+    from tiny_backbone import register
 
     from cxr_tf.models import backbones
 
-    def features(x: keras.KerasTensor) -> keras.KerasTensor:
-        for block, filters in (("conv1", 8), ("conv2", 16)):
-            x = keras.layers.Conv2D(filters, 5, strides=4, name=f"{block}_conv")(x / 128 - 1)
-            x = keras.layers.BatchNormalization(name=f"{block}_bn")(x)
-            x = keras.layers.Activation("relu", name=f"{block}_relu")(x)
-            x = keras.layers.Dropout(0.3, name=f"{block}_dropout")(x)
-        return keras.layers.GlobalAveragePooling2D(name="average", dtype="float32")(x)
-
-    # What the entry has besides, it shares with ResNet50.
-    entry = dataclasses.replace(
-        backbones.BACKBONES["resnet50"],
-        features=features,
-        blocks=("conv1", "conv2"),
-        tuned_blocks=2,
-        imagenet=None,
-    )
-    backbones.BACKBONES["tiny"] = entry
-    yield "tiny"
+    yield register()
     del backbones.BACKBONES["tiny"]
 
 

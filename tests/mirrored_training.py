@@ -6,6 +6,7 @@ Devices can be split only before TensorFlow has started, so this cannot be a tes
 import sys
 
 import tensorflow as tf
+from tiny_backbone import register
 
 from cxr_tf import classification
 from cxr_tf.settings import TrainClassifier
@@ -19,14 +20,15 @@ if __name__ == "__main__":
     run = classification.train_and_evaluate(
         TrainClassifier(
             data=data,
-            backbone="resnet50",
+            backbone=register(),
             weights="none",
             image_size=64,
             batch_size=8,
-            epochs=1,
+            epochs=2,
+            precision="float32",
             resamples=10,
             logs=f"{out}/logs",
             saved_models=f"{out}/saved_models",
         )
     )
-    print("replicas", strategy.num_replicas_in_sync, "auroc", run.metrics()["val"]["auroc"])
+    print(strategy.num_replicas_in_sync, "replicas", run.metrics()["history"][-1]["val_loss"])

@@ -5,6 +5,8 @@ import dataclasses
 import json
 import math
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -349,3 +351,16 @@ def test_tensorboard_shows_it(finished: TrainClassifier) -> None:
     assert plugins["confusion-test"] == "images"
     assert plugins["test/pneumonia/pr_curves"] == "pr_curves"
     assert plugins["_hparams_/session_start_info"] == "hparams"
+
+
+def test_training_on_two_devices(phantoms: Path, tmp_path: Path) -> None:
+    """By MirroredStrategy, from the first step to the SavedModel, in a process of its own."""
+    script = Path(__file__).parent / "mirrored_training.py"
+    done = subprocess.run(
+        [sys.executable, str(script), str(phantoms), str(tmp_path)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    replicas, word, loss = done.stdout.split()[-3:]
+    assert (replicas, word) == ("2", "replicas")
+    assert 0 < float(loss) < 5
+    assert (tmp_path / "saved_models/tiny-binary/1/saved_model.pb").exists()

@@ -172,28 +172,6 @@ def test_predictions_name_novelty_and_the_served_one_is_the_same(fitted: Fitted)
     assert fitted.metrics["val"]["novel"] <= 0.1
 
 
-def test_what_is_no_radiograph_is_novel(fitted: Fitted) -> None:
-    import tensorflow as tf
-
-    from cxr_tf.serving import load_served
-
-    served = load_served(str(fitted.model))
-    rows, columns = np.mgrid[:64, :64]
-    pictures = [
-        np.random.default_rng(0).integers(0, 256, (64, 64)),
-        np.full((64, 64), 128),
-        (rows // 4 + columns // 4) % 2 * 255,
-        rows % 2 * 255,
-    ]
-    encoded = [tf.io.encode_png(x[..., None].astype(np.uint8)).numpy() for x in pictures]
-    signature = served.signature("serving_default")
-    strange = signature(image_bytes=tf.constant(encoded))["novelty"].numpy()
-    stored = fitted.embeddings()
-    paths = [str(p) for p in stored["paths"][stored["splits"] == "test"]]
-    usual = signature(image_bytes=tf.constant(served.decode(paths)))["novelty"].numpy()
-    assert np.median(strange) > np.quantile(usual, 0.75)
-
-
 def test_pickle_needs_scikit_learn_alone(fitted: Fitted, tmp_path: Path) -> None:
     version = fitted.model / "1"
     program = (
@@ -490,6 +468,22 @@ def test_preparation_holds_the_embeddings_once_and_the_pipeline_repeats_it(
     if steps:
         again = Pipeline(steps).transform(embeddings.read()[:50])
         np.testing.assert_allclose(again, values[:50], rtol=1e-3, atol=1e-4)
+
+
+def test_what_is_unlike_training_is_novel_and_validation_is_not(tmp_path: Path) -> None:
+    from cxr_tf.neighbors import NOVELTY_QUANTILE, Candidate, fit_pipeline, novelty_of
+
+    embeddings = stored_embeddings(tmp_path, 800, 12)
+    knn = fit_pipeline(embeddings, Candidate("standardised", "euclidean", "uniform", 5, 0, 0, 0))
+    values = embeddings.read()
+
+    def distances(rows: np.ndarray) -> np.ndarray:
+        return knn[-1].kneighbors(knn[:-1].transform(rows))[0]
+
+    val = distances(values[embeddings.rows("val")])
+    limit = float(np.quantile(val[:, -1], NOVELTY_QUANTILE))
+    assert 0 < np.mean(novelty_of(val, limit) > 1) <= 0.015
+    assert (novelty_of(distances(values[:50] + 2), limit) > 1).all()
 
 
 def test_a_wide_index_is_not_tried_where_it_would_be_a_second_copy() -> None:
