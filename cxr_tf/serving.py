@@ -102,8 +102,8 @@ def export_classifier(
     image_bytes = tf.TensorSpec([None], tf.string, name="image_bytes")
     images = tf.TensorSpec([None, size, size, 3], tf.float32, name="images")
 
+    # Endpoints track the variables that they use; `track` would store each a second time.
     archive = keras.export.ExportArchive()
-    archive.track(model)
     archive.add_endpoint("serving_default", lambda x: classify(decode(x)), [image_bytes])
     archive.add_endpoint("tensor", classify, [images])
     archive.add_endpoint(

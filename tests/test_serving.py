@@ -254,3 +254,16 @@ def test_colour_and_size_of_the_file_do_not_matter_to_the_server(
     first, *others = out["probabilities"].numpy()
     for other in others:
         np.testing.assert_array_equal(other, first)
+
+
+def test_weights_are_stored_once(finished: TrainClassifier) -> None:
+    folder = Path(finished.saved_models) / finished.name / "1"
+    stored = [
+        shape
+        for name, shape in tf.train.list_variables(str(folder / "variables" / "variables"))
+        if name != "_CHECKPOINTABLE_OBJECT_GRAPH"
+    ]
+    model = keras.saving.load_model(
+        Path(finished.logs) / "classifier" / finished.name / "model.keras", compile=False
+    )
+    assert sum(int(np.prod(shape)) for shape in stored) == model.count_params()
