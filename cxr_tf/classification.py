@@ -15,7 +15,7 @@ of it: the same images under 2.5 times the default augmentation. Test is looked 
 import logging
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import keras
 import numpy as np
@@ -350,12 +350,7 @@ def fine_tune(
         epochs=settings.epochs,
         steps_per_epoch=steps,
         class_weight={k: len(train.labels) / (len(counts) * n) for k, n in enumerate(counts)},
-        # In this order: remember the raw weights, swap the averages in, judge and save.
-        callbacks=[
-            keras.callbacks.LambdaCallback(on_epoch_end=watcher.remember_raw),
-            keras.callbacks.SwapEMAWeights(swap_on_epoch=True),
-            watcher,
-        ],
+        callbacks=[watcher],
         shuffle=False,  # the stream is shuffled already, from the seed
         verbose=0,
     )
@@ -373,11 +368,16 @@ class Judge:
         )
 
     def __call__(self, epoch: int) -> dict[str, float]:
-        """{epoch, val_*, val_stressed_*, selection_loss} of the model as it stands."""
+        """{epoch, val_*, val_stressed_*, selection_loss} of the model as it stands.
+
+        Raises FloatingPointError where its outputs are no numbers.
+        """
         entry: dict[str, float] = {"epoch": epoch}
         losses = []
         for prefix, batches in (("val", self._clean), ("val_stressed", self._stressed)):
             logits = infer(self._logits, batches)
+            if not np.isfinite(logits).all():
+                raise FloatingPointError("logits are not finite")
             probabilities = special.softmax(logits, axis=1)
             scores = metrics.classification_scores(
                 self._labels, probabilities, logits.argmax(axis=1), self._classes
@@ -405,6 +405,8 @@ class TrainingState:
                     dict(zip(stored["history_keys"].tolist(), row, strict=True))
                     for row in stored["history"].tolist()
                 ]
+                for entry in self.history:
+                    entry["epoch"] = int(entry["epoch"])
                 self.seconds = float(stored["seconds"])
 
     def exists(self) -> bool:
@@ -486,21 +488,16 @@ class EpochEnd(keras.callbacks.Callback):
         super().__init__()
         self._trainer, self._judge, self._state = trainer, judge, state
         self._writer, self._settings = writer, settings
-        self._raw: list[np.ndarray] = []
         self._started = time.perf_counter()
         self._seconds_before = state.seconds
         self._first_epoch = state.epochs_done()
-
-    def remember_raw(self, epoch: int, logs: dict | None = None) -> None:
-        """Copies every variable before the averages are swapped in."""
-        self._raw = [np.array(v) for v in _all_variables(self._trainer)]
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         """Stops a run whose loss is no number; the checkpoint of the last epoch stays."""
         if logs and not np.isfinite(logs["loss"]):
             self._diverged("the loss", f"{logs['loss']} at step {batch + 1}")
 
-    def _diverged(self, what: str, became: str) -> None:
+    def _diverged(self, what: str, became: str) -> NoReturn:
         epoch = self._state.epochs_done() + 1
         kept = "the checkpoint before it is kept" if self._state.exists() else "no checkpoint yet"
         raise UserError(
@@ -509,19 +506,30 @@ class EpochEnd(keras.callbacks.Callback):
         )
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        """Judges, logs and saves."""
+        """Judges the averaged weights, logs and saves; training goes on with the raw ones."""
         logs = logs or {}
+        variables = _all_variables(self._trainer)
+        raw = [np.array(v) for v in variables]
         # The loss of the epoch's last step is that before its update, and cannot tell.
-        if not all(np.isfinite(v).all() for v in self._raw):
+        if not all(np.isfinite(v).all() for v in raw):
             self._diverged("a weight", "no finite number at the end")
         rate = float(self._trainer.optimizer.learning_rate)
+        # Not by Keras's SwapEMAWeights: it swaps by sums and differences, which rounds, and a run
+        # resumed from what was saved would not be the undisturbed one.
+        self._trainer.optimizer.finalize_variable_values(self._trainer.trainable_variables)
+        try:
+            judged = self._judge(epoch + 1)
+        except FloatingPointError:
+            self._diverged("the output", "no finite number at the end")
         entry = {
-            **self._judge(epoch + 1),
+            **judged,
             "train_loss": float(logs["loss"]),
             "learning_rate": rate,
         }
         spent = time.perf_counter() - self._started
-        self._state.save(entry, self._trainer, self._raw, self._seconds_before + spent)
+        self._state.save(entry, self._trainer, raw, self._seconds_before + spent)
+        for variable, value in zip(variables, raw, strict=True):
+            variable.assign(value)
         with self._writer.as_default(step=epoch + 1):
             tf.summary.scalar("train/loss", entry["train_loss"])
             tf.summary.scalar("train/accuracy", float(logs["accuracy"]))

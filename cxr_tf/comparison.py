@@ -9,7 +9,7 @@ import dataclasses
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import tensorflow as tf
@@ -19,9 +19,8 @@ from cxr_tf.classification import load_data, train_and_evaluate
 from cxr_tf.data.catalog import open_catalog
 from cxr_tf.errors import UserError
 from cxr_tf.evaluation import HEADLINE
-from cxr_tf.models.backbones import BACKBONES
 from cxr_tf.runs import Run, check_name, open_run, write_csv
-from cxr_tf.settings import CompareBackbones, TrainClassifier, TrainingBudget
+from cxr_tf.settings import BackboneName, CompareBackbones, TrainClassifier, TrainingBudget
 
 log = logging.getLogger(__name__)
 
@@ -54,13 +53,13 @@ def compare(settings: CompareBackbones) -> Run:
         data = load_data(settings)
         catalog = data.catalog
         trained = []
-        for backbone in BACKBONES:
+        for backbone in get_args(BackboneName):
             one = TrainClassifier(
                 **{f.name: getattr(settings, f.name) for f in dataclasses.fields(TrainingBudget)}
             )
             one = dataclasses.replace(
                 one,
-                backbone=backbone,  # type: ignore[arg-type]
+                backbone=backbone,
                 weights=getattr(settings, f"{backbone}_weights"),
                 name=f"{name}-{backbone}",
             )

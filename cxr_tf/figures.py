@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 
@@ -436,8 +437,13 @@ def tsne_map(
         plt.Line2D([], [], linestyle="", marker="o", color=class_colour(c, k), label=c)
         for k, c in enumerate(classes)
     ]
-    test = {"linestyle": "", "marker": "o", "color": "white", "markeredgecolor": "black"}
-    cross = {"linestyle": "", "marker": "x", "color": "black"}
+    test: dict[str, Any] = {
+        "linestyle": "",
+        "marker": "o",
+        "color": "white",
+        "markeredgecolor": "black",
+    }
+    cross: dict[str, Any] = {"linestyle": "", "marker": "x", "color": "black"}
     handles += [
         plt.Line2D([], [], **test, label="test (dark rim)"),
         plt.Line2D([], [], **cross, label="test, KNN wrong"),
@@ -466,7 +472,7 @@ def neighbor_table(
         squeeze=False,
     )
     for i, j in np.ndindex(rows, columns):
-        axes = panels[i, j]
+        axes: Any = panels[i, j]
         axes.imshow(images[i, j], cmap="gray", vmin=0, vmax=255)
         axes.set_xticks([])
         axes.set_yticks([])

@@ -223,7 +223,7 @@ def test_weights_that_become_no_numbers_in_the_last_step_stop_as_well(
     from cxr_tf import classification
 
     settings = tiny_settings(phantoms, tmp_path, learning_rate=1e30, batch_size=48)
-    with pytest.raises(UserError, match=r"epoch 1.*learning-rate"):
+    with pytest.raises(UserError, match=r"finite.*--learning-rate"):
         classification.train_and_evaluate(settings)
 
 
@@ -256,7 +256,7 @@ def test_an_unreadable_file_stops_before_anything_is_written(
         ({"trainable_blocks": 0}, "--weights none needs"),
         ({"trainable_blocks": 3}, "from 0 to 2"),
         ({"operating_point": "best"}, "known: half"),
-        ({"operating_point": "youden", "task": "three_class"}, "binary"),
+        ({"operating_point": "youden", "task": "three_class"}, "two classes"),
         ({"name": "a/b"}, "folder"),
         ({"data": "/nowhere"}, "no such folder"),
         ({"weights": "nowhere.weights.h5"}, "no such weights file"),
