@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from openTSNE import TSNE
 from PIL import Image
 from sklearn.decomposition import PCA
-from sklearn.manifold import TSNE, trustworthiness
+from sklearn.manifold import trustworthiness
 from sklearn.metrics import silhouette_score
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
@@ -58,9 +59,9 @@ def project(values: np.ndarray, *, seed: int) -> Projected:
     scaled = StandardScaler().fit_transform(values)
     coordinates = PCA(width, svd_solver="covariance_eigh").fit_transform(scaled)
     perplexity = min(30.0, (len(values) - 1) / 3)
-    plane = TSNE(perplexity=perplexity, init="pca", random_state=seed, n_jobs=1).fit_transform(
-        coordinates
-    )
+    # One thread, because the sums of several come in any order, and the picture would change.
+    embedding = TSNE(perplexity=perplexity, initialization="pca", random_state=seed, n_jobs=1)
+    plane = np.asarray(embedding.fit(coordinates))
     return Projected(coordinates.astype(np.float32), plane.astype(np.float32))
 
 
