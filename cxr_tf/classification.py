@@ -203,9 +203,8 @@ def train_and_evaluate(settings: TrainClassifier, data: Data | None = None) -> R
     # ------------------------------------------------------------------ export
     atomically(
         run.directory / "model.keras",
-        lambda p: keras.saving.save_model(final, p.with_suffix(".keras")) or
-        p.with_suffix(".keras").rename(p),
-    )  # fmt: skip
+        lambda p: _save_keras(final, p),
+    )
     folder = serving.export_classifier(
         final,
         Path(settings.saved_models) / name,
@@ -214,8 +213,8 @@ def train_and_evaluate(settings: TrainClassifier, data: Data | None = None) -> R
         card=model_card(settings, data, results),
     )
     results["model"]["saved_model"] = str(folder)
-    state.remove()
     run.write_metrics(results)
+    state.remove()  # only now: without metrics and checkpoint, a resumed run would begin anew
     log.info(evaluation.result_line("test", results["test"]))
     log.info("run:         %s\nSavedModel:  %s", run.directory, folder)
     return run
@@ -560,6 +559,16 @@ def compiled(model: keras.Model) -> tf.types.experimental.GenericFunction:
 def infer(function: tf.types.experimental.GenericFunction, batches: tf.data.Dataset) -> np.ndarray:
     """Outputs for all batches in order, float32."""
     return np.concatenate([np.asarray(function(batch), np.float32) for batch in batches])
+
+
+def _save_keras(model: keras.Model, path: Path) -> None:
+    # Keras insists on the ending, which the name beside has not.
+    named = path.with_suffix(".keras")
+    try:
+        keras.saving.save_model(model, named)
+        named.replace(path)
+    finally:
+        named.unlink(missing_ok=True)
 
 
 def _all_variables(trainer: keras.Model) -> list[keras.Variable]:
