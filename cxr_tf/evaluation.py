@@ -108,6 +108,13 @@ def score_split(
     """Scores with intervals; writes the predictions."""
     predicted = serving.decide(tf.constant(probabilities), threshold).numpy()
     run.write_predictions(split, part.catalog, part.labels, probabilities, predicted, part.classes)
+    return score(part, probabilities, predicted, resamples=resamples)
+
+
+def score(
+    part: Data, probabilities: np.ndarray, predicted: np.ndarray, *, resamples: int, seed: int = 0
+) -> dict[str, Any]:
+    """The table of one split for `metrics.json`: scores, counts and 95 % intervals."""
     table: dict[str, Any] = metrics.classification_scores(
         part.labels, probabilities, predicted, part.classes
     )
@@ -121,6 +128,7 @@ def score_split(
         part.catalog.patients,
         part.classes,
         resamples=resamples,
+        seed=seed,
     )
     return table
 

@@ -39,7 +39,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
 
-from cxr_tf import evaluation, figures, metrics, projection, serving
+from cxr_tf import evaluation, figures, projection, serving
 from cxr_tf.classification import STRESS_SEED, compiled
 from cxr_tf.comparison import Predictions, paired_tests
 from cxr_tf.data import catalog as catalogs
@@ -203,14 +203,18 @@ def fit_knn(settings: FitKnn) -> Run:
         probabilities[split] = shares
         predicted[where] = shares.argmax(axis=1)
         novelty = novelty_of(distances[split], limit)
-        results[split] = score(part, shares, predicted[where], settings)
+        results[split] = evaluation.score(
+            part, shares, predicted[where], resamples=settings.resamples, seed=settings.seed
+        )
         results[split]["novel"] = float(np.mean(novelty > 1))
         write_predictions(run, split, part, shares, predicted[where], novelty)
         own = embeddings.probabilities[: val.stop - val.start]
         if split == "test":
             own = embeddings.probabilities[val.stop - val.start :]
         own_predicted = serving.decide(tf.constant(own), card["threshold"]).numpy()
-        classifier_results[split] = score(part, own, own_predicted, settings)
+        classifier_results[split] = evaluation.score(
+            part, own, own_predicted, resamples=settings.resamples, seed=settings.seed
+        )
         if split == "test":
             results["knn_against_classifier"] = paired_tests(
                 *(
@@ -654,26 +658,6 @@ def balanced_brier(labels: np.ndarray, shares: np.ndarray) -> float:
 
 
 # ---------------------------------------------------------------------- evaluation
-
-
-def score(
-    part: evaluation.Data, probabilities: np.ndarray, predicted: np.ndarray, settings: FitKnn
-) -> dict[str, Any]:
-    """Scores of one split with intervals."""
-    table: dict[str, Any] = metrics.classification_scores(
-        part.labels, probabilities, predicted, part.classes
-    )
-    table["images"], table["patients"] = len(part.labels), len(set(part.catalog.patients))
-    table["ci95"] = metrics.confidence_intervals(
-        part.labels,
-        probabilities,
-        predicted,
-        part.catalog.patients,
-        part.classes,
-        resamples=settings.resamples,
-        seed=settings.seed or 0,
-    )
-    return table
 
 
 def novelty_of(distances: np.ndarray, limit: float) -> np.ndarray:
