@@ -19,7 +19,7 @@ from cxr_tf.classification import load_data, train_and_evaluate
 from cxr_tf.data.catalog import open_catalog
 from cxr_tf.errors import UserError
 from cxr_tf.evaluation import HEADLINE
-from cxr_tf.runs import Run, check_name, open_run, write_csv
+from cxr_tf.runs import Run, check_name, open_run, refuse_existing, write_csv
 from cxr_tf.settings import BackboneName, CompareBackbones, TrainClassifier, TrainingBudget
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def compare(settings: CompareBackbones) -> Run:
         catalog = open_catalog(began["data"], seed=began["seed"], positive=began["positive"])
     else:
         name = settings.name or f"backbones-{settings.task}".replace("_", "-")
-        check_name(name)
+        refuse_existing(settings.logs, "compare", name, settings)
         data = load_data(settings)
         catalog = data.catalog
         trained = []

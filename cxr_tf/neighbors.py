@@ -40,15 +40,16 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
 
 from cxr_tf import evaluation, figures, projection, serving
-from cxr_tf.classification import STRESS_SEED, compiled
+from cxr_tf.classification import STRESS_SEED
 from cxr_tf.comparison import Predictions, paired_tests
 from cxr_tf.data import catalog as catalogs
 from cxr_tf.data import pipeline as images_pipeline
 from cxr_tf.errors import UserError
 from cxr_tf.models import backbones
 from cxr_tf.models.classifier import build_classifier, embedding_of
-from cxr_tf.runs import Run, atomically, check_name, open_run, write_csv, write_json
+from cxr_tf.runs import Run, atomically, open_run, refuse_existing, write_csv, write_json
 from cxr_tf.settings import FitKnn
+from cxr_tf.training import compiled
 
 log = logging.getLogger(__name__)
 
@@ -189,7 +190,7 @@ def fit_knn(settings: FitKnn) -> Run:
     values = embeddings.read()
     distances, rows = {}, {}
     for split, where in (("val", val), ("test", test)):
-        distances[split], rows[split] = knn[-1].kneighbors(knn[:-1].transform(values[where]))
+        distances[split], rows[split] = knn[-1].kneighbors(before_knn(knn, values[where]))
     limit = float(np.quantile(distances["val"][:, -1], NOVELTY_QUANTILE))
     results: dict[str, Any] = {}
     classifier_results: dict[str, Any] = {}
@@ -367,7 +368,8 @@ def resolve(settings: FitKnn, classifier: Classifier) -> FitKnn:
         seed=(known or {}).get("seed", 0) if settings.seed is None else settings.seed,
         name=settings.name or f"{classifier.served.card['name']}-knn",
     )
-    check_name(settings.name)
+    refuse_existing(settings.logs, "knn", settings.name, settings)
+    serving.check_saved_models(settings.saved_models)
     return settings
 
 
@@ -618,6 +620,14 @@ def fit_steps(
     for _, step in steps:
         step.set_params(copy=True)
     return steps, values
+
+
+def before_knn(knn: Pipeline, values: np.ndarray) -> np.ndarray:
+    """Embeddings float32 [N, D] after the steps that come before the neighbours, if there are any.
+
+    scikit-learn cannot transform by a pipeline of no steps.
+    """
+    return knn[:-1].transform(values) if len(knn.steps) > 1 else values
 
 
 def fit_pipeline(embeddings: Embeddings, chosen: Candidate) -> Pipeline:
@@ -946,7 +956,7 @@ def check_agreement(
     ties = np.zeros(len(differs), bool)
     if differs.any() and knn[-1].n_neighbors < knn[-1].n_samples_fit_:
         last = knn[-1].n_neighbors
-        distances, _ = knn[-1].kneighbors(knn[:-1].transform(values), last + 1)
+        distances, _ = knn[-1].kneighbors(before_knn(knn, values), last + 1)
         ties = distances[:, last] - distances[:, last - 1] <= 1e-6 * distances[:, last]
     if (differs & ~ties).any():
         raise RuntimeError(

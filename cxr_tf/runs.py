@@ -104,9 +104,7 @@ def open_run(logs: str, job: str, name: str, settings: Any, catalog: "Catalog") 
     Raises UserError for a name that is no file name, for a run that exists where none is to be
     resumed, and for a resumed run whose settings or data have changed.
     """
-    check_name(name)
-    run = Run(Path(logs) / job / name)
-    resume = getattr(settings, "resume", False)
+    run = refuse_existing(logs, job, name, settings)
     config = {
         "job": job,
         "name": name,
@@ -118,16 +116,9 @@ def open_run(logs: str, job: str, name: str, settings: Any, catalog: "Catalog") 
         "python": platform.python_version(),
         "git_commit": _git_commit(),
     }
-    if (run.directory / "config.json").exists():
-        if not resume and (run.finished or hasattr(settings, "resume")):
-            state = "is finished" if run.finished else "was interrupted"
-            ways = ", or --resume" if hasattr(settings, "resume") else ""
-            raise UserError(
-                f"the run {run.directory} exists and {state}: choose another --name{ways}"
-            )
-        if resume:
-            _check_unchanged(run, config)
-            return run
+    if (run.directory / "config.json").exists() and getattr(settings, "resume", False):
+        _check_unchanged(run, config)
+        return run
     run.directory.mkdir(parents=True, exist_ok=True)
     write_json(run.directory / "config.json", config)
     return run
@@ -140,6 +131,23 @@ def check_name(name: str) -> None:
             f"--name '{name}' must be letters, digits, '.', '_' and '-', starting with a letter or "
             "digit: it becomes a folder"
         )
+
+
+def refuse_existing(logs: str, job: str, name: str, settings: Any) -> Run:
+    """The run of this name, which `open_run` will open; to be asked before anything costs time.
+
+    Raises UserError for a name that is no file name, and for a run that exists where none is to be
+    resumed.
+    """
+    check_name(name)
+    run = Run(Path(logs) / job / name)
+    begun = (run.directory / "config.json").exists()
+    resumable = hasattr(settings, "resume")
+    if begun and not getattr(settings, "resume", False) and (run.finished or resumable):
+        state = "is finished" if run.finished else "was interrupted"
+        ways = ", or --resume" if resumable else ""
+        raise UserError(f"the run {run.directory} exists and {state}: choose another --name{ways}")
+    return run
 
 
 def write_json(path: Path, content: Any) -> None:

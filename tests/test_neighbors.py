@@ -128,7 +128,7 @@ def test_copy_of_a_training_image_is_not_indexed(fitted: Fitted) -> None:
 def test_served_agrees_with_the_pickle_on_every_test_image(fitted: Fitted) -> None:
     import tensorflow as tf
 
-    from cxr_tf.neighbors import load_knn
+    from cxr_tf.neighbors import before_knn, load_knn
     from cxr_tf.serving import load_served
 
     stored = fitted.embeddings()
@@ -143,7 +143,7 @@ def test_served_agrees_with_the_pickle_on_every_test_image(fitted: Fitted) -> No
     np.testing.assert_allclose(out["probabilities"], shares, atol=1e-4)
     labels = [manifest["classes"][i] for i in knn.predict(stored["embeddings"][test])]
     assert [x.decode() for x in out["label"]] == labels
-    distances, rows = knn[-1].kneighbors(knn[:-1].transform(stored["embeddings"][test]))
+    distances, rows = knn[-1].kneighbors(before_knn(knn, stored["embeddings"][test]))
     np.testing.assert_allclose(out["neighbor_distances"], distances, rtol=1e-3, atol=1e-5)
     assert (np.diff(out["neighbor_distances"], axis=1) >= 0).all()
     named = np.array([[p.decode() for p in row] for row in out["neighbor_paths"]])
@@ -471,14 +471,14 @@ def test_preparation_holds_the_embeddings_once_and_the_pipeline_repeats_it(
 
 
 def test_what_is_unlike_training_is_novel_and_validation_is_not(tmp_path: Path) -> None:
-    from cxr_tf.neighbors import NOVELTY_QUANTILE, Candidate, fit_pipeline, novelty_of
+    from cxr_tf.neighbors import NOVELTY_QUANTILE, Candidate, before_knn, fit_pipeline, novelty_of
 
     embeddings = stored_embeddings(tmp_path, 800, 12)
     knn = fit_pipeline(embeddings, Candidate("standardised", "euclidean", "uniform", 5, 0, 0, 0))
     values = embeddings.read()
 
     def distances(rows: np.ndarray) -> np.ndarray:
-        return knn[-1].kneighbors(knn[:-1].transform(rows))[0]
+        return knn[-1].kneighbors(before_knn(knn, rows))[0]
 
     val = distances(values[embeddings.rows("val")])
     limit = float(np.quantile(val[:, -1], NOVELTY_QUANTILE))

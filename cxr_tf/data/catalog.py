@@ -237,6 +237,12 @@ def check(catalog: Catalog, *, task: str, allow_leakage: bool = False) -> None:
                     f"{catalog.source}: no '{name}' image in the {split} split "
                     f"({len(rows)} images); {task} needs every class in every split"
                 )
+    check_leakage(catalog, allow_leakage=allow_leakage)
+
+
+def check_leakage(catalog: Catalog, *, allow_leakage: bool) -> None:
+    """Raises UserError for a patient or an identical image in two splits, unless that is allowed,
+    or the split is a published one."""
     leaks = leakage(catalog)
     if leaks and not allow_leakage and not catalog.published_split:
         raise UserError(

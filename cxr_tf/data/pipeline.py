@@ -157,7 +157,7 @@ def augment(images: tf.Tensor, draws: tf.Tensor, strength: float = 1.0) -> tf.Te
     # A quarter keep their place. Interpolation blurs, and a network that has only seen blurred
     # images takes every sharp one for healthy.
     moved = tf.cast(draws[:, 12] < 0.5, tf.float32)
-    images = _transform(
+    images = affine(
         images,
         angle=0.07 * u[0] * moved,
         scale_x=tf.exp(0.07 * u[1] * moved),
@@ -200,7 +200,7 @@ def _blur(images: tf.Tensor) -> tf.Tensor:
     return (x[:, :, :-2] + 2.0 * x[:, :, 1:-1] + x[:, :, 2:]) / 4.0
 
 
-def _transform(
+def affine(
     images: tf.Tensor,
     *,
     angle: tf.Tensor,
@@ -209,7 +209,10 @@ def _transform(
     shift_x: tf.Tensor,
     shift_y: tf.Tensor,
 ) -> tf.Tensor:
-    """Affine transform about the centre; all parameters [B], angle in radians, shifts in pixels."""
+    """Affine transform of [B, S, S, C] about the centre; what comes from outside is 0.
+
+    All parameters float32 [B]: angle in radians, shifts in pixels, scales above 1 show more.
+    """
     centre = (images.shape[1] - 1) / 2
     a, b = tf.cos(angle) * scale_x, -tf.sin(angle) * scale_y
     c, d = tf.sin(angle) * scale_x, tf.cos(angle) * scale_y

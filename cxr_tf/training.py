@@ -1,0 +1,276 @@
+"""What every training here shares: precision, averaged AdamW, checkpoints, and the end of an epoch.
+
+A run that is killed at any moment goes on from its last epoch, and ends with the bits of an
+undisturbed one.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from cxr_tf.errors import UserError
+from cxr_tf.runs import atomically
+
+log = logging.getLogger(__name__)
+
+
+def resolve_precision(wanted: str, image_size: int) -> str:
+    """The dtype policy behind `auto`: bfloat16 where the hardware multiplies it natively.
+
+    On CPUs that is AVX512-BF16 or AMX, on GPUs compute capability 8. Under 96 px it gains nothing.
+    """
+    if wanted != "auto":
+        return wanted
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        details = tf.config.experimental.get_device_details(gpus[0])
+        native = details.get("compute_capability", (0, 0))[0] >= 8
+    else:
+        try:
+            flags = Path("/proc/cpuinfo").read_text()
+        except OSError:
+            flags = ""
+        native = "avx512_bf16" in flags or "amx_bf16" in flags
+    return "mixed_bfloat16" if native and image_size >= 96 else "float32"
+
+
+def distribution() -> tf.distribute.Strategy:
+    """All GPUs of this machine by `MirroredStrategy`; with one or none, the default strategy."""
+    if len(tf.config.list_physical_devices("GPU")) > 1:
+        return tf.distribute.MirroredStrategy()
+    return tf.distribute.get_strategy()
+
+
+def averaged_adamw(rate: float, *, steps: int, weight_decay: float) -> keras.optimizers.AdamW:
+    """AdamW under warm-up and cosine to a hundredth of `rate`, with averaged weights beside.
+
+    steps: all steps of the run. Kernels decay, biases and normalisation do not.
+    """
+    schedule = keras.optimizers.schedules.CosineDecay(
+        initial_learning_rate=0.0,
+        decay_steps=max(1, steps - steps // 20),
+        alpha=0.01,
+        warmup_target=rate,
+        warmup_steps=max(1, steps // 20),
+    )
+    optimizer = keras.optimizers.AdamW(
+        schedule,
+        weight_decay=weight_decay,
+        global_clipnorm=1.0,
+        use_ema=True,
+        # Averages over about a twentieth of the run: long enough to calm the swings from epoch
+        # to epoch, short enough to forget the start.
+        ema_momentum=1 - 1 / max(2, steps // 20),
+    )
+    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    return optimizer
+
+
+class TrainingState:
+    """What a killed training needs to go on: `checkpoint.npz` and `best.npz` in the run directory.
+
+    The checkpoint holds every variable of model (dropout's seeds included) and optimizer, and the
+    history; `best.npz` the averaged weights of the best epoch. Both are replaced whole.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._checkpoint, self._best = directory / "checkpoint.npz", directory / "best.npz"
+        self.history: list[dict[str, float]] = []
+        self.seconds = 0.0
+        if self._checkpoint.exists():
+            with np.load(self._checkpoint, allow_pickle=False) as stored:
+                self.history = [
+                    dict(zip(stored["history_keys"].tolist(), row, strict=True))
+                    for row in stored["history"].tolist()
+                ]
+                for entry in self.history:
+                    entry["epoch"] = int(entry["epoch"])
+                self.seconds = float(stored["seconds"])
+
+    def exists(self) -> bool:
+        """Whether there is a checkpoint to go on from."""
+        return self._checkpoint.exists()
+
+    def epochs_done(self) -> int:
+        """Epochs of fine-tuning that are behind."""
+        return int(self.history[-1]["epoch"]) if self.history else 0
+
+    def best(self) -> dict[str, float]:
+        """The history's entry with the lowest selection loss; the earliest of equals."""
+        return min(self.history, key=lambda h: h["selection_loss"])
+
+    def exhausted(self, patience: int) -> bool:
+        """Whether the last `patience` epochs brought nothing better."""
+        return bool(self.history) and self.epochs_done() - self.best()["epoch"] >= patience
+
+    def begin(self, entry: dict[str, float], trainer: keras.Model) -> None:
+        """Takes the model before fine-tuning as epoch 0, a candidate like every other."""
+        self.history = [{**entry, "train_loss": float("nan"), "learning_rate": 0.0}]
+        self._save_best(trainer)
+
+    def save(
+        self,
+        entry: dict[str, float],
+        averaged: keras.Model,
+        raw: list[np.ndarray],
+        seconds: float,
+    ) -> None:
+        """Records an epoch: the model holds averaged weights, `raw` the variables to go on with."""
+        self.history.append(entry)
+        if self.best() is entry:
+            self._save_best(averaged)
+        keys = sorted(entry)
+        arrays = {f"v{i:05d}": v for i, v in enumerate(raw)}
+        _write_arrays(
+            self._checkpoint,
+            history_keys=np.array(keys),
+            history=np.array([[h[k] for k in keys] for h in self.history]),
+            seconds=np.array(seconds),
+            **arrays,
+        )
+
+    def load(self, trainer: keras.Model) -> None:
+        """Puts the checkpoint's variables into the model and its optimizer."""
+        with np.load(self._checkpoint, allow_pickle=False) as stored:
+            variables = _all_variables(trainer)
+            for i, variable in enumerate(variables):
+                variable.assign(stored[f"v{i:05d}"])
+
+    def restore_best(self, trainer: keras.Model) -> dict[str, float]:
+        """Puts the best epoch's weights into the model; returns its history entry."""
+        with np.load(self._best, allow_pickle=False) as stored:
+            trainer.set_weights([stored[f"w{i:05d}"] for i in range(len(trainer.weights))])
+        return self.best()
+
+    def remove(self) -> None:
+        """Deletes the files; the run is done."""
+        self._checkpoint.unlink(missing_ok=True)
+        self._best.unlink(missing_ok=True)
+
+    def _save_best(self, trainer: keras.Model) -> None:
+        weights = {f"w{i:05d}": w for i, w in enumerate(trainer.get_weights())}
+        _write_arrays(self._best, **weights)
+
+
+class EpochEnd(keras.callbacks.Callback):
+    """After each epoch: judge the averaged weights, log, save; stops on NaN and on patience.
+
+    `judge(epoch)` returns {epoch, val_*, selection_loss} of the model as it stands, or raises
+    FloatingPointError; each `val..._<metric>` becomes a scalar in TensorBoard. `line` puts the
+    entry into words.
+    """
+
+    def __init__(
+        self,
+        trainer: keras.Model,
+        judge: Callable[[int], dict[str, float]],
+        state: TrainingState,
+        writer: tf.summary.SummaryWriter,
+        *,
+        epochs: int,
+        patience: int,
+        line: Callable[[dict[str, float]], str],
+    ) -> None:
+        super().__init__()
+        self._trainer, self._judge, self._state, self._writer = trainer, judge, state, writer
+        self._epochs, self._patience, self._line = epochs, patience, line
+        self._started = time.perf_counter()
+        self._seconds_before = state.seconds
+        self._first_epoch = state.epochs_done()
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        """Stops a run whose loss is no number; the checkpoint of the last epoch stays."""
+        if logs and not np.isfinite(logs["loss"]):
+            self._diverged("the loss", f"{logs['loss']} at step {batch + 1}")
+
+    def _diverged(self, what: str, became: str) -> NoReturn:
+        epoch = self._state.epochs_done() + 1
+        kept = "the checkpoint before it is kept" if self._state.exists() else "no checkpoint yet"
+        raise UserError(
+            f"{what} became {became} of epoch {epoch}; {kept}; "
+            "try a lower --learning-rate, or --precision float32"
+        )
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Judges the averaged weights, logs and saves; training goes on with the raw ones."""
+        logs = logs or {}
+        variables = _all_variables(self._trainer)
+        raw = [np.array(v) for v in variables]
+        # The loss of the epoch's last step is that before its update, and cannot tell.
+        if not all(np.isfinite(v).all() for v in raw):
+            self._diverged("a weight", "no finite number at the end")
+        rate = float(self._trainer.optimizer.learning_rate)
+        # Not by Keras's SwapEMAWeights: it swaps by sums and differences, which rounds, and a run
+        # resumed from what was saved would not be the undisturbed one.
+        self._trainer.optimizer.finalize_variable_values(self._trainer.trainable_variables)
+        try:
+            judged = self._judge(epoch + 1)
+        except FloatingPointError:
+            self._diverged("the output", "no finite number at the end")
+        entry = {
+            **judged,
+            "train_loss": float(logs["loss"]),
+            "learning_rate": rate,
+        }
+        spent = time.perf_counter() - self._started
+        self._state.save(entry, self._trainer, raw, self._seconds_before + spent)
+        for variable, value in zip(variables, raw, strict=True):
+            variable.assign(value)
+        with self._writer.as_default(step=epoch + 1):
+            tf.summary.scalar("train/learning_rate", rate)
+            for key in logs:
+                tf.summary.scalar(f"train/{key}", float(logs[key]))
+            for key in judged:
+                if key.startswith("val"):
+                    tf.summary.scalar("/".join(key.rsplit("_", 1)), judged[key])
+        self._writer.flush()
+        left = (self._epochs - epoch - 1) * spent / (epoch + 1 - self._first_epoch)
+        log.info("  %s, %s left", self._line(entry), duration(left))
+        if self._state.exhausted(self._patience):
+            log.info("  no better validation for %d epochs: stopped", self._patience)
+            self._trainer.stop_training = True
+
+
+def compiled(model: keras.Model) -> tf.types.experimental.GenericFunction:
+    """The model in inference as one traced function for all batch sizes."""
+    spec = tf.TensorSpec([None, *model.input_shape[1:]], tf.float32)
+    return tf.function(lambda images: model(images, training=False), input_signature=[spec])
+
+
+def infer(function: tf.types.experimental.GenericFunction, batches: tf.data.Dataset) -> np.ndarray:
+    """Outputs for all batches in order, float32."""
+    return np.concatenate([np.asarray(function(batch), np.float32) for batch in batches])
+
+
+def save_keras(model: keras.Model, path: Path) -> None:
+    """Writes a model for `runs.atomically`, whose names have no ending."""
+    # Keras insists on the ending, which the name beside has not.
+    named = path.with_suffix(".keras")
+    try:
+        keras.saving.save_model(model, named)
+        named.replace(path)
+    finally:
+        named.unlink(missing_ok=True)
+
+
+def _all_variables(trainer: keras.Model) -> list[keras.Variable]:
+    return [*trainer.variables, *trainer.optimizer.variables]
+
+
+def _write_arrays(path: Path, **arrays: np.ndarray) -> None:
+    def write(p: Path) -> None:
+        with p.open("wb") as file:  # a file object, because savez adds .npz to names
+            np.savez(file, allow_pickle=False, **arrays)
+
+    atomically(path, write)
+
+
+def duration(seconds: float) -> str:
+    """Seconds or minutes, as a person says it."""
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
