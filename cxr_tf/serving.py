@@ -5,14 +5,20 @@
     served.signature("serving_default")(image_bytes=tf.constant([...]))["probabilities"]
 
 Everything that was chosen (size, calibration, threshold, class names) is inside the graph: a client
-sends the bytes of the file and needs nothing else.
+sends the bytes of the file and needs nothing else. Beside the models stand `models.config` and
+`batching.config`, with which scripts/serve.sh starts TF Serving.
 """
 
+import errno
 import json
+import logging
 import os
+import platform
 import shutil
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +26,40 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from cxr_tf.client import Ask, BadImages, as_text, bad_images, read_image
+from cxr_tf.data.phantom import phantom
 from cxr_tf.data.pipeline import decode_radiograph, to_rgb
 from cxr_tf.errors import UserError
+from cxr_tf.explain import occlusion
 from cxr_tf.models.classifier import embedding_of
 from cxr_tf.runs import write_json
 
+log = logging.getLogger(__name__)
+
 CARD = Path("assets.extra") / "model_card.json"
+
+# Where TF Serving looks for requests to send itself before a version goes live.
+WARM_UP = Path("assets.extra") / "tf_serving_warmup_requests"
+
+# Flat-panel detectors have up to 19 megapixels, scanned film some more. While it is decoded an
+# image takes about 20 bytes a pixel, and a file of a kilobyte can claim to be of any size.
+LARGEST_MEGAPIXELS = 50
+
+# Enlarged to the model's size such an image is a blank, and a blank gets a number like any image.
+SMALLEST_SIDE = 16
+
+_FINE, _EMPTY, _UNKNOWN, _LARGE, _SMALL, _CORRUPT = range(6)
+_FAULTS = (
+    "",
+    "empty",
+    "neither JPEG nor PNG",
+    f"more than {LARGEST_MEGAPIXELS} megapixels",
+    f"a side of less than {SMALLEST_SIDE} pixels",
+    "truncated or corrupt image",
+)
+
+# A gRPC status is cut off at a few kilobytes.
+_MOST_FAULTS_NAMED = 16
 
 
 @dataclass(frozen=True)
@@ -50,12 +84,108 @@ class ServedModel:
 
     def decode(self, paths: list[str]) -> list[bytes]:
         """Contents of image files, as the signatures take them; DICOM becomes PNG on the way."""
-        from cxr_tf.data import dicom
+        return [read_image(p) for p in paths]
 
-        return [
-            dicom.png_bytes(Path(p)) if dicom.is_dicom(Path(p)) else Path(p).read_bytes()
-            for p in paths
+    def ask(self, signature: str) -> Ask:
+        """A signature that takes image files, called as one of a server (see `cxr_tf.client`)."""
+        call: Any = self.signature(signature)
+        inputs = call.structured_input_signature[1]
+        if [spec.dtype for spec in inputs.values()] != [tf.string]:
+            raise UserError(
+                f"signature '{signature}' does not take image files, but {list(inputs)}"
+            )
+
+        def asked(contents: Sequence[bytes]) -> dict[str, np.ndarray]:
+            try:
+                outputs = call(**{next(iter(inputs)): tf.constant(list(contents), tf.string)})
+            except tf.errors.InvalidArgumentError as error:
+                if reasons := bad_images(str(error), contents):
+                    raise BadImages(reasons) from None
+                raise
+            return {name: as_text(values.numpy()) for name, values in outputs.items()}
+
+        return asked
+
+
+def decode_images(image_bytes: tf.Tensor, size: int) -> tf.Tensor:
+    """JPEG or PNG bytes, string [N] -> uint8 [N, size, size, 1], each by `decode_radiograph`.
+
+    What every signature that takes files begins with. A request with a bad image gets no numbers at
+    all, but an InvalidArgument error that names the positions of the bad ones:
+    `image_bytes[3]: truncated or corrupt image (1834 bytes)`. Bad is what is empty, neither JPEG
+    nor PNG (GIF and BMP too, which the decoder would take), of more than 50 megapixels, with a
+    side below 16 pixels, or cannot be decoded. Sizes are read off the header, before anything is
+    decoded. A JPEG damaged in the middle, which libjpeg decodes all the same, passes.
+    """
+    count = tf.size(image_bytes)
+    blank = tf.zeros([size, size, 1], tf.uint8)
+
+    def read(row: tf.Tensor, encoded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        fault = _header_fault(encoded)
+        gray = tf.cond(fault == _FINE, lambda: decode_radiograph(encoded, size), lambda: blank)
+        return row, fault, gray
+
+    files = tf.data.Dataset.from_tensor_slices((tf.range(count), image_bytes))
+    # Of all that stock TensorFlow has, only tf.data goes on after an op has failed: the image drops
+    # out, and its missing row number tells which it was. Four at a time, and not one to a core: a
+    # large image takes a gigabyte while it is decoded.
+    decoded = files.map(read, num_parallel_calls=4, deterministic=True).ignore_errors()
+    # The batch must not be empty, so something goes before.
+    before = tf.data.Dataset.from_tensors((tf.constant(-1), tf.constant(_FINE), blank))
+    batch = before.concatenate(decoded).batch(tf.cast(count, tf.int64) + 1)
+    options = tf.data.Options()
+    # Both are for streams that run for minutes.
+    options.autotune.enabled = False
+    options.experimental_optimization.apply_default_optimizations = False
+    rows, faults, grays = batch.with_options(options).get_single_element()
+
+    all_faults = tf.tensor_scatter_nd_update(tf.fill([count], _CORRUPT), rows[1:, None], faults[1:])
+    bad = tf.where(all_faults != _FINE)[:, 0]
+    named = bad[:_MOST_FAULTS_NAMED]
+    # `client.bad_images` reads this.
+    each = tf.strings.join(
+        [
+            *("image_bytes[", tf.strings.as_string(named), "]: "),
+            tf.gather(tf.constant(_FAULTS), tf.gather(all_faults, named)),
+            *(" (", tf.strings.as_string(tf.strings.length(tf.gather(image_bytes, named)))),
+            " bytes)",
         ]
+    )
+    message = tf.strings.reduce_join(each, separator="; ")
+    in_all = [tf.strings.as_string(x) for x in (tf.size(bad), count)]
+    message = tf.strings.join([message, "; ", in_all[0], " of ", in_all[1], " images"])
+    with tf.control_dependencies([tf.debugging.Assert(tf.size(bad) == 0, [message])]):
+        return tf.ensure_shape(tf.identity(grays[1:]), [None, size, size, 1])
+
+
+def _header_fault(encoded: tf.Tensor) -> tf.Tensor:
+    """What is wrong with a file (scalar string) by its header: int32, one of the faults.
+
+    Fails, as decoding would, on a JPEG whose header is damaged.
+    """
+    length = tf.strings.length(encoded)
+    is_jpeg = tf.strings.substr(encoded, 0, 3) == b"\xff\xd8\xff"
+    is_png = tf.strings.substr(encoded, 0, 8) == b"\x89PNG\r\n\x1a\n"
+    # PNG, 11.2.2: width and height stand first in the first chunk, as big-endian integers.
+    has_sides = tf.logical_and(is_png, length >= 24)
+
+    def png_sides() -> tf.Tensor:
+        digits = tf.io.decode_raw(tf.strings.substr(encoded, 16, 8), tf.uint8)
+        digits = tf.cast(tf.reshape(digits, [2, 4]), tf.int64)
+        return tf.reduce_sum(digits * tf.constant([1 << 24, 1 << 16, 1 << 8, 1], tf.int64), axis=1)
+
+    sides = tf.cond(
+        is_jpeg,
+        lambda: tf.cast(tf.image.extract_jpeg_shape(encoded)[:2], tf.int64),
+        lambda: tf.cond(has_sides, png_sides, lambda: tf.zeros([2], tf.int64)),
+    )
+    found = tf.where(tf.reduce_min(sides) < SMALLEST_SIDE, _SMALL, _FINE)
+    # In float64, because the product of two such numbers can exceed an int64 and come out small.
+    pixels = tf.reduce_prod(tf.cast(sides, tf.float64))
+    found = tf.where(pixels > LARGEST_MEGAPIXELS * 1e6, _LARGE, found)
+    found = tf.where(tf.logical_and(is_png, length < 24), _CORRUPT, found)
+    found = tf.where(tf.logical_or(is_jpeg, is_png), found, _UNKNOWN)
+    return tf.where(length == 0, _EMPTY, found)
 
 
 def export_classifier(
@@ -73,7 +203,9 @@ def export_classifier(
     - `serving_default`: image_bytes string [N] (JPEG or PNG) -> probabilities float32 [N, C],
       classes string [N, C], label string [N];
     - `tensor`: images float32 [N, S, S, 3] in 0..255 -> the same;
-    - `embed`: image_bytes -> embedding float32 [N, D].
+    - `embed`: image_bytes -> embedding float32 [N, D];
+    - `occlusion`: image_bytes -> heatmap float32 [N, S, S] (by how much the probability of the
+      label falls where the image is covered, as of scripts/explain.py), label, probabilities.
 
     `threshold` is the probability of the second class from which on it is the label (two classes);
     with more classes the label is the most probable one.
@@ -81,14 +213,10 @@ def export_classifier(
     size = int(model.input_shape[1])
     names = tf.constant(list(classes))
     embedding = embedding_of(model)
+    occluder = occlusion.make_occluder(model, occlusion.make_grid(size))
 
     def decode(image_bytes: tf.Tensor) -> tf.Tensor:
-        gray = tf.map_fn(
-            lambda encoded: decode_radiograph(encoded, size),
-            image_bytes,
-            fn_output_signature=tf.uint8,
-        )
-        return to_rgb(tf.ensure_shape(gray, [None, size, size, 1]))
+        return to_rgb(decode_images(image_bytes, size))
 
     def classify(images: tf.Tensor) -> dict[str, tf.Tensor]:
         probabilities = model(images, training=False)
@@ -97,6 +225,15 @@ def export_classifier(
             "probabilities": probabilities,
             "classes": tf.tile(names[None], [tf.shape(probabilities)[0], 1]),
             "label": tf.gather(names, predicted),
+        }
+
+    def explain(images: tf.Tensor) -> dict[str, tf.Tensor]:
+        probabilities = model(images, training=False)
+        predicted = decide(probabilities, threshold)
+        return {
+            "heatmap": occlusion.heatmaps_of(occluder, images, predicted, classes),
+            "label": tf.gather(names, predicted),
+            "probabilities": probabilities,
         }
 
     image_bytes = tf.TensorSpec([None], tf.string, name="image_bytes")
@@ -109,6 +246,7 @@ def export_classifier(
     archive.add_endpoint(
         "embed", lambda x: {"embedding": embedding(decode(x), training=False)}, [image_bytes]
     )
+    archive.add_endpoint("occlusion", lambda x: explain(decode(x)), [image_bytes])
     return write_version(base, lambda folder: archive.write_out(folder, verbose=False), card=card)
 
 
@@ -123,8 +261,15 @@ def write_version(base: Path, write: Callable[[str], Any], *, card: dict[str, An
     """Writes the next version `<base>/<n>/`, which appears whole or not at all.
 
     `write` fills the folder it is given, whose name TF Serving does not take for a version. A
-    version that stands is never changed. What a killed export left is cleared away first.
+    version that stands is never changed. What a killed export left is cleared away first. To what
+    `write` put there come the warm-up requests and the model card, which is `card` with name,
+    version, signatures and the versions of the software; then `models.config` is brought up to
+    date.
+
+    Raises UserError where the disk is full or must not be written.
     """
+    check_saved_models(str(base.parent))
+    is_first = not base.parent.exists()
     base.mkdir(parents=True, exist_ok=True)
     for left in base.glob(".writing-*"):
         shutil.rmtree(left)
@@ -132,16 +277,272 @@ def write_version(base: Path, write: Callable[[str], Any], *, card: dict[str, An
     beside = base / f".writing-{version}"
     try:
         write(str(beside))
+        signatures = _signature_defs(beside)
         (beside / CARD).parent.mkdir(exist_ok=True)
-        write_json(beside / CARD, {**card, "name": base.name, "version": version})
+        write_warm_up(beside / WARM_UP, base.name, signatures)
+        described = {
+            "signatures": {k: _described(v) for k, v in sorted(signatures.items())},
+            "versions": _software(),
+            "name": base.name,
+            "version": version,
+        }
+        write_json(beside / CARD, {**card, **described})
         target = base / str(version)
         os.rename(beside, target)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(beside, ignore_errors=True)
         if not any(base.iterdir()):
             base.rmdir()
+        if is_first and not any(base.parent.iterdir()):
+            base.parent.rmdir()
+        if reason := _disk_fault(error):
+            raise UserError(
+                f"{base}: {reason}; nothing was exported. Make room, or choose another "
+                "--saved-models"
+            ) from error
         raise
+    write_models_config(base.parent)
     return target
+
+
+def check_saved_models(path: str) -> None:
+    """Raises UserError where models cannot be exported to a folder, before the work is done.
+
+    It need not exist. A `models.config` in it that is no such file is an error too: somebody wrote
+    it by hand, and an export would have to overwrite it.
+    """
+    root = Path(path).expanduser()
+    if root.exists() and not root.is_dir():
+        raise UserError(f"--saved-models {path} is a file, not a folder: choose another")
+    there = root
+    while not there.exists():
+        there = there.parent
+    if not there.is_dir():
+        raise UserError(f"--saved-models {path}: {there} is a file, not a folder: choose another")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"--saved-models {path}: no permission to write to {there}")
+    read_models_config(root)
+
+
+def _disk_fault(error: BaseException) -> str:
+    """Why a file could not be written, where the disk is to blame; else an empty string."""
+    if isinstance(error, OSError):
+        return error.strerror or ""
+    if isinstance(error, tf.errors.OpError):
+        # TensorFlow has fewer kinds of errors than the system, but quotes it.
+        kinds = ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO")
+        told = [os.strerror(getattr(errno, kind)) for kind in kinds if hasattr(errno, kind)]
+        return next((text for text in told if text in str(error.message)), "")
+    return ""
+
+
+# ---------------------------------------------------------------------- what TF Serving reads
+
+
+def write_warm_up(path: Path, name: str, signatures: dict[str, Any]) -> None:
+    """One request for each signature, made of a phantom, as TF Serving's warm-up file.
+
+    TF Serving sends them to a version that it has loaded, and only then lets it answer others: the
+    first user does not wait for buffers and kernels. `signatures` are the model's SignatureDefs.
+    """
+    from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
+
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for signature, definition in sorted(signatures.items()):
+            request = predict_pb2.PredictRequest(
+                model_spec=model_pb2.ModelSpec(name=name, signature_name=signature)
+            )
+            for key, info in definition.inputs.items():
+                shape = [max(d.size, 1) for d in info.tensor_shape.dim]
+                values = _phantom_input(tf.as_dtype(info.dtype), shape)
+                request.inputs[key].CopyFrom(tf.make_tensor_proto(values, info.dtype, shape))
+            record = prediction_log_pb2.PredictionLog(
+                predict_log=prediction_log_pb2.PredictLog(request=request)
+            )
+            writer.write(record.SerializeToString())
+
+
+def phantom_file(size: int = 128) -> bytes:
+    """A phantom as the contents of a PNG file."""
+    image = phantom("bacterial", seed=0, patient=0, size=size).image
+    return tf.io.encode_png(image[..., None]).numpy()
+
+
+def _phantom_input(dtype: tf.DType, shape: list[int]) -> Any:
+    """An input of that type and shape: files of phantoms, or their pixels as far as they reach."""
+    if dtype == tf.string:
+        return np.full(shape, phantom_file(), object)
+    if len(shape) == 4:
+        height, width = shape[1:3]
+        image = phantom("bacterial", seed=0, patient=0, size=max(32, height, width)).image
+        return np.broadcast_to(image[:height, :width, None], shape).astype(dtype.as_numpy_dtype)
+    return np.zeros(shape, dtype.as_numpy_dtype)
+
+
+def _signature_defs(folder: Path) -> dict[str, Any]:
+    """The SignatureDefs of a SavedModel, by name, without those that TensorFlow keeps there."""
+    from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
+
+    graph = SavedModel.FromString((folder / "saved_model.pb").read_bytes()).meta_graphs[0]
+    return {k: v for k, v in graph.signature_def.items() if not k.startswith("__")}
+
+
+def _described(signature: Any) -> dict[str, Any]:
+    """A SignatureDef for the model card: {inputs, outputs}: {name: dtype and shape}."""
+    return {
+        side: {
+            name: {
+                "dtype": tf.as_dtype(info.dtype).name,
+                # None is the number of images.
+                "shape": [None if d.size < 0 else d.size for d in info.tensor_shape.dim],
+            }
+            for name, info in sorted(tensors.items())
+        }
+        for side, tensors in (("inputs", signature.inputs), ("outputs", signature.outputs))
+    }
+
+
+def _software() -> dict[str, str]:
+    packages = {p: metadata.version(p) for p in ("tensorflow", "keras", "numpy")}
+    return {"python": platform.python_version(), **packages}
+
+
+_MODELS_CONFIG_HEAD = """\
+# What TF Serving serves; scripts/serve.sh starts it with this file, and it follows every change.
+# Each export writes the file anew from the folders that are there, and lists all their versions:
+# to serve a version no more, delete its folder. A request that names neither version nor label is
+# answered by the newest.
+#
+# Yours to add, and kept: labels, and models from elsewhere (comments are not kept). With
+#
+#     version_labels { key: "stable" value: 1 }
+#     version_labels { key: "canary" value: 2 }
+#
+# in a config, clients that ask for "stable" stay with version 1 whatever is exported. To release,
+# or to roll back, change the number.
+"""
+
+_BATCHING_CONFIG = """\
+# Used by `scripts/serve.sh --batching`, which is off by default: TF Serving then puts the images of
+# several clients into one request, and a bad image of one makes it fail for all.
+# Written once; change it as you like.
+
+# The most images that run together. Requests of more are refused, and predict.py sends 32.
+max_batch_size { value: 32 }
+
+# How long to wait for a batch to fill. On a CPU a full batch is hardly faster for each image than
+# single ones, so nobody should wait. GPU: 5000.
+batch_timeout_micros { value: 0 }
+
+# Batches that run at the same time: as many as the serving machine has CPU cores (here the number
+# of the machine that exported). GPU: 2, of which one is copied while the other runs.
+num_batch_threads { value: CORES }
+
+# What is beyond is refused at once (REST 503, gRPC UNAVAILABLE), and predict.py tries again.
+max_enqueued_batches { value: 100 }
+"""
+
+
+def write_models_config(root: Path) -> None:
+    """Writes `models.config` from the models under `root`, and `batching.config` if there is none.
+
+    Labels that stand in the file are kept while their version is there, and so are models from
+    elsewhere. Each version is listed by its number and not left to TF Serving to find, because a
+    label needs the version it points to loaded, be it the newest or not. Paths are absolute: TF
+    Serving takes no others. A file that cannot be parsed is left as it is, with a warning.
+    """
+    from google.protobuf import text_format
+
+    path = root / "models.config"
+    while True:
+        found = models(root)
+        try:
+            before = read_models_config(root)
+        except UserError as error:
+            log.warning("%s; it is left as it is, and does not list what was exported", error)
+            return
+        config = _models_config(root, found, before)
+        _replace(
+            path, _MODELS_CONFIG_HEAD + "\n" + text_format.MessageToString(config, as_utf8=True)
+        )
+        # Another export may have looked before this one's version was there, and written after.
+        # Whoever writes last finds nothing new here, and then the file is complete.
+        if models(root) == found:
+            break
+    batching = root / "batching.config"
+    if not batching.exists():
+        _replace(batching, _BATCHING_CONFIG.replace("CORES", str(os.cpu_count() or 1)))
+
+
+def models(root: Path) -> dict[str, list[int]]:
+    """{name: versions} of the models under a folder, in the order of their names."""
+    found = {
+        folder.name: [v for v in versions(folder) if (folder / str(v) / "saved_model.pb").exists()]
+        for folder in sorted(root.iterdir())
+        if folder.is_dir() and not folder.name.startswith(".")
+    }
+    return {name: numbers for name, numbers in found.items() if numbers}
+
+
+def read_models_config(root: Path) -> Any:
+    """The ModelServerConfig in `models.config`; an empty one where there is no such file.
+
+    Raises UserError for a file that cannot be parsed.
+    """
+    from google.protobuf import text_format
+    from tensorflow_serving.config import model_server_config_pb2
+
+    path = root / "models.config"
+    config = model_server_config_pb2.ModelServerConfig()
+    if path.exists():
+        try:
+            text_format.Parse(path.read_text(), config)
+        except (text_format.ParseError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"{path} is no ModelServerConfig ({error}): mend or remove it"
+            ) from None
+    return config
+
+
+def _models_config(root: Path, found: dict[str, list[int]], before: Any) -> Any:
+    from tensorflow_serving.config import model_server_config_pb2
+
+    root = root.resolve()
+    earlier = {c.name: c for c in before.model_config_list.config}
+    config = model_server_config_pb2.ModelServerConfig()
+    for name, numbers in found.items():
+        entry = config.model_config_list.config.add(
+            name=name, base_path=str(root / name), model_platform="tensorflow"
+        )
+        entry.model_version_policy.specific.versions.extend(numbers)
+        if name not in earlier:
+            continue
+        for label, number in sorted(earlier[name].version_labels.items()):
+            if number in numbers:
+                entry.version_labels[label] = number
+            else:
+                # TF Serving would refuse the whole file.
+                log.warning("%s: label '%s' dropped, version %d is gone", name, label, number)
+    for name, entry in earlier.items():
+        if name not in found and Path(entry.base_path).parent != root:
+            config.model_config_list.config.append(entry)
+    return config
+
+
+def _replace(path: Path, text: str) -> None:
+    """Writes a file that other processes may write at the same moment, whole or not at all."""
+    handle, beside = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+        os.chmod(beside, 0o644)  # mkstemp lets nobody else read it, TF Serving included
+        os.replace(beside, path)
+    except BaseException:
+        Path(beside).unlink(missing_ok=True)
+        raise
+
+
+# ---------------------------------------------------------------------- versions, read
 
 
 def versions(base: Path) -> list[int]:
@@ -181,22 +582,17 @@ def predict_files(
 
     Raises UserError that names the file where one cannot be decoded.
     """
-    classify = served.signature("serving_default")
+    classify = served.ask("serving_default")
     probabilities, labels = [], []
     for start in range(0, len(paths), batch_size):
         batch = paths[start : start + batch_size]
         try:
-            out = classify(image_bytes=tf.constant(served.decode(batch)))
-        except tf.errors.OpError:
-            from cxr_tf.data.pipeline import load_images
-
-            _, unreadable = load_images(batch, 16)
-            if not unreadable:
-                raise
-            row, reason = next(iter(unreadable.items()))
+            out = classify(served.decode(batch))
+        except BadImages as bad:
+            row, reason = next(iter(bad.reasons.items()))
             raise UserError(f"{batch[row]}: {reason}") from None
-        probabilities.append(out["probabilities"].numpy())
-        labels += [served.classes.index(x.decode()) for x in out["label"].numpy()]
+        probabilities.append(out["probabilities"])
+        labels += [served.classes.index(x) for x in out["label"]]
     return np.concatenate(probabilities), np.array(labels, np.int64)
 
 

@@ -1,17 +1,24 @@
 """What is served is what was measured; a version appears whole, and never changes."""
 
+import base64
 import csv
+import io
 import json
+import shutil
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
-from cxr_tf import serving
+from cxr_tf import client, serving
+from cxr_tf.data.pipeline import decode_radiograph
 from cxr_tf.errors import UserError
 from cxr_tf.models.classifier import build_classifier
 from cxr_tf.settings import TrainClassifier
@@ -139,18 +146,28 @@ def test_the_threshold_in_the_graph_decides(brightness: keras.Model, tmp_path: P
     assert serving.decide(tf.constant([[0.2, 0.3, 0.5]]), 0.9).numpy().tolist() == [2]
 
 
+@pytest.fixture(scope="module")
+def exported(brightness: keras.Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(brightness, tmp_path_factory.mktemp("exported") / "bright")
+
+
+def copy(exported: Path, base: Path) -> Path:
+    """The same model as the next version under `base`, without waiting for Keras."""
+    return serving.write_version(base, lambda f: shutil.copytree(exported, f), card={})
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_versions_are_counted_up_and_never_changed(brightness: keras.Model, tmp_path: Path) -> None:
+def test_versions_are_counted_up_and_never_changed(exported: Path, tmp_path: Path) -> None:
     base = tmp_path / "bright"
-    assert export(brightness, base) == base / "1"
+    assert copy(exported, base) == base / "1"
     before = contents(base / "1")
-    assert export(brightness, base) == base / "2"
+    assert copy(exported, base) == base / "2"
     (base / "9").mkdir()
     (base / "notes.txt").write_text("mine")
-    assert export(brightness, base) == base / "10"
+    assert copy(exported, base) == base / "10"
     assert contents(base / "1") == before
     assert sorted(p.name for p in base.iterdir()) == ["1", "10", "2", "9", "notes.txt"]
     assert serving.load_served(str(base)).folder == base / "10"
@@ -158,40 +175,74 @@ def test_versions_are_counted_up_and_never_changed(brightness: keras.Model, tmp_
     assert (card["name"], card["version"]) == ("bright", 10)
 
 
-@pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError(28, "No space left on device")])
-@pytest.mark.parametrize("where", ["save", "write_json", "rename"])
+FULL_DISK = OSError(28, "No space left on device")
+
+# As TensorFlow reports it.
+FULL_DISK_BELOW = tf.errors.ResourceExhaustedError(
+    None, None, "variables/variables.data-00000-of-00001; No space left on device"
+)
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), FULL_DISK, FULL_DISK_BELOW])
+@pytest.mark.parametrize("where", ["write", "write_warm_up", "write_json", "rename"])
 def test_an_export_that_stops_half_way_leaves_nothing(
-    brightness: keras.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop, where: str
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop, where: str
 ) -> None:
     def broken(*args, **kwargs):
-        if where == "save":
-            (Path(args[1]) / "variables").mkdir(parents=True)
-            (Path(args[1]) / "saved_model.pb").write_bytes(b"half")
         raise stop
 
-    owner = {"save": tf.saved_model, "write_json": serving, "rename": serving.os}
-    base = tmp_path / "bright"
+    def write(folder: str) -> None:
+        shutil.copytree(exported, folder)
+        if where == "write":
+            broken()
+
+    base = tmp_path / "models" / "bright"
+    error = KeyboardInterrupt if isinstance(stop, KeyboardInterrupt) else UserError
+    told = None if error is KeyboardInterrupt else "No space left on device; nothing was exported"
     with monkeypatch.context() as patch:
-        patch.setattr(owner[where], where, broken)
-        with pytest.raises(stop if isinstance(stop, type) else OSError):
-            export(brightness, base)
-        assert list(tmp_path.iterdir()) == []
-        (base / "1").mkdir(parents=True)
-        with pytest.raises(stop if isinstance(stop, type) else OSError):
-            export(brightness, base)
-    assert [p.name for p in base.iterdir()] == ["1"]
+        if where != "write":
+            patch.setattr(serving.os if where == "rename" else serving, where, broken)
+        for before in ([], ["1"]):
+            for name in before:
+                (base / name).mkdir(parents=True)
+            with pytest.raises(error, match=told):
+                serving.write_version(base, write, card={})
+            assert [p.name for p in tmp_path.rglob("*") if p not in (base, base.parent)] == before
+            assert base.parent.exists() == bool(before)
+    if where == "write":
+        return
+    assert serving.write_version(base, write, card={}) == base / "2"
 
 
-def test_what_a_killed_export_left_is_no_version_and_goes(
-    brightness: keras.Model, tmp_path: Path
-) -> None:
+def test_other_errors_of_tensorflow_are_not_taken_for_a_full_disk(tmp_path: Path) -> None:
+    def write(folder: str) -> None:
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+
+    with pytest.raises(tf.errors.ResourceExhaustedError):
+        serving.write_version(tmp_path / "bright", write, card={})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_cannot_take_models_is_refused_before_the_work(tmp_path: Path) -> None:
+    serving.check_saved_models(str(tmp_path / "new" / "saved_models"))
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("text")
+    for path in ("file", "file/saved_models"):
+        with pytest.raises(UserError, match="is a file, not a folder: choose another"):
+            serving.check_saved_models(str(tmp_path / path))
+    (tmp_path / "models.config").write_text("model_config_list { my notes }")
+    with pytest.raises(UserError, match="no ModelServerConfig"):
+        serving.check_saved_models(str(tmp_path))
+
+
+def test_what_a_killed_export_left_is_no_version_and_goes(exported: Path, tmp_path: Path) -> None:
     base = tmp_path / "bright"
     (base / ".writing-1" / "variables").mkdir(parents=True)
     (base / ".writing-1" / "saved_model.pb").write_bytes(b"half")
     assert serving.versions(base) == []
     with pytest.raises(UserError, match="no versions"):
         serving.load_served(str(base))
-    assert export(brightness, base) == base / "1"
+    assert copy(exported, base) == base / "1"
     assert [p.name for p in base.iterdir()] == ["1"]
 
 
@@ -227,33 +278,118 @@ def test_predictions_name_the_file_that_cannot_be_read(
         serving.predict_files(served, [*paths, str(broken)], batch_size=4)
     with pytest.raises(UserError, match=r"no signature 'explain'; it has .*serving_default"):
         served.signature("explain")
+    with pytest.raises(UserError, match="does not take image files"):
+        served.ask("tensor")
 
 
 def test_colour_and_size_of_the_file_do_not_matter_to_the_server(
     tiny_backbone: str, tmp_path: Path
 ) -> None:
     """The same radiograph as gray and RGB, PNG of 8 and 16 bits."""
-    import io
-
-    from PIL import Image
-
-    gray = np.random.default_rng(0).integers(0, 256, (80, 100)).astype(np.uint8)
-    pictures = (
-        Image.fromarray(gray),
-        Image.fromarray(np.stack([gray] * 3, axis=-1)),
-        Image.fromarray(gray.astype(np.uint16) << 8),
-    )
-    files = []
-    for picture in pictures:
-        stream = io.BytesIO()
-        picture.save(stream, "PNG")
-        files.append(stream.getvalue())
+    pictures = (GRAY, np.stack([GRAY] * 3, axis=-1), GRAY.astype(np.uint16) << 8)
+    files = [file_of(picture, "PNG") for picture in pictures]
     model = build_classifier(tiny_backbone, classes=2, image_size=64)
     served = serving.load_served(str(export(model, tmp_path / "tiny")))
     out = served.signature("serving_default")(image_bytes=tf.constant(files))
     first, *others = out["probabilities"].numpy()
     for other in others:
         np.testing.assert_array_equal(other, first)
+
+
+# ---------------------------------------------------------------------- bad images
+
+
+def file_of(pixels: np.ndarray, kind: str) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, kind)
+    return stream.getvalue()
+
+
+def png_header(width: int, height: int) -> bytes:
+    """The beginning of a PNG of that size, and nothing that could be decoded."""
+    chunk = b"IHDR" + struct.pack(">II5B", width, height, 8, 0, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    )
+
+
+def jpeg_that_claims(jpeg: bytes, width: int, height: int) -> bytes:
+    """The same file with another size in its header."""
+    start = jpeg.index(b"\xff\xc0")
+    return jpeg[: start + 5] + struct.pack(">HH", height, width) + jpeg[start + 9 :]
+
+
+GRAY = np.random.default_rng(0).integers(0, 256, (80, 100)).astype(np.uint8)
+PNG, JPEG = file_of(GRAY, "PNG"), file_of(GRAY, "JPEG")
+UNREADABLE = "truncated or corrupt image"
+UNKNOWN = "neither JPEG nor PNG"
+LARGE = "more than 50 megapixels"
+SMALL = "a side of less than 16 pixels"
+BAD = {
+    "empty": (b"", "empty"),
+    "text": (b"this is no image", UNKNOWN),
+    "text in base64": (base64.b64encode(b"this is no image"), UNKNOWN),
+    "image in base64, twice": (base64.b64encode(PNG), UNKNOWN),
+    "gif": (file_of(GRAY, "GIF"), UNKNOWN),
+    "bmp": (file_of(GRAY, "BMP"), UNKNOWN),
+    "half a png": (PNG[: len(PNG) // 2], UNREADABLE),
+    "20 bytes of a png": (PNG[:20], UNREADABLE),
+    "half a jpeg": (JPEG[: len(JPEG) // 2], UNREADABLE),
+    "5 bytes of a jpeg": (JPEG[:5], UNREADABLE),
+    "wrong checksum": (PNG[:60] + bytes([PNG[60] ^ 255]) + PNG[61:], UNREADABLE),
+    "png bomb": (png_header(50_000, 50_000), LARGE),
+    "largest png bomb": (png_header(2**32 - 1, 2**32 - 1), LARGE),
+    "jpeg bomb": (jpeg_that_claims(JPEG, 65_500, 65_500), LARGE),
+    "just too large": (png_header(10_000, 5_001), LARGE),
+    "just not too large, but cut off": (png_header(10_000, 5_000), UNREADABLE),
+    "1x1": (file_of(GRAY[:1, :1], "PNG"), SMALL),
+    "one row": (file_of(GRAY[:1], "JPEG"), SMALL),
+    "15x15": (file_of(GRAY[:15, :15], "PNG"), SMALL),
+    "0x0": (png_header(0, 0), SMALL),
+}
+
+
+@pytest.fixture(scope="module")
+def decode():
+    specification = [tf.TensorSpec([None], tf.string)]
+    return tf.function(lambda x: serving.decode_images(x, 64), input_signature=specification)
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_image_is_named_by_position_and_reason(decode, kind: str) -> None:
+    content, reason = BAD[kind]
+    with pytest.raises(tf.errors.InvalidArgumentError) as caught:
+        decode(tf.constant([PNG, JPEG, content, PNG]))
+    assert f"image_bytes[2]: {reason} ({len(content)} bytes); 1 of 4 images" in str(caught.value)
+    batch = [PNG, JPEG, content, PNG]
+    assert client.bad_images(str(caught.value), batch) == {2: reason}
+
+
+def test_all_bad_images_are_named_up_to_what_a_status_holds(decode) -> None:
+    batch = [b""] * 20 + [PNG] + [b"text"] * 3
+    with pytest.raises(tf.errors.InvalidArgumentError, match="23 of 24 images") as caught:
+        decode(tf.constant(batch))
+    assert client.bad_images(str(caught.value), batch) == dict.fromkeys(range(16), "empty")
+    # Without those the next are named.
+    with pytest.raises(tf.errors.InvalidArgumentError) as caught:
+        decode(tf.constant(batch[16:]))
+    assert set(client.bad_images(str(caught.value), batch[16:])) == {0, 1, 2, 3, 5, 6, 7}
+
+
+def test_good_images_are_decoded_as_in_training_in_their_order(decode) -> None:
+    rgb = np.stack([GRAY, GRAY[::-1], GRAY], axis=-1)
+    files = [
+        *(PNG, JPEG, file_of(rgb, "PNG"), file_of(rgb, "JPEG")),
+        file_of(GRAY.astype(np.uint16) << 8 | 0xFF, "PNG"),
+        file_of(GRAY[:16, :16], "PNG"),
+        file_of(np.zeros((2000, 3000), np.uint8), "PNG"),
+        file_of(np.roll(GRAY, 30), "JPEG"),
+    ]
+    expected = [decode_radiograph(tf.constant(f), 64).numpy() for f in files]
+    np.testing.assert_array_equal(decode(tf.constant(files * 5)), expected * 5)
+    # 16 bits: by the upper byte.
+    np.testing.assert_array_equal(expected[4], expected[0])
+    assert decode(tf.constant([], tf.string)).shape == (0, 64, 64, 1)
 
 
 def test_weights_are_stored_once(finished: TrainClassifier) -> None:
