@@ -1,0 +1,405 @@
+"""Exact incremental occlusion: of each feature map only the window that a patch can change.
+
+Nakandala, Kumar and Papakonstantinou, "Incremental and Approximate Inference for Faster
+Occlusion-based Deep CNN Explanations" (Krypton, SIGMOD 2019), here in plain TensorFlow operations
+over a flat Keras graph.
+
+The plain image's activations are computed once. Of a covered patch at a known place one knows for
+each layer which rows and columns can differ from the plain ones: the patch, a halo of the kernel
+more with each convolution, fewer with each stride. All patches have windows of one size, so that
+they go through a layer as one batch. What a window's border needs from around it is taken from the
+plain activation, and the layer's padding from beyond the map. Nothing is approximated: where a
+window has grown to the whole map, whole maps go on from there.
+
+Windows that would reach over the border are moved inwards. They then recompute some numbers that
+have not changed, which is harmless, and keep their common size.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from cxr_tf.explain.network import Network, Step, convolve, is_convolution, plainly, run
+
+# Work on each value at its own place alone, so that a window can be treated like a map.
+_POINTWISE_LAYERS = (
+    keras.layers.Add,
+    keras.layers.BatchNormalization,
+    keras.layers.Activation,
+    keras.layers.ReLU,
+    keras.layers.Dropout,
+    keras.layers.Identity,
+    keras.layers.Rescaling,
+)
+_POINTWISE_OPERATIONS = ("Add", "Subtract", "Multiply", "TrueDivide", "Divide")
+
+Weights = dict[int, tuple[tf.Tensor, tf.Tensor]]
+
+
+# ---------------------------------------------------------------------- where things can differ
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Where a map [N, H, W, C] can differ from its plain value, patch by patch.
+
+    rows, columns: int [G], first row (column) of the window for each row (column) of the grid of
+    patches. height, width: size of all windows.
+    """
+
+    rows: np.ndarray
+    columns: np.ndarray
+    height: int
+    width: int
+
+    def same(self, other: "Windows") -> bool:
+        """Whether they are at the same places."""
+        return (
+            (self.height, self.width) == (other.height, other.width)
+            and np.array_equal(self.rows, other.rows)
+            and np.array_equal(self.columns, other.columns)
+        )
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a step does with changed inputs, and where its output can differ.
+
+    `kind` is one of: local (convolution, pooling), pointwise, padding, average, whole. `windows` is
+    None where the output is computed whole. `reads` are, for local and pointwise steps, the places
+    of the inputs that it reads; they may lie in the padding.
+    """
+
+    kind: str
+    windows: Windows | None
+    reads: Windows | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The walk of a grid of patches through a network, settled before any number is computed.
+
+    `front` steps work pixel by pixel (the backbone's own preprocessing) and run on whole images;
+    `start` is the tensor after them, `rest` what follows. `share` is the part of the plain way's
+    multiplications that the walk needs.
+    """
+
+    front: tuple[Step, ...]
+    start: Any
+    rest: tuple[Step, ...]
+    patch: Windows
+    planned: dict[int, Planned]
+    share: float
+
+
+def make_plan(network: Network, starts: np.ndarray, patch: int) -> Plan:
+    """Plans for patches of a size at every pair of `starts` (int [G], the grid's rows)."""
+    split = _front(network)
+    front, rest = network.after[:split], network.after[split:]
+    start = front[-1].output if front else network.standardised
+    window = Windows(starts, starts, patch, patch)
+    where: dict[int, Windows | None] = {id(start): window}
+    planned: dict[int, Planned] = {}
+    needed = total = 0.0
+    for step in rest:
+        changed = [x for x in step.inputs if id(x) in where]
+        if not changed:
+            continue
+        plan = _plan_step(step, changed, where)
+        windows = plan.windows
+        shape = step.output.shape
+        if windows and windows.height >= shape[1] and windows.width >= shape[2]:
+            plan = Planned(plan.kind, None, plan.reads)
+        planned[id(step)] = plan
+        where[id(step.output)] = plan.windows
+        cost = _multiplications(step)
+        total += cost
+        if windows and len(shape) == 4:
+            cost *= windows.height * windows.width / (shape[1] * shape[2])
+        needed += cost
+    return Plan(front, start, rest, window, planned, needed / max(total, 1.0))
+
+
+def _plan_step(step: Step, changed: list[Any], where: dict[int, Windows | None]) -> Planned:
+    given = [where[id(x)] for x in changed]
+    if not any(given) or len(changed) < len(step.inputs):
+        return Planned("whole", None)
+    first = given[0]
+    if len(changed) == 1 and first is not None:
+        if isinstance(step.operation, keras.layers.ZeroPadding2D):
+            (top, _), (left, _) = step.operation.padding
+            return Planned(
+                "padding",
+                Windows(first.rows + top, first.columns + left, first.height, first.width),
+            )
+        if isinstance(step.operation, keras.layers.GlobalAveragePooling2D):
+            return Planned("average", None)
+        if is_local(step.operation):
+            return Planned("local", *_local_windows(step, first))
+    if is_pointwise(step):
+        shape = changed[0].shape
+        shared = _union([w or _everything(shape) for w in given], shape)
+        return Planned("pointwise", shared, shared)
+    # Of what is not known to be local, every output may depend on every input.
+    return Planned("whole", None)
+
+
+def _local_windows(step: Step, windows: Windows) -> tuple[Windows, Windows]:
+    """Windows of the output of a convolution or pooling, and what is read to fill them."""
+    operation = step.operation
+    kernel = operation.kernel_size if is_convolution(operation) else operation.pool_size
+    source, target = step.inputs[0].shape, operation.output.shape
+    written, read = [], []
+    for axis, (first, size) in enumerate(
+        ((windows.rows, windows.height), (windows.columns, windows.width))
+    ):
+        length, out_length = source[axis + 1], target[axis + 1]
+        k, s = kernel[axis], operation.strides[axis]
+        pad = 0
+        if operation.padding == "same":
+            # TensorFlow puts the odd one of the padding behind.
+            pad = max((out_length - 1) * s + k - length, 0) // 2
+        # Output o reads the inputs from o * s - pad to o * s - pad + k - 1.
+        low = np.clip(-((k - 1 - pad - first) // s), 0, out_length - 1)
+        high = np.clip((first + size - 1 + pad) // s, low, out_length - 1)
+        out_size = int(np.max(high - low)) + 1
+        out_first = np.clip(low, 0, out_length - out_size)
+        written.append((out_first, out_size))
+        read.append((out_first * s - pad, (out_size - 1) * s + k))
+    return (
+        Windows(written[0][0], written[1][0], written[0][1], written[1][1]),
+        Windows(read[0][0], read[1][0], read[0][1], read[1][1]),
+    )
+
+
+def _union(parts: list[Windows], shape: Any) -> Windows:
+    """The smallest common windows that contain all the given ones, on a map of this shape."""
+    found = []
+    for length, firsts, sizes in (
+        (shape[1], [w.rows for w in parts], [w.height for w in parts]),
+        (shape[2], [w.columns for w in parts], [w.width for w in parts]),
+    ):
+        starts = np.broadcast_arrays(*firsts)
+        low = np.min(starts, axis=0)
+        high = np.max([a + n for a, n in zip(starts, sizes, strict=True)], axis=0)
+        size = min(int(np.max(high - low)), length)
+        found.append((np.clip(low, 0, length - size), size))
+    return Windows(found[0][0], found[1][0], found[0][1], found[1][1])
+
+
+def _everything(shape: Any) -> Windows:
+    zero = np.zeros(1, np.int64)
+    return Windows(zero, zero, int(shape[1]), int(shape[2]))
+
+
+def is_local(operation: Any) -> bool:
+    """Whether it is a convolution or pooling of which a window can be computed by itself."""
+    if is_convolution(operation):
+        return True
+    # Average pooling at a padded border averages fewer values; no backbone here has it.
+    return (
+        isinstance(operation, keras.layers.MaxPooling2D)
+        or (isinstance(operation, keras.layers.AveragePooling2D) and operation.padding == "valid")
+    ) and operation.data_format == "channels_last"
+
+
+def is_pointwise(step: Step) -> bool:
+    """Whether each output value depends on the inputs at its own place alone."""
+    operation = step.operation
+    if isinstance(operation, _POINTWISE_LAYERS):
+        return getattr(operation, "axis", -1) in (-1, 3)
+    if isinstance(operation, keras.layers.Normalization):
+        return tuple(operation.axis or ()) in ((-1,), (3,))
+    if isinstance(operation, keras.Layer) or len(step.inputs) != 1:
+        return False
+    if type(operation).__name__ not in _POINTWISE_OPERATIONS:
+        return False
+    constants = [x for x in step.args if not isinstance(x, keras.KerasTensor)]
+    # A number, or one by channel; anything longer differs from place to place.
+    return all(all(n == 1 for n in np.shape(x)[:-1]) for x in constants)
+
+
+def _front(network: Network) -> int:
+    """How many steps from the standardised image on keep every pixel at its place."""
+    split = 0
+    for number, step in enumerate(network.after):
+        if not (is_pointwise(step) or _moves_channels_only(step)):
+            break
+        split = number + 1
+    # What follows may read nothing of the front but its last tensor.
+    while split:
+        inner = {id(s.output) for s in network.after[: split - 1]} | {id(network.standardised)}
+        if not any(id(x) in inner for s in network.after[split:] for x in s.inputs):
+            break
+        split -= 1
+    return split
+
+
+def _moves_channels_only(step: Step) -> bool:
+    """The steps of Keras's RGB to BGR: one channel of an image, and channels to an image."""
+    name = type(step.operation).__name__
+    if name == "GetItem":
+        key = step.args[1] if len(step.args) > 1 else step.kwargs.get("key")
+        return isinstance(key, (tuple, list)) and len(key) == 2 and key[0] is Ellipsis
+    return name == "Stack" and step.operation.axis == -1
+
+
+def _multiplications(step: Step) -> float:
+    """Of one image, by the shapes of a convolution or a dense layer; others cost little."""
+    operation = step.operation
+    if is_convolution(operation):
+        return float(np.prod(operation.kernel.shape) * np.prod(operation.output.shape[1:3]))
+    if isinstance(operation, keras.layers.Dense):
+        return float(np.prod(operation.kernel.shape))
+    return 0.0
+
+
+# ---------------------------------------------------------------------- the walk
+
+
+@dataclass(frozen=True)
+class Changed:
+    """A value with patches covered: contents of its windows [P, height, width, C].
+
+    `plain` is the plain value [1, H, W, C]. With `windows` None the contents are whole maps
+    [P, H, W, C], or vectors [P, D].
+    """
+
+    plain: tf.Tensor
+    windows: Windows | None
+    contents: tf.Tensor
+
+
+def plain_values(network: Network, standardised: tf.Tensor, weights: Weights) -> dict[int, Any]:
+    """The values of all steps for one image, standardised [1, S, S, 3]."""
+    values = {id(network.standardised): standardised}
+    run(network.after, values, weights)
+    return values
+
+
+def scores(
+    network: Network,
+    plan: Plan,
+    plain: dict[int, Any],
+    weights: Weights,
+    cover: tf.Tensor,
+    rows: tf.Tensor,
+    columns: tf.Tensor,
+) -> tf.Tensor:
+    """Scores [P, C] of one image with each of P patches covered.
+
+    plain: of `plain_values`. cover: float32 [1, S, S, 3], what patches are covered with, as a whole
+    image, standardised. rows, columns: int32 [P], places of the patches in the grid.
+    """
+    covered = {id(network.standardised): cover}
+    run(plan.front, covered, weights)
+
+    def at(x: Changed, windows: Windows) -> tf.Tensor:
+        if x.windows is None or x.windows.same(windows):
+            return x.contents
+        return read(x, windows, rows, columns)
+
+    def call(step: Step, args: Any, kwargs: dict[str, Any]) -> Any:
+        planned = plan.planned.get(id(step))
+        if planned is None:  # nothing that it reads has changed
+            return plain[id(step.output)]
+        plain_output = plain[id(step.output)]
+        given = [x for x in keras.tree.flatten((args, kwargs)) if isinstance(x, Changed)]
+        x = given[0]
+
+        def on(contents: Any) -> tf.Tensor:
+            now_args, now_kwargs = keras.tree.map_structure(
+                lambda v: contents(v) if isinstance(v, Changed) else v, (args, kwargs)
+            )
+            return plainly(step, now_args, now_kwargs, weights)
+
+        if planned.kind == "padding":
+            result = x.contents
+        elif planned.kind == "average":
+            assert x.windows is not None
+            before = read(Changed(x.plain, None, x.plain), x.windows, rows, columns)
+            gain = tf.reduce_sum(x.contents - before, [1, 2], keepdims=step.operation.keepdims)
+            result = plain_output + gain / (x.plain.shape[1] * x.plain.shape[2])
+        elif planned.kind == "local":
+            assert planned.reads is not None
+            maximum = isinstance(step.operation, keras.layers.MaxPooling2D)
+            padding = -np.inf if maximum else 0.0
+            result = _local(step, read(x, planned.reads, rows, columns, padding), weights, maximum)
+        elif planned.kind == "pointwise":
+            places = planned.reads
+            assert places is not None
+            result = on(lambda v: at(v, places))
+        else:
+            result = on(
+                lambda v: v.contents if v.windows is None else at(v, _everything(v.plain.shape))
+            )
+        return Changed(plain_output, planned.windows, result)
+
+    front = plain[id(plan.start)]
+    patches = read(Changed(covered[id(plan.start)], None, front), plan.patch, rows, columns)
+    values = dict(plain)
+    values[id(plan.start)] = Changed(front, plan.patch, patches)
+    run(plan.rest, values, weights, call)
+    return network.as_scores(values[id(network.result)].contents)
+
+
+def _local(step: Step, x: tf.Tensor, weights: Weights, maximum: bool) -> tf.Tensor:
+    if is_convolution(step.operation):
+        return convolve(step, x, weights[id(step)], "VALID")
+    return tf.nn.pool(
+        x,
+        step.operation.pool_size,
+        "MAX" if maximum else "AVG",
+        strides=step.operation.strides,
+        padding="VALID",
+    )
+
+
+def read(
+    x: Changed, places: Windows, rows: tf.Tensor, columns: tf.Tensor, padding: float = 0.0
+) -> tf.Tensor:
+    """What stands at `places` of the maps: [P, height, width, C].
+
+    From the window where it lies there, from the plain map around it, and `padding` outside of the
+    map; without windows from the plain map alone. One gather of pixels: the plain ones, those of
+    the windows and one of padding stand below each other in one table.
+    """
+    _, height, width, channels = x.plain.shape
+    table = [tf.reshape(x.plain, [-1, channels])]
+    size = height * width
+    row = _first(places.rows, rows)[:, None] + tf.range(places.height)
+    column = _first(places.columns, columns)[:, None] + tf.range(places.width)
+    index = row[:, :, None] * width + column[:, None, :]
+    if (
+        places.rows.min() < 0
+        or places.columns.min() < 0
+        or places.rows.max() + places.height > height
+        or places.columns.max() + places.width > width
+    ):
+        within = ((row >= 0) & (row < height))[:, :, None]
+        within &= ((column >= 0) & (column < width))[:, None, :]
+        index = tf.where(within, index, size)
+        table.append(tf.fill([1, channels], tf.constant(padding, x.plain.dtype)))
+        size += 1
+    if x.windows is not None:
+        own = x.windows
+        row -= _first(own.rows, rows)[:, None]
+        column -= _first(own.columns, columns)[:, None]
+        within = ((row >= 0) & (row < own.height))[:, :, None]
+        within &= ((column >= 0) & (column < own.width))[:, None, :]
+        patch = tf.range(tf.shape(row)[0])[:, None, None]
+        place = (patch * own.height + row[:, :, None]) * own.width + column[:, None, :]
+        index = tf.where(within, size + place, index)
+        table.append(tf.reshape(x.contents, [-1, channels]))
+    pixels = tf.gather(tf.concat(table, axis=0) if len(table) > 1 else table[0], index)
+    return tf.ensure_shape(pixels, [None, places.height, places.width, channels])
+
+
+def _first(starts: np.ndarray, places: tf.Tensor) -> tf.Tensor:
+    """Where each patch's window starts; whole maps start at 0 for every patch."""
+    if len(starts) == 1:
+        return tf.fill(tf.shape(places), tf.constant(starts[0], tf.int32))
+    return tf.gather(tf.constant(starts, tf.int32), places)

@@ -1,0 +1,19 @@
+"""Heatmaps of what a classifier's decisions rest on: occlusion, class activation maps, SmoothGrad.
+
+python scripts/explain.py --classifier logs/classifier/vgg16-binary
+python scripts/explain.py --classifier logs/classifier/vgg16-binary --method all --count 24
+python scripts/explain.py --classifier logs/classifier/vgg16-binary --images ward/*.jpeg
+"""
+
+from cxr_tf import cli
+from cxr_tf.settings import Explain
+
+
+def main(settings: Explain) -> None:
+    from cxr_tf.explain.explanation import explain
+
+    explain(settings)
+
+
+if __name__ == "__main__":
+    cli.run(Explain, main)

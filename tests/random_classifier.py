@@ -1,0 +1,40 @@
+"""Classifiers that nobody trained, but whose probabilities depend on every part of the image."""
+
+import keras
+import numpy as np
+
+from cxr_tf.explain.network import in_float32, read_network
+from cxr_tf.models.classifier import build_classifier, calibrated
+
+
+def drawings(count: int, size: int) -> np.ndarray:
+    """Coarse random squares: float32 [N, S, S, 3], no two parts alike."""
+    rng = np.random.default_rng(5)
+    squares = rng.integers(0, 256, (count, -(-size // 8), -(-size // 8), 1))
+    squares = squares.repeat(8, axis=1).repeat(8, axis=2)[:, :size, :size]
+    return np.repeat(squares, 3, axis=3).astype(np.float32)
+
+
+def random_classifier(
+    name: str, size: int, *, classes: int = 3, precision: str = "float32"
+) -> keras.Model:
+    """Weights of every kind at random, and probabilities far from 0 and 1 on `drawings`."""
+    model = build_classifier(name, classes=classes, image_size=size, precision=precision)
+    rng = np.random.default_rng(3)
+    for w in model.weights:
+        shape = tuple(w.shape)
+        if "moving_variance" in w.path or "gamma" in w.path:
+            w.assign(rng.uniform(0.5, 1.5, shape))
+        elif len(shape) == 1:
+            w.assign(rng.normal(0, 0.1, shape))
+        elif len(shape) == 4:
+            # The tiny backbone divides by 128 before each of its convolutions.
+            gain = 128 if w.path.startswith("conv2_conv") and name == "tiny" else 1
+            w.assign(gain * rng.normal(0, np.sqrt(2 / np.prod(shape[:3])), shape))
+    if name == "tiny":
+        # It also subtracts 1 there, which would drown everything.
+        second = model.get_layer("conv2_conv")
+        second.bias.assign(np.sum(second.kernel, axis=(0, 1, 2)))
+    network = read_network(in_float32(model))
+    scores = np.asarray(network.scores(network.standardise(drawings(2, size))))
+    return calibrated(model, float(np.ptp(scores, axis=1).max()) / 2)
