@@ -487,3 +487,191 @@ def neighbor_table(
         for side in axes.spines.values():
             side.set(color=colour, linewidth=3)
     return figure
+
+
+def restoration_curves(history: Sequence[dict[str, float]], best_epoch: int) -> Figure:
+    """Loss on healthy images and AUROC on validation by epoch; the chosen epoch is marked."""
+    epochs = [h["epoch"] for h in history]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    left.plot(
+        epochs, [h["train_loss"] for h in history], "o-", color=_CYCLE[0], markersize=3,
+        label="training",
+    )  # fmt: skip
+    left.plot(
+        epochs, [h["val_loss"] for h in history], "o-", color=_CYCLE[1], markersize=3,
+        label="healthy validation images",
+    )  # fmt: skip
+    left.set(title="loss", yscale="log")
+    right.plot(epochs, [h["val_auroc"] for h in history], "o-", color=_CYCLE[0], markersize=3)
+    right.set(title="AUROC on validation, healthy against sick")
+    for axes in (left, right):
+        axes.axvline(best_epoch, color="0.6", linestyle=":", label=f"chosen epoch {best_epoch}")
+        axes.set(xlabel="epoch")
+    left.legend(fontsize=8)
+    return figure
+
+
+def score_histogram(scores: np.ndarray, findings: np.ndarray, threshold: float) -> Figure:
+    """Anomaly scores float [N] by finding str [N], with the threshold."""
+    figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
+    # A few images far out would squeeze all others into one bar.
+    bins = np.linspace(scores.min(), max(np.quantile(scores, 0.99), threshold * 1.1), 41)
+    order = [f for f in CLASS_COLOURS if f in findings]
+    order += [f for f in np.unique(findings) if f not in order]
+    for index, finding in enumerate(order):
+        chosen = np.minimum(scores[findings == finding], bins[-1])
+        axes.hist(
+            chosen, bins.tolist(), density=True, alpha=0.5, color=class_colour(finding, index),
+            label=f"{finding} ({len(chosen)})",
+        )  # fmt: skip
+    axes.axvline(threshold, color="black", linewidth=1, label=f"threshold {threshold:.3g}")
+    axes.set(xlabel="anomaly score (the last bar holds all above)", ylabel="density")
+    axes.legend(fontsize=8)
+    return figure
+
+
+def reconstructions(
+    images: np.ndarray,
+    reconstructed: np.ndarray,
+    maps: np.ndarray,
+    titles: Sequence[str],
+    *,
+    brightest: float,
+) -> Figure:
+    """Original, reconstruction and anomaly map, one column for each image.
+
+    images: uint8 [N, S, S, 1]; reconstructed: float32 [N, S, S] in 0..255; maps: float32 [N, S, S],
+    drawn from 0 to `brightest`, the same for all, so that maps can be compared.
+    """
+    count = len(images)
+    figure, panels = plt.subplots(
+        3, count, figsize=(1.7 * count + 0.9, 5.6), layout="constrained", squeeze=False
+    )
+    for column in range(count):
+        panels[0, column].imshow(images[column, ..., 0], cmap="gray", vmin=0, vmax=255)
+        panels[0, column].set_title(titles[column], fontsize=8)
+        panels[1, column].imshow(reconstructed[column], cmap="gray", vmin=0, vmax=255)
+        drawn = panels[2, column].imshow(maps[column], cmap="inferno", vmin=0, vmax=brightest)
+    for axes in panels.flat:
+        axes.set(xticks=[], yticks=[])
+    for axes, name in zip(panels[:, 0], ("original", "reconstruction", "anomaly map"), strict=True):
+        axes.set_ylabel(name, fontsize=8)
+    figure.colorbar(drawn, ax=panels[2, :].tolist(), shrink=0.8)
+    return figure
+
+
+def heatmap_overlay(image: np.ndarray, heat: np.ndarray, title: str, unit: str) -> Figure:
+    """A radiograph beside its heatmap drawn over it, with a colour bar.
+
+    image: uint8 [S, S, 1]; heat: float [S, S], red where above 0, blue where below.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.7), layout="constrained")
+    gray = np.squeeze(image)
+    left.imshow(gray, cmap="gray", vmin=0, vmax=255)
+    drawn = _draw_heat(right, gray, heat)
+    for axes in (left, right):
+        axes.axis("off")
+    figure.colorbar(drawn, ax=right, fraction=0.046, pad=0.02, label=unit)
+    figure.suptitle(title, fontsize=9)
+    return figure
+
+
+def heatmap_sheet(
+    images: np.ndarray,
+    maps: Sequence[tuple[str, np.ndarray]],
+    titles: Sequence[str],
+    *,
+    heading: str = "",
+    pairs: int = 3,
+) -> Figure:
+    """Radiographs uint8 [N, S, S, 1] with their heatmaps beside them: (name, float [N, S, S]) each.
+
+    With one method `pairs` of radiograph and heatmap stand in a row; with more a row is one
+    radiograph. Each heatmap has its own scale, whose end is written under it.
+    """
+    per_row = pairs if len(maps) == 1 else 1
+    rows = -(-len(images) // per_row)
+    columns = per_row * (1 + len(maps))
+    figure, panels = plt.subplots(
+        rows,
+        columns,
+        figsize=(1.85 * columns, 2.25 * rows + 0.5),
+        layout="constrained",
+        squeeze=False,
+    )
+    for axes in panels.flat:
+        axes.axis("off")
+    for k, (image, title) in enumerate(zip(images, titles, strict=True)):
+        gray = np.squeeze(image)
+        row, column = divmod(k, per_row)
+        column *= 1 + len(maps)
+        panels[row, column].imshow(gray, cmap="gray", vmin=0, vmax=255)
+        panels[row, column].set_title(title, fontsize=7)
+        for place, (name, heat) in enumerate(maps, start=1):
+            axes = panels[row, column + place]
+            _draw_heat(axes, gray, heat[k])
+            axes.set_title(f"{name}\n{_range_of(heat[k])}", fontsize=7)
+    if heading:
+        figure.suptitle(heading, fontsize=9)
+    return figure
+
+
+def mean_heatmaps(
+    images: np.ndarray,
+    maps: Sequence[tuple[str, np.ndarray]],
+    labels: np.ndarray,
+    classes: Sequence[str],
+    outside: np.ndarray,
+    *,
+    heading: str = "",
+) -> Figure:
+    """Mean heatmap by class over the mean radiograph; a row a method, a column a class.
+
+    images: uint8 [N, S, S, 1]; maps: (name, float [N, S, S]) each; labels: int [N]; outside:
+    bool [S, S], outlined; the share of the positive heat that lies in it is written above.
+    """
+    figure, panels = plt.subplots(
+        len(maps),
+        len(classes),
+        figsize=(3.5 * len(classes), 3.15 * len(maps) + 0.3),
+        layout="constrained",
+        squeeze=False,
+    )
+    for (name, heat), line in zip(maps, panels, strict=True):
+        for k, axes in enumerate(line):
+            axes.axis("off")
+            own = labels == k
+            if not own.any():
+                axes.set_title(f"no {classes[k]} image", fontsize=9)
+                continue
+            mean = heat[own].mean(axis=0)
+            drawn = _draw_heat(axes, np.squeeze(images[own].mean(axis=0)), mean)
+            axes.contour(outside, [0.5], colors="white", linewidths=0.8, linestyles="--")
+            positive = np.maximum(heat[own], 0)
+            totals = positive.sum((1, 2))
+            shares = positive[:, outside].sum(axis=1)[totals > 0] / totals[totals > 0]
+            share = f"{shares.mean():.0%}" if len(shares) else "none"
+            axes.set_title(
+                f"{name}: {classes[k]}, {own.sum()} images\n{share} of the heat outside "
+                f"(even heat: {outside.mean():.0%})",
+                fontsize=9,
+            )
+            figure.colorbar(drawn, ax=axes, fraction=0.046, pad=0.02)
+    if heading:
+        figure.suptitle(heading, fontsize=10)
+    return figure
+
+
+def _draw_heat(axes: Any, gray: np.ndarray, heat: np.ndarray) -> Any:
+    """Draws heat over a gray image: red above 0, blue below, clearer the nearer to 0."""
+    limit = max(float(np.abs(heat).max()), 1e-12)
+    axes.imshow(gray, cmap="gray", vmin=0, vmax=255)
+    strength = np.abs(heat) / limit
+    # Faint heat must not veil the lungs, nor strong heat hide what it lies on.
+    return axes.imshow(
+        heat, cmap="RdBu_r", vmin=-limit, vmax=limit, alpha=0.75 * np.clip(strength, 0, 1) ** 0.8
+    )
+
+
+def _range_of(heat: np.ndarray) -> str:
+    return f"{heat.min():+.2g} to {heat.max():+.2g}"

@@ -7,6 +7,8 @@ labels: int [N]. probabilities: float [N, C]. predicted: int [N]. With two class
 pneumonia, is positive; with more, unprefixed scores are macro averages.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from scipy import optimize, special, stats
 from sklearn import metrics as sk
@@ -86,18 +88,61 @@ def confidence_intervals(
     independent (cluster bootstrap, Field and Welsh 2007). Scores that come out undefined in a
     resample are left out of it; one that is never defined has no interval.
     """
-    tables = [
-        classification_scores(labels, probabilities, predicted, classes, weights)
-        for weights in bootstrap_weights(patients, resamples=resamples, seed=seed)
-    ]
-    intervals = {}
+    return intervals(
+        lambda weights: classification_scores(labels, probabilities, predicted, classes, weights),
+        patients,
+        resamples=resamples,
+        seed=seed,
+    )
+
+
+def intervals(
+    table: Callable[[np.ndarray], dict[str, float]],
+    patients: list[str],
+    *,
+    resamples: int,
+    seed: int = 0,
+) -> dict[str, list[float]]:
+    """As `confidence_intervals`, of any table of scores that takes weights [N]."""
+    tables = [table(w) for w in bootstrap_weights(patients, resamples=resamples, seed=seed)]
+    found = {}
     for metric in tables[0] if tables else ():
         values = np.array([t[metric] for t in tables])
         values = values[np.isfinite(values)]
         if len(values):
             low, high = np.percentile(values, [2.5, 97.5])
-            intervals[metric] = [float(low), float(high)]
-    return intervals
+            found[metric] = [float(low), float(high)]
+    return found
+
+
+def detection_scores(
+    sick: np.ndarray, scores: np.ndarray, threshold: float, weights: np.ndarray | None = None
+) -> dict[str, float]:
+    """How well a score finds the sick at a threshold: sick bool [N], scores float [N].
+
+    auroc, auprc, recall (which is the sensitivity), specificity, precision, f1, accuracy,
+    balanced_accuracy, as in `classification_scores`; at or above the threshold is called sick.
+    What is not defined, where one of the two is absent, is NaN.
+    """
+    w = np.ones(len(sick)) if weights is None else np.asarray(weights, float)
+    called = scores >= threshold
+    hits, misses = w[sick & called].sum(), w[sick & ~called].sum()
+    alarms, passed = w[~sick & called].sum(), w[~sick & ~called].sum()
+
+    def share(part: float, rest: float) -> float:
+        return float(part / (part + rest)) if part + rest > 0 else float("nan")
+
+    recall, specificity = share(hits, misses), share(passed, alarms)
+    return {
+        "auroc": _auroc(sick, scores, w),
+        "auprc": _auprc(sick, scores, w),
+        "accuracy": share(hits + passed, misses + alarms),
+        "balanced_accuracy": (recall + specificity) / 2,
+        "precision": share(hits, alarms) if hits + alarms > 0 else 0.0,
+        "recall": recall,
+        "specificity": specificity,
+        "f1": share(2 * hits, misses + alarms),
+    }
 
 
 def bootstrap_weights(patients: list[str], *, resamples: int, seed: int) -> np.ndarray:
@@ -163,7 +208,7 @@ def operating_point(labels: np.ndarray, scores: np.ndarray, rule: str) -> float:
     Rules: `half` is 0.5. `youden` maximises sensitivity + specificity (Youden 1950); between equal
     thresholds it takes the highest. `min-sensitivity:S` is the highest threshold whose sensitivity
     is at least S; `min-specificity:S` the lowest whose specificity is. All but `half` lie half-way
-    between two scores in 0..1. UserError for another rule.
+    between two scores. UserError for another rule.
     """
     name, _, argument = rule.partition(":")
     if rule == "half":
@@ -186,7 +231,8 @@ def operating_point(labels: np.ndarray, scores: np.ndarray, rule: str) -> float:
     false_alarm, sensitivity, thresholds = false_alarm[1:], sensitivity[1:], thresholds[1:]
     # Half-way down to the next score: on a score itself, the last bit of the model's arithmetic
     # would decide the image that it comes from.
-    between = (thresholds + np.append(thresholds[1:], 0.0)) / 2
+    below_all = 0.0 if thresholds[-1] >= 0 else thresholds[-1] - 1.0
+    between = (thresholds + np.append(thresholds[1:], below_all)) / 2
     # Rounded, because 1 - 0.9 is less than 0.1 in floating point.
     if name == "youden":
         return float(between[np.argmax(np.round(sensitivity - false_alarm, 9))])
@@ -195,8 +241,54 @@ def operating_point(labels: np.ndarray, scores: np.ndarray, rule: str) -> float:
     allowed = np.flatnonzero(np.round(1 - false_alarm, 9) >= target)
     # If even the strictest threshold lets too many through, nothing but a stricter one will do:
     # the next number in float32, in which the model compares.
-    above_all = np.nextafter(np.float32(thresholds[0]), np.float32(2))
+    above_all = np.nextafter(np.float32(thresholds[0]), np.float32(np.inf))
     return float(between[allowed[-1]] if len(allowed) else above_all)
+
+
+def pixel_auroc(maps: np.ndarray, lesions: np.ndarray) -> float:
+    """AUROC of single pixels, lesion or not; maps float [N, H, W], lesions bool [N, H, W]."""
+    return float(sk.roc_auc_score(lesions.ravel(), maps.ravel()))
+
+
+def per_region_overlap(
+    maps: np.ndarray, lesions: np.ndarray, *, most_false_alarms: float = 0.3
+) -> float:
+    """AUPRO: mean overlap with each connected lesion, against the false alarms, as an area of 0..1.
+
+    maps float [N, H, W], lesions bool [N, H, W]. Bergmann et al., "The MVTec Anomaly Detection
+    Dataset" (2021), section 6.2: small lesions count like large ones. The curve is integrated up to
+    a share of 0.3 of lesion-free pixels called abnormal; a random map gets 0.15.
+    """
+    from scipy import ndimage
+
+    weight = np.zeros(maps.shape, np.float64)
+    regions = 0
+    for mask, target in zip(lesions, weight, strict=True):
+        labels, count = ndimage.label(mask)
+        areas = np.bincount(labels.ravel())
+        target[mask] = 1.0 / areas[labels[mask]]
+        regions += count
+    if not regions or lesions.all():
+        return float("nan")
+    order = np.argsort(-maps.ravel(), kind="stable")
+    values = maps.ravel()[order]
+    overlap = np.cumsum(weight.ravel()[order]) / regions
+    alarms = np.cumsum(~lesions.ravel()[order]) / np.sum(~lesions)
+    last = np.append(values[1:] != values[:-1], True)  # equal values are called together
+    overlap, alarms = np.append(0.0, overlap[last]), np.append(0.0, alarms[last])
+    at_limit = np.interp(most_false_alarms, alarms, overlap)
+    inside = alarms < most_false_alarms
+    x = np.append(alarms[inside], most_false_alarms)
+    return float(np.trapezoid(np.append(overlap[inside], at_limit), x) / most_false_alarms)
+
+
+def pointing_hits(maps: np.ndarray, lesions: np.ndarray) -> np.ndarray:
+    """Pointing game (Zhang et al. 2018): whether each map's highest pixel lies in the lesion.
+
+    maps float [N, H, W], lesions bool [N, H, W]; bool [N]. Without a tolerance around the pixel.
+    """
+    highest = maps.reshape(len(maps), -1).argmax(axis=1)
+    return lesions.reshape(len(lesions), -1)[np.arange(len(maps)), highest]
 
 
 def delong_test(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> float:

@@ -114,20 +114,36 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Predict:
-    """Predictions of a SavedModel for files, folders and globs.
+    """Predictions for files, folders and globs, of a SavedModel on disk or of a running TF Serving.
 
     Prints a table, or writes CSV or JSON with --output.
     """
 
     model: str
-    """Folder of the model, or of one of its versions: saved_models/<name>[/<version>]."""
+    """Folder of the model, or of one of its versions: saved_models/<name>[/<version>]. With
+    --server the model's name."""
     images: tuple[str, ...]
     """Files, folders (read recursively) and glob patterns."""
     output: str = ""
-    """File to write: .csv or .json; without it a table is printed."""
-    batch_size: int = 32
+    """File to write: .csv or .json; without it a table is printed. For occlusion and explain a
+    folder: predictions.csv and one picture of each heatmap."""
+    signature: str = "serving_default"
+    """What to ask for: serving_default, embed, occlusion (classifiers), explain (autoencoders)."""
+    server: str = ""
+    """Ask this TF Serving: http://host:8501, https://host or grpc://host:8500."""
+    version: int | None = None
+    """With --server: this version of the model, not the newest."""
+    label: str = ""
+    """With --server: the version with this label in models.config, such as stable."""
+    on_bad_image: Literal["error", "nan"] = "error"
+    """An image that cannot be read stops everything, or gets NaN and a reason, and the others their
+    predictions."""
+    batch_size: int | None = None
+    """Images to a request; default 32, for occlusion and explain 4."""
+    timeout: float = 120.0
+    """With --server: seconds to wait for the answer to one request."""
     overwrite: bool = False
-    """Replace an existing output file."""
+    """Replace an existing output."""
 
 
 @dataclass(frozen=True)
@@ -198,5 +214,98 @@ class FitKnn:
     """Go on with the interrupted run of this name; a finished one is left as it is."""
     allow_leakage: bool = False
     """Go on although a patient or an identical image stands in two splits."""
+    skip_unreadable: bool = False
+    """Leave out files that cannot be decoded, instead of stopping."""
+
+
+@dataclass(frozen=True)
+class TrainAutoencoder:
+    """Train an autoencoder on healthy radiographs; detect anomalies by what it restores.
+
+    Writes logs/autoencoder/<name>/ and saved_models/<name>/<version>/.
+    """
+
+    data: str = "phantom"
+    """Folder of radiographs, .csv list (path, label, and optionally patient and split), .npz of
+    PneumoniaMNIST, or `phantom` for synthetic ones (see prepare_data.py)."""
+    model: Literal["restoring", "plain"] = "restoring"
+    """restoring: takes painted opacities out of healthy lungs. plain: squeezes the image through a
+    code of 128 numbers; far weaker here, kept to compare."""
+    score: Literal["", "combined", "removed", "mark", "mse", "ssim"] = ""
+    """What an anomaly is judged by. restoring: combined (default), removed or mark. plain: mse
+    (default) or ssim."""
+    image_size: int = 112
+    """Side of the square that images are resized to, in pixels; a multiple of 16 from 64 on."""
+    batch_size: int = 16
+    epochs: int = 30
+    learning_rate: float = 2e-3
+    """Peak rate of AdamW."""
+    augmentation: float = 1.0
+    """Strength of the random framing and exposure; 0 is none."""
+    max_false_alarm: float | None = None
+    """Threshold: highest share of healthy validation images that may be called anomalies. Default:
+    Youden's point on the ROC curve of validation."""
+    min_sensitivity: float | None = None
+    """Threshold: lowest share of sick validation images that must be called anomalies."""
+    resamples: int = 1000
+    """Bootstrap resamples (of patients) behind each 95 % interval."""
+    seed: int = 0
+    name: str = ""
+    """Name of the run and the model; default: autoencoder-<model>."""
+    logs: str = "logs"
+    saved_models: str = "saved_models"
+    resume: bool = False
+    """Go on with the interrupted run of this name; a finished one is left as it is."""
+    allow_leakage: bool = False
+    """Go on although a patient or an identical image stands in two splits."""
+    skip_unreadable: bool = False
+    """Leave out files that cannot be decoded, instead of stopping."""
+
+
+@dataclass(frozen=True)
+class Explain:
+    """Heatmaps of what a classifier's decisions rest on, for a split or for images.
+
+    Writes logs/explain/<name>/.
+    """
+
+    classifier: str
+    """Folder of a finished run: logs/classifier/<name>."""
+    data: str = ""
+    """Folder of radiographs, or `phantom`; default: what the classifier was trained on."""
+    split: Literal["train", "val", "test", "all"] = "test"
+    """Which split of --data to draw from; a folder without split folders is split as in training,
+    from the classifier's seed."""
+    images: tuple[str, ...] = ()
+    """Files, folders (read recursively) and glob patterns, instead of --data."""
+    count: int = 12
+    """How many radiographs to draw from the split, evenly over classes; 0 takes all."""
+    method: Literal["occlusion", "gradcam++", "scorecam", "smoothgrad", "all"] = "occlusion"
+    """all lays the four side by side and measures their --faithfulness."""
+    patch: int | None = None
+    """Side of the covered square in pixels of the model's input; default two strides."""
+    stride: int | None = None
+    """Distance of the patches; default a fourteenth of the side: at 224, patch 32 and stride 16."""
+    fill: Literal["auto", "mean", "air", "gray", "blur", "noise"] = "auto"
+    """What covers the patch: the image's mean grey, the grey of aerated lung, the middle of the
+    scale, the image blurred, or noise of the image's mean and spread. auto: air where the explained
+    class is a pneumonia, because on a lung the mean grey looks like one; else mean."""
+    target: str = "predicted"
+    """The class to explain, or `predicted` for each radiograph's own."""
+    drop: Literal["probability", "logit"] = "probability"
+    """What is measured when a patch is covered: the fall of the calibrated probability, or of its
+    log odds, which still move where the probability is all but 1."""
+    refine: float = 0.0
+    """Occlusion from coarse to fine: only so much of the fine patches is computed, where a coarse
+    map is hot (0.25 is a start); the error is measured on a few images. 0 computes all."""
+    faithfulness: bool = False
+    """Also measure insertion, deletion and sensitivity to shuffled weights; takes minutes."""
+    batch_size: int = 64
+    """Covered images in memory at once."""
+    seed: int = 0
+    """Of the draw of radiographs, of noise and of SmoothGrad."""
+    name: str = ""
+    """Name of the run; default: from classifier and method."""
+    logs: str = "logs"
     skip_unreadable: bool = False
     """Leave out files that cannot be decoded, instead of stopping."""

@@ -297,3 +297,53 @@ def test_mcnemar_counts_what_only_one_gets_right() -> None:
     # 9 against 2 of 11 discordant: twice the binomial tail, (1 + 11 + 55) / 2^11.
     assert metrics.mcnemar_test(labels, first, second) == pytest.approx(2 * 67 / 2048)
     assert metrics.mcnemar_test(labels, first, first) == 1.0
+
+
+# ---------------------------------------------------------------------- detection, localisation
+
+
+def test_detection_scores_are_scikit_learns() -> None:
+    rng = np.random.default_rng(1)
+    sick = rng.random(200) < 0.4
+    scores = rng.normal(size=200) + sick
+    found = metrics.detection_scores(sick, scores, 0.3)
+    called = scores >= 0.3
+    assert found["auroc"] == pytest.approx(sk.roc_auc_score(sick, scores))
+    assert found["auprc"] == pytest.approx(sk.average_precision_score(sick, scores))
+    assert found["accuracy"] == pytest.approx(sk.accuracy_score(sick, called))
+    assert found["precision"] == pytest.approx(sk.precision_score(sick, called))
+    assert found["recall"] == pytest.approx(sk.recall_score(sick, called))
+    assert found["specificity"] == pytest.approx(sk.recall_score(~sick, ~called))
+    assert found["f1"] == pytest.approx(sk.f1_score(sick, called))
+    nobody = metrics.detection_scores(np.zeros(5, bool), np.arange(5.0), 3.0)
+    assert np.isnan(nobody["auroc"]) and np.isnan(nobody["recall"])
+    assert nobody["specificity"] == pytest.approx(0.6)
+
+
+def test_thresholds_of_scores_below_zero() -> None:
+    sick = np.array([False, False, True, True])
+    scores = np.array([-3.0, -2.0, -1.5, -1.0])
+    assert -2.0 < metrics.operating_point(sick, scores, "youden") < -1.5
+    everything = metrics.operating_point(~sick, scores, "min-sensitivity:1")
+    assert everything < -3.0
+    assert metrics.operating_point(~sick, scores, "min-specificity:1") > -1.0
+
+
+def test_localisation_of_perfect_and_of_random_maps() -> None:
+    rng = np.random.default_rng(0)
+    lesions = np.zeros((20, 40, 40), bool)
+    lesions[:, 5:12, 5:12] = True
+    lesions[:, 25:27, 25:27] = True  # a small one counts as much as the large one
+    perfect = lesions + 0.01 * rng.random(lesions.shape)
+    assert metrics.pixel_auroc(perfect, lesions) == pytest.approx(1.0)
+    assert metrics.per_region_overlap(perfect, lesions) == pytest.approx(1.0)
+    assert metrics.pointing_hits(perfect, lesions).all()
+    noise = rng.random(lesions.shape)
+    assert metrics.pixel_auroc(noise, lesions) == pytest.approx(0.5, abs=0.03)
+    assert metrics.per_region_overlap(noise, lesions) == pytest.approx(0.15, abs=0.03)
+    # Only the large lesion is found: half of the overlap, although it has nine pixels in ten.
+    half = perfect.copy()
+    half[:, 25:27, 25:27] = -1.0
+    assert metrics.per_region_overlap(half, lesions) == pytest.approx(0.5, abs=0.01)
+    flat = np.zeros_like(noise)
+    assert metrics.per_region_overlap(flat, lesions) == pytest.approx(0.15, abs=0.01)

@@ -1,0 +1,669 @@
+"""Anomaly detection: an autoencoder that has seen healthy radiographs only.
+
+    python scripts/train_autoencoder.py --data chest_xray
+    python scripts/train_autoencoder.py --data chest_xray --model plain --score ssim   # to compare
+
+How it trains. The network sees healthy images of the train split and nothing else, with opacities
+painted into their lungs, and learns to give back the healthy image. The epoch is chosen by its loss
+on healthy validation images, painted the same way each time.
+
+How it decides. The score joins what the network takes away with what healthy surroundings of the
+lungs let expect in them; the threshold is read off the ROC curve of the validation split, which is
+the only use of a sick image before the test.
+"""
+
+import dataclasses
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from cxr_tf import evaluation, figures, metrics, serving, training
+from cxr_tf.data import catalog as catalogs
+from cxr_tf.data import opacities, pipeline
+from cxr_tf.errors import UserError
+from cxr_tf.evaluation import Data
+from cxr_tf.models import autoencoder
+from cxr_tf.models.context import HealthyContext
+from cxr_tf.runs import Run, atomically, open_run, refuse_existing, write_csv
+from cxr_tf.settings import TrainAutoencoder
+
+log = logging.getLogger(__name__)
+
+FEWEST_HEALTHY = 20
+
+# Seed of the paint on validation images: fixed, so that every epoch and every run is judged alike.
+JUDGE_SEED = 20_002
+
+# Without a sick image in validation nothing but the healthy ones can say where to stop.
+FALLBACK_FALSE_ALARM = 0.05
+
+# The mark's cross-entropy counts half of the mean absolute error of what is removed.
+LOSS_WEIGHTS = {
+    "restoring": {"removed": 1.0, "mark": 0.5},
+    "plain": {"reconstruction": 1.0},
+}
+
+
+def load_data(settings: TrainAutoencoder) -> Data:
+    """Reads, reports and checks the catalogue, then decodes it; label 1 is sick.
+
+    Raises UserError on anything that must not be trained on, such as fewer than 20 healthy images
+    in train.
+    """
+    catalog = catalogs.open_catalog(settings.data, seed=settings.seed)
+    log.info(catalogs.describe(catalog))
+    _check(catalog, settings)
+    images, unreadable = pipeline.load_images(catalog.paths, settings.image_size)
+    catalog, images = evaluation.leave_out_unreadable(
+        catalog, images, unreadable, skip=settings.skip_unreadable
+    )
+    _check(catalog, settings)
+    classes = catalogs.task_classes("binary")
+    return Data(catalog, images, catalog.labels("binary", classes), classes)
+
+
+def _check(catalog: catalogs.Catalog, settings: TrainAutoencoder) -> None:
+    sick = catalog.labels("binary", catalogs.task_classes("binary")) == 1
+    healthy = {s: int(np.sum(~sick[catalog.rows(s)])) for s in catalogs.SPLITS}
+    if healthy["train"] < FEWEST_HEALTHY:
+        raise UserError(
+            f"{catalog.source}: {healthy['train']} healthy images in the train split; an "
+            f"autoencoder learns from them alone and needs at least {FEWEST_HEALTHY}"
+        )
+    for split in ("val", "test"):
+        if not healthy[split]:
+            raise UserError(f"{catalog.source}: no healthy image in the {split} split")
+    catalogs.check_leakage(catalog, allow_leakage=settings.allow_leakage)
+
+
+def train_and_evaluate(settings: TrainAutoencoder) -> Run:
+    """The whole job; returns the finished run.
+
+    Raises UserError on a user's mistake, before anything is written wherever it can be known
+    before.
+    """
+    name = settings.name or f"autoencoder-{settings.model}"
+    score = score_of(settings)
+    refuse_existing(settings.logs, "autoencoder", name, settings)
+    serving.check_saved_models(settings.saved_models)
+    _check_numbers(settings)
+
+    # ------------------------------------------------------------------ machine
+    keras.utils.set_random_seed(settings.seed)
+    tf.config.experimental.enable_op_determinism()
+
+    # ------------------------------------------------------------------ data
+    data = load_data(settings)
+    if settings.resume and Run(Path(settings.logs) / "autoencoder" / name).finished:
+        run = open_run(settings.logs, "autoencoder", name, settings, data.catalog)
+        log.info("%s is finished already; nothing to do", run.directory)
+        return run
+    val, test = data.split("val"), data.split("test")
+    train = healthy_images(data.split("train"))
+
+    # ------------------------------------------------------------------ training
+    network = autoencoder.build_network(settings.model, settings.image_size)
+    run = open_run(settings.logs, "autoencoder", name, settings, data.catalog)
+    writer = run.writer()
+    log.info(
+        "%s autoencoder, %d px, %d healthy images", settings.model, settings.image_size, len(train)
+    )
+    state = training.TrainingState(run.directory)
+    judge = Judge(network, val, settings, writer)
+    started = time.perf_counter()
+    fit(network, train, judge, state, writer, settings)
+    best = state.restore_best(network)
+    train_seconds = state.seconds + time.perf_counter() - started
+
+    # ------------------------------------------------------------------ threshold, on validation
+    model = scoring_model(network, train, healthy_images(val), score)
+    outputs = {split: infer(model, part.images) for split, part in (("val", val), ("test", test))}
+    val_scores = outputs["val"]["score"]
+    threshold, rule = choose_threshold(val.labels == 1, val_scores, settings)
+    log.info("threshold %.4g: %s", threshold, rule)
+    healthy_scores = np.sort(val_scores[val.labels == 0])
+
+    # ------------------------------------------------------------------ evaluation: test, once
+    results: dict[str, Any] = {}
+    for split, part in (("val", val), ("test", test)):
+        scores = outputs[split]["score"]
+        results[split] = score_split(part, scores, threshold, resamples=settings.resamples)
+        write_predictions(run, split, part, scores, threshold, healthy_scores)
+        draw_split(run, split, part, outputs[split], threshold, writer)
+    results["model"] = {
+        "kind": "autoencoder",
+        "network": settings.model,
+        "score": score,
+        "parameters": network.count_params(),
+        "threshold": threshold,
+        "threshold_rule": rule,
+        "best_epoch": best["epoch"],
+        "selection_loss": best["selection_loss"],
+        "train_seconds": train_seconds,
+    }
+    results["history"] = state.history
+    lesions = lesion_masks(test.catalog, settings.image_size)
+    if lesions is not None:
+        results["test"] |= localisation_scores(outputs["test"]["anomaly_map"], lesions)
+    run.write_figure(
+        "training_curves", figures.restoration_curves(state.history, int(best["epoch"])), writer
+    )
+    write_tensorboard_summary(writer, settings, results, name)
+
+    # ------------------------------------------------------------------ export
+    atomically(run.directory / "model.keras", lambda p: training.save_keras(model, p))
+    folder = export(
+        model,
+        Path(settings.saved_models) / name,
+        threshold=threshold,
+        healthy_scores=healthy_scores,
+        card=model_card(settings, data, results),
+    )
+    results["model"]["saved_model"] = str(folder)
+    run.write_metrics(results)
+    state.remove()
+    log.info(result_line("test", results["test"]))
+    log.info("run:         %s\nSavedModel:  %s", run.directory, folder)
+    return run
+
+
+def score_of(settings: TrainAutoencoder) -> str:
+    """The score of the settings, or the model's default; UserError for one of the other model."""
+    known = [s for s, model in autoencoder.SCORES.items() if model == settings.model]
+    if settings.score and settings.score not in known:
+        raise UserError(
+            f"--score {settings.score} does not belong to --model {settings.model}; "
+            f"it has {' and '.join(known)}"
+        )
+    return settings.score or known[0]
+
+
+def _check_numbers(settings: TrainAutoencoder) -> None:
+    for field, least in (("batch_size", 1), ("epochs", 1), ("resamples", 1), ("augmentation", 0)):
+        if (value := getattr(settings, field)) < least:
+            flag = "--" + field.replace("_", "-")
+            raise UserError(f"{flag} must be at least {least}, not {value}")
+    if not settings.learning_rate > 0:
+        raise UserError(f"--learning-rate must be above 0, not {settings.learning_rate}")
+    if settings.max_false_alarm is not None and settings.min_sensitivity is not None:
+        raise UserError("give --max-false-alarm or --min-sensitivity, not both")
+    for field in ("max_false_alarm", "min_sensitivity"):
+        value = getattr(settings, field)
+        if value is not None and not 0 < value < 1:
+            raise UserError(f"--{field.replace('_', '-')} is a share between 0 and 1, not {value}")
+
+
+# ---------------------------------------------------------------------- training
+
+
+def healthy_images(train: Data) -> np.ndarray:
+    """The images that the network may learn from: uint8 [N, S, S, 1], every one healthy."""
+    return train.images[train.labels == 0]
+
+
+def fit(
+    network: keras.Model,
+    train: np.ndarray,
+    judge: "Judge",
+    state: training.TrainingState,
+    writer: tf.summary.SummaryWriter,
+    settings: TrainAutoencoder,
+) -> None:
+    """Trains from the state's epoch to the last, one checkpoint an epoch."""
+    batch_size = min(settings.batch_size, len(train))
+    steps = pipeline.steps_per_epoch(len(train), batch_size)
+    network.compile(
+        training.averaged_adamw(
+            settings.learning_rate, steps=steps * settings.epochs, weight_decay=1e-4
+        ),
+        loss=losses(settings.model),
+        loss_weights=LOSS_WEIGHTS[settings.model],
+    )
+    network.optimizer.build(network.trainable_variables)
+    if state.exists():
+        state.load(network)
+        log.info("going on from the checkpoint of epoch %d", state.epochs_done())
+    if state.epochs_done() >= settings.epochs:
+        return
+    network.fit(
+        training_batches(train, settings, batch_size, range(state.epochs_done(), settings.epochs)),
+        initial_epoch=state.epochs_done(),
+        epochs=settings.epochs,
+        steps_per_epoch=steps,
+        callbacks=[
+            training.EpochEnd(
+                network,
+                judge,
+                state,
+                writer,
+                epochs=settings.epochs,
+                patience=settings.epochs,
+                line=lambda entry: epoch_line(entry, settings.epochs),
+            )
+        ],
+        shuffle=False,
+        verbose=0,
+    )
+
+
+def scoring_model(
+    network: keras.Model, train: np.ndarray, healthy_val: np.ndarray, score: str
+) -> keras.Model:
+    """The trained network with its score: images [N, S, S, 1] in 0..255 -> see `autoencoder`.
+
+    train, healthy_val: uint8 [N, S, S, 1], healthy images alone.
+    """
+    if score != "combined":
+        return autoencoder.build_autoencoder(network, score)
+    context = HealthyContext(network.input_shape[1])
+    # With another exposure of each, the score of healthy images stays where it is when the scanner
+    # changes. Without, half of them came to lie above the threshold.
+    versions = (train, opacities.another_exposure(train, JUDGE_SEED + 1))
+    context.fit(
+        np.stack([opacities.standardised(v) for v in versions]), opacities.lung_fields(train)
+    )
+    both = np.concatenate([healthy_val, opacities.another_exposure(healthy_val, JUDGE_SEED)])
+    return autoencoder.build_combined(network, context, both)
+
+
+def losses(model: str) -> dict[str, Any]:
+    """Mean absolute error of what is removed and cross-entropy of the mark; for the plain network
+    the squared error of the reconstruction."""
+    if model == "plain":
+        return {"reconstruction": keras.losses.MeanSquaredError()}
+    return {
+        "removed": keras.losses.MeanAbsoluteError(),
+        "mark": keras.losses.BinaryCrossentropy(from_logits=True),
+    }
+
+
+def training_batches(
+    train: np.ndarray, settings: TrainAutoencoder, batch_size: int, epochs: range
+) -> tf.data.Dataset:
+    """What the network learns from: (inputs, targets), standardised, from healthy images alone."""
+    common: dict[str, Any] = {
+        "batch_size": batch_size,
+        "seed": settings.seed,
+        "epochs": epochs,
+        "strength": settings.augmentation,
+    }
+    if settings.model == "restoring":
+        return opacities.restoration_batches(train, opacities.lung_fields(train), **common)
+    stream = pipeline.training_batches(train, np.zeros(len(train), np.int64), **common)
+
+    def to_itself(images: tf.Tensor, _: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        standardised = opacities.standardised(images[..., :1])
+        return standardised, {"reconstruction": standardised}
+
+    return stream.map(to_itself)
+
+
+class Judge:
+    """Judges the network after every epoch; shows the same reconstructions each time.
+
+    `selection_loss`, by which the epoch is chosen, is the training loss on healthy validation
+    images, painted the same way each time. The AUROC on validation is for a person to watch.
+    """
+
+    def __init__(
+        self,
+        network: keras.Model,
+        val: Data,
+        settings: TrainAutoencoder,
+        writer: tf.summary.SummaryWriter,
+    ) -> None:
+        watched = "removed" if score_of(settings) == "combined" else score_of(settings)
+        self._model = autoencoder.build_autoencoder(network, watched)
+        self._network, self._val, self._writer = network, val, writer
+        self._losses = losses(settings.model)
+        self._loss_weights = LOSS_WEIGHTS[settings.model]
+        healthy = healthy_images(val)
+        self._batches = list(
+            training_batches(
+                healthy,
+                dataclasses.replace(settings, seed=JUDGE_SEED),
+                min(settings.batch_size, len(healthy)),
+                range(1),
+            )
+        )
+        sick = np.flatnonzero(val.labels == 1)
+        self._shown = np.concatenate([np.flatnonzero(val.labels == 0)[:3], sick[:3]])
+
+    def __call__(self, epoch: int) -> dict[str, float]:
+        """{epoch, val_loss, val_auroc, selection_loss} of the network as it stands."""
+        values = []
+        for inputs, targets in self._batches:
+            outputs = self._network(inputs, training=False)
+            values.append(
+                sum(
+                    self._loss_weights[key] * float(loss(targets[key], outputs[key]))
+                    for key, loss in self._losses.items()
+                )
+            )
+        loss = float(np.mean(values))
+        outputs = infer(self._model, self._val.images)
+        if not (np.isfinite(loss) and np.isfinite(outputs["score"]).all()):
+            raise FloatingPointError("the outputs are not finite")
+        self._show(epoch, outputs)
+        sick = self._val.labels == 1
+        area = metrics.detection_scores(sick, outputs["score"], threshold=np.inf)["auroc"]
+        return {"epoch": epoch, "val_loss": loss, "val_auroc": area, "selection_loss": loss}
+
+    def _show(self, epoch: int, outputs: dict[str, np.ndarray]) -> None:
+        rows = self._shown
+        maps = outputs["anomaly_map"][rows]
+        pictures = [
+            self._val.images[rows, ..., 0].astype(np.float32) / 255,
+            np.clip(outputs["reconstruction"][rows] / 255, 0, 1),
+            maps / max(float(outputs["anomaly_map"].max()), 1e-6),
+        ]
+        with self._writer.as_default(step=epoch):
+            tf.summary.image(
+                "image, reconstruction, anomaly map",
+                np.concatenate(pictures, axis=2)[..., None],
+                max_outputs=len(rows),
+            )
+            for label, kind in enumerate(self._val.classes):
+                scores = outputs["score"][self._val.labels == label]
+                if len(scores):
+                    tf.summary.histogram(f"score/{kind}", scores)
+
+
+def infer(model: keras.Model, images: np.ndarray, batch_size: int = 32) -> dict[str, np.ndarray]:
+    """Outputs of `build_autoencoder` for uint8 [N, S, S, 1], channels squeezed away."""
+    function = training.compiled(model)
+    parts: list[dict[str, np.ndarray]] = []
+    for start in range(0, len(images), batch_size):
+        batch = tf.constant(images[start : start + batch_size], tf.float32)
+        parts.append({k: v.numpy() for k, v in function(batch).items()})
+    outputs = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+    return outputs | {"reconstruction": outputs["reconstruction"][..., 0]}
+
+
+# ---------------------------------------------------------------------- threshold and scores
+
+
+def choose_threshold(
+    sick: np.ndarray, scores: np.ndarray, settings: TrainAutoencoder
+) -> tuple[float, str]:
+    """Threshold on the score, at or above which an image is an anomaly, and the rule in words.
+
+    sick: bool [N]; scores: float32 [N], of validation images. Youden's J on the ROC curve, or
+    what the settings ask for. With no sick image there is no curve, and Youden's J would sink to
+    the lowest score: then a quantile of the healthy ones.
+    """
+    if settings.min_sensitivity is not None:
+        if not sick.any():
+            raise UserError("--min-sensitivity needs sick images in the validation split")
+        rule = f"min-sensitivity:{settings.min_sensitivity}"
+    elif settings.max_false_alarm is not None:
+        rule = f"min-specificity:{round(1 - settings.max_false_alarm, 9)}"
+    elif sick.any():
+        rule = "youden"
+    else:
+        rule = f"min-specificity:{1 - FALLBACK_FALSE_ALARM}"
+    if sick.any():
+        threshold = metrics.operating_point(sick, scores, rule)
+        return threshold, f"{rule} on the ROC curve of validation"
+    share = settings.max_false_alarm or FALLBACK_FALSE_ALARM
+    threshold = float(np.quantile(scores, 1 - share, method="higher"))
+    return float(np.nextafter(np.float32(threshold), np.float32(np.inf))), (
+        f"{1 - share:.0%} of the healthy validation images lie below; there is no sick image in "
+        "validation, so no ROC curve"
+    )
+
+
+def score_split(
+    part: Data, scores: np.ndarray, threshold: float, *, resamples: int
+) -> dict[str, Any]:
+    """The table of one split for `metrics.json`, with `<metric>/bacterial` and `<metric>/viral`.
+
+    Those are of the healthy images and the sick ones of that finding, at the same threshold.
+    """
+    findings = np.array([r.finding for r in part.catalog.radiographs])
+    healthy = part.labels == 0
+    subsets = {"": np.ones(len(scores), bool)}
+    for finding in ("bacterial", "viral"):
+        if np.any(findings == finding):
+            subsets[f"/{finding}"] = healthy | (findings == finding)
+
+    def table(weights: np.ndarray) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for suffix, rows in subsets.items():
+            scored = metrics.detection_scores(
+                ~healthy[rows], scores[rows], threshold, weights[rows]
+            )
+            # Specificity is of the healthy, whatever the sick.
+            kept = scored if not suffix else {k: scored[k] for k in ("auroc", "auprc", "recall")}
+            found |= {f"{metric}{suffix}": value for metric, value in kept.items()}
+        return found
+
+    scored: dict[str, Any] = table(np.ones(len(scores)))
+    scored["images"], scored["patients"] = len(scores), len(set(part.catalog.patients))
+    scored["ci95"] = metrics.intervals(table, part.catalog.patients, resamples=resamples)
+    return scored
+
+
+def percentile(scores: np.ndarray, healthy_scores: np.ndarray) -> np.ndarray:
+    """Share in percent of the healthy validation images whose score is below: float [N]."""
+    return 100.0 * np.searchsorted(healthy_scores, scores) / len(healthy_scores)
+
+
+def write_predictions(
+    run: Run,
+    split: str,
+    part: Data,
+    scores: np.ndarray,
+    threshold: float,
+    healthy_scores: np.ndarray,
+) -> None:
+    """`predictions-<split>.csv`: path, patient, finding, label, score, percentile, predicted."""
+    ranks = percentile(scores, healthy_scores)
+    rows = zip(part.catalog.radiographs, part.labels, scores, ranks, strict=True)
+    write_csv(
+        run.directory / f"predictions-{split}.csv",
+        ["path", "patient", "finding", "label", "score", "percentile", "predicted"],
+        [
+            [r.path, r.patient, r.finding, part.classes[y], f"{s:.8g}", f"{p:.1f}",
+             part.classes[int(s >= threshold)]]
+            for r, y, s, p in rows
+        ],
+    )  # fmt: skip
+
+
+def lesion_masks(catalog: catalogs.Catalog, size: int) -> np.ndarray | None:
+    """Where the lesions of phantoms are: bool [N, size, size]; None for real radiographs.
+
+    A phantom <folder>/test/VIRAL/x.png has its mask in <folder>/masks/test/VIRAL/x.png.
+    """
+    if not catalog.is_phantom:
+        return None
+    paths = []
+    for path in map(Path, catalog.paths):
+        folder = path.parents[2]
+        paths.append(str(folder / "masks" / path.relative_to(folder)))
+    masks, unreadable = pipeline.load_images(paths, size)
+    return None if unreadable else masks[..., 0] >= 128
+
+
+def localisation_scores(maps: np.ndarray, lesions: np.ndarray) -> dict[str, float]:
+    """How well maps float [N, S, S] show the lesions bool [N, S, S], over the images that have one.
+
+    pixel_auroc, aupro and pointing, and pointing_chance, what a random pixel would hit.
+    """
+    has = lesions.any(axis=(1, 2))
+    maps, lesions = maps[has], lesions[has]
+    if not len(maps):
+        return {}
+    return {
+        "pixel_auroc": metrics.pixel_auroc(maps, lesions),
+        "aupro": metrics.per_region_overlap(maps, lesions),
+        "pointing": float(metrics.pointing_hits(maps, lesions).mean()),
+        "pointing_chance": float(lesions.mean()),
+    }
+
+
+# ---------------------------------------------------------------------- what is written down
+
+
+def draw_split(
+    run: Run,
+    split: str,
+    part: Data,
+    outputs: dict[str, np.ndarray],
+    threshold: float,
+    writer: tf.summary.SummaryWriter,
+) -> None:
+    """The figures of one split, as PNGs and in TensorBoard."""
+    sick, scores = part.labels == 1, outputs["score"]
+    if sick.any():
+        # The ROC figure takes one column for each class; of a score, only the order matters.
+        columns = np.stack([-scores, scores], axis=1)
+        run.write_figure(
+            f"roc-{split}", figures.roc(part.labels, columns, part.classes, threshold), writer
+        )
+    findings = np.array([r.finding for r in part.catalog.radiographs])
+    run.write_figure(
+        f"scores-{split}", figures.score_histogram(scores, findings, threshold), writer
+    )
+    for kind, rows in examples(sick, scores, threshold).items():
+        if len(rows):
+            titles = [f"{findings[i]}\nscore {scores[i]:.3g}" for i in rows]
+            figure = figures.reconstructions(
+                part.images[rows],
+                outputs["reconstruction"][rows],
+                outputs["anomaly_map"][rows],
+                titles,
+                brightest=float(np.quantile(outputs["anomaly_map"], 0.999)),
+            )
+            run.write_figure(f"{kind}-{split}", figure, writer)
+
+
+def examples(
+    sick: np.ndarray, scores: np.ndarray, threshold: float, count: int = 6
+) -> dict[str, np.ndarray]:
+    """Rows of images that are worth a look: typical ones, missed ones, and false alarms."""
+    called = scores >= threshold
+    healthy, ill = np.flatnonzero(~sick), np.flatnonzero(sick)
+
+    def middle(rows: np.ndarray) -> np.ndarray:
+        ordered = rows[np.argsort(scores[rows])]
+        start = max(0, (len(ordered) - count // 2) // 2)
+        return ordered[start : start + count // 2]
+
+    missed, alarms = np.flatnonzero(sick & ~called), np.flatnonzero(~sick & called)
+    return {
+        "typical": np.concatenate([middle(healthy), middle(ill)]),
+        "missed": missed[np.argsort(scores[missed])][:count],
+        "false_alarms": alarms[np.argsort(-scores[alarms])][:count],
+    }
+
+
+def write_tensorboard_summary(
+    writer: tf.summary.SummaryWriter,
+    settings: TrainAutoencoder,
+    results: dict[str, Any],
+    name: str,
+) -> None:
+    """Final scores as scalars, and the settings for the HParams table."""
+    from tensorboard.plugins.hparams import api as hparams
+
+    shown = ("model", "image_size", "epochs", "batch_size", "learning_rate", "augmentation")
+    with writer.as_default(step=0):
+        hparams.hparams(
+            {**{k: getattr(settings, k) for k in shown}, "score": score_of(settings)}, trial_id=name
+        )
+        for split in ("val", "test"):
+            for metric in ("auroc", "accuracy", "recall", "specificity", "f1"):
+                tf.summary.scalar(f"final/{split}_{metric}", results[split][metric])
+    writer.flush()
+
+
+def export(
+    model: keras.Model,
+    base: Path,
+    *,
+    threshold: float,
+    healthy_scores: np.ndarray,
+    card: dict[str, Any],
+) -> Path:
+    """Writes the autoencoder as the next version under `base`; returns its folder.
+
+    Signatures (N images; S the model's size):
+
+    - `serving_default`: image_bytes string [N] (JPEG or PNG) -> score float32 [N], threshold
+      float32 [N], is_anomaly bool [N], percentile float32 [N]: the share in percent of healthy
+      validation images with a lower score;
+    - `explain`: image_bytes -> reconstruction float32 [N, S, S] in 0..255, anomaly_map float32
+      [N, S, S], score.
+    """
+    size = int(model.input_shape[1])
+    ladder = tf.constant(healthy_scores, tf.float32)
+
+    def run_model(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
+        return model(tf.cast(serving.decode_images(image_bytes, size), tf.float32), training=False)
+
+    def detect(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
+        score = run_model(image_bytes)["score"]
+        below = tf.searchsorted(ladder, score)
+        return {
+            "score": score,
+            "threshold": tf.fill(tf.shape(score), tf.constant(threshold, tf.float32)),
+            "is_anomaly": score >= tf.constant(threshold, tf.float32),
+            "percentile": 100.0 * tf.cast(below, tf.float32) / len(healthy_scores),
+        }
+
+    def explain(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
+        outputs = run_model(image_bytes)
+        reconstruction = tf.clip_by_value(outputs["reconstruction"][..., 0], 0.0, 255.0)
+        return {**outputs, "reconstruction": reconstruction}
+
+    image_bytes = tf.TensorSpec([None], tf.string, name="image_bytes")
+    archive = keras.export.ExportArchive()
+    archive.add_endpoint("serving_default", detect, [image_bytes])
+    archive.add_endpoint("explain", explain, [image_bytes])
+    return serving.write_version(
+        base, lambda folder: archive.write_out(folder, verbose=False), card=card
+    )
+
+
+def model_card(settings: TrainAutoencoder, data: Data, results: dict[str, Any]) -> dict[str, Any]:
+    """What travels with the SavedModel: what it is, how it did, what it is not."""
+    shown = ("auroc", "auprc", "accuracy", "recall", "specificity", "f1")
+    return {
+        "kind": "autoencoder",
+        "network": settings.model,
+        "score": results["model"]["score"],
+        "image_size": settings.image_size,
+        "threshold": results["model"]["threshold"],
+        "threshold_rule": results["model"]["threshold_rule"],
+        "data_fingerprint": data.catalog.fingerprint(),
+        "data_is_phantom": data.catalog.is_phantom,
+        "metrics": {s: {k: results[s][k] for k in shown} for s in ("val", "test")},
+        "input": "bytes of a JPEG or PNG of one frontal chest radiograph",
+        "limits": "Research software, no medical device. Not tested beyond the data named here.",
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+    }
+
+
+def epoch_line(entry: dict[str, float], epochs: int) -> str:
+    """One line about an epoch."""
+    return (
+        f"epoch {entry['epoch']}/{epochs}: loss {entry['train_loss']:.4f}, on healthy validation "
+        f"{entry['val_loss']:.4f}; AUROC on validation {entry['val_auroc']:.4f}"
+    )
+
+
+def result_line(split: str, scores: dict[str, Any]) -> str:
+    """The headline scores with their intervals, as one line."""
+    shown = []
+    for metric in ("auroc", "auprc", "accuracy", "recall", "specificity", "f1"):
+        low, high = scores["ci95"].get(metric, (float("nan"),) * 2)
+        shown.append(f"{metric} {scores[metric]:.3f} ({low:.3f} to {high:.3f})")
+    return f"{split}: " + ", ".join(shown)

@@ -1,0 +1,19 @@
+"""Train an autoencoder on healthy radiographs and detect anomalies by what it restores.
+
+python scripts/train_autoencoder.py --data chest_xray
+python scripts/train_autoencoder.py --data chest_xray --max-false-alarm 0.05
+python scripts/train_autoencoder.py --data chest_xray --model plain --score ssim --image-size 64
+"""
+
+from cxr_tf import cli
+from cxr_tf.settings import TrainAutoencoder
+
+
+def main(settings: TrainAutoencoder) -> None:
+    from cxr_tf.anomaly import train_and_evaluate
+
+    train_and_evaluate(settings)
+
+
+if __name__ == "__main__":
+    cli.run(TrainAutoencoder, main)

@@ -1,0 +1,292 @@
+"""The autoencoder: what it may learn from, how its threshold is found, and what is served."""
+
+import csv
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cxr_tf.errors import UserError
+from cxr_tf.settings import TrainAutoencoder
+
+
+@pytest.fixture(scope="module")
+def chests(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """90 phantoms, 36 of them healthy; README and masks included."""
+    from cxr_tf.data.phantom import write_phantoms
+
+    folder = tmp_path_factory.mktemp("chests") / "phantoms"
+    write_phantoms(folder, count=90, size=64, seed=3)
+    return folder
+
+
+def settings_for(data: Path, root: Path, **changed) -> TrainAutoencoder:
+    settings = {
+        "data": str(data),
+        "image_size": 64,
+        "batch_size": 8,
+        "epochs": 2,
+        "resamples": 5,
+        "name": "run",
+        "logs": str(root / "logs"),
+        "saved_models": str(root / "saved_models"),
+    }
+    return TrainAutoencoder(**(settings | changed))
+
+
+@pytest.fixture(scope="module")
+def finished(chests: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainAutoencoder:
+    from cxr_tf.anomaly import train_and_evaluate
+
+    settings = settings_for(chests, tmp_path_factory.mktemp("finished"))
+    train_and_evaluate(settings)
+    return settings
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves out what is proved on the finished run: figures and export."""
+    from cxr_tf import anomaly
+
+    monkeypatch.setattr(anomaly, "draw_split", lambda *a, **k: None)
+    monkeypatch.setattr(anomaly.Run, "write_figure", lambda *a, **k: None)
+    monkeypatch.setattr(anomaly, "export", lambda *a, **k: Path("nowhere/1"))
+
+
+def weights(settings: TrainAutoencoder) -> list[np.ndarray]:
+    import keras
+
+    folder = Path(settings.logs) / "autoencoder" / settings.name
+    return keras.saving.load_model(folder / "model.keras", compile=False).get_weights()
+
+
+def assert_same(first: list[np.ndarray], second: list[np.ndarray]) -> None:
+    assert len(first) == len(second) > 0
+    for a, b in zip(first, second, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def table(settings: TrainAutoencoder, split: str = "test") -> list[dict[str, str]]:
+    file = Path(settings.logs) / "autoencoder" / settings.name / f"predictions-{split}.csv"
+    with file.open() as lines:
+        return list(csv.DictReader(lines))
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_weights_do_not_know_a_sick_image(
+    chests: Path, finished: TrainAutoencoder, tmp_path: Path
+) -> None:
+    """Every sick image of every split becomes noise: the scores change, the weights by no bit."""
+    from cxr_tf.anomaly import train_and_evaluate
+
+    spoilt = tmp_path / "spoilt"
+    shutil.copytree(chests, spoilt)
+    rng = np.random.default_rng(0)
+    for path in [*spoilt.glob("t*/[BV]*/*.png"), *spoilt.glob("val/[BV]*/*.png")]:
+        Image.fromarray(rng.integers(0, 256, (64, 64), np.uint8)).save(path)
+    settings = settings_for(spoilt, tmp_path)
+    train_and_evaluate(settings)
+    assert_same(weights(finished), weights(settings))
+    scores = [
+        [r["score"] for r in table(s) if r["label"] == "pneumonia"] for s in (finished, settings)
+    ]
+    assert scores[0] != scores[1]
+
+
+@pytest.mark.usefixtures("quick")
+def test_killed_and_resumed_gives_the_bits_of_an_undisturbed_run(
+    chests: Path, finished: TrainAutoencoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cxr_tf import anomaly, training
+
+    settings = settings_for(chests, tmp_path)
+    on_epoch_end = training.EpochEnd.on_epoch_end
+
+    def kill(self, epoch, logs=None):
+        on_epoch_end(self, epoch, logs)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.EpochEnd, "on_epoch_end", kill)
+        with pytest.raises(KeyboardInterrupt):
+            anomaly.train_and_evaluate(settings)
+    with pytest.raises(UserError, match="was interrupted"):
+        anomaly.train_and_evaluate(settings)
+    anomaly.train_and_evaluate(dataclasses.replace(settings, resume=True))
+    assert_same(weights(finished), weights(settings))
+    assert [r["score"] for r in table(settings)] == [r["score"] for r in table(finished)]
+
+
+def test_what_is_served_is_what_was_measured(finished: TrainAutoencoder) -> None:
+    import tensorflow as tf
+
+    rows = table(finished)
+    loaded = tf.saved_model.load(str(Path(finished.saved_models) / "run" / "1"))
+    encoded = tf.constant([Path(r["path"]).read_bytes() for r in rows])
+    served = loaded.signatures["serving_default"](image_bytes=encoded)
+    np.testing.assert_allclose(served["score"], [float(r["score"]) for r in rows], atol=1e-4)
+    np.testing.assert_array_equal(
+        served["is_anomaly"], [r["predicted"] == "pneumonia" for r in rows]
+    )
+    np.testing.assert_allclose(
+        served["percentile"], [float(r["percentile"]) for r in rows], atol=0.06
+    )
+    folder = Path(finished.logs) / "autoencoder" / "run"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    np.testing.assert_allclose(served["threshold"], metrics["model"]["threshold"], rtol=1e-6)
+    called = served["is_anomaly"].numpy()
+    sick = np.array([r["label"] == "pneumonia" for r in rows])
+    assert metrics["test"]["recall"] == pytest.approx(called[sick].mean())
+    assert metrics["test"]["specificity"] == pytest.approx(1 - called[~sick].mean())
+
+    explained = loaded.signatures["explain"](image_bytes=encoded)
+    np.testing.assert_allclose(explained["score"], served["score"], atol=1e-5)
+    assert (
+        explained["anomaly_map"].shape == explained["reconstruction"].shape == (len(rows), 64, 64)
+    )
+    assert float(tf.reduce_min(explained["reconstruction"])) >= 0
+    assert float(tf.reduce_max(explained["reconstruction"])) <= 255
+
+
+def test_a_white_out_raises_score_and_map(finished: TrainAutoencoder) -> None:
+    """Of a saved and reloaded model; the network's two epochs teach little, its context enough."""
+    import keras
+
+    from cxr_tf import anomaly
+    from cxr_tf.data.phantom import phantom
+
+    drawn = [phantom("normal", seed=8, patient=i, size=64) for i in range(12)]
+    healthy = np.stack([p.image for p in drawn])[..., None]
+    left = np.stack([p.lungs for p in drawn]) & (np.arange(64) < 32)
+    white = np.where(left[..., None], np.uint8(200), healthy)
+    folder = Path(finished.logs) / "autoencoder" / finished.name
+    model = keras.saving.load_model(folder / "model.keras", compile=False)
+    before, after = (anomaly.infer(model, x) for x in (healthy, white))
+    assert np.mean(after["score"] > before["score"]) >= 0.75
+    assert after["anomaly_map"][left].mean() > 2 * after["anomaly_map"][~left].mean()
+
+
+def test_everything_promised_is_written(finished: TrainAutoencoder) -> None:
+    folder = Path(finished.logs) / "autoencoder" / "run"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    wanted = ("auroc", "auprc", "recall", "specificity", "f1", "accuracy")
+    for split in ("val", "test"):
+        assert set(wanted) <= set(metrics[split]) and set(wanted) <= set(metrics[split]["ci95"])
+        assert {"auroc/bacterial", "recall/viral"} <= set(metrics[split])
+    localised = ("pixel_auroc", "aupro", "pointing", "pointing_chance")
+    assert set(localised) <= set(metrics["test"])
+    figures = {p.stem for p in (folder / "figures").glob("*.png")}
+    assert {"roc-test", "scores-test", "typical-test", "training_curves"} <= figures
+    assert not list(folder.glob("*.npz"))  # the checkpoint is gone
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_plain_autoencoder_and_a_folder_without_a_sick_image(
+    chests: Path, tmp_path: Path
+) -> None:
+    from cxr_tf.anomaly import train_and_evaluate
+
+    healthy = tmp_path / "healthy"
+    for split in ("train", "val", "test"):
+        shutil.copytree(chests / split / "NORMAL", healthy / split / "NORMAL")
+    settings = settings_for(healthy, tmp_path, model="plain", score="ssim", epochs=1)
+    measured = train_and_evaluate(settings).metrics()
+    assert measured["model"]["score"] == "ssim"
+    assert all(0 <= float(r["score"]) <= 1 for r in table(settings))
+    assert "no sick image" in measured["model"]["threshold_rule"]
+    assert measured["test"]["auroc"] is None and measured["test"]["specificity"] is not None
+
+
+def test_structural_similarity_is_tensorflows(tmp_path: Path) -> None:
+    import tensorflow as tf
+
+    from cxr_tf.models.autoencoder import structural_similarity
+
+    rng = np.random.default_rng(0)
+    first = rng.normal(size=(2, 48, 48, 1)).astype(np.float32)
+    second = first + rng.normal(scale=0.5, size=first.shape).astype(np.float32)
+    ours = np.asarray(structural_similarity(first, second))
+    # TensorFlow averages the windows that lie wholly within.
+    inside = ours[:, 5:-5, 5:-5].mean(axis=(1, 2, 3))
+    np.testing.assert_allclose(inside, tf.image.ssim(first, second, max_val=4.0), atol=1e-4)
+    np.testing.assert_allclose(structural_similarity(first, first), 1.0, atol=1e-4)
+
+
+# ---------------------------------------------------------------------- threshold
+
+
+SICK = np.array([False] * 10 + [True] * 10)
+SCORES = np.concatenate([np.linspace(0.1, 1.0, 10), np.linspace(0.65, 1.55, 10)]).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("asked", "false_alarms", "least_sensitivity"),
+    [({}, 0, 0.6), ({"max_false_alarm": 0.1}, 1, 0.7), ({"min_sensitivity": 0.8}, 2, 0.8)],
+)
+def test_thresholds_by_rule(asked: dict, false_alarms: int, least_sensitivity: float) -> None:
+    from cxr_tf.anomaly import choose_threshold
+
+    threshold, _ = choose_threshold(SICK, SCORES, TrainAutoencoder(**asked))
+    assert np.sum(SCORES[~SICK] >= threshold) == false_alarms
+    assert np.mean(SCORES[SICK] >= threshold) >= least_sensitivity
+
+
+def test_without_sick_images_the_threshold_is_a_quantile_and_says_so() -> None:
+    from cxr_tf.anomaly import choose_threshold
+
+    healthy = np.linspace(1, 2, 200).astype(np.float32)
+    nobody = np.zeros(200, bool)
+    threshold, rule = choose_threshold(nobody, healthy, TrainAutoencoder())
+    assert np.mean(healthy >= threshold) == pytest.approx(0.05, abs=0.006)
+    assert "no sick image" in rule
+    threshold, _ = choose_threshold(nobody, healthy, TrainAutoencoder(max_false_alarm=0.2))
+    assert np.mean(healthy >= threshold) == pytest.approx(0.2, abs=0.006)
+    with pytest.raises(UserError, match="needs sick images"):
+        choose_threshold(nobody, healthy, TrainAutoencoder(min_sensitivity=0.9))
+
+
+# ---------------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"score": "ssim"}, "does not belong to --model restoring"),
+        ({"image_size": 100}, "multiple of 16"),
+        ({"max_false_alarm": 0.1, "min_sensitivity": 0.9}, "not both"),
+        ({"max_false_alarm": 1.5}, "between 0 and 1"),
+        ({"epochs": 0}, "--epochs must be at least 1"),
+        ({"name": "a/b"}, "--name"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_written(
+    chests: Path, tmp_path: Path, changed: dict, told: str
+) -> None:
+    from cxr_tf.anomaly import train_and_evaluate
+
+    with pytest.raises(UserError, match=told):
+        train_and_evaluate(settings_for(chests, tmp_path, **changed))
+    assert not list(tmp_path.iterdir())
+
+
+def test_too_few_healthy_images(chests: Path, tmp_path: Path) -> None:
+    from cxr_tf.anomaly import train_and_evaluate
+
+    few = tmp_path / "few"
+    shutil.copytree(chests, few)
+    for path in sorted(few.glob("train/NORMAL/*.png"))[18:]:
+        path.unlink()
+    # train and its small validation split are drawn again by patient, so a few more or less remain.
+    with pytest.raises(UserError, match=r": 1\d healthy images in the train split.*at least 20"):
+        train_and_evaluate(settings_for(few, tmp_path / "out"))
+    for path in few.glob("t*/NORMAL/*.png"):
+        path.unlink()
+    for path in few.glob("val/NORMAL/*.png"):
+        path.unlink()
+    with pytest.raises(UserError, match=": 0 healthy images"):
+        train_and_evaluate(settings_for(few, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
