@@ -30,7 +30,7 @@ from cxr_tf.evaluation import Data
 from cxr_tf.models import autoencoder
 from cxr_tf.models.context import HealthyContext
 from cxr_tf.runs import Run, atomically, open_run, refuse_existing, write_csv
-from cxr_tf.settings import TrainAutoencoder
+from cxr_tf.settings import Evaluate, TrainAutoencoder
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +133,8 @@ def train_and_evaluate(settings: TrainAutoencoder) -> Run:
     for split, part in (("val", val), ("test", test)):
         scores = outputs[split]["score"]
         results[split] = score_split(part, scores, threshold, resamples=settings.resamples)
-        write_predictions(run, split, part, scores, threshold, healthy_scores)
+        ranks = percentile(scores, healthy_scores)
+        write_predictions(run, split, part, scores, threshold, ranks)
         draw_split(run, split, part, outputs[split], threshold, writer)
     results["model"] = {
         "kind": "autoencoder",
@@ -460,10 +461,9 @@ def write_predictions(
     part: Data,
     scores: np.ndarray,
     threshold: float,
-    healthy_scores: np.ndarray,
+    ranks: np.ndarray,
 ) -> None:
     """`predictions-<split>.csv`: path, patient, finding, label, score, percentile, predicted."""
-    ranks = percentile(scores, healthy_scores)
     rows = zip(part.catalog.radiographs, part.labels, scores, ranks, strict=True)
     write_csv(
         run.directory / f"predictions-{split}.csv",
@@ -630,6 +630,30 @@ def export(
     return serving.write_version(
         base, lambda folder: archive.write_out(folder, verbose=False), card=card
     )
+
+
+def evaluate(settings: Evaluate, served: serving.ServedModel) -> Run:
+    """Scores an exported autoencoder on a folder, by its own signatures and threshold."""
+    part = evaluation.open_part(settings, served, "binary", catalogs.task_classes("binary"))
+    run = evaluation.open_evaluation(settings, served, part)
+    paths, split = part.catalog.paths, settings.split
+    detect, explain = served.ask("serving_default"), served.ask("explain")
+    parts: list[dict[str, np.ndarray]] = []
+    for start in range(0, len(paths), settings.batch_size):
+        batch = served.decode(paths[start : start + settings.batch_size])
+        try:
+            parts.append({**explain(batch), **detect(batch)})
+        except serving.BadImages as bad:
+            row, reason = next(iter(bad.reasons.items()))
+            raise UserError(f"{paths[start + row]}: {reason}") from None
+    outputs = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+    threshold = float(outputs["threshold"][0])
+    scores = score_split(part, outputs["score"], threshold, resamples=settings.resamples)
+    write_predictions(run, split, part, outputs["score"], threshold, outputs["percentile"])
+    draw_split(run, split, part, outputs, threshold, run.writer())
+    run.write_metrics({split: scores, "model": {"saved_model": str(served.folder), **served.card}})
+    log.info("%s\nrun: %s", result_line(split, scores), run.directory)
+    return run
 
 
 def model_card(settings: TrainAutoencoder, data: Data, results: dict[str, Any]) -> dict[str, Any]:

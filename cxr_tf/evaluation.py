@@ -1,4 +1,4 @@
-"""Scores, predictions and figures of a classifier on a split; any SavedModel of ours on any folder.
+"""Scores, predictions and figures of a classifier on a split; any SavedModel of ours on a folder.
 
 python scripts/evaluate.py --model saved_models/vgg16-binary --data other_hospital
 """
@@ -15,7 +15,7 @@ from cxr_tf import figures, metrics, serving
 from cxr_tf.data import catalog as catalogs
 from cxr_tf.data import medmnist, pipeline
 from cxr_tf.errors import UserError
-from cxr_tf.runs import Run, check_name, open_run
+from cxr_tf.runs import Run, open_run
 from cxr_tf.settings import Evaluate
 
 log = logging.getLogger(__name__)
@@ -68,32 +68,46 @@ def evaluate(settings: Evaluate) -> Run:
     Raises UserError for a model or a folder that is none, and for labels the model does not know.
     """
     served = serving.load_served(settings.model)
-    if served.card.get("kind") != "classifier":
-        raise UserError(f"{served.folder} is no classifier but: {served.card.get('kind')}")
+    if served.card["kind"] == "autoencoder":
+        from cxr_tf import anomaly  # which imports this module
+
+        return anomaly.evaluate(settings, served)
+    part = open_part(settings, served, served.card["task"], served.classes)
+    run = open_evaluation(settings, served, part)
+    probabilities, predicted = serving.predict_files(
+        served, part.catalog.paths, batch_size=settings.batch_size
+    )
+    split, threshold = settings.split, served.card.get("threshold", 0.5)
+    run.write_predictions(split, part.catalog, part.labels, probabilities, predicted, part.classes)
+    scores = score(part, probabilities, predicted, resamples=settings.resamples)
+    draw_split(run, split, part, probabilities, threshold, run.writer(), scores)
+    run.write_metrics({split: scores, "model": {"saved_model": str(served.folder), **served.card}})
+    log.info("%s\nrun: %s", result_line(split, scores), run.directory)
+    return run
+
+
+def open_part(
+    settings: Evaluate, served: serving.ServedModel, task: str, classes: tuple[str, ...]
+) -> Data:
+    """The images to score a SavedModel on, decoded at its size for the figures."""
     catalog = catalogs.open_catalog(settings.data, seed=settings.seed, resplit=False)
     if settings.split != "all" and any(r.split for r in catalog.radiographs):
         catalog = catalog.take(catalog.rows(settings.split))
         if not len(catalog):
             raise UserError(f"{settings.data} has no {settings.split} split; see --split")
     log.info(catalogs.describe(catalog))
-    images, unreadable = pipeline.load_images(catalog.paths, served.card["image_size"])
+    # The card of nearest neighbours does not say at which size their classifier looks.
+    images, unreadable = pipeline.load_images(catalog.paths, served.card.get("image_size", 224))
     catalog, images = leave_out_unreadable(
         catalog, images, unreadable, skip=settings.skip_unreadable
     )
-    labels = catalog.labels(served.card["task"], served.classes)
-    part = Data(catalog, images, labels, served.classes)
+    return Data(catalog, images, catalog.labels(task, classes), classes)
+
+
+def open_evaluation(settings: Evaluate, served: serving.ServedModel, part: Data) -> Run:
+    """The run directory of an evaluation, named after model and data unless the settings do."""
     name = settings.name or f"{served.card['name']}-{Path(settings.data).resolve().name}"
-    check_name(name)
-    run = open_run(settings.logs, "evaluate", name, settings, catalog)
-    writer = run.writer()
-    probabilities, _ = serving.predict_files(served, catalog.paths, batch_size=settings.batch_size)
-    threshold = served.card["threshold"]
-    split = settings.split
-    scores = score_split(run, split, part, probabilities, threshold, resamples=settings.resamples)
-    draw_split(run, split, part, probabilities, threshold, writer, scores)
-    run.write_metrics({split: scores, "model": {"saved_model": str(served.folder), **served.card}})
-    log.info("%s\nrun: %s", result_line(split, scores), run.directory)
-    return run
+    return open_run(settings.logs, "evaluate", name, settings, part.catalog)
 
 
 def score_split(

@@ -152,6 +152,24 @@ def test_what_is_served_is_what_was_measured(finished: TrainAutoencoder) -> None
     assert float(tf.reduce_max(explained["reconstruction"])) <= 255
 
 
+def test_evaluating_the_export_repeats_the_run(
+    chests: Path, finished: TrainAutoencoder, tmp_path: Path
+) -> None:
+    from cxr_tf.evaluation import evaluate
+    from cxr_tf.settings import Evaluate
+
+    model = str(Path(finished.saved_models) / "run")
+    again = evaluate(
+        Evaluate(model=model, data=str(chests), logs=str(tmp_path), resamples=5, batch_size=7)
+    )
+    folder = Path(finished.logs) / "autoencoder" / "run"
+    before = json.loads((folder / "metrics.json").read_text())["test"]
+    after = again.metrics()["test"]
+    for metric in ("auroc", "recall", "specificity", "f1", "images", "auroc/viral"):
+        assert after[metric] == pytest.approx(before[metric], abs=1e-9)
+    assert (again.directory / "figures" / "typical-test.png").exists()
+
+
 def test_a_white_out_raises_score_and_map(finished: TrainAutoencoder) -> None:
     """Of a saved and reloaded model; the network's two epochs teach little, its context enough."""
     import keras

@@ -75,6 +75,18 @@ def test_run_holds_what_a_run_holds(fitted: Fitted) -> None:
     assert Path(config["settings"]["data"]).is_dir()
 
 
+def test_evaluating_the_export_repeats_the_run(fitted: Fitted, tmp_path: Path) -> None:
+    from cxr_tf.evaluation import evaluate
+    from cxr_tf.settings import Evaluate
+
+    data = json.loads((fitted.run / "config.json").read_text())["settings"]["data"]
+    again = evaluate(
+        Evaluate(model=str(fitted.model), data=data, logs=str(tmp_path), resamples=5)
+    ).metrics()["test"]
+    for metric in ("auroc", "accuracy", "f1", "images"):
+        assert again[metric] == pytest.approx(fitted.metrics["test"][metric], abs=1e-5)
+
+
 def test_classifier_beside_it_is_the_one_that_was_measured(fitted: Fitted) -> None:
     own = json.loads((fitted.classifier / "metrics.json").read_text())["test"]
     beside = fitted.metrics["classifier"]["test"]
