@@ -1,6 +1,7 @@
 """What several test modules share: one folder of phantoms, one small network, one finished run."""
 
 import os
+import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -11,6 +12,14 @@ import pytest
 
 from cxr_tf.data.phantom import write_phantoms
 from cxr_tf.settings import TrainClassifier
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_models() -> Iterator[None]:
+    """Keras keeps every model it has built; a module's are let go at its end."""
+    yield
+    if "keras" in sys.modules:
+        sys.modules["keras"].utils.clear_session(free_memory=True)
 
 
 @pytest.fixture(scope="session")
