@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 .PHONY: help setup quickstart test lint tensorboard clean
 
 help:
-	@echo "make quickstart   set up, then train and compare three backbones on phantoms, offline (minutes)"
+	@echo "make quickstart   set up, then the whole study on phantoms, with its report, offline (minutes)"
 	@echo "make test         set up, then run the tests"
 	@echo "make lint         formatting, lint and types"
 	@echo "make tensorboard  show everything under logs/ at http://localhost:6006"
@@ -24,18 +24,16 @@ $(VENV)/.installed: requirements.txt requirements-dev.txt pyproject.toml
 setup: $(VENV)/.installed
 
 quickstart: setup
-	$(BIN)/python scripts/compare_backbones.py --data phantom --name quickstart --resume \
-		--resnet50-weights none --vgg16-weights none --image-size 64 --epochs 6 --batch-size 16 \
-		--resamples 200
+	$(BIN)/python scripts/run_study.py --data phantom --preset quickstart --name quickstart
 	@echo
 	@echo "What you have now, all of it on synthetic phantoms:"
-	@echo "  logs/compare/quickstart/figures/comparison.png      the three backbones with intervals"
-	@echo "  logs/classifier/quickstart-*/figures/               ROC, confusion, most wrong images, ..."
+	@echo "  logs/study/quickstart/report.html                   open this first, in a browser"
+	@echo "  logs/*/quickstart*/figures/                         its figures, and many more"
 	@echo "  saved_models/quickstart-*/1/                        what TF Serving serves"
 	@echo "What to do next:"
 	@echo "  make tensorboard                                    all runs, at http://localhost:6006"
-	@echo "  $(BIN)/python scripts/predict.py --model saved_models/quickstart-vgg16 --images data/phantom-v1/test"
-	@echo "  $(BIN)/python scripts/compare_backbones.py --data YOUR_FOLDER    (see README.md)"
+	@echo "  $(BIN)/python scripts/predict.py --model saved_models/quickstart-binary-vgg16 --images data/phantom-v1/test"
+	@echo "  $(BIN)/python scripts/run_study.py --data YOUR_FOLDER --name mine    (see README.md)"
 
 test: setup
 	$(BIN)/python -m pytest

@@ -309,3 +309,80 @@ class Explain:
     logs: str = "logs"
     skip_unreadable: bool = False
     """Leave out files that cannot be decoded, instead of stopping."""
+
+
+@dataclass(frozen=True)
+class RunStudy:
+    """All five jobs on one catalogue, and a report of them: logs/study/<name>/report.html.
+
+    Compares the backbones for both tasks, fits nearest neighbours and t-SNE on the chosen
+    classifiers, trains the autoencoder, draws heatmaps, exports everything. The same command goes
+    on where a study was stopped, and redoes only what a changed setting touches.
+    """
+
+    data: str = "phantom"
+    """Folder of radiographs, .csv list (path, label, and optionally patient and split), .npz of
+    PneumoniaMNIST, or `phantom` for synthetic ones (see prepare_data.py)."""
+    preset: Literal["quickstart", "full"] = "full"
+    """quickstart: 64 pixels, few epochs, from scratch: minutes, to see everything once. full: the
+    defaults of the jobs, ImageNet weights: overnight."""
+    name: str = ""
+    """Name of the study, with which the names of all its runs and models begin; default: the
+    preset's."""
+    resnet50_weights: str = ""
+    vgg16_weights: str = ""
+    alexnet_weights: str = ""
+    """imagenet, none, or a file, for each; default by preset: full takes imagenet, and none for
+    AlexNet, of which Keras has none; quickstart none."""
+    image_size: int | None = None
+    """Side of the square that classifiers see, in pixels; default by preset: 224 or 64."""
+    batch_size: int | None = None
+    """Default by preset: 32 or 16."""
+    epochs: int | None = None
+    """Of fine-tuning each classifier; default by preset."""
+    autoencoder_epochs: int | None = None
+    """Default by preset."""
+    resamples: int | None = None
+    """Bootstrap resamples (of patients) behind each 95 % interval; default by preset: 1000 or
+    200."""
+    seed: int = 0
+    logs: str = "logs"
+    saved_models: str = "saved_models"
+    allow_leakage: bool = False
+    """Go on although a patient or an identical image stands in two splits."""
+    skip_unreadable: bool = False
+    """Leave out files that cannot be decoded, instead of stopping."""
+    compare: tuple[str, ...] = ()
+    """Run nothing: print what changed between these two finished studies, by name or folder."""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Our speed against what a user would otherwise write, measured in turn.
+
+    Prints a table, and writes logs/benchmark/<name>.json.
+    """
+
+    jobs: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Which rows: startup, knn, tsne, input, occlusion, savedmodel, folder, transfer; default all
+    whose alternatives are installed."""
+    data: str = ""
+    """Folder of radiographs to measure input, folder and transfer on; default: phantoms of
+    realistic size (1300 x 900 pixels, JPEG)."""
+    images: int = 240
+    """How many images input, folder and transfer take."""
+    image_size: int = 224
+    points: int = 5000
+    """How many embeddings knn and tsne take."""
+    width: int = 512
+    """How many numbers one of those embeddings has."""
+    backbones: tuple[BackboneName, ...] = ("vgg16", "resnet50", "alexnet")
+    """Which networks occlusion and savedmodel take, with random weights: they cost the same."""
+    vgg16_weights: str = "none"
+    """What transfer starts from: imagenet, none (random), or a weights file; both sides alike."""
+    repeats: int | None = None
+    """How often each way is timed, after a warm-up; default by job."""
+    seed: int = 0
+    name: str = ""
+    """Name of the file; default: the time."""
+    logs: str = "logs"

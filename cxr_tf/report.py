@@ -1,0 +1,417 @@
+"""The report of a study: one HTML file that needs no network, for a clinician and an engineer.
+
+    write_report(Path("logs/study/mine"))          # -> logs/study/mine/report.html
+
+Numbers are those of the runs' `metrics.json`, pictures those of their `figures/`. The page itself
+is `report.html.jinja`.
+"""
+
+import base64
+import datetime
+import io
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from PIL import Image
+
+from cxr_tf.figures import class_colour
+from cxr_tf.projection import PROJECTOR, sprite
+from cxr_tf.runs import Run, atomically
+from cxr_tf.training import duration
+
+NAMES = {"resnet50": "ResNet50", "vgg16": "VGG16", "alexnet": "AlexNet"}
+QUESTIONS = {
+    "binary": "Healthy or pneumonia?",
+    "three-class": "Healthy, bacterial or viral?",
+}
+
+# Larger PNGs hold radiographs, and are a tenth as large in a format for photographs.
+LARGEST_PNG = 60_000  # bytes
+QUALITY = 84
+
+# Of the map's images: enough to see the clusters, and the page stays a few megabytes.
+MOST_POINTS = 1500
+THUMBNAIL = 96  # pixels
+THUMBNAIL_QUALITY = 60
+
+MAP_WIDTH, MAP_HEIGHT, MAP_BORDER = 1000, 640, 16
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure as a data URI, with its size in pixels."""
+
+    uri: str
+    width: int
+    height: int
+
+
+def write_report(study: Path) -> Path:
+    """Writes `report.html` into the folder of a finished study; returns its path."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("cxr_tf", package_path=""),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+    )
+    environment.filters |= {
+        "score": score,
+        "value": value,
+        "interval": interval,
+        "of_hundred": of_hundred,
+        "signed": lambda number: "unknown" if number is None else f"{number:+.3f}",
+        "p_value": p_value,
+        "count": lambda number: f"{number:,}",
+        "duration": duration,
+        "basename": lambda path: Path(path).name,
+    }
+    page = environment.get_template("report.html.jinja").render(collect(Run(study)))
+    path = study / "report.html"
+    atomically(path, lambda p: p.write_text(page, encoding="utf-8"))
+    return path
+
+
+# ---------------------------------------------------------------------- what it shows
+
+
+def collect(study: Run) -> dict[str, Any]:
+    """All that the page shows, from the metrics, settings and figures of the study's runs."""
+    logs = study.directory.parent.parent
+    config, steps = study.config(), study.metrics()["steps"]
+    runs = {s["name"]: Run(logs / s["run"]) for s in steps if "run" in s}
+    for step in steps:
+        step.setdefault("skipped", "")
+        if "run" in step:
+            model = runs[step["name"]].metrics().get("model", {})
+            step["saved_model"] = model.get("saved_model", "")
+    data = runs["data"].metrics()
+    tasks = [task_section(name, runs[name], logs) for name in QUESTIONS if name in runs]
+    neighbours = [
+        neighbours_section(name, runs[f"{name}-knn"]) for name in QUESTIONS if f"{name}-knn" in runs
+    ]
+    anomaly = anomaly_section(runs["autoencoder"]) if "autoencoder" in runs else None
+    heatmaps = heatmaps_section(runs["heatmaps"]) if "heatmaps" in runs else None
+    test = data["splits"]["test"]
+    # Of a task that was left out the comparison alone stands for its trainings.
+    steps_shown = [s for s in steps if not (s["skipped"] and s["name"].startswith("three-class-"))]
+    contents = [
+        ("summary", "In short"),
+        ("data", "Data"),
+        *((t["id"], t["question"]) for t in tasks),
+        *((k["id"], f"Similar cases: {k['question'].lower()}") for k in neighbours),
+        *([("anomaly", "Anomalies")] if anomaly else []),
+        *([("heatmaps", "Where it looks")] if heatmaps else []),
+        ("run", "How it was made"),
+        ("limits", "Limits"),
+        ("words", "Words"),
+    ]
+    return {
+        "name": config["name"],
+        "date": datetime.date.today().isoformat(),
+        "phantoms": config["data_is_phantom"],
+        "preset": config["settings"]["preset"],
+        "command": config["command"],
+        "resamples": config["settings"]["resamples"],
+        "contents": contents,
+        "data": data,
+        "data_figure": picture(runs["data"], "data"),
+        "problems": problems(data),
+        "prevalence": 100 * (1 - test["normal"] / test["images"]),
+        "tasks": tasks,
+        "neighbours": neighbours,
+        "anomaly": anomaly,
+        "heatmaps": heatmaps,
+        "steps_shown": steps_shown,
+        "skipped": [s for s in steps if s["skipped"] and s["name"] in (*QUESTIONS, "autoencoder")],
+        "total_seconds": sum(s.get("seconds", 0.0) for s in steps),
+        "facts": facts(study, runs["binary"].config()),
+    }
+
+
+def problems(data: dict[str, Any]) -> list[str]:
+    """What was found in the data and done to it, a sentence each."""
+    found = [n[:1].upper() + n[1:] + "." for n in [*data["notes"], *data["warnings"]]]
+    if data["unreadable"]:
+        found.append(f"{data['unreadable']} files cannot be read, and were left out.")
+    if data["leaks"]:
+        found.append(
+            f"{data['leaks']} patients or identical images stand in two parts. The figures on test "
+            "are too good by an unknown amount."
+        )
+    return found
+
+
+def task_section(name: str, compared: Run, logs: Path) -> dict[str, Any]:
+    """The comparison of one task: every network's row, the chosen one, and the paired tests."""
+    metrics = compared.metrics()
+    models = []
+    for run_name, own in metrics["models"].items():
+        run = Run(logs / "classifier" / run_name)
+        models.append(
+            {
+                **own,
+                "title": NAMES.get(own["model"]["backbone"], own["model"]["backbone"]),
+                "chosen": run_name == metrics["chosen"],
+                "settings": run.config()["settings"],
+                "figures": {
+                    **pictures(
+                        run, "roc", "precision_recall", "confusion", "reliability", "most_wrong",
+                        "samples", split="test",
+                    ),
+                    **pictures(run, "training_curves"),
+                },
+            }
+        )  # fmt: skip
+    titles = dict(zip(metrics["models"], [m["title"] for m in models], strict=True))
+    chosen = next(m for m in models if m["chosen"])
+    return {
+        "id": name,
+        "question": QUESTIONS[name],
+        "classes": chosen["model"]["classes"],
+        "models": models,
+        "chosen": chosen,
+        "tests": [{"title": titles[o], **t} for o, t in metrics["paired_tests"].items()],
+        "figure": picture(compared, "comparison"),
+    }
+
+
+def neighbours_section(name: str, run: Run) -> dict[str, Any]:
+    """The nearest neighbours, beside the network they are of, and the map of the images."""
+    metrics = run.metrics()
+    return {
+        "id": f"{name}-knn",
+        "question": QUESTIONS[name],
+        "test": metrics["test"],
+        "classifier": metrics["classifier"]["test"],
+        "test_of_both": metrics["knn_against_classifier"],
+        "model": metrics["model"],
+        "grid": len(metrics["grid"]),
+        "agreement": metrics["served_agreement"],
+        "after": metrics["projection"]["after"],
+        "before": metrics["projection"].get("before"),
+        "map": image_map(run, metrics["model"]["classes"]),
+        "figures": {
+            **pictures(run, "neighbors", "grid", "tsne"),
+            **pictures(run, "roc", "confusion", split="test"),
+        },
+    }
+
+
+def anomaly_section(run: Run) -> dict[str, Any]:
+    """The autoencoder's scores, threshold and maps."""
+    metrics = run.metrics()
+    return {
+        "test": metrics["test"],
+        "model": metrics["model"],
+        "settings": run.config()["settings"],
+        "figures": {
+            **pictures(run, "roc", "scores", "typical", "missed", "false_alarms", split="test"),
+            **pictures(run, "training_curves"),
+        },
+    }
+
+
+def heatmaps_section(run: Run) -> dict[str, Any]:
+    """The heatmaps of the chosen classifier, and what was measured of them."""
+    metrics = run.metrics()
+    keys = ("methods", "occlusion", "images")
+    return {
+        **{key: metrics[key] for key in keys},
+        "figures": pictures(run, "contact_sheet", "mean_by_class"),
+    }
+
+
+def facts(study: Run, of_a_run: dict[str, Any]) -> list[tuple[str, str]]:
+    """Versions, machine, seed and settings as rows of (name, value)."""
+    config, machine = study.config(), study.metrics()["machine"]
+    processors = f"{machine['processors']} processors, {machine['architecture']}"
+    return [
+        *((name, version) for name, version in of_a_run["packages"].items()),
+        ("Python", of_a_run["python"]),
+        ("git commit", of_a_run["git_commit"]),
+        ("machine", ", ".join([machine["system"], processors, *machine["gpus"]])),
+        ("fingerprint of the data", config["data_fingerprint"]),
+        *(
+            (name.replace("_", " "), str(value))
+            for name, value in config["settings"].items()
+            if name not in ("name", "compare") and value not in ("", None)
+        ),
+    ]
+
+
+# ---------------------------------------------------------------------- numbers in words
+
+
+def score(table: dict[str, Any], metric: str) -> str:
+    """A score with its interval, "0.981 (0.969 to 0.991)"."""
+    return f"{value(table, metric)} ({interval(table, metric)})"
+
+
+def value(table: dict[str, Any], metric: str) -> str:
+    """A score to three digits."""
+    found = table.get(metric)
+    return "unknown" if found is None else f"{found:.3f}"
+
+
+def interval(table: dict[str, Any], metric: str) -> str:
+    """The 95 % interval of a score, "0.969 to 0.991"."""
+    low, high = table["ci95"].get(metric, (None, None))
+    if low is None or high is None:
+        return "no interval"
+    return f"{low:.3f} to {high:.3f}"
+
+
+def of_hundred(table: dict[str, Any], metric: str) -> str:
+    """A share as a clinician reads it, "98 of 100 (97 to 99)"."""
+    share = table.get(metric)
+    if share is None:
+        return "an unknown number of"
+    low, high = table["ci95"].get(metric, (None, None))
+    within = "" if low is None or high is None else f" ({100 * low:.0f} to {100 * high:.0f})"
+    return f"{100 * share:.0f} of 100{within}"
+
+
+def p_value(p: float | None) -> str:
+    """Two digits, and no more zeros than anyone reads."""
+    if p is None or not math.isfinite(p):
+        return "unknown"
+    return f"{p:.2g}" if p >= 0.0001 else "< 0.0001"
+
+
+# ---------------------------------------------------------------------- pictures
+
+
+def pictures(run: Run, *names: str, split: str = "") -> dict[str, Picture | None]:
+    """Figures of a run by name; None for those that a run did not draw."""
+    return {name: picture(run, f"{name}-{split}" if split else name) for name in names}
+
+
+def picture(run: Run, name: str) -> Picture | None:
+    """`figures/<name>.png` of a run, a large one as WebP; None where there is none."""
+    path = run.directory / "figures" / f"{name}.png"
+    if not path.exists():
+        return None
+    content, kind = path.read_bytes(), "png"
+    with Image.open(path) as image:
+        width, height = image.size
+        if len(content) > LARGEST_PNG:
+            content, kind = webp(image.convert("RGB"), QUALITY), "webp"
+    return Picture(data_uri(content, kind), width, height)
+
+
+def webp(image: Image.Image, quality: int) -> bytes:
+    """The image as WebP, which every browser since 2020 shows."""
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=quality, method=4)
+    return buffer.getvalue()
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    """The bytes of an image as the address of itself."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+# ---------------------------------------------------------------------- the map
+
+
+def image_map(run: Run, classes: list[str]) -> dict[str, Any] | None:
+    """The t-SNE that a KNN run wrote for TensorBoard's projector, as points of an SVG.
+
+    Coordinates lie in 1000 x 640. At most MOST_POINTS: first what the neighbours got wrong on test,
+    then the rest of test, then others at random.
+    """
+    planes = read_planes(run.directory)
+    if "after" not in planes:
+        return None
+    rows = read_metadata(run.directory / PROJECTOR / "metadata.tsv")
+    is_test = np.array([r["split"] == "test" for r in rows])
+    wrong = np.array([r["correct"] == "no" for r in rows]) & is_test
+    order = np.random.default_rng(0).permutation(len(rows))
+    # A stable sort of shuffled rows: at random within each group.
+    first = order[np.argsort((~wrong * 1 + ~is_test * 1)[order], kind="stable")]
+    kept = np.sort(first[:MOST_POINTS])
+    # Drawn last lies on top, and dealt at random no class covers the others.
+    kept = order[np.isin(order, kept)]
+    kept = kept[np.argsort((is_test * 1 + wrong)[kept], kind="stable")]
+    shown = [rows[k] for k in kept]
+    places = {name: fitted(plane)[kept].tolist() for name, plane in planes.items()}
+    colours = {c: class_colour(c, k) for k, c in enumerate(classes)}
+    sheet, columns = thumbnails([r["path"] for r in shown])
+    return {
+        "points": [
+            {"x": x, "y": y, "label": r["class"], "test": bool(t), "wrong": bool(w)}
+            for (x, y), r, t, w in zip(
+                places["after"], shown, is_test[kept], wrong[kept], strict=True
+            )
+        ],
+        "before": "before" in places,
+        "all": len(rows),
+        "colours": colours,
+        "legend": list(colours.items()),
+        "data": {
+            **places,
+            "sprite": sheet,
+            "columns": columns,
+            "rows": columns,
+            "words": [in_words(r) for r in shown],
+        },
+    }
+
+
+def read_planes(directory: Path) -> dict[str, np.ndarray]:
+    """{"after": float [N, 2], "before": ...} of the t-SNE that the projector's files hold."""
+    from google.protobuf import text_format
+    from tensorboard.plugins import projector
+
+    file = directory / "projector_config.pbtxt"
+    if not file.exists():
+        return {}
+    config = text_format.Parse(file.read_text(), projector.ProjectorConfig())
+    return {
+        entry.tensor_name.split()[1]: np.loadtxt(directory / entry.tensor_path, ndmin=2)
+        for entry in config.embeddings
+        if entry.tensor_name.startswith("t-SNE ")
+    }
+
+
+def read_metadata(file: Path) -> list[dict[str, str]]:
+    """Rows of the projector's table."""
+    # Not by the csv module: tabs separate, and nothing quotes.
+    lines = [line.split("\t") for line in file.read_text().splitlines()]
+    return [dict(zip(lines[0], line, strict=True)) for line in lines[1:]]
+
+
+def fitted(plane: np.ndarray) -> np.ndarray:
+    """Points [N, 2] in the map's frame, in tenths of its units, upright and not stretched."""
+    low, high = plane.min(axis=0), plane.max(axis=0)
+    room = np.array([MAP_WIDTH, MAP_HEIGHT]) - 2 * MAP_BORDER
+    # Lying down, if that is how the frame lies: t-SNE knows no up.
+    if high[1] - low[1] > high[0] - low[0]:
+        plane, low, high = plane[:, ::-1], low[::-1], high[::-1]
+    scale = float(np.min(room / np.maximum(high - low, 1e-9)))
+    return np.round((plane - (low + high) / 2) * scale + [MAP_WIDTH / 2, MAP_HEIGHT / 2], 1)
+
+
+def thumbnails(paths: list[str]) -> tuple[str, int]:
+    """All images as one WebP, row by row in a square, and its columns; "" if none can be read."""
+    from cxr_tf.data.pipeline import load_images
+
+    images, unreadable = load_images(paths, THUMBNAIL)
+    columns = math.ceil(math.sqrt(len(paths)))
+    if len(unreadable) == len(paths):
+        return "", columns
+    sheet = Image.fromarray(sprite(np.asarray(images)))
+    return data_uri(webp(sheet, THUMBNAIL_QUALITY), "webp"), columns
+
+
+def in_words(row: dict[str, str]) -> str:
+    """What the map says of one image."""
+    said = f"{row['class']}, {row['split']}"
+    if row["predicted"]:
+        said += f"; neighbours say {row['predicted']}"
+        said += "" if row["correct"] == "yes" else " (wrong)"
+    return f"{said}. {Path(row['path']).name}"
