@@ -32,9 +32,10 @@ def decode_radiograph(encoded: tf.Tensor, size: int) -> tf.Tensor:
     # Three channels, because a CMYK JPEG decodes to three or not at all.
     image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
     image.set_shape([None, None, 3])
-    gray = tf.image.rgb_to_grayscale(tf.cast(image, tf.float32))
-    resized = tf.image.resize(gray, [size, size], antialias=True)
-    return tf.saturate_cast(tf.round(resized), tf.uint8)
+    # Resized first: both are linear, and at full size the luminance costs as much as the decoding.
+    resized = tf.cast(tf.image.resize(image, [size, size], antialias=True), tf.float32)
+    gray = tf.image.rgb_to_grayscale(resized)
+    return tf.saturate_cast(tf.round(gray), tf.uint8)
 
 
 def load_images(paths: Sequence[str], size: int) -> tuple[np.ndarray, dict[int, str]]:
