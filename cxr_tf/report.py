@@ -67,7 +67,8 @@ def write_report(study: Path) -> Path:
         "p_value": p_value,
         "count": lambda number: f"{number:,}",
         "duration": duration,
-        "basename": lambda path: Path(path).name,
+        "weights_name": weights_name,
+        "neighbours": lambda k: "1 nearest neighbour" if k == 1 else f"{k} nearest neighbours",
     }
     page = environment.get_template("report.html.jinja").render(collect(Run(study)))
     path = study / "report.html"
@@ -151,18 +152,19 @@ def task_section(name: str, compared: Run, logs: Path) -> dict[str, Any]:
     models = []
     for run_name, own in metrics["models"].items():
         run = Run(logs / "classifier" / run_name)
+        settings = run.config()["settings"]
         models.append(
             {
                 **own,
                 "title": NAMES.get(own["model"]["backbone"], own["model"]["backbone"]),
                 "chosen": run_name == metrics["chosen"],
-                "settings": run.config()["settings"],
+                "settings": settings,
                 "figures": {
                     **pictures(
                         run, "roc", "precision_recall", "confusion", "reliability", "most_wrong",
                         "samples", split="test",
                     ),
-                    **pictures(run, "training_curves"),
+                    **(pictures(run, "training_curves") if settings["epochs"] else {}),
                 },
             }
         )  # fmt: skip
@@ -174,6 +176,7 @@ def task_section(name: str, compared: Run, logs: Path) -> dict[str, Any]:
         "classes": chosen["model"]["classes"],
         "models": models,
         "chosen": chosen,
+        "taken_over": all(m["settings"]["weights"].endswith("model.keras") for m in models),
         "tests": [{"title": titles[o], **t} for o, t in metrics["paired_tests"].items()],
         "figure": picture(compared, "comparison"),
     }
@@ -273,6 +276,12 @@ def of_hundred(table: dict[str, Any], metric: str) -> str:
     low, high = table["ci95"].get(metric, (None, None))
     within = "" if low is None or high is None else f" ({100 * low:.0f} to {100 * high:.0f})"
     return f"{100 * share:.0f} of 100{within}"
+
+
+def weights_name(weights: str) -> str:
+    """What a network began with: imagenet, none, a file, or the run it was taken over from."""
+    path = Path(weights)
+    return path.parent.name if path.name == "model.keras" else path.name
 
 
 def p_value(p: float | None) -> str:

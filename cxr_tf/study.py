@@ -59,12 +59,16 @@ QUESTIONS = {"binary": "healthy or pneumonia", "three_class": "healthy, bacteria
 
 # What a job takes besides its training steps: tracing, export, figures, intervals. Seconds on two
 # cores, from quickstart; only ever shown as "about".
-OVERHEAD = {"resnet50": 30.0, "vgg16": 15.0, "alexnet": 15.0, "knn": 20.0, "autoencoder": 20.0}
+OVERHEAD = {"resnet50": 40.0, "vgg16": 15.0, "alexnet": 15.0, "knn": 20.0, "autoencoder": 15.0}
 
 
 @dataclass(frozen=True)
 class Preset:
-    """What a preset settles; None leaves a job its default."""
+    """What a preset settles; None leaves a job its default.
+
+    0 epochs of a task: its classifiers are those of the binary task with a new last layer, a
+    logistic regression on their embedding.
+    """
 
     image_size: int | None = None
     batch_size: int | None = None
@@ -81,7 +85,7 @@ PRESETS = {
     "quickstart": Preset(
         image_size=64,
         batch_size=16,
-        epochs={"binary": 3, "three_class": 2},
+        epochs={"binary": 3, "three_class": 0},
         resamples=200,
         weights=dict.fromkeys(NAMES, "none"),
         autoencoder_image_size=64,
@@ -312,16 +316,17 @@ def plan(settings: RunStudy, catalog: catalogs.Catalog, images: Images) -> list[
     for task, question in QUESTIONS.items():
         label = task.replace("_", "-")
         for backbone in get_args(BackboneName):
-            classifier = classifier_settings(settings, task, backbone)
             steps.append(
                 Step(
                     name=f"{label}-{backbone}",
                     title=f"train {NAMES[backbone]}: {question}",
                     job="classifier",
                     run_name=f"{settings.name}-{label}-{backbone}",
-                    settings=functools.partial(_always, classifier),
+                    settings=functools.partial(classifier_settings, settings, task, backbone),
                     work=train,
-                    seconds=functools.partial(_classifier_seconds, classifier, counts),
+                    seconds=functools.partial(
+                        _classifier_seconds, settings, task, backbone, counts
+                    ),
                     network=backbone,
                     skipped=refused[task],
                 )
@@ -391,13 +396,23 @@ def plan(settings: RunStudy, catalog: catalogs.Catalog, images: Images) -> list[
     return steps
 
 
-def classifier_settings(settings: RunStudy, task: str, backbone: str) -> TrainClassifier:
+def classifier_settings(
+    settings: RunStudy, task: str, backbone: str, runs: dict[str, Run]
+) -> TrainClassifier:
     """What one classifier is trained with."""
+    weights = getattr(settings, f"{backbone}_weights")
+    if takes_over(settings, task):
+        weights = str(runs[f"binary-{backbone}"].directory / "model.keras")
     return TrainClassifier(
         **dataclasses.asdict(training_budget(settings, task)),
         backbone=backbone,  # type: ignore[arg-type]
-        weights=getattr(settings, f"{backbone}_weights"),
+        weights=weights,
     )
+
+
+def takes_over(settings: RunStudy, task: str) -> bool:
+    """Whether the classifiers of a task are those of the binary one with a new last layer."""
+    return PRESETS[settings.preset].epochs.get(task) == 0 and settings.epochs is None
 
 
 def comparison_settings(settings: RunStudy, task: str, runs: dict[str, Run]) -> CompareBackbones:
@@ -481,13 +496,18 @@ def _refusal(catalog: catalogs.Catalog, task: str) -> str:
     return ""
 
 
-def _classifier_seconds(one: TrainClassifier, counts: dict[str, int], speed: Speed) -> float:
-    training, inference = speed.training[one.backbone], speed.inference[one.backbone]
+def _classifier_seconds(
+    settings: RunStudy, task: str, backbone: str, counts: dict[str, int], speed: Speed
+) -> float:
+    training, inference = speed.training[backbone], speed.inference[backbone]
+    epochs = training_budget(settings, task).epochs
     judged = 2 * counts["val"] * inference  # as they are, and stressed
-    seconds = one.epochs * (counts["train"] * training + judged)
-    if one.weights != "none":  # the head, on features of the frozen backbone
+    seconds = epochs * (counts["train"] * training + judged)
+    if takes_over(settings, task) or getattr(settings, f"{backbone}_weights") != "none":
+        # The head, on features of the frozen backbone.
         seconds += counts["train"] * inference + judged
-    return OVERHEAD[one.backbone] + seconds + judged + counts["test"] * inference
+    overhead = OVERHEAD[backbone] if epochs else OVERHEAD[backbone] / 2  # no training step to trace
+    return overhead + seconds + judged + counts["test"] * inference
 
 
 def _autoencoder_seconds(

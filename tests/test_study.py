@@ -33,6 +33,7 @@ def run_tiny_study(root: Path) -> RunStudy:
     """
     from tiny_backbone import register
 
+    from cxr_tf import anomaly, evaluation
     from cxr_tf.data.phantom import write_phantoms
     from cxr_tf.models import backbones
     from cxr_tf.study import run_study
@@ -59,11 +60,22 @@ def run_tiny_study(root: Path) -> RunStudy:
     register()
     backbones.BACKBONES.update(dict.fromkeys(BACKBONES, backbones.BACKBONES["tiny"]))
     try:
-        run_study(settings)
+        with pytest.MonkeyPatch.context() as patch:
+            for module in (evaluation, anomaly):  # the report shows nothing of validation
+                patch.setattr(module, "draw_split", of_test_only(module.draw_split))
+            run_study(settings)
     finally:
         backbones.BACKBONES.clear()
         backbones.BACKBONES.update(before)
     return settings
+
+
+def of_test_only(draw: Callable[..., None]) -> Callable[..., None]:
+    def drawn(run: Run, split: str, *rest: Any) -> None:
+        if split == "test":
+            draw(run, split, *rest)
+
+    return drawn
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +129,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         monkeypatch.setattr(module, function, fake(job, sample))
     flat = dict.fromkeys([*BACKBONES, "autoencoder"], 0.001)
     monkeypatch.setattr(study, "measure", lambda *_: study.Speed(flat, flat))
+    monkeypatch.setattr(study.gc, "collect", lambda: None)  # of all that pytest holds, each time
     monkeypatch.setattr(study, "write_report", lambda folder: names.append("report"))
     yield names
 
