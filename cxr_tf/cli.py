@@ -32,7 +32,8 @@ def run(settings_type: type[Settings], job: Callable[[Settings], Any]) -> None:
         _fail(str(error), 2)
     except KeyboardInterrupt:
         _fail(
-            "interrupted; a training goes on with --resume, a download with the same command", 130
+            "interrupted; a training goes on with --resume, studies and downloads by themselves",
+            130,
         )
     except BrokenPipeError:
         _fail("", 1)

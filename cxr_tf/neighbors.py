@@ -608,8 +608,11 @@ def fit_steps(
         steps.append(("standardise", scaler))
     if representation == "PCA":
         width = min(PCA_WIDTH, *values[train].shape)
-        # By way of the covariance, the one solver that does not copy what it is given.
-        pca = PCA(width, svd_solver="covariance_eigh", copy=False).fit(values[train])
+        # By way of the covariance, the one solver that does not copy what it is given; but not for
+        # fewer images than numbers, when the covariance is the larger matrix by far.
+        wide = embeddings.indexed < values.shape[1]
+        solver = "full" if wide else "covariance_eigh"
+        pca = PCA(width, svd_solver=solver, copy=wide).fit(values[train])
         values = pca.transform(values)
         steps.append(("project", pca))
     if metric == "cosine":

@@ -57,7 +57,8 @@ def project(values: np.ndarray, *, seed: int) -> Projected:
     """
     width = min(COORDINATES, *values.shape)
     scaled = StandardScaler().fit_transform(values)
-    coordinates = PCA(width, svd_solver="covariance_eigh").fit_transform(scaled)
+    solver = "full" if len(values) < values.shape[1] else "covariance_eigh"
+    coordinates = PCA(width, svd_solver=solver).fit_transform(scaled)
     perplexity = min(30.0, (len(values) - 1) / 3)
     # One thread, because the sums of several come in any order, and the picture would change.
     embedding = TSNE(perplexity=perplexity, initialization="pca", random_state=seed, n_jobs=1)
