@@ -78,6 +78,8 @@ def _check(catalog: catalogs.Catalog, settings: TrainAutoencoder) -> None:
     for split in ("val", "test"):
         if not healthy[split]:
             raise UserError(f"{catalog.source}: no healthy image in the {split} split")
+    if settings.min_sensitivity is not None and not sick[catalog.rows("val")].any():
+        raise UserError("--min-sensitivity needs sick images in the validation split")
     catalogs.check_leakage(catalog, allow_leakage=settings.allow_leakage)
 
 
@@ -398,17 +400,12 @@ def choose_threshold(
     what the settings ask for. With no sick image there is no curve, and Youden's J would sink to
     the lowest score: then a quantile of the healthy ones.
     """
-    if settings.min_sensitivity is not None:
-        if not sick.any():
-            raise UserError("--min-sensitivity needs sick images in the validation split")
-        rule = f"min-sensitivity:{settings.min_sensitivity}"
-    elif settings.max_false_alarm is not None:
-        rule = f"min-specificity:{round(1 - settings.max_false_alarm, 9)}"
-    elif sick.any():
-        rule = "youden"
-    else:
-        rule = f"min-specificity:{1 - FALLBACK_FALSE_ALARM}"
     if sick.any():
+        rule = "youden"
+        if settings.min_sensitivity is not None:
+            rule = f"min-sensitivity:{settings.min_sensitivity}"
+        elif settings.max_false_alarm is not None:
+            rule = f"min-specificity:{round(1 - settings.max_false_alarm, 9)}"
         threshold = metrics.operating_point(sick, scores, rule)
         return threshold, f"{rule} on the ROC curve of validation"
     share = settings.max_false_alarm or FALLBACK_FALSE_ALARM

@@ -211,6 +211,9 @@ def test_the_plain_autoencoder_and_a_folder_without_a_sick_image(
     healthy = tmp_path / "healthy"
     for split in ("train", "val", "test"):
         shutil.copytree(chests / split / "NORMAL", healthy / split / "NORMAL")
+    with pytest.raises(UserError, match="needs sick images"):  # before it trains
+        train_and_evaluate(settings_for(healthy, tmp_path, min_sensitivity=0.9))
+    assert not (tmp_path / "logs").exists()
     settings = settings_for(healthy, tmp_path, model="plain", score="ssim", epochs=1)
     measured = train_and_evaluate(settings).metrics()
     assert measured["model"]["score"] == "ssim"
@@ -263,8 +266,6 @@ def test_without_sick_images_the_threshold_is_a_quantile_and_says_so() -> None:
     assert "no sick image" in rule
     threshold, _ = choose_threshold(nobody, healthy, TrainAutoencoder(max_false_alarm=0.2))
     assert np.mean(healthy >= threshold) == pytest.approx(0.2, abs=0.006)
-    with pytest.raises(UserError, match="needs sick images"):
-        choose_threshold(nobody, healthy, TrainAutoencoder(min_sensitivity=0.9))
 
 
 # ---------------------------------------------------------------------- mistakes
