@@ -126,6 +126,7 @@ def collect(study: Run) -> dict[str, Any]:
         "neighbours": neighbours,
         "anomaly": anomaly,
         "heatmaps": heatmaps,
+        "served": runs["served"].metrics() if "served" in runs else None,
         "steps_shown": steps_shown,
         "skipped": [s for s in steps if s["skipped"] and s["name"] in (*QUESTIONS, "autoencoder")],
         "total_seconds": sum(s.get("seconds", 0.0) for s in steps),

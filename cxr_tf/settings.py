@@ -312,6 +312,21 @@ class Explain:
 
 
 @dataclass(frozen=True)
+class CheckServed:
+    """Ask exported models for the test images again, as TF Serving would, and compare.
+
+    Exit code 1 where an answer differs from what was measured. Writes logs/served/<name>/.
+    """
+
+    runs: tuple[str, ...] = ()
+    """Folders of finished runs, such as logs/classifier/<name>, logs/knn/<name> or
+    logs/autoencoder/<name>."""
+    name: str = ""
+    """Name of the result; default: that of the first run."""
+    logs: str = "logs"
+
+
+@dataclass(frozen=True)
 class RunStudy:
     """All five jobs on one catalogue, and a report of them: logs/study/<name>/report.html.
 

@@ -29,7 +29,16 @@ from typing import Any, get_args
 import keras
 import tensorflow as tf
 
-from cxr_tf import anomaly, classification, comparison, evaluation, figures, neighbors, serving
+from cxr_tf import (
+    anomaly,
+    classification,
+    comparison,
+    evaluation,
+    figures,
+    neighbors,
+    served_check,
+    serving,
+)
 from cxr_tf.data import catalog as catalogs
 from cxr_tf.data.inspection import inspect_images, warnings
 from cxr_tf.errors import UserError
@@ -40,6 +49,7 @@ from cxr_tf.report import NAMES, write_report
 from cxr_tf.runs import NOT_COMPARED, Run, check_name, open_run, write_json
 from cxr_tf.settings import (
     BackboneName,
+    CheckServed,
     CompareBackbones,
     Explain,
     FitKnn,
@@ -393,6 +403,22 @@ def plan(settings: RunStudy, catalog: catalogs.Catalog, images: Images) -> list[
             ),
         )
     )
+    exported = [
+        s.name for s in steps if not s.skipped and s.job in ("compare", "knn", "autoencoder")
+    ]
+    steps.append(
+        Step(
+            name="served",
+            title="ask the exported models again, as TF Serving would",
+            job="served",
+            run_name=f"{settings.name}-served",
+            settings=functools.partial(served_settings, settings, tuple(exported)),
+            work=named(served_check.check_served),
+            seconds=lambda speed: (
+                15.0 + 5 * counts["test"] * max(speed.inference.values(), default=0.0)
+            ),
+        )
+    )
     return steps
 
 
@@ -459,6 +485,17 @@ def heatmaps_settings(settings: RunStudy, runs: dict[str, Run]) -> Explain:
     return Explain(
         classifier=chosen(runs["binary"]), count=_heatmaps(settings), **_common(settings)
     )
+
+
+def served_settings(
+    settings: RunStudy, steps: tuple[str, ...], runs: dict[str, Run]
+) -> CheckServed:
+    """What people will serve: the chosen classifiers, their neighbours, the autoencoder."""
+    folders = (
+        chosen(runs[s]) if runs[s].directory.parent.name == "compare" else str(runs[s].directory)
+        for s in steps
+    )
+    return CheckServed(runs=tuple(folders), logs=settings.logs)
 
 
 def _common(settings: RunStudy) -> dict[str, Any]:

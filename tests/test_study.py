@@ -22,7 +22,7 @@ from cxr_tf.settings import RunStudy
 
 BACKBONES = ("resnet50", "vgg16", "alexnet")
 TRAINED = [f"binary-{b}" for b in BACKBONES]
-ALL_DONE = {"data", *TRAINED, "binary", "binary-knn", "autoencoder", "heatmaps"}
+ALL_DONE = {"data", *TRAINED, "binary", "binary-knn", "autoencoder", "heatmaps", "served"}
 
 
 @functools.cache
@@ -124,6 +124,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         (study.neighbors, "fit_knn", "knn", lambda s: "tiny-binary-knn"),
         (study.anomaly, "train_and_evaluate", "autoencoder", lambda s: "tiny-autoencoder"),
         (study.explanation, "explain", "explain", lambda s: "tiny-heatmaps"),
+        (study.served_check, "check_served", "served", lambda s: "tiny-served"),
     )  # fmt: skip
     for module, function, job, sample in jobs:
         monkeypatch.setattr(module, function, fake(job, sample))
@@ -166,6 +167,20 @@ def test_every_job_ran_and_exported(finished_study: RunStudy) -> None:
         assert Path(config["settings"]["classifier"]).name == chosen
 
 
+def test_exported_models_answer_as_measured(finished_study: RunStudy) -> None:
+    checked = Run(Path(finished_study.logs) / "served/tiny-served").metrics()
+    assert checked["agreed"] is True
+    assert [m["kind"] for m in checked["models"]] == ["classifier", "knn", "autoencoder"]
+    page = " ".join(Page(page_of(finished_study)).words.split())
+    assert "What is served is what was measured." in page
+    for model in checked["models"]:
+        run = Run(Path(model["run"]))
+        assert model["images"] == run.metrics()["test"]["images"] > 10
+        assert model["equal"] == model["labels_equal"] == model["images"]
+        assert model["largest_difference"] < 1e-4
+        assert f"{model['saved_model']}{model['equal']} of {model['images']}" in page
+
+
 def test_again_does_nothing_but_the_report(settings: RunStudy, called: list[str]) -> None:
     from cxr_tf.study import run_study
 
@@ -181,9 +196,9 @@ def test_a_changed_setting_redoes_what_depends_on_it(settings: RunStudy, called:
 
     before = runs_of(settings)
     run_study(dataclasses.replace(settings, autoencoder_epochs=2))
-    assert called == ["tiny-autoencoder-2", "report"]
+    assert called == ["tiny-autoencoder-2", "tiny-served-2", "report"]
     after = runs_of(settings)
-    assert {s for s in after if after[s] != before[s]} == {"autoencoder"}
+    assert {s for s in after if after[s] != before[s]} == {"autoencoder", "served"}
     # The former run is still there, and whoever goes back finds it.
     called.clear()
     run_study(settings)
@@ -203,7 +218,7 @@ def test_other_weights_of_one_backbone_train_that_one_alone(
     other = dataclasses.replace(settings, **{f"{changed}_weights": str(weights)})
     expected = [f"tiny-binary-{changed}-2", "tiny-binary-2"]
     if chosen == f"tiny-binary-{changed}":
-        expected += ["tiny-binary-knn-2", "tiny-heatmaps-2"]
+        expected += ["tiny-binary-knn-2", "tiny-heatmaps-2", "tiny-served-2"]
     run_study(other)
     assert called == [*expected, "report"]
     # The same name with other content are other weights.
@@ -254,7 +269,7 @@ def test_stopped_and_started_again_goes_on_with_the_same_run(
         "autoencoder/tiny-autoencoder-2"
     ]
     study.run_study(other)
-    assert called == ["tiny-autoencoder-2", "report"]
+    assert called == ["tiny-autoencoder-2", "tiny-served-2", "report"]
 
 
 def test_a_task_that_the_labels_do_not_support_is_left_out_with_its_reason(

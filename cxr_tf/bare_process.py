@@ -1,0 +1,49 @@
+"""Answers of SavedModels in a process that imports only TensorFlow: what TF Serving would give.
+
+`python bare_process.py JOB.json`, started by `cxr_tf.served_check` and importing nothing of
+`cxr_tf`. A model is loaded by the path that TF Serving's own loader takes: tag `serve`, tensors by
+the names in the signature.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+BATCH = 16
+
+
+def answers(folder: str, files: list[bytes]) -> dict:
+    """Outputs of `serving_default`, float or bytes [N, ...], for N image files."""
+    import numpy as np
+    import tensorflow as tf
+
+    graph = tf.Graph()
+    with graph.as_default(), tf.compat.v1.Session(graph=graph) as session:
+        loaded = tf.compat.v1.saved_model.loader.load(session, ["serve"], folder)
+        signature = loaded.signature_def["serving_default"]
+        (given,) = (info.name for info in signature.inputs.values())
+        asked = {name: info.name for name, info in signature.outputs.items()}
+        parts = [
+            session.run(asked, {given: np.array(files[start : start + BATCH], object)})
+            for start in range(0, len(files), BATCH)
+        ]
+    return {name: np.concatenate([part[name] for part in parts]) for name in asked}
+
+
+def main(job: Path) -> None:
+    """JOB.json: [{"model": folder, "files": TFRecord of image files, "answers": .npz to write}]."""
+    import numpy as np
+    import tensorflow as tf
+
+    for task in json.loads(job.read_text()):
+        records = tf.data.TFRecordDataset(task["files"])
+        found = answers(task["model"], list(records.as_numpy_iterator()))
+        found = {n: v.astype("S") if v.dtype == object else v for n, v in found.items()}
+        with open(task["answers"], "wb") as file:
+            np.savez(file, **found)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    main(Path(sys.argv[1]))
