@@ -36,7 +36,7 @@ quickstart: setup
 	@echo "  $(BIN)/python scripts/run_study.py --data YOUR_FOLDER --name mine    (see README.md)"
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: setup
 	$(BIN)/ruff format --check .

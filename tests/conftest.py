@@ -1,17 +1,31 @@
 """What several test modules share: one folder of phantoms, one small network, one finished run."""
 
 import os
+import shutil
 import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cxr_tf.data.phantom import write_phantoms
 from cxr_tf.settings import TrainClassifier
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+# Modules that look at the same study, which takes a minute to run.
+ONE_STUDY = ("test_report_browser", "test_served_check", "test_study", "test_tensorboard_browser")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Under `pytest -n`, a module's tests share a process, and so its fixtures."""
+    for item in items:
+        module = item.path.stem
+        item.add_marker(pytest.mark.xdist_group("study" if module in ONE_STUDY else module))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -39,6 +53,21 @@ def tiny_backbone() -> Iterator[str]:
 
     yield register()
     del backbones.BACKBONES["tiny"]
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """The system's Chromium, by Playwright; tests that need it skip where either is missing."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+    with sync_api.sync_playwright() as playwright:
+        found = next(filter(None, map(shutil.which, BROWSERS)), None)
+        try:
+            # Containers seldom allow Chromium's own sandbox; the pages are ours.
+            opened = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        except sync_api.Error as error:
+            pytest.skip(f"no Chromium that starts: {str(error).splitlines()[0]}")
+        yield opened
+        opened.close()
 
 
 @pytest.fixture(scope="session")
