@@ -150,7 +150,12 @@ def train_and_evaluate(settings: TrainAutoencoder) -> Run:
         "train_seconds": train_seconds,
     }
     results["history"] = state.history
-    lesions = lesion_masks(test.catalog, settings.image_size)
+    results["other_scores"] = {
+        other: judge_score(other, network, data, settings)
+        for other in autoencoder.scores_of(settings.model)
+        if other != score
+    }
+    lesions = evaluation.lesion_masks(test.catalog, settings.image_size)
     if lesions is not None:
         results["test"] |= localisation_scores(outputs["test"]["anomaly_map"], lesions)
     run.write_figure(
@@ -170,6 +175,9 @@ def train_and_evaluate(settings: TrainAutoencoder) -> Run:
     results["model"]["saved_model"] = str(folder)
     run.write_metrics(results)
     state.remove()
+    for other, tables in results["other_scores"].items():
+        log.info("the same network by --score %s: %s", other, auroc_line(tables))
+    log.info("by --score %s: %s", score, auroc_line(results))
     log.info(result_line("test", results["test"]))
     log.info("run:         %s\nSavedModel:  %s", run.directory, folder)
     return run
@@ -177,7 +185,7 @@ def train_and_evaluate(settings: TrainAutoencoder) -> Run:
 
 def score_of(settings: TrainAutoencoder) -> str:
     """The score of the settings, or the model's default; UserError for one of the other model."""
-    known = [s for s, model in autoencoder.SCORES.items() if model == settings.model]
+    known = autoencoder.scores_of(settings.model)
     if settings.score and settings.score not in known:
         raise UserError(
             f"--score {settings.score} does not belong to --model {settings.model}; "
@@ -447,6 +455,21 @@ def score_split(
     return scored
 
 
+def judge_score(
+    score: str, network: keras.Model, data: Data, settings: TrainAutoencoder
+) -> dict[str, dict[str, Any]]:
+    """{"val": table, "test": table} of a score that was not asked for, to compare."""
+    parts = {split: data.split(split) for split in ("train", "val", "test")}
+    healthy = [healthy_images(parts[split]) for split in ("train", "val")]
+    model = scoring_model(network, *healthy, score)
+    scores = {split: infer(model, parts[split].images)["score"] for split in ("val", "test")}
+    threshold, _ = choose_threshold(parts["val"].labels == 1, scores["val"], settings)
+    return {
+        split: score_split(parts[split], own, threshold, resamples=settings.resamples)
+        for split, own in scores.items()
+    }
+
+
 def percentile(scores: np.ndarray, healthy_scores: np.ndarray) -> np.ndarray:
     """Share in percent of the healthy validation images whose score is below: float [N]."""
     return 100.0 * np.searchsorted(healthy_scores, scores) / len(healthy_scores)
@@ -471,21 +494,6 @@ def write_predictions(
             for r, y, s, p in rows
         ],
     )  # fmt: skip
-
-
-def lesion_masks(catalog: catalogs.Catalog, size: int) -> np.ndarray | None:
-    """Where the lesions of phantoms are: bool [N, size, size]; None for real radiographs.
-
-    A phantom <folder>/test/VIRAL/x.png has its mask in <folder>/masks/test/VIRAL/x.png.
-    """
-    if not catalog.is_phantom:
-        return None
-    paths = []
-    for path in map(Path, catalog.paths):
-        folder = path.parents[2]
-        paths.append(str(folder / "masks" / path.relative_to(folder)))
-    masks, unreadable = pipeline.load_images(paths, size)
-    return None if unreadable else masks[..., 0] >= 128
 
 
 def localisation_scores(maps: np.ndarray, lesions: np.ndarray) -> dict[str, float]:
@@ -678,6 +686,15 @@ def epoch_line(entry: dict[str, float], epochs: int) -> str:
     return (
         f"epoch {entry['epoch']}/{epochs}: loss {entry['train_loss']:.4f}, on healthy validation "
         f"{entry['val_loss']:.4f}; AUROC on validation {entry['val_auroc']:.4f}"
+    )
+
+
+def auroc_line(tables: dict[str, Any]) -> str:
+    """AUROC on validation and on test with its interval."""
+    low, high = tables["test"]["ci95"].get("auroc", (float("nan"),) * 2)
+    return (
+        f"AUROC on validation {tables['val']['auroc']:.3f}, on test {tables['test']['auroc']:.3f} "
+        f"({low:.3f} to {high:.3f})"
     )
 
 

@@ -616,6 +616,39 @@ def heatmap_sheet(
     return figure
 
 
+def heatmaps_alone(
+    mean: np.ndarray,
+    maps: Sequence[tuple[str, np.ndarray]],
+    titles: Sequence[str],
+    *,
+    heading: str = "",
+    per_row: int = 6,
+) -> Figure:
+    """Heatmaps (name, float [N, S, S]) each, without the radiographs they are of.
+
+    They lie over the mean radiograph [S, S, 1], which says where the lungs are and shows nobody:
+    a picture to hand on where those of patients must not be.
+    """
+    panels = [(title, name, heat[k]) for k, title in enumerate(titles) for name, heat in maps]
+    per_row = per_row if len(maps) == 1 else len(maps)
+    rows = -(-len(panels) // per_row)
+    figure, grid = plt.subplots(
+        rows,
+        per_row,
+        figsize=(1.85 * per_row, 2.35 * rows + 0.5),
+        layout="constrained",
+        squeeze=False,
+    )
+    for axes in grid.flat:
+        axes.axis("off")
+    for axes, (title, name, heat) in zip(grid.flat, panels, strict=False):
+        _draw_heat(axes, np.squeeze(mean), heat)
+        axes.set_title(f"{title}\n{name} {_range_of(heat)}", fontsize=7)
+    if heading:
+        figure.suptitle(heading, fontsize=9)
+    return figure
+
+
 def mean_heatmaps(
     images: np.ndarray,
     maps: Sequence[tuple[str, np.ndarray]],

@@ -49,8 +49,11 @@ def finished(chests: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainAut
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaves out what is proved on the finished run: figures and export."""
+    """Leaves out what is proved on the finished run: figures, other scores and export."""
     from cxr_tf import anomaly
+
+    table = {"auroc": 0.5, "ci95": {}}
+    monkeypatch.setattr(anomaly, "judge_score", lambda *_: {"val": table, "test": table})
 
     monkeypatch.setattr(anomaly, "draw_split", lambda *a, **k: None)
     monkeypatch.setattr(anomaly.Run, "write_figure", lambda *a, **k: None)
@@ -68,6 +71,26 @@ def assert_same(first: list[np.ndarray], second: list[np.ndarray]) -> None:
     assert len(first) == len(second) > 0
     for a, b in zip(first, second, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_other_scores_of_the_same_network_stand_beside(finished: TrainAutoencoder) -> None:
+    import keras
+    from sklearn.metrics import roc_auc_score
+
+    from cxr_tf import anomaly
+    from cxr_tf.models.autoencoder import build_autoencoder
+
+    folder = Path(finished.logs) / "autoencoder" / finished.name
+    told = json.loads((folder / "metrics.json").read_text())["other_scores"]
+    assert set(told) == {"removed", "mark"}
+    network = keras.saving.load_model(folder / "model.keras", compile=False).get_layer("restoring")
+    data = anomaly.load_data(finished)
+    for score, tables in told.items():
+        for split, own in tables.items():
+            part = data.split(split)
+            scores = anomaly.infer(build_autoencoder(network, score), part.images)["score"]
+            assert own["auroc"] == pytest.approx(roc_auc_score(part.labels, scores), abs=1e-9)
+            assert own["ci95"]["auroc"][0] <= own["auroc"] <= own["ci95"]["auroc"][1]
 
 
 def table(settings: TrainAutoencoder, split: str = "test") -> list[dict[str, str]]:

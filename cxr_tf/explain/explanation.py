@@ -182,6 +182,16 @@ def explain(settings: Explain) -> Run:
         ),
         writer,
     )
+    run.write_figure(
+        "heatmaps_alone",
+        figures.heatmaps_alone(
+            shown.images.mean(axis=0),
+            [(m, explained[m].maps[first]) for m in methods],
+            [titles[k] for k in first],
+            heading=f"{_heading(settings, classifier, shown.catalog)}, over their mean",
+        ),
+        writer,
+    )
     called = shown.labels if (shown.labels >= 0).all() else predicted
     of_classes = "true class" if (shown.labels >= 0).all() else "predicted class"
     run.write_figure(
@@ -296,7 +306,7 @@ def load(settings: Explain, classifier: Classifier) -> Radiographs:
         images,
         labels[keep],
         tuple(r.finding for r in catalog.radiographs),
-        read_masks(catalog, settings.data, classifier.size),
+        evaluation.lesion_masks(catalog, classifier.size),
     )
 
 
@@ -344,18 +354,6 @@ def draw(labels: np.ndarray, findings: Sequence[str], settings: Explain) -> np.n
                 drawn.append(left[turn % len(left)].pop())
         turn += 1
     return np.array(sorted(drawn), np.int64)
-
-
-def read_masks(catalog: catalogs.Catalog, data: str, size: int) -> np.ndarray | None:
-    """Lesions of phantoms, bool [N, S, S], from masks/ beside the split folders; else None."""
-    if not catalog.is_phantom or not data:
-        return None
-    root = catalogs.phantom_folder() if data == "phantom" else Path(data).expanduser()
-    if not (root / "masks").is_dir():
-        return None
-    paths = [root / "masks" / Path(p).relative_to(root) for p in catalog.paths]
-    images, unreadable = pipeline.load_images([str(p) for p in paths], size)
-    return None if unreadable else images[..., 0] > 127
 
 
 # ---------------------------------------------------------------------- heatmaps

@@ -33,6 +33,11 @@ LEAST_EXCESS, MOST_EXCESS = 1.0, 6.0
 CODE = 128
 
 
+def scores_of(kind: str) -> list[str]:
+    """The scores that a kind of network can be judged by, its default first."""
+    return [score for score, network in SCORES.items() if network == kind]
+
+
 def build_network(kind: str, image_size: int) -> keras.Model:
     """The trainable part: standardised images [N, S, S, 1] -> its outputs, float32.
 
