@@ -747,11 +747,13 @@ def machine() -> dict[str, Any]:
 
 
 def measure(networks: Sequence[str], settings: RunStudy) -> Speed:
-    """Times one training step and one inference of each network, after a first one as warm-up.
+    """Times a training step and an inference of each network on a few images and on many.
 
-    Outside of a compiled function, which would cost more to trace than all else here: small images
-    come out a little too slow. Raises UserError for weights that cannot be had, which is better
-    known now than after the hours of the network before.
+    Outside of a compiled function, which would cost more to trace than all else here. What each
+    operation costs by itself, however few the images, then drops out with the difference.
+
+    Raises UserError for weights that cannot be had, which is better known now than after the hours
+    of the network before.
     """
     training, inference = {}, {}
     keras.utils.set_random_seed(settings.seed)
@@ -767,17 +769,25 @@ def measure(networks: Sequence[str], settings: RunStudy) -> Speed:
             model = logits_of(_classifier(network, settings))
         count = int(min(batch_size, max(4, 8 * (224 / size) ** 2)))
         images = tf.random.stateless_uniform([count, size, size, channels], [0, 1]) * 255
-        for _ in range(2):  # the first, in which libraries get ready, does not count
-            started = time.perf_counter()
-            _training_step(model, images)
-            training[network] = (time.perf_counter() - started) / count
-        started = time.perf_counter()
-        model(images, training=False)
-        inference[network] = (time.perf_counter() - started) / count
+        training[network] = _seconds_an_image(functools.partial(_training_step, model), images)
+        inference[network] = _seconds_an_image(functools.partial(model, training=False), images)
         del model
         keras.backend.clear_session()
         gc.collect()
     return Speed(training, inference)
+
+
+def _seconds_an_image(work: Callable[[tf.Tensor], Any], images: tf.Tensor) -> float:
+    few, many = images[: len(images) // 4], images
+    for batch in (many, few):  # the first of each shape, for which libraries get ready
+        work(batch)
+    seconds = []
+    for batch in (few, many):
+        started = time.perf_counter()
+        work(batch)
+        seconds.append(time.perf_counter() - started)
+    # A machine that is busy with other work may have been held up at the few.
+    return max((seconds[1] - seconds[0]) / (len(many) - len(few)), seconds[1] / len(many) / 4)
 
 
 def _classifier(backbone: str, settings: RunStudy) -> keras.Model:

@@ -69,6 +69,7 @@ def test_what_is_written(explained: tuple[Run, Explain]) -> None:
     assert pictures == [f"{k}-{Path(p).stem}-occlusion.png" for k, p in enumerate(stored["paths"])]
     assert sorted(p.name for p in (run.directory / "figures").iterdir()) == [
         "contact_sheet.png",
+        "heatmaps_alone.png",
         "mean_by_class.png",
     ]
     row = run.metrics()["methods"]["occlusion"]
