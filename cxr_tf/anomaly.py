@@ -460,8 +460,8 @@ def judge_score(
 ) -> dict[str, dict[str, Any]]:
     """{"val": table, "test": table} of a score that was not asked for, to compare."""
     parts = {split: data.split(split) for split in ("train", "val", "test")}
-    healthy = [healthy_images(parts[split]) for split in ("train", "val")]
-    model = scoring_model(network, *healthy, score)
+    train, val = healthy_images(parts["train"]), healthy_images(parts["val"])
+    model = scoring_model(network, train, val, score)
     scores = {split: infer(model, parts[split].images)["score"] for split in ("val", "test")}
     threshold, _ = choose_threshold(parts["val"].labels == 1, scores["val"], settings)
     return {

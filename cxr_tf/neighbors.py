@@ -80,6 +80,12 @@ class Classifier:
     fingerprint: str
     settings: dict[str, Any] | None
 
+    @property
+    def embedder(self) -> str:
+        """What tells embeddings apart: the model's files, and OpenVINO's last digits."""
+        engine = self.served.engine_of("embed")
+        return self.fingerprint + ("" if engine == "tensorflow" else f"-{engine}")
+
 
 @dataclass(frozen=True)
 class Embeddings:
@@ -140,7 +146,7 @@ def fit_knn(settings: FitKnn) -> Run:
 
     Raises UserError on a user's mistake, before anything is written wherever it can be known.
     """
-    classifier = open_classifier(settings.classifier)
+    classifier = open_classifier(settings.classifier, settings.engine)
     card, classes = classifier.served.card, classifier.served.classes
     settings = resolve(settings, classifier)
     assert settings.seed is not None
@@ -233,6 +239,7 @@ def fit_knn(settings: FitKnn) -> Run:
         "task": card["task"],
         "classes": list(classes),
         "classifier": str(classifier.served.folder),
+        "engine": classifier.served.engine_of("embed"),
         "embedding_width": embeddings.width,
         "index": [embeddings.indexed, int(knn[-1].n_features_in_)],
         "novelty_limit": limit,
@@ -276,9 +283,12 @@ def fit_knn(settings: FitKnn) -> Run:
 
     def write_beside(folder: Path) -> None:
         write_knn(knn, folder, manifest)
-        agreement.update(
-            check_agreement(folder, knn, values[test], catalog.paths[test], settings.batch_size)
-        )
+        paths, asked = catalog.paths[test], values[test]
+        if classifier.served.engine_of("embed") != "tensorflow":
+            # The exported model embeds with TensorFlow: the pickle gets the same, to the bit.
+            served = dataclasses.replace(classifier.served, engine="tensorflow")
+            asked = embed_files(served, paths, settings.batch_size)
+        agreement.update(check_agreement(folder, knn, asked, paths, settings.batch_size))
 
     folder = serving.export_knn(
         classifier.served,
@@ -318,7 +328,7 @@ def fit_knn(settings: FitKnn) -> Run:
 # ---------------------------------------------------------------------- what is given
 
 
-def open_classifier(folder: str) -> Classifier:
+def open_classifier(folder: str, engine: str = "tensorflow") -> Classifier:
     """A classifier from its run's folder or its SavedModel's; UserError where it is neither."""
     path = Path(folder).expanduser()
     settings = None
@@ -336,7 +346,7 @@ def open_classifier(folder: str) -> Classifier:
                 "name the SavedModel's folder"
             )
         folder = model
-    served = serving.load_served(folder)
+    served = serving.load_served(folder, engine=engine)
     if served.card.get("kind") != "classifier":
         raise UserError(f"{served.folder} is no classifier but: {served.card.get('kind')}")
     return Classifier(served, fingerprint(served.folder), settings)
@@ -410,7 +420,7 @@ def embed(
     digests = np.array([r.digest for r in catalog.radiographs])
     splits = np.array([r.split for r in catalog.radiographs])
     labels = catalog.labels(classifier.served.card["task"], classifier.served.classes)
-    earlier = find_stored(file, classifier.fingerprint, digests, splits)
+    earlier = find_stored(file, classifier.embedder, digests, splits)
     if earlier is not None:
         log.info("  embeddings: as computed before, %s", earlier)
         if earlier != file:
@@ -435,7 +445,7 @@ def embed(
             paths=np.array(catalog.paths),
             patients=np.array(catalog.patients),
             digests=digests,
-            model=np.array(classifier.fingerprint),
+            model=np.array(classifier.embedder),
             data=np.array(catalog.fingerprint()),
         )
         del values
@@ -467,11 +477,10 @@ def find_stored(file: Path, model: str, digests: np.ndarray, splits: np.ndarray)
 
 def embed_files(served: serving.ServedModel, paths: Sequence[str], batch_size: int) -> np.ndarray:
     """Embeddings float32 [N, D] of image files, by the SavedModel's own `embed`."""
-    signature = served.signature("embed")
+    ask = served.ask("embed")
     values = np.empty((0, 0), np.float32)
     for rows in batches(len(paths), batch_size):
-        encoded = tf.constant(served.decode(list(paths[rows])))
-        embedding = signature(image_bytes=encoded)["embedding"]
+        embedding = ask(served.decode(list(paths[rows])))["embedding"]
         if rows.start == 0:
             values = np.empty((len(paths), int(embedding.shape[1])), np.float32)
         values[rows] = embedding
@@ -482,7 +491,7 @@ def embed_stressed(
     served: serving.ServedModel, paths: Sequence[str], batch_size: int
 ) -> np.ndarray:
     """Embeddings float32 [N, D] of images under the augmentation that classifiers are judged by."""
-    signature = served.signature("embed")
+    ask = served.ask("embed")
     images, _ = images_pipeline.load_images(paths, served.card["image_size"])
     found = []
     for batch in images_pipeline.evaluation_batches(
@@ -490,8 +499,7 @@ def embed_stressed(
     ):
         gray = tf.saturate_cast(tf.round(batch[..., :1]), tf.uint8)
         # A PNG of the model's own size passes through `embed` unchanged.
-        encoded = tf.stack([tf.io.encode_png(image) for image in gray])
-        found.append(signature(image_bytes=encoded)["embedding"].numpy())
+        found.append(ask([tf.io.encode_png(image).numpy() for image in gray])["embedding"])
     return np.concatenate(found)
 
 

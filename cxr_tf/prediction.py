@@ -119,6 +119,8 @@ def is_ours(folder: Path) -> bool:
 def open_model(settings: Predict) -> Ask:
     """The signature to ask, of a server or of a SavedModel."""
     if settings.server:
+        if settings.engine != "auto" or settings.engine_precision != "float32":
+            raise UserError("--engine is for a model on disk: a server chooses its own")
         return connect(
             settings.server,
             settings.model,
@@ -131,7 +133,10 @@ def open_model(settings: Predict) -> Ask:
         raise UserError("--version and --label go with --server; name the version's folder instead")
     from cxr_tf import serving
 
-    return serving.load_served(settings.model).ask(settings.signature)
+    served = serving.load_served(
+        settings.model, engine=settings.engine, precision=settings.engine_precision
+    )
+    return served.ask(settings.signature)
 
 
 def collect(

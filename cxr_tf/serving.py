@@ -17,7 +17,7 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from cxr_tf import engine as engines
 from cxr_tf.client import Ask, BadImages, as_text, bad_images, read_image
 from cxr_tf.data.phantom import phantom
 from cxr_tf.data.pipeline import decode_radiograph, to_rgb
@@ -64,11 +65,18 @@ _MOST_FAULTS_NAMED = 16
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A SavedModel of ours in memory, with what its card says."""
+    """A SavedModel of ours in memory, with what its card says.
+
+    engine: what `ask` runs it on: tensorflow, openvino, or auto, which falls back to TensorFlow.
+    precision: of OpenVINO, float32 or bfloat16.
+    """
 
     folder: Path
     card: dict[str, Any]
     loaded: Any
+    engine: str = "tensorflow"
+    precision: str = "float32"
+    _calls: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def signature(self, name: str) -> Callable[..., dict[str, tf.Tensor]]:
         """The function behind a signature; takes and returns named tensors."""
@@ -87,13 +95,17 @@ class ServedModel:
         return [read_image(p) for p in paths]
 
     def ask(self, signature: str) -> Ask:
-        """A signature that takes image files, called as one of a server (see `cxr_tf.client`)."""
+        """A signature that takes image files, called as one of a server (see `cxr_tf.client`).
+
+        Raises UserError for one that does not, or that OpenVINO cannot run although it must.
+        """
         call: Any = self.signature(signature)
         inputs = call.structured_input_signature[1]
         if [spec.dtype for spec in inputs.values()] != [tf.string]:
             raise UserError(
                 f"signature '{signature}' does not take image files, but {list(inputs)}"
             )
+        call = self._call(signature)
 
         def asked(contents: Sequence[bytes]) -> dict[str, np.ndarray]:
             try:
@@ -105,6 +117,32 @@ class ServedModel:
             return {name: as_text(values.numpy()) for name, values in outputs.items()}
 
         return asked
+
+    def engine_of(self, signature: str) -> str:
+        """What answers when a signature is asked: tensorflow or openvino."""
+        return "tensorflow" if self._call(signature) is self.signature(signature) else "openvino"
+
+    def _call(self, signature: str) -> Any:
+        """A signature on its engine; OpenVINO compiles each once."""
+        if signature not in self._calls:
+            call = self.signature(signature)
+            self._calls[signature] = (
+                call if self.engine == "tensorflow" else self._on_openvino(signature, call)
+            )
+        return self._calls[signature]
+
+    def _on_openvino(self, signature: str, call: Any) -> Any:
+        try:
+            return engines.on_openvino(call, example=phantom_file(), precision=self.precision)
+        except Exception as error:  # whatever it is, TensorFlow can do the work
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            if self.engine == "openvino":
+                raise UserError(
+                    f"OpenVINO cannot run '{signature}' of {self.folder} ({reason}): take --engine "
+                    "tensorflow"
+                ) from error
+            log.warning("'%s' runs on TensorFlow, not OpenVINO: %s", signature, reason)
+            return call
 
 
 def decode_images(image_bytes: tf.Tensor, size: int) -> tf.Tensor:
@@ -552,11 +590,16 @@ def versions(base: Path) -> list[int]:
     return sorted(int(d.name) for d in base.iterdir() if d.is_dir() and d.name.isdigit())
 
 
-def load_served(model: str) -> ServedModel:
+def load_served(
+    model: str, *, engine: str = "tensorflow", precision: str = "float32"
+) -> ServedModel:
     """Loads a SavedModel of ours from its folder (newest version) or a version's folder.
 
-    Raises UserError where there is none.
+    engine, precision: see `engine.takes_openvino`. Raises UserError where there is no model, or not
+    that engine.
     """
+    if not engines.takes_openvino(engine, precision):
+        engine = "tensorflow"
     folder = Path(model).expanduser()
     if not folder.is_dir():
         raise UserError(f"no such model: {model} (expected saved_models/<name> or .../<version>)")
@@ -572,7 +615,7 @@ def load_served(model: str) -> ServedModel:
         loaded = tf.saved_model.load(str(folder))
     except (OSError, tf.errors.OpError) as error:
         raise UserError(f"{folder} cannot be loaded: {str(error).splitlines()[0]}") from error
-    return ServedModel(folder=folder, card=card, loaded=loaded)
+    return ServedModel(folder, card, loaded, engine, precision)
 
 
 def predict_files(
