@@ -390,18 +390,18 @@ class RunStudy:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Our speed against what a user would otherwise write, measured in turn.
+    """Our speed against what a user would otherwise write, measured in turn; memory; cost by size.
 
-    Prints a table, and writes logs/benchmark/<name>.json.
+    Prints tables, and writes logs/benchmark/<name>.json.
     """
 
     jobs: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Which rows: startup, knn, tsne, input, occlusion, savedmodel, folder, transfer; default all
-    whose alternatives are installed."""
+    """Which rows: startup, knn, tsne, input, occlusion, savedmodel, folder, finetuning, transfer,
+    memory, scaling; default all whose alternatives are installed."""
     data: str = ""
     """Folder of radiographs to measure input, folder and transfer on; default: phantoms of
     realistic size (1300 x 900 pixels, JPEG)."""
-    images: int = 240
+    images: int = 160
     """How many images input, folder and transfer take."""
     image_size: int = 224
     points: int = 5000
@@ -409,9 +409,12 @@ class Benchmark:
     width: int = 512
     """How many numbers one of those embeddings has."""
     backbones: tuple[BackboneName, ...] = ("vgg16", "resnet50", "alexnet")
-    """Which networks occlusion and savedmodel take, with random weights: they cost the same."""
+    """Which networks occlusion, savedmodel, folder and finetuning take, with random weights: they
+    cost the same."""
     vgg16_weights: str = "none"
     """What transfer starts from: imagenet, none (random), or a weights file; both sides alike."""
+    sizes: tuple[int, ...] = (500, 1000, 2000, 4000)
+    """How many images or embeddings scaling takes, in turn."""
     repeats: int | None = None
     """How often each way is timed, after a warm-up; default by job."""
     seed: int = 0

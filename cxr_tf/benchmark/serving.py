@@ -1,0 +1,184 @@
+"""Exported models: the SavedModel called directly, and on a folder of files."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from cxr_tf import serving
+from cxr_tf.benchmark.material import BATCH, exported, radiographs
+from cxr_tf.benchmark.measuring import Found, Row, Skipped, in_turn
+from cxr_tf.client import Ask
+from cxr_tf.errors import UserError
+from cxr_tf.models.classifier import build_classifier, embedding_of
+from cxr_tf.prediction import ask_in_batches
+from cxr_tf.settings import Benchmark
+
+
+def savedmodel(settings: Benchmark, place: Path) -> Found:
+    """The exported model called on one image and on 32, in float32 and in bfloat16."""
+    rng = np.random.default_rng(settings.seed)
+    size = settings.image_size
+    batches = {
+        count: rng.uniform(0, 255, (count, size, size, 3)).astype(np.float32)
+        for count in (1, BATCH)
+    }
+    for name in settings.backbones:
+        model, served = exported(name, settings, place)
+        short, loaded = _in_bfloat16(name, model, place)
+        ways = {
+            # Ours are exported in float32. The same network in bfloat16 shows what of the gain is
+            # the export's and what the precision's.
+            "float32": (model, served.signature("tensor"), 1e-5),
+            "bfloat16": (short, loaded.signatures["serving_default"], 0.02),
+        }
+        for precision, (counterpart, signature, most) in ways.items():
+            for count, images in batches.items():
+                yield _served_row(
+                    f"SavedModel, {name} at {size}, {precision}, batch {count}",
+                    counterpart, signature, images, settings.repeats or 5,
+                    exact=model, most=most,
+                )  # fmt: skip
+
+
+def _in_bfloat16(name: str, model: keras.Model, place: Path) -> tuple[keras.Model, Any]:
+    """The same network under mixed_bfloat16, and its SavedModel, loaded back."""
+    size = int(model.input_shape[1])
+    short = build_classifier(name, classes=2, image_size=size, precision="mixed_bfloat16")
+    short.set_weights(model.get_weights())
+    archive = keras.export.ExportArchive()
+    archive.add_endpoint(
+        "serving_default",
+        lambda images: {"probabilities": short(images, training=False)},
+        [tf.TensorSpec([None, size, size, 3], tf.float32, name="images")],
+    )
+    folder = place / "bfloat16" / name
+    archive.write_out(str(folder), verbose=False)
+    return short, tf.saved_model.load(str(folder))
+
+
+def _served_row(
+    job: str,
+    model: keras.Model,
+    signature: Callable[..., dict[str, tf.Tensor]],
+    images: np.ndarray,
+    repeats: int,
+    *,
+    exact: keras.Model,
+    most: float,
+) -> Row:
+    """`signature` against `model`; `exact` is the model in float32."""
+    count = len(images)
+    calls, at_least = (20, 3.0) if count == 1 else (1, 1.2)
+    found: dict[str, np.ndarray] = {}
+
+    def ours() -> None:
+        for _ in range(calls):
+            found["ours"] = signature(images=tf.constant(images))["probabilities"].numpy()
+
+    def theirs() -> None:
+        for _ in range(calls):
+            found["theirs"] = model.predict(images, verbose=0)
+
+    timings = in_turn({"ours": ours, "theirs": theirs}, repeats)
+    difference = float(np.abs(found["ours"] - found["theirs"]).max())
+    check = (
+        f"probabilities differ by at most {difference:.0e} "
+        f"(from {found['ours'].min():.2f} to {found['ours'].max():.2f})"
+    )
+    if model is not exact:
+        in_float32 = exact.predict(images, verbose=0)
+        off = [float(np.abs(found[k] - in_float32).max()) for k in ("ours", "theirs")]
+        check += f"; from those of float32 by {off[0]:.0e} and {off[1]:.0e}"
+    return Row(
+        job=job,
+        alternative="Keras predict",
+        at_least=at_least,
+        ours=timings["ours"],
+        theirs=timings["theirs"],
+        unit="ms" if count == 1 else "images/s",
+        count=calls if count == 1 else count,
+        same=bool(difference < most and found["ours"].min() > 1e-3),
+        check=check,
+    )
+
+
+def folder(settings: Benchmark, place: Path) -> Found:
+    """Embeddings and predictions of files of original size, by each engine, against float32."""
+    paths = sorted(str(p) for p in radiographs(settings, place).rglob("*.*"))
+    for name in settings.backbones:
+        model, served = exported(name, settings, place)
+        for signature, network in (("embed", embedding_of(model)), ("serving_default", model)):
+            yield from _folder_of(signature, network, served, paths, settings.repeats or 2)
+
+
+def _folder_of(
+    signature: str,
+    network: keras.Model,
+    served: serving.ServedModel,
+    paths: list[str],
+    repeats: int,
+) -> Found:
+    answer, what = {
+        "embed": ("embedding", "embeddings"),
+        "serving_default": ("probabilities", "predictions"),
+    }[signature]
+    side = network.input_shape[1:3]
+    job = f"{what} of a folder, {network.name} at {side[0]}"
+    found: dict[str, np.ndarray] = {}
+
+    def by_keras(files: list[str]) -> None:
+        results = []
+        for start in range(0, len(files), BATCH):
+            images = [
+                # Pillow's bilinear filter is antialiased, as ours is.
+                keras.utils.img_to_array(
+                    keras.utils.load_img(path, target_size=side, interpolation="bilinear")
+                )
+                for path in files[start : start + BATCH]
+            ]
+            results.append(network.predict(np.stack(images), verbose=0))
+        found["Keras"] = np.concatenate(results)
+
+    def asking(engine: str, ask: Ask) -> Callable[[list[str]], None]:
+        def way(files: list[str]) -> None:
+            answers = ask_in_batches(ask, files, BATCH, "error")
+            found[engine] = np.concatenate([a.outputs[answer] for a in answers])
+
+        return way
+
+    ways = {"Keras": by_keras, "TensorFlow": asking("TensorFlow", served.ask(signature))}
+    for precision in ("float32", "bfloat16"):
+        engine = f"OpenVINO in {precision}"
+        try:
+            on_openvino = serving.load_served(
+                str(served.folder), engine="openvino", precision=precision
+            )
+            ways[engine] = asking(engine, on_openvino.ask(signature))
+        except UserError as error:
+            yield Skipped(job, f"ours with {engine}", str(error))
+    for way in ways.values():
+        way(paths[:BATCH])
+    timings = in_turn(
+        {k: functools.partial(way, paths) for k, way in ways.items()}, repeats, warm_up=False
+    )
+    exact = found["Keras"]
+    for engine in [x for x in ways if x != "Keras"]:
+        # Ours rounds pixels to the 8 bits that a file has, Keras's way does not.
+        most = 0.3 if "bfloat16" in engine else 0.05
+        difference = float(np.abs(found[engine] - exact).max() / exact.std())
+        yield Row(
+            job=f"{job}, ours with {engine}",
+            alternative="load_img and Keras predict, in batches, float32",
+            at_least=2.5 if "OpenVINO" in engine else 1.5,
+            ours=timings[engine],
+            theirs=timings["Keras"],
+            unit="images/s",
+            count=len(paths),
+            same=difference < most,
+            check=f"{what} differ by at most {difference:.1g} of their spread",
+        )
