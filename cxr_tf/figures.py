@@ -660,6 +660,9 @@ def mean_heatmaps(
 ) -> Figure:
     """Mean heatmap by class over the mean radiograph; a row a method, a column a class.
 
+    Each map counts alike, scaled to its own peak: else the few radiographs of which the network is
+    unsure, where the probability moves most, would be the mean.
+
     images: uint8 [N, S, S, 1]; maps: (name, float [N, S, S]) each; labels: int [N]; outside:
     bool [S, S], outlined; the share of the positive heat that lies in it is written above.
     """
@@ -677,7 +680,8 @@ def mean_heatmaps(
             if not own.any():
                 axes.set_title(f"no {classes[k]} image", fontsize=9)
                 continue
-            mean = heat[own].mean(axis=0)
+            peaks = np.maximum(np.abs(heat[own]).max((1, 2), keepdims=True), 1e-12)
+            mean = (heat[own] / peaks).mean(axis=0)
             drawn = _draw_heat(axes, np.squeeze(images[own].mean(axis=0)), mean)
             axes.contour(outside, [0.5], colors="white", linewidths=0.8, linestyles="--")
             positive = np.maximum(heat[own], 0)

@@ -283,12 +283,13 @@ def fit_knn(settings: FitKnn) -> Run:
 
     def write_beside(folder: Path) -> None:
         write_knn(knn, folder, manifest)
-        paths, asked = catalog.paths[test], values[test]
-        if classifier.served.engine_of("embed") != "tensorflow":
-            # The exported model embeds with TensorFlow: the pickle gets the same, to the bit.
-            served = dataclasses.replace(classifier.served, engine="tensorflow")
-            asked = embed_files(served, paths, settings.batch_size)
-        agreement.update(check_agreement(folder, knn, asked, paths, settings.batch_size))
+        # The exported model embeds with TensorFlow, and between near neighbours OpenVINO's last
+        # digits can decide: then both are given TensorFlow's.
+        same = classifier.served.engine_of("embed") == "tensorflow"
+        asked = values[test] if same else None
+        agreement.update(
+            check_agreement(folder, knn, asked, catalog.paths[test], settings.batch_size)
+        )
 
     folder = serving.export_knn(
         classifier.served,
@@ -944,16 +945,20 @@ def load_knn(
 
 
 def check_agreement(
-    folder: Path, knn: Pipeline, values: np.ndarray, paths: Sequence[str], batch_size: int
+    folder: Path, knn: Pipeline, values: np.ndarray | None, paths: Sequence[str], batch_size: int
 ) -> dict[str, Any]:
     """Asks a written SavedModel for the test images, and compares with the pipeline.
 
-    values: float32 [N, D], the embeddings of `paths`. Returns how many images agree in label and,
-    to 1e-4, in probabilities. Raises RuntimeError for one that does not, unless its k-th and next
-    neighbours are at the same distance to six digits, where the last bit of an embedding decides.
+    values: float32 [N, D], the embeddings of `paths`; None asks the exported model's own classifier
+    for them. Returns how many images agree in label and, to 1e-4, in probabilities. Raises
+    RuntimeError for one that does not, unless its k-th and next neighbours are at the same distance
+    to six digits, where the last bit of an embedding decides.
     """
     served = serving.ServedModel(folder, {}, tf.saved_model.load(str(folder)))
     signature = served.signature("serving_default")
+    if values is None:
+        classifier = serving.ServedModel(folder, {}, served.loaded.classifier)
+        values = embed_files(classifier, paths, batch_size)
     shares = knn.predict_proba(values)
     found, labels = np.empty_like(shares), []
     for rows in batches(len(paths), batch_size):

@@ -31,7 +31,7 @@ RECORDED_PACKAGES = ("tensorflow", "keras", "scikit-learn", "numpy", "tensorboar
 
 # Settings that say where and how to run, not what comes out: a resumed run may change them. Data
 # are compared by content, so a moved folder is the same; the name is the directory's.
-NOT_COMPARED = ("resume", "name", "data", "logs", "saved_models")
+NOT_COMPARED = ("resume", "name", "data", "logs", "saved_models", "engine")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -214,9 +214,10 @@ class FitKnn:
     """Folder of a finished run, logs/classifier/<name>, or of a SavedModel of a classifier."""
     data: str = ""
     """Folder of radiographs, or `phantom`; default: what the classifier was trained on."""
-    engine: Engine = "auto"
-    """What computes the embeddings; auto: OpenVINO where it is installed and there is no GPU. To
-    1e-4 they are the same."""
+    engine: Engine = "tensorflow"
+    """What computes the embeddings; auto: OpenVINO where it is installed and there is no GPU. The
+    exported model computes its own with TensorFlow, which differ from OpenVINO's by up to 1e-4: of
+    two neighbours equally far the other may then come first."""
     batch_size: int = 32
     resamples: int = 1000
     """Bootstrap resamples (of patients) behind each 95 % interval."""

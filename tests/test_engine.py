@@ -25,7 +25,7 @@ from cxr_tf.errors import UserError
 from cxr_tf.models.autoencoder import build_autoencoder, build_network
 from cxr_tf.models.classifier import build_classifier
 from cxr_tf.prediction import open_model
-from cxr_tf.settings import Evaluate, Predict
+from cxr_tf.settings import Evaluate, FitKnn, Predict
 
 CLASSES = ("normal", "bacterial", "viral")
 
@@ -37,6 +37,7 @@ needs_openvino = pytest.mark.skipif(
 
 def export(root: Path, model: keras.Model) -> Path:
     card = {"kind": "classifier", "task": "three_class", "classes": CLASSES, "image_size": 64}
+    card |= {"backbone": model.name, "data_fingerprint": "", "input": "", "limits": ""}
     return serving.export_classifier(
         model,
         root / model.name,
@@ -167,7 +168,12 @@ def test_answers_are_those_of_tensorflow(
 
 @needs_openvino
 @pytest.mark.parametrize("backbone", ["resnet50", "vgg16"])
-def test_the_other_backbones_too(backbone: str, others: list[bytes], tmp_path: Path) -> None:
+def test_real_backbones_too(
+    backbone: str, others: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Of no interest here, and half a minute to trace.
+    monkeypatch.setattr(serving.occlusion, "make_occluder", lambda *_: None)
+    monkeypatch.setattr(serving.occlusion, "heatmaps_of", lambda _, images, *__: images[..., 0])
     folder = str(export(tmp_path, random_classifier(backbone, 64)))
     served = serving.load_served(folder, engine="openvino")
     tensorflow = serving.load_served(folder)
@@ -354,6 +360,33 @@ def test_what_a_precision_costs_is_said(
     assert line.endswith("leave out --engine-precision") == (lost > 0.002)
     if not spoil:
         assert lost == 0
+
+
+def test_neighbours_of_slightly_other_embeddings_are_exported(
+    stand_in: None, models: Path, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cxr_tf.neighbors import fingerprint, fit_knn
+
+    def compile_inexactly(*arguments: Any) -> Any:
+        network = on_tensorflow(*arguments)
+        noise = np.random.default_rng(0)
+        return lambda pixels: {
+            k: (v * (1 + noise.normal(0, 1e-5, v.shape))).astype(np.float32)
+            for k, v in network(pixels).items()
+        }
+
+    monkeypatch.setattr(engine, "_compile", compile_inexactly)
+    settings = FitKnn(
+        str(models / "tiny"), str(phantoms), engine="openvino", resamples=3, name="knn",
+        logs=str(tmp_path / "logs"), saved_models=str(tmp_path / "saved_models"),
+    )  # fmt: skip
+    run = fit_knn(settings)
+    results = run.metrics()
+    assert results["model"]["engine"] == "openvino"
+    assert results["served_agreement"]["equal"] == results["test"]["images"]
+    # TensorFlow's embeddings and these are never taken for each other.
+    with np.load(run.directory / "embeddings.npz") as stored:
+        assert str(stored["model"]) == fingerprint(models / "tiny" / "1") + "-openvino"
 
 
 def test_bfloat16_is_for_classifiers(

@@ -377,3 +377,19 @@ def test_the_table_has_every_method(classifier: Path, tmp_path: Path, few_sample
     assert table["occlusion"]["refinement/computed_share"] < 0.6
     names = {p.name.rsplit("-", 1)[1] for p in (run.directory / "heatmaps").iterdir()}
     assert names == {"occlusion.png", "gradcampp.png", "scorecam.png", "smoothgrad.png"}
+
+
+def test_every_radiograph_counts_alike_in_the_mean_heatmap() -> None:
+    from cxr_tf import figures
+
+    maps = np.zeros((2, 8, 8), np.float32)
+    maps[0, 1, 1], maps[1, 6, 6] = 1e-4, 0.5  # one all but certain, one unsure
+    figure = figures.mean_heatmaps(
+        np.zeros((2, 8, 8, 1), np.uint8),
+        [("occlusion", maps)],
+        np.zeros(2, int),
+        ("normal",),
+        np.zeros((8, 8), bool),
+    )
+    drawn = figure.axes[0].images[-1].get_array()
+    assert drawn[1, 1] == drawn[6, 6] == 0.5
