@@ -3,6 +3,7 @@
 pip install -r requirements-benchmark.txt           # the alternatives
 python scripts/benchmark.py                         # all rows; minutes each
 python scripts/benchmark.py knn occlusion           # these rows
+python scripts/benchmark.py memory scaling          # ours alone: peaks of memory, time against size
 python scripts/benchmark.py input --data chest_xray --images 500
 """
 

@@ -1,5 +1,6 @@
 """Benchmarks: what is told is what was measured, and equal results are looked at. Nothing timed."""
 
+import dataclasses
 import json
 import runpy
 import sys
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from cxr_tf import benchmark as bm
-from cxr_tf import neighbors
+from cxr_tf import neighbors, projection
 from cxr_tf.benchmark import embeddings, material, measuring, telling, training
 from cxr_tf.benchmark.measuring import Cost, Found, Memory, Row, Skipped, Timing
 from cxr_tf.errors import UserError
@@ -170,6 +171,23 @@ def test_a_search_that_finds_something_else_is_not_called_the_same(tmp_path, mon
     settings = Benchmark(points=200, width=16, repeats=1)
     (found,) = embeddings.knn(settings, tmp_path)
     assert isinstance(found, Row) and not found.same
+
+
+def test_a_picture_that_is_not_like_the_points_is_not_called_the_same(
+    tmp_path, monkeypatch
+) -> None:
+    settings = Benchmark(points=200, width=16, repeats=1)
+    (found,) = embeddings.tsne(settings, tmp_path)
+    assert isinstance(found, Row) and found.same, found.check
+    right = projection.project
+
+    def shuffled(values: np.ndarray, *, seed: int) -> projection.Projected:
+        projected = right(values, seed=seed)
+        return dataclasses.replace(projected, plane=projected.plane[::-1])
+
+    monkeypatch.setattr(projection, "project", shuffled)
+    (found,) = embeddings.tsne(settings, tmp_path)
+    assert isinstance(found, Row) and not found.same, found.check
 
 
 @pytest.mark.parametrize(

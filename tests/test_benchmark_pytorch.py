@@ -60,8 +60,10 @@ def test_what_moves_and_its_gradients_are_equal(both: Both) -> None:
     turned = [x.transpose({4: (2, 3, 1, 0), 2: (1, 0)}.get(x.ndim, (0,))) for x in found]
     assert len(turned) == len(expected) > 4
     for gradient in map(np.asarray, expected):
-        off = [np.abs(x - gradient).max() for x in turned if x.shape == gradient.shape]
-        assert min(off) < 1e-3 * np.abs(gradient).max() + 1e-6
+        # By the norm, to a hundredth: where a unit is within rounding of 0, it is on one side of
+        # its ReLU here and on the other there. Another padding or a lost branch changes all of it.
+        off = [np.linalg.norm(x - gradient) for x in turned if x.shape == gradient.shape]
+        assert min(off) < 1e-2 * np.linalg.norm(gradient)
 
 
 def test_steps_change_what_moves_and_nothing_else(both: Both) -> None:

@@ -11,6 +11,11 @@ from cxr_tf.benchmark.material import catalog_of, embeddings
 from cxr_tf.benchmark.measuring import Found, Row, in_turn
 from cxr_tf.settings import Benchmark
 
+# By how much the trustworthiness of scikit-learn differs from its own when it starts at random, not
+# from the PCA: root mean square over 8 sets of 1,000 such embeddings. On the same sets ours came
+# out 0.004 (standard error 0.002) below it, with approximate neighbours as with exact ones.
+TRUST_NOISE = 0.006
+
 
 def given_embeddings(points: int, width: int, seed: int, place: Path) -> neighbors.Embeddings:
     """So many embeddings to search, made up, and a tenth of them beside as validation."""
@@ -138,6 +143,6 @@ def tsne(settings: Benchmark, place: Path) -> Found:
         theirs=timings["theirs"],
         unit="s",
         count=1,
-        same=trust["ours"] >= trust["theirs"] - 0.005,
+        same=trust["ours"] >= trust["theirs"] - TRUST_NOISE,
         check=f"trustworthiness {trust['ours']:.3f} and {trust['theirs']:.3f}",
     )
