@@ -17,15 +17,18 @@ from cxr_tf.settings import TrainClassifier
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
-# Modules that look at the same study, which takes a minute to run.
-ONE_STUDY = ("test_report_browser", "test_served_check", "test_study", "test_tensorboard_browser")
+# Modules that look at the same study, or the same training, each of which takes its time to run.
+STUDY = ("test_report_browser", "test_served_check", "test_study", "test_tensorboard_browser")
+TRAINING = ("test_classification", "test_serving")
+GROUPS = dict.fromkeys(STUDY, "study") | dict.fromkeys(TRAINING, "training")
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Under `pytest -n`, a module's tests share a process, and so its fixtures."""
     for item in items:
         module = item.path.stem
-        item.add_marker(pytest.mark.xdist_group("study" if module in ONE_STUDY else module))
+        item.add_marker(pytest.mark.xdist_group(GROUPS.get(module, module)))
 
 
 @pytest.fixture(scope="module", autouse=True)

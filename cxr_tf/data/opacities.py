@@ -11,7 +11,14 @@ network learns to find the paint, and misses the haze of a real pneumonia.
 import numpy as np
 import tensorflow as tf
 
-from cxr_tf.data.pipeline import affine, augment, augmentation_draws, steps_per_epoch
+from cxr_tf.data.pipeline import (
+    PARALLEL,
+    affine,
+    ahead,
+    augment,
+    augmentation_draws,
+    steps_per_epoch,
+)
 
 # Of the images of an epoch; the others teach what is to be left alone.
 PAINTED_SHARE = 0.8
@@ -136,7 +143,7 @@ def restoration_batches(
 
     stream = tf.data.Dataset.range(epochs.start, epochs.stop).flat_map(order)
     stream = stream.map(gather, num_parallel_calls=2)
-    return stream.map(finish, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+    return ahead(stream.map(finish, num_parallel_calls=PARALLEL))
 
 
 def another_exposure(images: np.ndarray, seed: int, strength: float = 1.0) -> np.ndarray:

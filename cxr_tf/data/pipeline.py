@@ -18,6 +18,9 @@ import tensorflow as tf
 # Random numbers that an augmentation takes.
 AUGMENTATION_DRAWS = 14
 
+# Files or batches that are prepared at a time.
+PARALLEL = min(os.cpu_count() or 2, 16)
+
 # Above this the decoded images live in a file without a name instead of in memory.
 LARGEST_IN_MEMORY = 4 * 1024**3
 
@@ -49,11 +52,11 @@ def load_images(paths: Sequence[str], size: int) -> tuple[np.ndarray, dict[int, 
     files = tf.data.Dataset.from_tensor_slices((np.arange(len(paths)), list(paths)))
     decoded = files.map(
         lambda row, path: (row, decode_radiograph(tf.io.read_file(path), size)),
-        num_parallel_calls=tf.data.AUTOTUNE,
+        num_parallel_calls=PARALLEL,
     )
     # A file that cannot be decoded drops out here; its missing row number tells which it was.
-    decoded = decoded.ignore_errors().batch(64).prefetch(tf.data.AUTOTUNE)
-    for rows, batch in decoded.as_numpy_iterator():
+    decoded = decoded.ignore_errors().batch(64)
+    for rows, batch in ahead(decoded).as_numpy_iterator():
         images[rows] = batch
         read[rows] = True
     return images, {int(row): _reason(paths[int(row)]) for row in np.flatnonzero(~read)}
@@ -97,7 +100,7 @@ def training_batches(
 
     stream = tf.data.Dataset.range(epochs.start, epochs.stop).flat_map(order)
     stream = stream.map(gather, num_parallel_calls=2)
-    return stream.map(finish, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+    return ahead(stream.map(finish, num_parallel_calls=PARALLEL))
 
 
 def evaluation_batches(
@@ -121,7 +124,19 @@ def evaluation_batches(
         return to_rgb(augment(batch, tf.gather(draws, rows), strength))
 
     rows = tf.data.Dataset.range(len(images)).batch(batch_size)
-    return rows.map(gather, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+    return ahead(rows.map(gather, num_parallel_calls=PARALLEL))
+
+
+def ahead(batches: tf.data.Dataset) -> tf.data.Dataset:
+    """The same batches, prepared while the one before is in use; without tf.data's own tuning.
+
+    The thread that tunes (AUTOTUNE) may miss that an iterator is let go, which then waits for the
+    thread's next turn. Turns are twice as far apart each time, so that a pass over validation took
+    up to twice its time (seen in four of ten with TensorFlow 2.21).
+    """
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return batches.prefetch(2).with_options(options)
 
 
 def steps_per_epoch(count: int, batch_size: int) -> int:
