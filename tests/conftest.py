@@ -6,7 +6,7 @@ import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,13 @@ TRAINING = ("test_classification", "test_serving")
 GROUPS = dict.fromkeys(STUDY, "study") | dict.fromkeys(TRAINING, "training")
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True)  # before xdist, which reads the groups in the same hook
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None, None, None]:
     """Under `pytest -n`, a module's tests share a process, and so its fixtures."""
     for item in items:
         module = item.path.stem
         item.add_marker(pytest.mark.xdist_group(GROUPS.get(module, module)))
+    yield
 
 
 @pytest.fixture(scope="module", autouse=True)

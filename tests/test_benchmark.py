@@ -263,7 +263,7 @@ def fine_tuned(tiny_backbone: str, tmp_path, monkeypatch):
 
 
 def test_both_ways_of_fine_tuning_learn_from_the_same_start(fine_tuned) -> None:
-    for found in fine_tuned(3e-2):
+    for found in fine_tuned(1e-2):
         assert found.same, found.check
         assert found.unit == "images/s" and len(found.ours.seconds) == 1
 
