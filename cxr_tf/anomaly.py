@@ -109,18 +109,21 @@ def train_and_evaluate(settings: TrainAutoencoder) -> Run:
     train = healthy_images(data.split("train"))
 
     # ------------------------------------------------------------------ training
-    network = autoencoder.build_network(settings.model, settings.image_size)
+    trainer = autoencoder.build_network(settings.model, settings.image_size)
     run = open_run(settings.logs, "autoencoder", name, settings, data.catalog)
     writer = run.writer()
     log.info(
         "%s autoencoder, %d px, %d healthy images", settings.model, settings.image_size, len(train)
     )
     state = training.TrainingState(run.directory)
-    judge = Judge(network, val, settings, writer)
+    judge = Judge(trainer, val, settings, writer)
     started = time.perf_counter()
-    fit(network, train, judge, state, writer, settings)
-    best = state.restore_best(network)
+    fit(trainer, train, judge, state, writer, settings)
+    best = state.restore_best(trainer)
     train_seconds = state.seconds + time.perf_counter() - started
+    # A network that was never compiled: what is saved needs no optimizer of ours to be loaded.
+    network = autoencoder.build_network(settings.model, settings.image_size)
+    network.set_weights(trainer.get_weights())
 
     # ------------------------------------------------------------------ threshold, on validation
     model = scoring_model(network, train, healthy_images(val), score)
@@ -235,7 +238,8 @@ def fit(
         loss=losses(settings.model),
         loss_weights=LOSS_WEIGHTS[settings.model],
     )
-    network.optimizer.build(network.trainable_variables)
+    outputs = network(tf.zeros([1, *network.input_shape[1:]]), training=False)
+    training.build_all(network, keras.tree.map_structure(tf.zeros_like, outputs))
     if state.exists():
         state.load(network)
         log.info("going on from the checkpoint of epoch %d", state.epochs_done())

@@ -296,7 +296,7 @@ def fine_tune(
             keras.losses.SparseCategoricalCrossentropy(from_logits=True),
             metrics=["accuracy"],
         )
-        trainer.optimizer.build(trainer.trainable_variables)
+        training.build_all(trainer, train.labels[:1])
     if state.exists():
         state.load(trainer)
     if state.epochs_done() >= settings.epochs or state.exhausted(settings.patience):

@@ -1,0 +1,56 @@
+"""What every training shares: the optimizer is AdamW, and a step is traced once."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from cxr_tf.training import FusedAdamW, averaged_adamw
+
+
+def trained(optimizer: keras.optimizers.Optimizer) -> list[np.ndarray]:
+    """Weights after 20 steps, and the averaged ones."""
+    keras.utils.set_random_seed(1)
+    network = keras.Sequential(
+        [
+            keras.Input((8,)),
+            keras.layers.Dense(16, activation="relu"),
+            keras.layers.BatchNormalization(),
+            keras.layers.Dense(2),
+        ]
+    )
+    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    network.compile(optimizer, loss, jit_compile=False)
+    values = np.random.default_rng(0).normal(size=(64, 8)).astype(np.float32)
+    labels = (values.sum(1) > 0).astype(np.int64)
+    network.fit(values, labels, epochs=5, batch_size=16, shuffle=False, verbose=0)
+    raw = network.get_weights()
+    optimizer.finalize_variable_values(network.trainable_variables)
+    return raw + network.get_weights()
+
+
+def test_the_fused_update_is_that_of_adamw() -> None:
+    def rate() -> keras.optimizers.schedules.LearningRateSchedule:
+        return keras.optimizers.schedules.CosineDecay(
+            0.0, decay_steps=20, warmup_target=1e-2, warmup_steps=3
+        )
+
+    common = {"global_clipnorm": 1.0, "use_ema": True, "ema_momentum": 0.9}
+    right = trained(keras.optimizers.AdamW(rate(), weight_decay=0.3, **common))
+    found = trained(FusedAdamW(rate(), decay=0.3, **common))
+    without = trained(FusedAdamW(rate(), decay=0.0, **common))
+    for a, b in zip(right, found, strict=True):
+        assert a == pytest.approx(b, abs=5e-6)
+    assert max(np.abs(a - b).max() for a, b in zip(right, without, strict=True)) > 1e-3
+
+
+def test_biases_and_norms_do_not_decay() -> None:
+    optimizer = averaged_adamw(1e-2, steps=100, weight_decay=1.0)
+    names = ("kernel", "bias", "gamma", "beta")
+    variables = [keras.Variable(tf.ones(3), name=name) for name in names]
+    optimizer.build(variables)
+    for _ in range(3):
+        optimizer.apply_gradients([(tf.zeros(3), v) for v in variables])
+    decayed = [float(np.asarray(v)[0]) < 1 for v in variables]
+    assert decayed == [True, False, False, False]
