@@ -633,12 +633,11 @@ def export(
         return {**outputs, "reconstruction": reconstruction}
 
     image_bytes = tf.TensorSpec([None], tf.string, name="image_bytes")
-    archive = keras.export.ExportArchive()
-    archive.add_endpoint("serving_default", detect, [image_bytes])
-    archive.add_endpoint("explain", explain, [image_bytes])
-    return serving.write_version(
-        base, lambda folder: archive.write_out(folder, verbose=False), card=card
-    )
+    signatures: dict[str, serving.Signature] = {
+        "serving_default": (detect, image_bytes),
+        "explain": (explain, image_bytes),
+    }
+    return serving.write_version(base, lambda folder: serving.save(signatures, folder), card=card)
 
 
 def evaluate(settings: Evaluate, served: serving.ServedModel) -> Run:

@@ -49,6 +49,9 @@ LARGEST_MEGAPIXELS = 50
 # Enlarged to the model's size such an image is a blank, and a blank gets a number like any image.
 SMALLEST_SIDE = 16
 
+# One of a SavedModel: a function of one tensor, which returns named tensors, and that tensor.
+Signature = tuple[Callable[[tf.Tensor], dict[str, tf.Tensor]], tf.TensorSpec]
+
 _FINE, _EMPTY, _UNKNOWN, _LARGE, _SMALL, _CORRUPT = range(6)
 _FAULTS = (
     "",
@@ -277,15 +280,29 @@ def export_classifier(
     image_bytes = tf.TensorSpec([None], tf.string, name="image_bytes")
     images = tf.TensorSpec([None, size, size, 3], tf.float32, name="images")
 
-    # Endpoints track the variables that they use; `track` would store each a second time.
-    archive = keras.export.ExportArchive()
-    archive.add_endpoint("serving_default", lambda x: classify(decode(x)), [image_bytes])
-    archive.add_endpoint("tensor", classify, [images])
-    archive.add_endpoint(
-        "embed", lambda x: {"embedding": embedding(decode(x), training=False)}, [image_bytes]
-    )
-    archive.add_endpoint("occlusion", lambda x: explain(decode(x)), [image_bytes])
-    return write_version(base, lambda folder: archive.write_out(folder, verbose=False), card=card)
+    signatures: dict[str, Signature] = {
+        "serving_default": (lambda x: classify(decode(x)), image_bytes),
+        "tensor": (classify, images),
+        "embed": (lambda x: {"embedding": embedding(decode(x), training=False)}, image_bytes),
+        "occlusion": (lambda x: explain(decode(x)), image_bytes),
+    }
+    return write_version(base, lambda folder: save(signatures, folder), card=card)
+
+
+def save(signatures: dict[str, Signature], folder: str) -> None:
+    """Writes a SavedModel: by name, a function of one tensor and what that tensor is.
+
+    As `keras.export.ExportArchive` does, which traces every function twice.
+    """
+    traced = {
+        name: tf.function(function, input_signature=[given]).get_concrete_function()
+        for name, (function, given) in signatures.items()
+    }
+    module = tf.Module()
+    # Of several signatures, but stored once.
+    used = {id(v): v for function in traced.values() for v in function.variables}
+    module.model_variables = list(used.values())
+    tf.saved_model.save(module, folder, signatures=traced)
 
 
 def decide(probabilities: tf.Tensor, threshold: float) -> tf.Tensor:
