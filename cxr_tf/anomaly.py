@@ -240,11 +240,11 @@ def fit(
     )
     outputs = network(tf.zeros([1, *network.input_shape[1:]]), training=False)
     training.build_all(network, keras.tree.map_structure(tf.zeros_like, outputs))
-    if state.exists():
-        state.load(network)
-        log.info("going on from the checkpoint of epoch %d", state.epochs_done())
     if state.epochs_done() >= settings.epochs:
         return
+    if state.exists():
+        log.info("going on from the checkpoint of epoch %d", state.epochs_done())
+        state.load(network)
     network.fit(
         training_batches(train, settings, batch_size, range(state.epochs_done(), settings.epochs)),
         initial_epoch=state.epochs_done(),

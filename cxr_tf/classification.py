@@ -297,10 +297,10 @@ def fine_tune(
             metrics=["accuracy"],
         )
         training.build_all(trainer, train.labels[:1])
-    if state.exists():
-        state.load(trainer)
     if state.epochs_done() >= settings.epochs or state.exhausted(settings.patience):
         return
+    if state.exists():
+        state.load(trainer)
     watcher = EpochEnd(
         trainer, judge, state, writer, epochs=settings.epochs, patience=settings.patience,
         line=lambda latest: _epoch_line(latest, settings.epochs),

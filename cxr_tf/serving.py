@@ -292,10 +292,13 @@ def export_classifier(
 def save(signatures: dict[str, Signature], folder: str) -> None:
     """Writes a SavedModel: by name, a function of one tensor and what that tensor is.
 
-    As `keras.export.ExportArchive` does, which traces every function twice.
+    As `keras.export.ExportArchive` does, which traces every function twice. What depends on a
+    tensor is to be written as `tf.cond` and `tf.while_loop`.
     """
     traced = {
-        name: tf.function(function, input_signature=[given]).get_concrete_function()
+        name: tf.function(
+            function, input_signature=[given], autograph=False
+        ).get_concrete_function()
         for name, (function, given) in signatures.items()
     }
     module = tf.Module()
@@ -703,7 +706,9 @@ def export_knn(
         # The index is float32, and so is a query that scikit-learn compares with it.
         return tf.cast(x, tf.float32)
 
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")])
+    @tf.function(
+        input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")], autograph=False
+    )
     def classify(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
         embedding = module.classifier.signatures["embed"](image_bytes=image_bytes)["embedding"]
         distances, rows = nearest_rows(transform(embedding), module.index, k)

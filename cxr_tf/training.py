@@ -169,7 +169,10 @@ class TrainingState:
         raw: list[np.ndarray],
         seconds: float,
     ) -> None:
-        """Records an epoch: the model holds averaged weights, `raw` the variables to go on with."""
+        """Records an epoch: the model holds averaged weights, `raw` the variables to go on with.
+
+        None to go on with after the last epoch.
+        """
         self.history.append(entry)
         if self.best() is entry:
             self._save_best(averaged)
@@ -184,7 +187,7 @@ class TrainingState:
         )
 
     def load(self, trainer: keras.Model) -> None:
-        """Puts the checkpoint's variables into the model and its optimizer."""
+        """Puts what `save` stored into model and optimizer; nothing after the last epoch."""
         with np.load(self._checkpoint, allow_pickle=False) as stored:
             variables = _all_variables(trainer)
             for i, variable in enumerate(variables):
@@ -267,9 +270,12 @@ class EpochEnd(keras.callbacks.Callback):
             "learning_rate": rate,
         }
         spent = time.perf_counter() - self._started
-        self._state.save(entry, self._trainer, raw, self._seconds_before + spent)
-        for variable, value in zip(variables, raw, strict=True):
-            variable.assign(value)
+        is_last = epoch + 1 == self._epochs
+        to_go_on = [] if is_last else raw
+        self._state.save(entry, self._trainer, to_go_on, self._seconds_before + spent)
+        if not is_last:
+            for variable, value in zip(variables, raw, strict=True):
+                variable.assign(value)
         with self._writer.as_default(step=epoch + 1):
             tf.summary.scalar("train/learning_rate", rate)
             for key in logs:
@@ -288,7 +294,10 @@ class EpochEnd(keras.callbacks.Callback):
 def compiled(model: keras.Model) -> tf.types.experimental.GenericFunction:
     """The model in inference as one traced function for all batch sizes."""
     spec = tf.TensorSpec([None, *model.input_shape[1:]], tf.float32)
-    return tf.function(lambda images: model(images, training=False), input_signature=[spec])
+    # Without autograph, which would translate Keras's sources and find nothing to do.
+    return tf.function(
+        lambda images: model(images, training=False), input_signature=[spec], autograph=False
+    )
 
 
 def infer(function: tf.types.experimental.GenericFunction, batches: tf.data.Dataset) -> np.ndarray:

@@ -48,7 +48,8 @@ def insertion_deletion(
         input_signature=[
             *[tf.TensorSpec([None, size, size, 3], tf.float32)] * 2,
             tf.TensorSpec([size, size], tf.int32),
-        ]
+        ],
+        autograph=False,
     )
     def probabilities(image: tf.Tensor, cover: tf.Tensor, rank: tf.Tensor) -> tf.Tensor:
         """Of the image whose `limit` first pixels by rank are those of `cover`: [STEPS + 1, C]."""

@@ -243,7 +243,9 @@ def compiled(occluder: Occluder) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
     size = occluder.grid.size
     images = tf.TensorSpec([None, size, size, 3], tf.float32)
     return tf.function(
-        occluder.__call__, input_signature=[images, images, tf.TensorSpec([None], tf.int32)]
+        occluder.__call__,
+        input_signature=[images, images, tf.TensorSpec([None], tf.int32)],
+        autograph=False,
     )
 
 
