@@ -335,10 +335,30 @@ def _confidence(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarr
 def _auroc(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> float:
     if not (weights[positive].sum() > 0 and weights[~positive].sum() > 0):
         return float("nan")
-    return float(sk.roc_auc_score(positive, score, sample_weight=weights))
+    hits, alarms = _called(positive, score, weights)
+    area = np.trapezoid(np.append(0.0, hits), np.append(0.0, alarms))
+    return float(area / (hits[-1] * alarms[-1]))
 
 
 def _auprc(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> float:
     if not weights[positive].sum() > 0:
         return float("nan")
-    return float(sk.average_precision_score(positive, score, sample_weight=weights))
+    hits, alarms = _called(positive, score, weights)
+    # Where nothing counts that is called so far, no recall is gained either.
+    precision = hits / np.maximum(hits + alarms, 1e-12)
+    return float(np.sum(np.diff(hits, prepend=0.0) * precision) / hits[-1])
+
+
+def _called(
+    positive: np.ndarray, score: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """True and false positives at each distinct score, from the highest down, by weight.
+
+    scikit-learn's `roc_auc_score` and `average_precision_score` give the same areas, but most of
+    their time goes into checking what they are given, and the bootstrap asks thousands of times.
+    """
+    order = np.argsort(-score, kind="stable")
+    ordered = score[order]
+    last = np.append(ordered[1:] != ordered[:-1], True)  # equal scores are called together
+    weights, positive = weights[order], positive[order]
+    return np.cumsum(weights * positive)[last], np.cumsum(weights * ~positive)[last]

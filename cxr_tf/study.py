@@ -95,7 +95,7 @@ PRESETS = {
     "quickstart": Preset(
         image_size=64,
         batch_size=16,
-        epochs={"binary": 3, "three_class": 0},
+        epochs={"binary": 2, "three_class": 0},
         resamples=200,
         weights=dict.fromkeys(NAMES, "none"),
         autoencoder_image_size=64,

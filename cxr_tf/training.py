@@ -252,7 +252,7 @@ class EpochEnd(keras.callbacks.Callback):
         """Judges the averaged weights, logs and saves; training goes on with the raw ones."""
         logs = logs or {}
         variables = _all_variables(self._trainer)
-        raw = [np.array(v) for v in variables]
+        raw = [v.value.numpy() for v in variables]  # copies; np.array would make a second one
         # The loss of the epoch's last step is that before its update, and cannot tell.
         if not all(np.isfinite(v).all() for v in raw):
             self._diverged("a weight", "no finite number at the end")

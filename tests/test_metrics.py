@@ -45,6 +45,18 @@ def test_scores_of_two_classes_are_those_of_scikit_learn() -> None:
     assert metrics.macro_auroc(labels, probabilities) == pytest.approx(expected["auroc"])
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_weighted_areas_are_those_of_scikit_learn(seed: int) -> None:
+    labels, probabilities, predicted = drawn(2, 60, seed)
+    # Some count nothing: in a resample every third patient is missing.
+    weights = np.random.default_rng(seed).integers(0, 3, 60)
+    scores = metrics.classification_scores(labels, probabilities, predicted, BINARY, weights)
+    p = probabilities[:, 1]
+    assert scores["auroc"] == pytest.approx(sk.roc_auc_score(labels, p, sample_weight=weights))
+    expected = sk.average_precision_score(labels, p, sample_weight=weights)
+    assert scores["auprc"] == pytest.approx(expected)
+
+
 def test_scores_of_three_classes_are_macro_averages() -> None:
     labels, probabilities, predicted = drawn(3, 200)
     scores = metrics.classification_scores(labels, probabilities, predicted, THREE)
