@@ -356,7 +356,10 @@ def _called(
 
     scikit-learn's `roc_auc_score` and `average_precision_score` give the same areas, but most of
     their time goes into checking what they are given, and the bootstrap asks thousands of times.
+    As they do, it raises ValueError for a score that is NaN, which would sort as the lowest.
     """
+    if np.isnan(score).any():
+        raise ValueError("a score is NaN")
     order = np.argsort(-score, kind="stable")
     ordered = score[order]
     last = np.append(ordered[1:] != ordered[:-1], True)  # equal scores are called together

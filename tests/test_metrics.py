@@ -57,6 +57,11 @@ def test_weighted_areas_are_those_of_scikit_learn(seed: int) -> None:
     assert scores["auprc"] == pytest.approx(expected)
 
 
+def test_a_score_that_is_no_number_is_refused() -> None:
+    with pytest.raises(ValueError, match="NaN"):
+        metrics.detection_scores(np.array([True, False]), np.array([np.nan, 0.1]), 0.5)
+
+
 def test_scores_of_three_classes_are_macro_averages() -> None:
     labels, probabilities, predicted = drawn(3, 200)
     scores = metrics.classification_scores(labels, probabilities, predicted, THREE)
