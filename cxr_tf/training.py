@@ -171,7 +171,7 @@ class TrainingState:
     ) -> None:
         """Records an epoch: the model holds averaged weights, `raw` the variables to go on with.
 
-        None to go on with after the last epoch.
+        `raw` is empty after the last epoch, from which nothing goes on.
         """
         self.history.append(entry)
         if self.best() is entry:
@@ -187,7 +187,10 @@ class TrainingState:
         )
 
     def load(self, trainer: keras.Model) -> None:
-        """Puts what `save` stored into model and optimizer; nothing after the last epoch."""
+        """Puts the checkpoint's variables into the model and its optimizer.
+
+        KeyError for the checkpoint of the last epoch, which holds none.
+        """
         with np.load(self._checkpoint, allow_pickle=False) as stored:
             variables = _all_variables(trainer)
             for i, variable in enumerate(variables):

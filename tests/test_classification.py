@@ -155,8 +155,10 @@ def test_frozen_start_is_resumed_as_well(
 
     with monkeypatch.context() as patch:
         patch.setattr(classification.EpochEnd, "on_epoch_end", kill)
-        with pytest.raises(KeyboardInterrupt):
-            classification.train_and_evaluate(rough)
+        # The second time nothing is left to train.
+        for resume in (False, True):
+            with pytest.raises(KeyboardInterrupt):
+                classification.train_and_evaluate(dataclasses.replace(rough, resume=resume))
     classification.train_and_evaluate(dataclasses.replace(rough, resume=True))
     assert_same(final_state(smooth), final_state(rough))
 
