@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from cxr_tf.data.pipeline import to_rgb
 from cxr_tf.errors import UserError
 from cxr_tf.runs import atomically
 
@@ -295,12 +296,18 @@ class EpochEnd(keras.callbacks.Callback):
 
 
 def compiled(model: keras.Model) -> tf.types.experimental.GenericFunction:
-    """The model in inference as one traced function for all batch sizes."""
-    spec = tf.TensorSpec([None, *model.input_shape[1:]], tf.float32)
+    """The model in inference as one traced function of float32 [N, S, S, 1], for any N.
+
+    A model of three channels is shown the one three times.
+    """
+    height, width, channels = model.input_shape[1:]
+
+    def call(images: tf.Tensor) -> Any:
+        return model(to_rgb(images) if channels == 3 else images, training=False)
+
     # Without autograph, which would translate Keras's sources and find nothing to do.
-    return tf.function(
-        lambda images: model(images, training=False), input_signature=[spec], autograph=False
-    )
+    spec = tf.TensorSpec([None, height, width, 1], tf.float32)
+    return tf.function(call, input_signature=[spec], autograph=False)
 
 
 def infer(function: tf.types.experimental.GenericFunction, batches: tf.data.Dataset) -> np.ndarray:

@@ -49,7 +49,11 @@ def startup(settings: Benchmark, place: Path) -> Found:
 
 
 def reading(settings: Benchmark, place: Path) -> Found:
-    """Files of original size to batches float32 [B, S, S, 3]: the first epoch, and later ones."""
+    """Files of original size to batches of float32: the first epoch, and later ones.
+
+    Keras's batches are [B, S, S, 3], as its guide has them; ours are [B, S, S, 1], of which the
+    network's graph makes three channels.
+    """
     folder = radiographs(settings, place)
     size = settings.image_size
     by_keras = keras.utils.image_dataset_from_directory(

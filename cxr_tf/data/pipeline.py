@@ -32,13 +32,52 @@ def decode_radiograph(encoded: tf.Tensor, size: int) -> tf.Tensor:
     image is squashed to the square with an antialiased bilinear filter, not cropped or padded:
     aspect ratio differs between the classes of the Kermany data, and a border would show it.
     """
-    # Three channels, because a CMYK JPEG decodes to three or not at all.
+    is_jpeg = tf.strings.substr(encoded, 0, 3) == b"\xff\xd8\xff"
+    image, sides = tf.cond(
+        is_jpeg, lambda: _decode_jpeg(encoded, size), lambda: _decode_other(encoded)
+    )
+    # What `tf.image.resize` calls, which would take the sides for whole numbers. Before the
+    # luminance: both are linear, and at full size that costs as much as the decoding.
+    resized = tf.raw_ops.ScaleAndTranslate(
+        images=image[None],
+        size=[size, size],
+        scale=size / sides,
+        translation=[0.0, 0.0],
+        kernel_type="triangle",
+        antialias=True,
+    )[0]
+    gray = tf.cond(
+        tf.shape(resized)[-1] == 1,
+        lambda: resized,
+        lambda: tf.image.rgb_to_grayscale(tf.ensure_shape(resized, [size, size, 3])),
+    )
+    return tf.saturate_cast(tf.round(tf.ensure_shape(gray, [size, size, 1])), tf.uint8)
+
+
+def _decode_jpeg(encoded: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """JPEG bytes (scalar string) -> uint8 [H, W, 1 or 3], and its sides, float32 [2].
+
+    A large image is shrunk on the way: the decoder can leave out the fine frequencies of each
+    block, which is a low-pass of its own and saves most of the resizing. It stops at twice `size`
+    on the shorter side, and the antialiased filter does the rest; pixels differ by a fraction of a
+    grey level in the mean (Pillow's `thumbnail` does the same, by its `reducing_gap` of 2). Sides
+    of the shrunk image that are no whole numbers are rounded up by the decoder; the true ones are
+    returned.
+    """
+    sides = tf.image.extract_jpeg_shape(encoded)[:2]
+    ratios = tf.constant([1, 2, 4, 8])  # those that libjpeg offers
+    which = tf.reduce_sum(tf.cast(tf.reduce_min(sides) // (2 * size) >= ratios[1:], tf.int32))
+    # As many channels as the file has, or three for one of four (CMYK).
+    image = tf.switch_case(
+        which, [lambda r=r: tf.io.decode_jpeg(encoded, channels=0, ratio=r) for r in (1, 2, 4, 8)]
+    )
+    return image, tf.cast(sides, tf.float32) / tf.cast(ratios[which], tf.float32)
+
+
+def _decode_other(encoded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """The same of a PNG, in three channels."""
     image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
-    image.set_shape([None, None, 3])
-    # Resized first: both are linear, and at full size the luminance costs as much as the decoding.
-    resized = tf.cast(tf.image.resize(image, [size, size], antialias=True), tf.float32)
-    gray = tf.image.rgb_to_grayscale(resized)
-    return tf.saturate_cast(tf.round(gray), tf.uint8)
+    return image, tf.cast(tf.shape(image)[:2], tf.float32)
 
 
 def load_images(paths: Sequence[str], size: int) -> tuple[np.ndarray, dict[int, str]]:
@@ -106,10 +145,12 @@ def training_batches(
 def evaluation_batches(
     images: np.ndarray, *, batch_size: int, stress_seed: int | None = None, strength: float = 2.5
 ) -> tf.data.Dataset:
-    """All images in order: float32 [B, S, S, 3] in 0..255; the last batch may be smaller.
+    """All images in order: float32 [B, S, S, 1] in 0..255; the last batch may be smaller.
 
-    With `stress_seed` every image is augmented, the same way each time, at `strength`: a stand-in
-    for images of another hospital, on which a nearly separable validation set still ranks models.
+    One channel, because to write three of the same takes longer than all the rest;
+    `training.compiled` has the network's graph do it. With `stress_seed` every image is augmented,
+    the same way each time, at `strength`: a stand-in for images of another hospital, on which a
+    nearly separable validation set still ranks models.
     """
     size = images.shape[1]
     draws = None
@@ -120,8 +161,8 @@ def evaluation_batches(
         batch = tf.numpy_function(lambda r: images[r], [rows], tf.uint8, stateful=False)
         batch = tf.ensure_shape(batch, [None, size, size, 1])
         if draws is None:
-            return to_rgb(batch)
-        return to_rgb(augment(batch, tf.gather(draws, rows), strength))
+            return tf.cast(batch, tf.float32)
+        return augment(batch, tf.gather(draws, rows), strength)
 
     rows = tf.data.Dataset.range(len(images)).batch(batch_size)
     return ahead(rows.map(gather, num_parallel_calls=PARALLEL))
