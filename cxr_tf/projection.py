@@ -60,8 +60,11 @@ def project(values: np.ndarray, *, seed: int) -> Projected:
     solver = "full" if len(values) < values.shape[1] else "covariance_eigh"
     coordinates = PCA(width, svd_solver=solver).fit_transform(scaled)
     perplexity = min(30.0, (len(values) - 1) / 3)
-    # One thread, because the sums of several come in any order, and the picture would change.
-    embedding = TSNE(perplexity=perplexity, initialization="pca", random_state=seed, n_jobs=1)
+    # Exact neighbours: those of openTSNE's default search depend on the number of threads, and with
+    # them the picture. All that follows gives the same bits on one thread as on many.
+    embedding = TSNE(
+        perplexity=perplexity, initialization="pca", neighbors="exact", random_state=seed, n_jobs=-1
+    )
     plane = np.asarray(embedding.fit(coordinates))
     return Projected(coordinates.astype(np.float32), plane.astype(np.float32))
 

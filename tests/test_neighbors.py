@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from openTSNE import TSNE
 
 from cxr_tf.errors import UserError
 from cxr_tf.settings import FitKnn, TrainClassifier
@@ -379,6 +380,24 @@ def test_projector_files_are_what_the_plugin_reads(fitted: Fitted) -> None:
 
 
 # ------------------------------------------------------------------ without a run
+
+
+def test_picture_is_the_same_on_one_thread_and_on_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More points than openTSNE searches exactly by itself."""
+    from cxr_tf import projection
+
+    values = np.random.default_rng(0).normal(size=(1200, 12)).astype(np.float32)
+    planes = []
+    for threads in (1, 3):
+
+        def short(threads: int = threads, **given):
+            given |= {"n_jobs": threads, "n_iter": 30, "early_exaggeration_iter": 20}
+            return TSNE(**given)
+
+        monkeypatch.setattr(projection, "TSNE", short)
+        planes.append(projection.project(values, seed=0).plane)
+    np.testing.assert_array_equal(*planes)
+    assert planes[0].std() > 0
 
 
 def test_sprite_holds_each_thumbnail_in_its_place() -> None:
