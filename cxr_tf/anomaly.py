@@ -110,6 +110,7 @@ def train_and_evaluate(settings: TrainAutoencoder) -> Run:
 
     # ------------------------------------------------------------------ training
     trainer = autoencoder.build_network(settings.model, settings.image_size)
+    seen = autoencoder.as_network_sees(train, settings.model)
     run = open_run(settings.logs, "autoencoder", name, settings, data.catalog)
     writer = run.writer()
     log.info(
@@ -118,7 +119,7 @@ def train_and_evaluate(settings: TrainAutoencoder) -> Run:
     state = training.TrainingState(run.directory)
     judge = Judge(trainer, val, settings, writer)
     started = time.perf_counter()
-    fit(trainer, train, judge, state, writer, settings)
+    fit(trainer, seen, judge, state, writer, settings)
     best = state.restore_best(trainer)
     train_seconds = state.seconds + time.perf_counter() - started
     # A network that was never compiled: what is saved needs no optimizer of ours to be loaded.
@@ -126,7 +127,8 @@ def train_and_evaluate(settings: TrainAutoencoder) -> Run:
     network.set_weights(trainer.get_weights())
 
     # ------------------------------------------------------------------ threshold, on validation
-    model = scoring_model(network, train, healthy_images(val), score)
+    context = fit_context(train) if settings.model == "restoring" else None
+    model = scoring_model(network, context, healthy_images(val), score)
     outputs = {split: infer(model, part.images) for split, part in (("val", val), ("test", test))}
     val_scores = outputs["val"]["score"]
     threshold, rule = choose_threshold(val.labels == 1, val_scores, settings)
@@ -154,7 +156,9 @@ def train_and_evaluate(settings: TrainAutoencoder) -> Run:
     }
     results["history"] = state.history
     results["other_scores"] = {
-        other: judge_score(other, network, data, settings)
+        other: judge_score(
+            scoring_model(network, context, healthy_images(val), other), val, test, settings
+        )
         for other in autoencoder.scores_of(settings.model)
         if other != score
     }
@@ -266,24 +270,28 @@ def fit(
     )
 
 
+def fit_context(train: np.ndarray) -> HealthyContext:
+    """What healthy lungs look like in their surroundings; train: healthy, uint8 [N, S, S, 1]."""
+    context = HealthyContext(train.shape[1])
+    # With another exposure of each, the score of healthy images stays where it is when the scanner
+    # changes. Without, half of them came to lie above the threshold.
+    versions = np.stack([train, opacities.another_exposure(train, JUDGE_SEED + 1)])
+    context.fit(versions, opacities.lung_fields(autoencoder.as_network_sees(train, "restoring")))
+    return context
+
+
 def scoring_model(
-    network: keras.Model, train: np.ndarray, healthy_val: np.ndarray, score: str
+    network: keras.Model, context: HealthyContext | None, healthy_val: np.ndarray, score: str
 ) -> keras.Model:
     """The trained network with its score: images [N, S, S, 1] in 0..255 -> see `autoencoder`.
 
-    train, healthy_val: uint8 [N, S, S, 1], healthy images alone.
+    context: of the restoring network; healthy_val: uint8 [N, S, S, 1], healthy images alone.
     """
-    if score != "combined":
+    if score not in ("combined", "context"):
         return autoencoder.build_autoencoder(network, score)
-    context = HealthyContext(network.input_shape[1])
-    # With another exposure of each, the score of healthy images stays where it is when the scanner
-    # changes. Without, half of them came to lie above the threshold.
-    versions = (train, opacities.another_exposure(train, JUDGE_SEED + 1))
-    context.fit(
-        np.stack([opacities.standardised(v) for v in versions]), opacities.lung_fields(train)
-    )
+    assert context is not None
     both = np.concatenate([healthy_val, opacities.another_exposure(healthy_val, JUDGE_SEED)])
-    return autoencoder.build_combined(network, context, both)
+    return autoencoder.build_combined(network, context, both, score)
 
 
 def losses(model: str) -> dict[str, Any]:
@@ -300,7 +308,10 @@ def losses(model: str) -> dict[str, Any]:
 def training_batches(
     train: np.ndarray, settings: TrainAutoencoder, batch_size: int, epochs: range
 ) -> tf.data.Dataset:
-    """What the network learns from: (inputs, targets), standardised, from healthy images alone."""
+    """What the network learns from: (inputs, targets), standardised, from healthy images alone.
+
+    train: uint8 [N, T, T, 1], as the network sees them.
+    """
     common: dict[str, Any] = {
         "batch_size": batch_size,
         "seed": settings.seed,
@@ -332,12 +343,14 @@ class Judge:
         settings: TrainAutoencoder,
         writer: tf.summary.SummaryWriter,
     ) -> None:
-        watched = "removed" if score_of(settings) == "combined" else score_of(settings)
+        # The context is fitted once, and knows nothing of epochs.
+        watched = score_of(settings)
+        watched = "removed" if watched in ("combined", "context") else watched
         self._model = autoencoder.build_autoencoder(network, watched)
         self._network, self._val, self._writer = network, val, writer
         self._losses = losses(settings.model)
         self._loss_weights = LOSS_WEIGHTS[settings.model]
-        healthy = healthy_images(val)
+        healthy = autoencoder.as_network_sees(healthy_images(val), settings.model)
         self._batches = list(
             training_batches(
                 healthy,
@@ -460,14 +473,12 @@ def score_split(
 
 
 def judge_score(
-    score: str, network: keras.Model, data: Data, settings: TrainAutoencoder
+    model: keras.Model, val: Data, test: Data, settings: TrainAutoencoder
 ) -> dict[str, dict[str, Any]]:
     """{"val": table, "test": table} of a score that was not asked for, to compare."""
-    parts = {split: data.split(split) for split in ("train", "val", "test")}
-    train, val = healthy_images(parts["train"]), healthy_images(parts["val"])
-    model = scoring_model(network, train, val, score)
-    scores = {split: infer(model, parts[split].images)["score"] for split in ("val", "test")}
-    threshold, _ = choose_threshold(parts["val"].labels == 1, scores["val"], settings)
+    parts = {"val": val, "test": test}
+    scores = {split: infer(model, part.images)["score"] for split, part in parts.items()}
+    threshold, _ = choose_threshold(val.labels == 1, scores["val"], settings)
     return {
         split: score_split(parts[split], own, threshold, resamples=settings.resamples)
         for split, own in scores.items()

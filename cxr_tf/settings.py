@@ -249,11 +249,12 @@ class TrainAutoencoder:
     model: Literal["restoring", "plain"] = "restoring"
     """restoring: takes painted opacities out of healthy lungs. plain: squeezes the image through a
     code of 128 numbers; far weaker here, kept to compare."""
-    score: Literal["", "combined", "removed", "mark", "mse", "ssim"] = ""
-    """What an anomaly is judged by. restoring: combined (default), removed or mark. plain: mse
-    (default) or ssim."""
-    image_size: int = 112
-    """Side of the square that images are resized to, in pixels; a multiple of 16 from 64 on."""
+    score: Literal["", "combined", "context", "removed", "mark", "mse", "ssim"] = ""
+    """What an anomaly is judged by. restoring: combined (default), context, removed or mark. plain:
+    mse (default) or ssim."""
+    image_size: int = 224
+    """Side of the square that images are resized to, in pixels. restoring: a multiple of 32 from
+    128 on, of which the network sees half. plain: a multiple of 16 from 64 on."""
     batch_size: int = 16
     epochs: int = 30
     learning_rate: float = 2e-3

@@ -98,7 +98,7 @@ PRESETS = {
         epochs={"binary": 2, "three_class": 0},
         resamples=200,
         weights=dict.fromkeys(NAMES, "none"),
-        autoencoder_image_size=64,
+        autoencoder_image_size=128,
         autoencoder_epochs=5,
         neighbours_of=("binary",),
         heatmaps=8,
@@ -762,6 +762,7 @@ def measure(networks: Sequence[str], settings: RunStudy) -> Speed:
             preset = PRESETS[settings.preset]
             size = _first(preset.autoencoder_image_size, TrainAutoencoder().image_size)
             model, channels = autoencoder.build_network("restoring", size), 1
+            size = int(model.input_shape[1])
             batch_size = TrainAutoencoder().batch_size
         else:
             assert settings.image_size and settings.batch_size

@@ -27,7 +27,7 @@ def chests(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def settings_for(data: Path, root: Path, **changed) -> TrainAutoencoder:
     settings = {
         "data": str(data),
-        "image_size": 64,
+        "image_size": 128,
         "batch_size": 8,
         "epochs": 2,
         "resamples": 5,
@@ -82,7 +82,8 @@ def test_other_scores_of_the_same_network_stand_beside(finished: TrainAutoencode
 
     folder = Path(finished.logs) / "autoencoder" / finished.name
     told = json.loads((folder / "metrics.json").read_text())["other_scores"]
-    assert set(told) == {"removed", "mark"}
+    assert set(told) == {"context", "removed", "mark"}
+    told.pop("context")  # it is fitted, and that is measured by what is served
     network = keras.saving.load_model(folder / "model.keras", compile=False).get_layer("restoring")
     data = anomaly.load_data(finished)
     for score, tables in told.items():
@@ -169,7 +170,7 @@ def test_what_is_served_is_what_was_measured(finished: TrainAutoencoder) -> None
     explained = loaded.signatures["explain"](image_bytes=encoded)
     np.testing.assert_allclose(explained["score"], served["score"], atol=1e-5)
     assert (
-        explained["anomaly_map"].shape == explained["reconstruction"].shape == (len(rows), 64, 64)
+        explained["anomaly_map"].shape == explained["reconstruction"].shape == (len(rows), 128, 128)
     )
     assert float(tf.reduce_min(explained["reconstruction"])) >= 0
     assert float(tf.reduce_max(explained["reconstruction"])) <= 255
@@ -200,9 +201,9 @@ def test_a_white_out_raises_score_and_map(finished: TrainAutoencoder) -> None:
     from cxr_tf import anomaly
     from cxr_tf.data.phantom import phantom
 
-    drawn = [phantom("normal", seed=8, patient=i, size=64) for i in range(12)]
+    drawn = [phantom("normal", seed=8, patient=i, size=128) for i in range(12)]
     healthy = np.stack([p.image for p in drawn])[..., None]
-    left = np.stack([p.lungs for p in drawn]) & (np.arange(64) < 32)
+    left = np.stack([p.lungs for p in drawn]) & (np.arange(128) < 64)
     white = np.where(left[..., None], np.uint8(200), healthy)
     folder = Path(finished.logs) / "autoencoder" / finished.name
     model = keras.saving.load_model(folder / "model.keras", compile=False)
@@ -298,7 +299,9 @@ def test_without_sick_images_the_threshold_is_a_quantile_and_says_so() -> None:
     ("changed", "told"),
     [
         ({"score": "ssim"}, "does not belong to --model restoring"),
-        ({"image_size": 100}, "multiple of 16"),
+        ({"image_size": 208}, "multiple of 32 from 128 on"),
+        ({"image_size": 96}, "multiple of 32 from 128 on"),
+        ({"model": "plain", "image_size": 72}, "multiple of 16 from 64 on"),
         ({"max_false_alarm": 0.1, "min_sensitivity": 0.9}, "not both"),
         ({"max_false_alarm": 1.5}, "between 0 and 1"),
         ({"epochs": 0}, "--epochs must be at least 1"),

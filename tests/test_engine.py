@@ -74,11 +74,11 @@ def models(tiny_backbone: str, images: list[bytes], tmp_path_factory) -> Path:
         write_beside=lambda folder: None,
     )
     anomaly.export(
-        build_autoencoder(build_network("restoring", 64), "removed"),
+        build_autoencoder(build_network("restoring", 128), "removed"),
         root / "autoencoder",
         threshold=0.2,
         healthy_scores=np.linspace(0, 1, 50),
-        card={"kind": "autoencoder", "task": "binary", "image_size": 64},
+        card={"kind": "autoencoder", "task": "binary", "image_size": 128},
     )
     return root
 

@@ -52,11 +52,11 @@ def write_models(root: Path, backbone: str, data: Path) -> Path:
         write_beside=lambda folder: None,
     )
     anomaly.export(
-        build_autoencoder(build_network("restoring", 64), "removed"),
+        build_autoencoder(build_network("restoring", 128), "removed"),
         root / "tiny-autoencoder",
         threshold=0.5,
         healthy_scores=np.linspace(0, 1, 10),
-        card={"kind": "autoencoder", "task": "anomaly", "image_size": 64},
+        card={"kind": "autoencoder", "task": "anomaly", "image_size": 128},
     )
     return root
 

@@ -124,8 +124,9 @@ def _classifier(settings: Benchmark, place: Path) -> Callable[[int], Way]:
 
 def _autoencoder(settings: Benchmark, place: Path) -> Callable[[int], Way]:
     images, _ = _images(settings, place)
-    job = TrainAutoencoder(image_size=SIZE)
-    network = autoencoder.build_network(job.model, SIZE)
+    # Images of this size are what the network sees, half the side of the radiographs.
+    job = TrainAutoencoder(image_size=2 * SIZE)
+    network = autoencoder.build_network(job.model, job.image_size)
     network.compile(
         shared.averaged_adamw(job.learning_rate, steps=1000, weight_decay=1e-4),
         loss=anomaly.losses(job.model),

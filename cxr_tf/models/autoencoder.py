@@ -1,26 +1,32 @@
 """Autoencoders of chest radiographs, and the anomaly scores on top of them.
 
-    network = build_network("restoring", image_size=112)     # what is trained
+    network = build_network("restoring", image_size=224)     # what is trained
     model = build_autoencoder(network, "removed")            # [N, S, S, 1] in 0..255 -> ...
 
 `restoring` is a small U-shaped network that gives back what has to be taken away from an image to
-make it a healthy one, and a mark where. `plain` squeezes the image through a code of 128 numbers.
+make it a healthy one, and a mark where. It sees the image at half its size, because opacities are
+large, and the fine detail is for the context. `plain` squeezes the image through a code of 128
+numbers.
 """
 
 import keras
 import numpy as np
 
 from cxr_tf.errors import UserError
-from cxr_tf.models.context import GRID, HealthyContext, gaussian
+from cxr_tf.models.context import HealthyContext, gaussian
 
 # Score -> the kind of network that it belongs to; the first of a kind is its default.
 SCORES = {
     "combined": "restoring",
+    "context": "restoring",
     "removed": "restoring",
     "mark": "restoring",
     "mse": "plain",
     "ssim": "plain",
 }
+
+# By how much smaller than the image a side is that the network sees.
+SHRUNK = {"restoring": 2, "plain": 1}
 
 # The score is the mean of the map over its highest tenth: a lesion of a tenth of the image counts
 # in full, and the noise of all the rest does not.
@@ -29,6 +35,9 @@ SCORED_SHARE = 0.10
 # Within one standard deviation of what healthy surroundings let expect nothing is in excess; above
 # seven nothing is added, so that a metal button does not decide.
 LEAST_EXCESS, MOST_EXCESS = 1.0, 6.0
+
+# Standard deviations; less than this removed is nothing.
+LEAST_REMOVED = 0.003
 
 CODE = 128
 
@@ -39,17 +48,31 @@ def scores_of(kind: str) -> list[str]:
 
 
 def build_network(kind: str, image_size: int) -> keras.Model:
-    """The trainable part: standardised images [N, S, S, 1] -> its outputs, float32.
+    """The trainable part: standardised images [N, T, T, 1] -> its outputs, float32.
 
-    restoring: {"removed": [N, S, S, 1] in standard deviations, "mark": logits [N, S, S, 1]}.
-    plain: {"reconstruction": [N, S, S, 1] in standard deviations}.
-    Raises UserError for a size that is no multiple of 16, or below 64.
+    T is `image_size`, and half of it for the restoring network.
+    restoring: {"removed": [N, T, T, 1] in standard deviations, "mark": logits [N, T, T, 1]}.
+    plain: {"reconstruction": [N, T, T, 1] in standard deviations}.
+    Raises UserError where T is no multiple of 16, or below 64.
     """
-    if image_size < 64 or image_size % 16:
-        raise UserError(f"--image-size must be a multiple of 16 from 64 on, not {image_size}")
-    images = keras.Input((image_size, image_size, 1), name="standardised")
+    times = SHRUNK[kind]
+    side = image_size // times
+    if side < 64 or image_size % (16 * times):
+        raise UserError(
+            f"--image-size of the {kind} autoencoder must be a multiple of {16 * times} from "
+            f"{64 * times} on, not {image_size}"
+        )
+    images = keras.Input((side, side, 1), name="standardised")
     outputs = _restoring(images) if kind == "restoring" else _plain(images)
     return keras.Model(images, outputs, name=kind)
+
+
+def as_network_sees(images: np.ndarray, kind: str) -> np.ndarray:
+    """Images uint8 [N, S, S, 1] -> uint8 [N, T, T, 1], means of squares of pixels."""
+    times, (count, size) = SHRUNK[kind], images.shape[:2]
+    squares = images.reshape(count, size // times, times, size // times, times, 1)
+    sums = squares.sum(axis=(2, 4), dtype=np.uint16)
+    return ((sums + times**2 // 2) // times**2).astype(np.uint8)
 
 
 def build_autoencoder(network: keras.Model, score: str) -> keras.Model:
@@ -64,29 +87,30 @@ def build_autoencoder(network: keras.Model, score: str) -> keras.Model:
     - mse: squared error of the standardised image;
     - ssim: 1 - SSIM (Wang et al. 2004), Gaussian window of 11 pixels, halved to lie in 0..1.
     """
-    images, standardised, to_grey = _standardised_input(network)
-    outputs = network(standardised)
+    images, shrunk, spread = _inputs(network)
+    outputs = network(shrunk)
     if SCORES[score] == "restoring":
-        restored = standardised - outputs["removed"]
         error = (
             keras.ops.relu(outputs["removed"])
             if score == "removed"
             else keras.ops.sigmoid(outputs["mark"])
         )
         scored = _highest_tenth(error)
+        reconstruction = images - _enlarged(outputs["removed"], images) * spread
     else:
         restored = outputs["reconstruction"]
         error = (
-            keras.ops.square(standardised - restored)
+            keras.ops.square(shrunk - restored)
             if score == "mse"
-            else (1 - structural_similarity(standardised, restored)) / 2
+            else (1 - structural_similarity(shrunk, restored)) / 2
         )
         scored = keras.ops.mean(error, axis=(1, 2, 3))
+        reconstruction = images + (restored - shrunk) * spread
     return keras.Model(
         images,
         {
-            "reconstruction": to_grey(restored),
-            "anomaly_map": keras.ops.squeeze(error, -1),
+            "reconstruction": reconstruction,
+            "anomaly_map": keras.ops.squeeze(_enlarged(error, images), -1),
             "score": scored,
         },
         name="autoencoder",
@@ -94,50 +118,69 @@ def build_autoencoder(network: keras.Model, score: str) -> keras.Model:
 
 
 def build_combined(
-    network: keras.Model, context: HealthyContext, healthy: np.ndarray
+    network: keras.Model, context: HealthyContext, healthy: np.ndarray, score: str = "combined"
 ) -> keras.Model:
     """The restoring network and the context of healthy lungs as one score.
 
     healthy: uint8 [N, S, S, 1], healthy images that neither was fitted to; they set the scale. Same
-    inputs and outputs as `build_autoencoder`. Three errors (what is removed, lungs brighter than
-    expected, fine detail that is missing), each as a logarithm in standard deviations of the
-    healthy images, averaged: a score of 0 is the healthy mean. The map is the mean of the three
-    maps, each as a multiple of what is typical of healthy images.
+    inputs and outputs as `build_autoencoder`. Four errors (what is removed, lungs brighter than
+    expected, fine and coarse detail that is missing), each in standard deviations of the healthy
+    images, averaged: a score of 0 is the healthy mean. The map is the mean of the four maps, each
+    as a multiple of what is typical of healthy images. With the score `context`, of the three
+    errors without what is removed.
     """
-    images, standardised, to_grey = _standardised_input(network)
-    removed = network(standardised)["removed"]
-    maps = [keras.ops.relu(removed)]
-    amounts = [_highest_tenth(maps[0]) + 0.003]
-    size = network.input_shape[1]
-    for error in context(standardised):
-        excess = keras.ops.clip(error - LEAST_EXCESS, 0.0, MOST_EXCESS)
-        inside = keras.ops.sum(context.region)
-        amounts.append(keras.ops.sum(excess, axis=(1, 2)) / (inside + 1e-6) + 0.05)
-        maps.append(
-            keras.layers.UpSampling2D(size // GRID, interpolation="bilinear")(excess[..., None])
-        )
-    logs = keras.ops.log(keras.ops.stack(amounts, axis=1))
-    measured = np.asarray(keras.Model(images, logs).predict(healthy.astype(np.float32), verbose=0))
-    mean, spread = measured.mean(axis=0), np.maximum(measured.std(axis=0), 0.05)
-    scale = keras.layers.Normalization(mean=mean, variance=spread**2, name="healthy_scale")
-    multiples = [m / float(np.exp(typical)) for m, typical in zip(maps, mean, strict=True)]
+    images, shrunk, spread = _inputs(network)
+    removed = network(shrunk)["removed"]
+    maps, amounts, levels = [], [], []
+    if score == "combined":
+        error = keras.ops.relu(removed)
+        maps.append(_enlarged(error, images))
+        levels.append(_highest_tenth(error) + LEAST_REMOVED)
+        # In the logarithm: of most healthy images next to nothing is removed, of some a rib.
+        amounts.append(keras.ops.log(levels[-1]))
+    excess = keras.ops.clip(context(images) - LEAST_EXCESS, 0.0, MOST_EXCESS)
+    inside = keras.ops.sum(context.region) + 1e-6
+    for k in range(excess.shape[-1]):
+        error = excess[..., k : k + 1]
+        maps.append(_enlarged(error, images))
+        levels.append(keras.ops.sum(error, axis=(1, 2, 3)) / inside + 0.05)
+        # By its root, so that haze all over counts as much as a dense spot.
+        amounts.append(keras.ops.sum(keras.ops.sqrt(error), axis=(1, 2, 3)) / inside)
+    joined = [keras.ops.stack(values, axis=1) for values in (amounts, levels)]
+    measured, typical = (
+        np.asarray(x) for x in keras.Model(images, joined).predict(healthy, verbose=0)
+    )
+    scale = keras.layers.Normalization(
+        mean=measured.mean(axis=0),
+        variance=np.maximum(measured.std(axis=0), 0.05) ** 2,
+        name="healthy_scale",
+    )
+    multiples = [m / float(np.median(t)) for m, t in zip(maps, typical.T, strict=True)]
     return keras.Model(
         images,
         {
-            "reconstruction": to_grey(standardised - removed),
+            "reconstruction": images - _enlarged(removed, images) * spread,
             "anomaly_map": keras.ops.squeeze(sum(multiples) / len(multiples), -1),
-            "score": keras.ops.mean(scale(logs), axis=1),
+            "score": keras.ops.mean(scale(joined[0]), axis=1),
         },
         name="autoencoder",
     )
 
 
-def _standardised_input(network: keras.Model) -> tuple:
-    """Input in 0..255, the same standardised, and the function that turns such back to grey."""
-    images = keras.Input(network.input_shape[1:], name="images")
-    mean = keras.ops.mean(images, axis=(1, 2, 3), keepdims=True)
-    spread = keras.ops.std(images, axis=(1, 2, 3), keepdims=True) + 1.0
-    return images, (images - mean) / spread, lambda x: x * spread + mean
+def _inputs(network: keras.Model) -> tuple[keras.KerasTensor, ...]:
+    """Input in 0..255, the same as the network is given it, and the spread of grey levels."""
+    times, side = SHRUNK[network.name], network.input_shape[1]
+    images = keras.Input((side * times, side * times, 1), name="images")
+    shrunk = keras.ops.average_pool(images, times) if times > 1 else images
+    mean = keras.ops.mean(shrunk, axis=(1, 2, 3), keepdims=True)
+    spread = keras.ops.std(shrunk, axis=(1, 2, 3), keepdims=True) + 1.0
+    return images, (shrunk - mean) / spread, spread
+
+
+def _enlarged(x: keras.KerasTensor, images: keras.KerasTensor) -> keras.KerasTensor:
+    """Bilinearly to the size of the images."""
+    times = images.shape[1] // x.shape[1]
+    return keras.layers.UpSampling2D(times, interpolation="bilinear")(x) if times > 1 else x
 
 
 def _highest_tenth(error: keras.KerasTensor) -> keras.KerasTensor:

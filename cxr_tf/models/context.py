@@ -1,8 +1,8 @@
 """What healthy lungs should look like, told from everything around them.
 
-    context = HealthyContext(image_size=112)
+    context = HealthyContext(image_size=224)
     context.fit(images[None], lungs)                # healthy images alone
-    brighter, duller = context(standardised)        # [N, 16, 16] each, in standard deviations
+    errors = context(images)                        # [N, 16, 16, 3], in standard deviations
 
 A linear autoencoder that is not shown the lungs: it squeezes their surroundings (exposure, framing,
 build, sharpness) into a few numbers, and from those predicts brightness and fine detail of the
@@ -11,6 +11,8 @@ purpose: with more, or with a deep network in its place, the prediction for a ch
 healthy ones follows the disease, and finds it less.
 """
 
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -19,55 +21,61 @@ import numpy as np
 # Cells a side: an opacity is larger than a sixteenth of the image.
 GRID = 16
 
-# Numbers that the surroundings are squeezed into: their brightness, and their fine detail. Without
-# the second, a sharper scanner would look like healthier lungs.
-BRIGHTNESS_CODE, DETAIL_CODE = 10, 1
+# Standard deviations of the blurs between which detail is measured, as shares of the side: 1, 2 and
+# 4 pixels at 224.
+BLURS = (1 / 224, 2 / 224, 4 / 224)
+
+# What is measured in each cell, and into how many numbers it is squeezed of the surroundings. The
+# finest detail is noise of the scanner, and tells how sharp it is: without, a sharper one would
+# look like healthier lungs. In the lungs the vessels count, which are of the two coarser scales.
+CODE = {"finest detail": 1, "brightness": 6, "fine detail": 0, "coarse detail": 1}
+
+# What is judged in the lungs: brighter than expected, and less detail. The finest is not.
+SIGNS = (1.0, -1.0, -1.0)
 
 
 @keras.saving.register_keras_serializable("cxr_tf")
 class HealthyContext(keras.Layer):
-    """Images [N, S, S, 1], of any scale and offset, -> (brighter, duller), float32 [N, 16, 16].
+    """Images [N, S, S, 1] in grey levels -> errors float32 [N, 16, 16, 3].
 
     By how many standard deviations of healthy lungs a cell is brighter than its surroundings let
-    expect, and by how many it has less fine detail; 0 outside the lungs. Its weights are fitted by
-    `fit`, not by gradients.
+    expect, and by how many it has less fine and less coarse detail; 0 outside the lungs. Its
+    weights are fitted by `fit`, not by gradients. S is a multiple of 16.
     """
 
     def __init__(self, image_size: int, **layer: Any) -> None:
         super().__init__(**{**layer, "trainable": False})
         self.image_size = image_size
-        cells, code = GRID * GRID, BRIGHTNESS_CODE + DETAIL_CODE
+        cells, kinds, judged, code = GRID * GRID, len(CODE), len(SIGNS), sum(CODE.values())
 
         def weight(name: str, *shape: int) -> keras.Variable:
             return self.add_weight(name=name, shape=shape, initializer="zeros", trainable=False)
 
         self.outside = weight("outside", image_size, image_size, 1)
         self.region = weight("region", cells)
-        self.centre = weight("centre", 2, cells)
-        self.encoder = weight("encoder", 2, cells, code)
-        self.decoder = weight("decoder", 2, code, cells)
-        self.expected = weight("expected", 2, cells)
-        self.spread = weight("spread", 2, cells)
+        self.centre = weight("centre", kinds, cells)
+        self.encoder = weight("encoder", kinds * cells, code)
+        self.decoder = weight("decoder", code, judged * cells)
+        self.expected = weight("expected", judged, cells)
+        self.spread = weight("spread", judged, cells)
 
     def get_config(self) -> dict:
         """What it takes to build it again."""
         return {**super().get_config(), "image_size": self.image_size}
 
-    def call(self, images: keras.KerasTensor) -> tuple[keras.KerasTensor, keras.KerasTensor]:
+    def call(self, images: keras.KerasTensor) -> keras.KerasTensor:
         """See the class."""
+        ops = keras.ops
         seen = self.cells(images)
-        code = sum(keras.ops.matmul(seen[i] - self.centre[i], self.encoder[i]) for i in range(2))
-        errors = [
-            (seen[i] - keras.ops.matmul(code, self.decoder[i]) - self.expected[i])
-            / self.spread[i]
-            * self.region
-            for i in range(2)
-        ]
-        brighter, duller = (keras.ops.reshape(e, (-1, GRID, GRID)) for e in (errors[0], -errors[1]))
-        return brighter, duller
+        kinds, judged, cells = len(CODE), len(SIGNS), GRID * GRID
+        code = ops.matmul(ops.reshape(seen - self.centre, (-1, kinds * cells)), self.encoder)
+        told = ops.reshape(ops.matmul(code, self.decoder), (-1, judged, cells)) + self.expected
+        signs = np.array(SIGNS, np.float32)[:, None]
+        errors = signs * (seen[:, kinds - judged :] - told) / self.spread * self.region
+        return ops.transpose(ops.reshape(errors, (-1, judged, GRID, GRID)), (0, 2, 3, 1))
 
-    def cells(self, images: keras.KerasTensor) -> tuple[keras.KerasTensor, keras.KerasTensor]:
-        """Brightness and log fine detail of every cell, [N, 256] each.
+    def cells(self, images: keras.KerasTensor) -> keras.KerasTensor:
+        """Everything in CODE of every cell, [N, 4, 256]; detail as the logarithm of its energy.
 
         In standard deviations of what lies outside the lungs, so that a lesion does not change the
         scale it is measured on.
@@ -75,9 +83,16 @@ class HealthyContext(keras.Layer):
         weights = self.outside / (keras.ops.sum(self.outside) + 1e-6)
         mean = keras.ops.sum(images * weights, axis=(1, 2, 3), keepdims=True)
         variance = keras.ops.sum((images - mean) ** 2 * weights, axis=(1, 2, 3), keepdims=True)
-        x = (images - mean) / (keras.ops.sqrt(variance) + 0.01)
-        detail = keras.ops.square(x - gaussian(x, radius=6, sigma=2.0))
-        return self._pooled(x), keras.ops.log(self._pooled(detail) + 1e-3)
+        x = (images - mean) / (keras.ops.sqrt(variance) + 1.0)
+        blurred = [x]
+        for share in BLURS:
+            sigma = share * self.image_size
+            blurred.append(gaussian(x, radius=int(np.ceil(3 * sigma)), sigma=sigma))
+        finest, fine, coarse = (
+            keras.ops.log(self._pooled(keras.ops.square(sharp - blunt)) + 1e-4)
+            for sharp, blunt in itertools.pairwise(blurred)
+        )
+        return keras.ops.stack([finest, self._pooled(x), fine, coarse], axis=1)
 
     def _pooled(self, x: keras.KerasTensor) -> keras.KerasTensor:
         pooled = keras.ops.average_pool(x, self.image_size // GRID, padding="valid")
@@ -86,59 +101,73 @@ class HealthyContext(keras.Layer):
     def fit(self, images: np.ndarray, lungs: np.ndarray) -> None:
         """Fits everything to healthy images.
 
-        images: float32 [C, N, S, S, 1], C versions of each, such as other exposures of it; lungs:
-        uint8 [N, S, S, 1], 0 to 255. The spread of a cell is that of the errors on images held out,
-        five parts in turn, all versions of an image in one part.
+        images: uint8 [C, N, S, S, 1], C versions of each, such as other exposures of it; lungs:
+        uint8 [N, L, L, 1], 0 to 255, L a divisor of S. The spread of a cell is that of the errors
+        on images held out, five parts in turn, all versions of an image in one part.
         """
         from sklearn.decomposition import PCA
         from sklearn.linear_model import Ridge
         from sklearn.model_selection import GroupKFold, cross_val_predict
 
         copies, count = images.shape[:2]
-        images = images.reshape(copies * count, *images.shape[2:])
         groups = np.tile(np.arange(count), copies)
-        share = lungs.astype(np.float32).mean(axis=0) / 255
+        share = lungs.mean(axis=0, dtype=np.float32) / 255
+        share = share.repeat(self.image_size // len(share), 0).repeat(
+            self.image_size // len(share), 1
+        )
         self.outside.assign((share <= 0.3).astype(np.float32))
         coarse = share.reshape(GRID, self.image_size // GRID, GRID, -1).mean(axis=(1, 3)).ravel()
         region = coarse > 0.3
-        seen = [
-            np.concatenate(
-                [np.asarray(self.cells(images[i : i + 64])[k]) for i in range(0, len(images), 64)]
-            )
-            for k in range(2)
-        ]
-        # With few images a code as long would know them by heart.
-        lengths = [min(n, max(1, count // 10)) for n in (BRIGHTNESS_CODE, DETAIL_CODE)]
-        encoder = np.zeros(self.encoder.shape, np.float32)
-        centre = np.stack([s.mean(axis=0) for s in seen])
+        seen = np.concatenate([np.asarray(self.cells(part)) for part in _parts(images)])
+        centre = seen.mean(axis=0)
+
+        encoder = np.zeros((*centre.shape, int(self.encoder.shape[1])), np.float32)
         start = 0
-        for k, (surroundings, length) in enumerate(zip(seen, lengths, strict=True)):
-            pca = PCA(length, svd_solver="full").fit(surroundings[:, ~region])
-            encoder[k, ~region, start : start + length] = pca.components_.T
-            start += (BRIGHTNESS_CODE, DETAIL_CODE)[k]
-        code = sum((seen[k] - centre[k]) @ encoder[k] for k in range(2))
-        parts = GroupKFold(5)
-        decoder, expected, spread = [], [], []
-        for target in seen:
-            ridge = Ridge(alpha=50.0).fit(code, target)
-            held_out = target - cross_val_predict(
-                Ridge(alpha=50.0), code, target, groups=groups, cv=parts
-            )
-            decoder.append(ridge.coef_.T)
-            expected.append(ridge.intercept_)
-            spread.append(np.sqrt((held_out**2).mean(axis=0)) + 1e-3)
+        for k, length in enumerate(CODE.values()):
+            if length:
+                # With few images a code as long would know them by heart.
+                used = min(length, max(1, count // 10))
+                pca = PCA(used, svd_solver="full").fit(seen[:, k, ~region])
+                encoder[k, ~region, start : start + used] = pca.components_.T
+            start += length
+        encoder = encoder.reshape(-1, encoder.shape[-1])
+        code = (seen - centre).reshape(len(seen), -1) @ encoder
+
+        judged = len(SIGNS)
+        targets = seen[:, -judged:].reshape(len(seen), -1)
+        ridge = Ridge(alpha=50.0)
+        held_out = targets - cross_val_predict(
+            ridge, code, targets, groups=groups, cv=GroupKFold(5)
+        )
+        ridge.fit(code, targets)
+        spread = np.sqrt((held_out**2).mean(axis=0)) + 1e-3
         self.region.assign(region.astype(np.float32))
         self.centre.assign(centre)
         self.encoder.assign(encoder)
-        self.decoder.assign(np.stack(decoder))
-        self.expected.assign(np.stack(expected))
-        self.spread.assign(np.stack(spread))
+        self.decoder.assign(ridge.coef_.T)
+        self.expected.assign(ridge.intercept_.reshape(judged, -1))
+        self.spread.assign(spread.reshape(judged, -1))
+
+
+def _parts(images: np.ndarray, size: int = 64) -> Iterator[np.ndarray]:
+    """uint8 [C, N, S, S, 1] -> float32 [B, S, S, 1], version by version, few at a time."""
+    for version in images:
+        for start in range(0, len(version), size):
+            yield version[start : start + size].astype(np.float32)
 
 
 def gaussian(x: keras.KerasTensor, *, radius: int, sigma: float) -> keras.KerasTensor:
-    """Gaussian blur of [N, H, W, 1], sigma in pixels; borders are mirrored."""
+    """Gaussian blur of [N, H, W, 1], sigma in pixels; borders are mirrored.
+
+    By two products with a banded matrix: a convolution of one channel takes ten times as long.
+    """
+    rows, columns = (_blur_matrix(int(n), radius, sigma) for n in x.shape[1:3])
+    return keras.ops.matmul(rows, keras.ops.matmul(x[..., 0], columns.T))[..., None]
+
+
+def _blur_matrix(size: int, radius: int, sigma: float) -> np.ndarray:
+    """float32 [size, size]: times a column of pixels it is the column blurred."""
     weights = np.exp(-((np.arange(-radius, radius + 1) / sigma) ** 2) / 2)
-    weights = keras.ops.convert_to_tensor((weights / weights.sum()).astype(np.float32))
-    x = keras.ops.pad(x, [[0, 0], [radius, radius], [radius, radius], [0, 0]], mode="symmetric")
-    x = keras.ops.conv(x, keras.ops.reshape(weights, (-1, 1, 1, 1)), padding="valid")
-    return keras.ops.conv(x, keras.ops.reshape(weights, (1, -1, 1, 1)), padding="valid")
+    mirrored = np.pad(np.eye(size), [(radius, radius), (0, 0)], mode="symmetric")
+    shifted = [mirrored[k : k + size] for k in range(2 * radius + 1)]
+    return np.tensordot(weights / weights.sum(), shifted, axes=1).astype(np.float32)
