@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from cxr_tf import benchmark as bm
-from cxr_tf import neighbors, projection
+from cxr_tf import projection
 from cxr_tf.benchmark import embeddings, material, measuring, telling, training
 from cxr_tf.benchmark.measuring import Cost, Found, Memory, Row, Skipped, Timing
 from cxr_tf.errors import UserError
+from cxr_tf.neighbors import choice
 from cxr_tf.settings import Benchmark
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "benchmark.py"
@@ -126,8 +127,8 @@ def test_the_peak_of_a_new_process_is_its_own() -> None:
 
 
 def test_one_job_from_the_command_line_to_the_file(tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(neighbors, "NEIGHBOURS", (1, 7))
-    monkeypatch.setattr(neighbors, "representations", lambda *_: ("standardised", "PCA"))
+    monkeypatch.setattr(choice, "NEIGHBOURS", (1, 7))
+    monkeypatch.setattr(choice, "representations", lambda *_: ("standardised", "PCA"))
     given = ["knn", "--points", "200", "--width", "16", "--repeats", "1", "--name", "one"]
     monkeypatch.setattr(sys, "argv", ["benchmark.py", *given, "--logs", str(tmp_path)])
     runpy.run_path(str(SCRIPT), run_name="__main__")
@@ -164,10 +165,10 @@ def test_an_interrupted_run_keeps_what_it_has(tmp_path, monkeypatch) -> None:
 
 
 def test_a_search_that_finds_something_else_is_not_called_the_same(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(neighbors, "NEIGHBOURS", (1, 7))
-    monkeypatch.setattr(neighbors, "representations", lambda *_: ("as is",))
-    right = neighbors.vote
-    monkeypatch.setattr(neighbors, "vote", lambda *given: right(*given)[:, ::-1])
+    monkeypatch.setattr(choice, "NEIGHBOURS", (1, 7))
+    monkeypatch.setattr(choice, "representations", lambda *_: ("as is",))
+    right = choice.vote
+    monkeypatch.setattr(choice, "vote", lambda *given: right(*given)[:, ::-1])
     settings = Benchmark(points=200, width=16, repeats=1)
     (found,) = embeddings.knn(settings, tmp_path)
     assert isinstance(found, Row) and not found.same

@@ -365,7 +365,8 @@ def test_what_a_precision_costs_is_said(
 def test_neighbours_of_slightly_other_embeddings_are_exported(
     stand_in: None, models: Path, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cxr_tf.neighbors import fingerprint, fit_knn
+    from cxr_tf.neighbors import fit_knn
+    from cxr_tf.neighbors.embeddings import fingerprint
 
     def compile_inexactly(*arguments: Any) -> Any:
         network = on_tensorflow(*arguments)

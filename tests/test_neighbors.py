@@ -96,7 +96,8 @@ def test_classifier_beside_it_is_the_one_that_was_measured(fitted: Fitted) -> No
 
 
 def test_choice_is_the_best_of_the_grid_and_the_pipeline_scores_the_same(fitted: Fitted) -> None:
-    from cxr_tf.neighbors import balanced_accuracy, load_knn
+    from cxr_tf.neighbors import load_knn
+    from cxr_tf.neighbors.choice import balanced_accuracy
 
     metrics = fitted.metrics
     chosen = metrics["model"]
@@ -141,7 +142,8 @@ def test_copy_of_a_training_image_is_not_indexed(fitted: Fitted) -> None:
 def test_served_agrees_with_the_pickle_on_every_test_image(fitted: Fitted) -> None:
     import tensorflow as tf
 
-    from cxr_tf.neighbors import before_knn, load_knn
+    from cxr_tf.neighbors import load_knn
+    from cxr_tf.neighbors.choice import before_knn
     from cxr_tf.serving import load_served
 
     stored = fitted.embeddings()
@@ -265,7 +267,7 @@ def test_no_model_is_a_users_mistake(folder: str, tmp_path: Path) -> None:
 def test_an_interrupted_export_leaves_no_version_and_resumes_without_embedding_again(
     fitted: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cxr_tf import neighbors
+    from cxr_tf.neighbors import embeddings, job
 
     # Beside the finished run, whose embeddings serve this one too; from the SavedModel's folder.
     settings = dataclasses.replace(
@@ -283,17 +285,17 @@ def test_an_interrupted_export_leaves_no_version_and_resumes_without_embedding_a
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(neighbors, "embed_files", forbidden)
-    monkeypatch.setattr(neighbors, "embed_stressed", forbidden)
+    monkeypatch.setattr(embeddings, "embed_files", forbidden)
+    monkeypatch.setattr(embeddings, "embed_stressed", forbidden)
     with monkeypatch.context() as patched:
-        patched.setattr(neighbors, "check_agreement", interrupted)
+        patched.setattr(job, "check_agreement", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            neighbors.fit_knn(settings)
+            job.fit_knn(settings)
     assert not (tmp_path / "again").exists()
     assert not (fitted.run.parent / "again" / "metrics.json").exists()
     with pytest.raises(UserError, match="--resume"):
-        neighbors.fit_knn(settings)
-    run = neighbors.fit_knn(dataclasses.replace(settings, resume=True))
+        job.fit_knn(settings)
+    run = job.fit_knn(dataclasses.replace(settings, resume=True))
     assert (tmp_path / "again" / "1" / "knn.pkl").exists()
     # Same seed, same numbers, and those from before training found beside.
     again, first = run.metrics(), fitted.metrics
@@ -303,7 +305,7 @@ def test_an_interrupted_export_leaves_no_version_and_resumes_without_embedding_a
 
 
 def test_embeddings_of_another_model_or_other_images_are_not_taken(fitted: Fitted) -> None:
-    from cxr_tf.neighbors import find_stored
+    from cxr_tf.neighbors.embeddings import find_stored
 
     stored = fitted.embeddings()
     asked = (str(stored["model"]), stored["digests"], stored["splits"])
@@ -317,7 +319,8 @@ def test_embeddings_of_another_model_or_other_images_are_not_taken(fitted: Fitte
 
 
 def test_a_model_that_disagrees_is_not_exported(fitted: Fitted) -> None:
-    from cxr_tf.neighbors import check_agreement, load_knn
+    from cxr_tf.neighbors import load_knn
+    from cxr_tf.neighbors.storage import check_agreement
 
     stored = fitted.embeddings()
     test = stored["splits"] == "test"
@@ -352,7 +355,8 @@ def test_a_users_mistake_is_named_and_writes_nothing(
 
 
 def test_a_saved_model_alone_needs_data(fitted: Fitted) -> None:
-    from cxr_tf.neighbors import open_classifier, resolve
+    from cxr_tf.neighbors.embeddings import open_classifier
+    from cxr_tf.neighbors.job import resolve
 
     classifier = open_classifier(str(fitted.model.parent / "tiny"))
     with pytest.raises(UserError, match="--data"):
@@ -377,6 +381,21 @@ def test_projector_files_are_what_the_plugin_reads(fitted: Fitted) -> None:
         lines = (fitted.run / entry.metadata_path).read_text().splitlines()
         assert len(lines) == len(values) + 1
         assert lines[0].split("\t")[:3] == ["class", "split", "correct"]
+
+
+def test_each_point_of_the_projector_shows_its_own_radiograph(fitted: Fitted) -> None:
+    """The rows are in another order than the files: a copy goes last within train."""
+    from PIL import Image
+
+    from cxr_tf.data.pipeline import load_images
+    from cxr_tf.neighbors.job import THUMBNAIL
+    from cxr_tf.projection import sprite
+
+    with (fitted.run / "projector" / "metadata.tsv").open(newline="") as lines:
+        paths = [row["path"] for row in csv.DictReader(lines, delimiter="\t")]
+    expected, _ = load_images(paths, THUMBNAIL)
+    with Image.open(fitted.run / "projector" / "sprite.png") as shown:
+        np.testing.assert_array_equal(np.asarray(shown), sprite(expected))
 
 
 # ------------------------------------------------------------------ without a run
@@ -432,7 +451,7 @@ def test_served_search_is_exact_whatever_the_block(block: int) -> None:
 def test_votes_are_counted_as_scikit_learn_counts_them(weights: str) -> None:
     from sklearn.neighbors import KNeighborsClassifier
 
-    from cxr_tf.neighbors import vote
+    from cxr_tf.neighbors.choice import vote
 
     rng = np.random.default_rng(1)
     index, labels = rng.normal(size=(40, 3)), rng.integers(0, 3, 40)
@@ -449,7 +468,7 @@ def test_votes_are_counted_as_scikit_learn_counts_them(weights: str) -> None:
 def stored_embeddings(folder: Path, rows: int, width: int):
     """Embeddings of no images: half the rows are trained on."""
     from cxr_tf.data.catalog import Catalog, Radiograph
-    from cxr_tf.neighbors import Embeddings
+    from cxr_tf.neighbors.embeddings import Embeddings
 
     rng = np.random.default_rng(0)
     values = rng.random((rows, width), np.float32)
@@ -466,7 +485,7 @@ def stored_embeddings(folder: Path, rows: int, width: int):
 def test_cosine_ranks_as_scikit_learns_cosine(tmp_path: Path) -> None:
     from sklearn.neighbors import NearestNeighbors
 
-    from cxr_tf.neighbors import fit_steps
+    from cxr_tf.neighbors.choice import fit_steps
 
     embeddings = stored_embeddings(tmp_path, 200, 12)
     raw = embeddings.read()
@@ -485,7 +504,7 @@ def test_preparation_holds_the_embeddings_once_and_the_pipeline_repeats_it(
 ) -> None:
     from sklearn.pipeline import Pipeline
 
-    from cxr_tf.neighbors import fit_steps
+    from cxr_tf.neighbors.choice import fit_steps
 
     embeddings = stored_embeddings(tmp_path, 20_000, 128)
     size = 20_000 * 128 * 4
@@ -502,7 +521,8 @@ def test_preparation_holds_the_embeddings_once_and_the_pipeline_repeats_it(
 
 
 def test_what_is_unlike_training_is_novel_and_validation_is_not(tmp_path: Path) -> None:
-    from cxr_tf.neighbors import NOVELTY_QUANTILE, Candidate, before_knn, fit_pipeline, novelty_of
+    from cxr_tf.neighbors.choice import Candidate, before_knn, fit_pipeline
+    from cxr_tf.neighbors.job import NOVELTY_QUANTILE, novelty_of
 
     embeddings = stored_embeddings(tmp_path, 800, 12)
     knn = fit_pipeline(embeddings, Candidate("standardised", "euclidean", "uniform", 5, 0, 0, 0))
@@ -518,14 +538,14 @@ def test_what_is_unlike_training_is_novel_and_validation_is_not(tmp_path: Path) 
 
 
 def test_a_wide_index_is_not_tried_where_it_would_be_a_second_copy() -> None:
-    from cxr_tf.neighbors import REPRESENTATIONS, representations
+    from cxr_tf.neighbors.choice import REPRESENTATIONS, representations
 
     assert representations(5_000, 2048) == REPRESENTATIONS
     assert representations(100_000, 2048) == ("PCA",)
 
 
 def test_no_batch_is_of_one_image() -> None:
-    from cxr_tf.neighbors import batches
+    from cxr_tf.neighbors.embeddings import batches
 
     for count, size in ((65, 32), (64, 32), (33, 32), (7, 3), (2, 1)):
         found = [range(count)[b] for b in batches(count, size)]

@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from cxr_tf import neighbors, projection
+from cxr_tf import projection
 from cxr_tf.benchmark.material import catalog_of, embeddings
 from cxr_tf.benchmark.measuring import Found, Row, in_turn
+from cxr_tf.neighbors import choice
+from cxr_tf.neighbors.embeddings import Embeddings
 from cxr_tf.settings import Benchmark
 
 # By how much the trustworthiness of scikit-learn differs from its own when it starts at random, not
@@ -17,7 +19,7 @@ from cxr_tf.settings import Benchmark
 TRUST_NOISE = 0.006
 
 
-def given_embeddings(points: int, width: int, seed: int, place: Path) -> neighbors.Embeddings:
+def given_embeddings(points: int, width: int, seed: int, place: Path) -> Embeddings:
     """So many embeddings to search, made up, and a tenth of them beside as validation."""
     held_out = max(20, points // 10)
     values, labels = embeddings(points + held_out, width, seed)
@@ -25,7 +27,7 @@ def given_embeddings(points: int, width: int, seed: int, place: Path) -> neighbo
     file = place / "embeddings.npz"
     with file.open("wb") as opened:
         np.savez(opened, embeddings=values)
-    return neighbors.Embeddings(
+    return Embeddings(
         file=file,
         catalog=catalog_of(["train"] * points + ["val"] * held_out),
         labels=labels,
@@ -50,28 +52,28 @@ def knn(settings: Benchmark, place: Path) -> Found:
     x = np.concatenate([values, stressed])
     y = np.concatenate([labels, labels[val]])
     folds = [(train, val), (train, np.arange(len(values), len(x)))]
-    width = min(neighbors.PCA_WIDTH, settings.points, settings.width)
+    width = min(choice.PCA_WIDTH, settings.points, settings.width)
     steps: dict[str, Any] = {
         "as is": ["passthrough", "passthrough"],
         "standardised": [StandardScaler(), "passthrough"],
         "PCA": [StandardScaler(), PCA(width, svd_solver="covariance_eigh")],
     }
     units = {"euclidean": "passthrough", "cosine": Normalizer()}
-    shown = neighbors.representations(settings.points, settings.width)
+    shown = choice.representations(settings.points, settings.width)
     grid = [
         {
             "scale": [steps[name][0]],
             "project": [steps[name][1]],
             "unit": list(units.values()),
-            "knn__weights": list(neighbors.WEIGHTS),
-            "knn__n_neighbors": list(neighbors.NEIGHBOURS),
+            "knn__weights": list(choice.WEIGHTS),
+            "knn__n_neighbors": list(choice.NEIGHBOURS),
         }
         for name in shown
     ]
     found: dict[str, Any] = {}
 
     def ours() -> None:
-        found["ours"] = neighbors.search(given)
+        found["ours"] = choice.search(given)
 
     def theirs() -> None:
         # With its cache, so that it does not fit the same PCA for every number of neighbours.

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from cxr_tf import anomaly, neighbors, projection
+from cxr_tf import anomaly, projection
 from cxr_tf import training as shared
 from cxr_tf.benchmark.embeddings import given_embeddings
 from cxr_tf.benchmark.material import BATCH, embeddings, exported, small_files
@@ -23,6 +23,7 @@ from cxr_tf.data import pipeline
 from cxr_tf.explain import occlusion as occlusions
 from cxr_tf.models import autoencoder
 from cxr_tf.models.classifier import logits_of
+from cxr_tf.neighbors import choice
 from cxr_tf.prediction import ask_in_batches
 from cxr_tf.settings import Benchmark, TrainAutoencoder
 
@@ -164,7 +165,7 @@ def _predictions(settings: Benchmark, place: Path) -> Callable[[int], Way]:
 def _knn(settings: Benchmark, place: Path) -> Callable[[int], Way]:
     def prepare(count: int) -> Way:
         given = given_embeddings(count, settings.width, settings.seed, place)
-        return lambda: neighbors.search(given)
+        return lambda: choice.search(given)
 
     return prepare
 

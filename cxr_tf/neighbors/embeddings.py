@@ -1,0 +1,322 @@
+"""The embedding of a trained classifier, of a whole catalogue: computed once, kept in a file.
+
+    classifier = open_classifier("logs/classifier/vgg16-binary")
+    embeddings = embed(classifier, catalog, indexed, run, settings)
+
+Memory. The embeddings, float32 [N, D], are held once: they are kept in a file, read from it, and
+changed in place.
+"""
+
+import hashlib
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from cxr_tf import serving
+from cxr_tf.classification import STRESS_SEED
+from cxr_tf.data import catalog as catalogs
+from cxr_tf.data import pipeline
+from cxr_tf.errors import UserError
+from cxr_tf.models import backbones
+from cxr_tf.models.classifier import build_classifier, embedding_of
+from cxr_tf.runs import Run, atomically
+from cxr_tf.settings import FitKnn
+from cxr_tf.training import compiled, infer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A classifier to take the embedding of; `settings` is how it was trained, where known."""
+
+    served: serving.ServedModel
+    fingerprint: str
+    settings: dict[str, Any] | None
+
+    @property
+    def embedder(self) -> str:
+        """What tells embeddings apart: the model's files, and OpenVINO's last digits."""
+        engine = self.served.engine_of("embed")
+        return self.fingerprint + ("" if engine == "tensorflow" else f"-{engine}")
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Embeddings in a file, and what is small enough to be held besides.
+
+    The rows are those of `catalog`, in this order: train (first `indexed` rows without identical
+    copies, then the copies), val, test. So every split is a slice, and no slice is a copy.
+
+    stressed: float32 [V, D], the val rows under strong augmentation. probabilities: float32
+    [V + T, C], what the classifier itself says of val and test. labels: int64 [N].
+    """
+
+    file: Path
+    catalog: catalogs.Catalog
+    labels: np.ndarray
+    indexed: int
+    stressed: np.ndarray
+    probabilities: np.ndarray
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return int(self.stressed.shape[1])
+
+    def read(self) -> np.ndarray:
+        """All embeddings, float32 [N, D]; a new array, which the caller may change."""
+        with np.load(self.file, allow_pickle=False) as stored:
+            return stored["embeddings"]
+
+    def rows(self, split: str) -> slice:
+        """Where a split stands."""
+        rows = self.catalog.rows(split)
+        return slice(int(rows[0]), int(rows[-1]) + 1)
+
+
+def open_classifier(folder: str, engine: str = "tensorflow") -> Classifier:
+    """A classifier from its run's folder or its SavedModel's; UserError where it is neither."""
+    path = Path(folder).expanduser()
+    settings = None
+    if (path / "config.json").exists():
+        run = Run(path)
+        settings = run.config()["settings"]
+        if run.config()["job"] != "classifier":
+            raise UserError(f"{folder} is the run of another job, not of a classifier")
+        if not run.finished:
+            raise UserError(f"the run {folder} is not finished: go on with it by --resume first")
+        model = run.metrics()["model"]["saved_model"]
+        if not Path(model).is_dir():
+            raise UserError(
+                f"{folder} exported to {model}, which is not here: start where it was trained, or "
+                "name the SavedModel's folder"
+            )
+        folder = model
+    served = serving.load_served(folder, engine=engine)
+    if served.card.get("kind") != "classifier":
+        raise UserError(f"{served.folder} is no classifier but: {served.card.get('kind')}")
+    return Classifier(served, fingerprint(served.folder), settings)
+
+
+def fingerprint(folder: Path) -> str:
+    """Hash of a SavedModel's graph and weights: equal files, equal embeddings."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted([folder / "saved_model.pb", *(folder / "variables").iterdir()]):
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def split_order(catalog: catalogs.Catalog, labels: np.ndarray) -> tuple[np.ndarray, int]:
+    """Rows by split, train first and its identical copies last within it; how many are no copies.
+
+    A copy would vote twice, and be shown twice among the neighbours. Copies that bear another label
+    are left in: which of them is right is not known here.
+    """
+    train = catalog.rows("train")
+    seen: set[tuple[str, int]] = set()
+    first: list[int] = []
+    copies: list[int] = []
+    for row in train:
+        key = (catalog.radiographs[row].digest, int(labels[row]))
+        (copies if key in seen else first).append(int(row))
+        seen.add(key)
+    order = [*first, *copies, *catalog.rows("val"), *catalog.rows("test")]
+    return np.array(order, np.int64), len(first)
+
+
+# ---------------------------------------------------------------------- computed
+
+
+def embed(
+    classifier: Classifier,
+    catalog: catalogs.Catalog,
+    indexed: int,
+    run: Run,
+    settings: FitKnn,
+) -> Embeddings:
+    """The embeddings of a catalogue in split order; computed, or taken from an earlier run.
+
+    Earlier ones are looked for in all runs beside this one. They fit if the model's files are the
+    same, and the images byte for byte, row by row.
+    """
+    file = run.directory / "embeddings.npz"
+    digests = np.array([r.digest for r in catalog.radiographs])
+    splits = np.array([r.split for r in catalog.radiographs])
+    labels = catalog.labels(classifier.served.card["task"], classifier.served.classes)
+    earlier = find_stored(file, classifier.embedder, digests, splits)
+    if earlier is not None:
+        log.info("  embeddings: as computed before, %s", earlier)
+        if earlier != file:
+            atomically(file, lambda p: _link(earlier, p))
+    else:
+        started = time.perf_counter()
+        values = embed_files(classifier.served, catalog.paths, settings.batch_size)
+        log.info("  embeddings: %d x %d in %.0f s", *values.shape, time.perf_counter() - started)
+        val = catalog.rows("val")
+        judged = catalog.take(np.concatenate([val, catalog.rows("test")])).paths
+        probabilities, _ = serving.predict_files(
+            classifier.served, judged, batch_size=settings.batch_size
+        )
+        stressed = embed_stressed(classifier.served, catalog.take(val).paths, settings.batch_size)
+        _write_npz(
+            file,
+            embeddings=values,
+            stressed=stressed,
+            probabilities=probabilities,
+            labels=labels,
+            splits=splits,
+            paths=np.array(catalog.paths),
+            patients=np.array(catalog.patients),
+            digests=digests,
+            model=np.array(classifier.embedder),
+            data=np.array(catalog.fingerprint()),
+        )
+        del values
+    with np.load(file, allow_pickle=False) as stored:
+        return Embeddings(
+            file=file,
+            catalog=catalog,
+            labels=labels,
+            indexed=indexed,
+            stressed=stored["stressed"],
+            probabilities=stored["probabilities"],
+        )
+
+
+def find_stored(file: Path, model: str, digests: np.ndarray, splits: np.ndarray) -> Path | None:
+    """A file named like `file`, there or in a run beside it, with this model's embeddings."""
+    for candidate in [file, *sorted(file.parent.parent.glob(f"*/{file.name}"))]:
+        if not candidate.exists():
+            continue
+        with np.load(candidate, allow_pickle=False) as stored:
+            if (
+                str(stored["model"]) == model
+                and np.array_equal(stored["digests"], digests)
+                and np.array_equal(stored["splits"], splits)
+            ):
+                return candidate
+    return None
+
+
+def embed_files(served: serving.ServedModel, paths: Sequence[str], batch_size: int) -> np.ndarray:
+    """Embeddings float32 [N, D] of image files, by the SavedModel's own `embed`."""
+    ask = served.ask_files("embed")
+    values = np.empty((0, 0), np.float32)
+    for rows in batches(len(paths), batch_size):
+        embedding = ask(paths[rows])["embedding"]
+        if rows.start == 0:
+            values = np.empty((len(paths), int(embedding.shape[1])), np.float32)
+        values[rows] = embedding
+    return values
+
+
+def embed_stressed(
+    served: serving.ServedModel, paths: Sequence[str], batch_size: int
+) -> np.ndarray:
+    """Embeddings float32 [N, D] of images under the augmentation that classifiers are judged by."""
+    ask = served.ask("embed")
+    images, _ = pipeline.load_images(paths, served.card["image_size"])
+    found = []
+    for batch in pipeline.evaluation_batches(
+        images, batch_size=batch_size, stress_seed=STRESS_SEED
+    ):
+        gray = tf.saturate_cast(tf.round(batch), tf.uint8)
+        # A PNG of the model's own size passes through `embed` unchanged.
+        found.append(ask([tf.io.encode_png(image).numpy() for image in gray])["embedding"])
+    return np.concatenate(found)
+
+
+def batches(count: int, size: int) -> Iterator[slice]:
+    """Slices of `size` rows. A single last row joins the batch before it.
+
+    For a batch of one some kernels sum in another order, and the last bits differ.
+    """
+    start = 0
+    while start < count:
+        stop = min(start + size, count)
+        if count - stop == 1 and size > 1:
+            stop = count
+        yield slice(start, stop)
+        start = stop
+
+
+def embed_before(
+    classifier: Classifier, paths: Sequence[str], batch_size: int
+) -> np.ndarray | None:
+    """Embeddings float32 [N, D] under the weights that training began with.
+
+    None where that is not known (a SavedModel without its run), or nothing of the backbone was
+    trained, so that they are the same as after.
+    """
+    known = classifier.settings
+    if known is None or known["epochs"] == 0 or known["trainable_blocks"] == 0:
+        return None
+    # As training began: random weights are drawn again from the same seed.
+    keras.utils.set_random_seed(known["seed"])
+    model = build_classifier(
+        known["backbone"],
+        classes=len(classifier.served.classes),
+        image_size=known["image_size"],
+    )
+    try:
+        backbones.load_weights(model, known["backbone"], known["weights"])
+    except UserError as error:
+        log.info("  before training: not shown (%s)", error)
+        return None
+    images, _ = pipeline.load_images(paths, known["image_size"])
+    shown = pipeline.evaluation_batches(images, batch_size=batch_size)
+    return infer(compiled(embedding_of(model)), shown)
+
+
+def stored_before(
+    classifier: Classifier, shown: catalogs.Catalog, run: Run, settings: FitKnn
+) -> np.ndarray | None:
+    """`embed_before`, kept in `embeddings-before.npz` and taken from there when it fits."""
+    file = run.directory / "embeddings-before.npz"
+    digests = np.array([r.digest for r in shown.radiographs])
+    splits = np.array([r.split for r in shown.radiographs])
+    earlier = find_stored(file, classifier.fingerprint, digests, splits)
+    if earlier is not None:
+        with np.load(earlier, allow_pickle=False) as stored:
+            return stored["embeddings"]
+    values = embed_before(classifier, shown.paths, settings.batch_size)
+    if values is not None:
+        _write_npz(
+            file,
+            embeddings=values,
+            digests=digests,
+            splits=splits,
+            model=np.array(classifier.fingerprint),
+        )
+    return values
+
+
+def _write_npz(file: Path, **arrays: np.ndarray) -> None:
+    def write(p: Path) -> None:
+        with p.open("wb") as opened:  # a file object, because savez adds .npz to names
+            np.savez(opened, allow_pickle=False, **arrays)
+
+    atomically(file, write)
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same file under a second name; a copy where the file system has no links.
+
+    Safe because these files are replaced whole, never changed.
+    """
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

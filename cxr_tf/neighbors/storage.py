@@ -1,0 +1,146 @@
+"""A fitted KNN on disk: a pickle, the same without code, and a manifest that vouches for both.
+
+write_knn(knn, folder, manifest)
+pipeline, manifest = load_knn("saved_models/vgg16-binary-knn")
+pipeline.predict_proba(embeddings)          # float32 [N, D] -> shares of the vote [N, C]
+"""
+
+import hashlib
+import json
+import pickle
+import platform
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sklearn
+import tensorflow as tf
+from sklearn.pipeline import Pipeline
+
+from cxr_tf import serving
+from cxr_tf.errors import UserError
+from cxr_tf.neighbors.choice import before_knn
+from cxr_tf.neighbors.embeddings import batches, embed_files
+from cxr_tf.runs import write_json
+
+MANIFEST = "knn.json"
+
+
+def write_knn(knn: Pipeline, folder: Path, manifest: dict[str, Any]) -> None:
+    """`knn.pkl`, `knn.skops` and the manifest `knn.json` that vouches for both."""
+    import skops.io
+
+    with (folder / "knn.pkl").open("wb") as file:
+        pickle.dump(knn, file, protocol=5)
+    skops.io.dump(knn, folder / "knn.skops")
+    write_json(
+        folder / MANIFEST,
+        {
+            **manifest,
+            "sha256": {name: _sha256(folder / name) for name in ("knn.pkl", "knn.skops")},
+            "scikit-learn": sklearn.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+    )
+
+
+def load_knn(
+    model: str, *, embedding_width: int | None = None, without_code: bool = False
+) -> tuple[Pipeline, dict[str, Any]]:
+    """The pipeline and its manifest, from saved_models/<name> (newest version) or a version.
+
+    `embedding_width` is D of the embeddings that it is to be used on. A pickle can run any code
+    when it is loaded; the checksum in the manifest only says that the file is the one that was
+    written with it. `without_code` loads `knn.skops` instead, which holds no code to run.
+
+    Raises UserError where the file is not the one of the manifest, or the width another. Warns
+    where scikit-learn is of another version than the one that fitted it.
+    """
+    folder = Path(model).expanduser()
+    if not (folder / MANIFEST).exists():
+        found = serving.versions(folder)
+        if not found or not (folder / str(found[-1]) / MANIFEST).exists():
+            raise UserError(f"{model} holds no {MANIFEST}: it is no nearest-neighbours model")
+        folder = folder / str(found[-1])
+    manifest = json.loads((folder / MANIFEST).read_text())
+    name = "knn.skops" if without_code else "knn.pkl"
+    file = folder / name
+    if not file.exists():
+        raise UserError(f"{folder} lacks {name}")
+    content = file.read_bytes()
+    # Before it is unpickled, and of the very bytes that will be.
+    if hashlib.sha256(content).hexdigest() != manifest["sha256"][name]:
+        raise UserError(
+            f"{file} is not the file that {MANIFEST} was written for (its sha256 differs): it is "
+            "not loaded; fit it again, or get it from where you trust it"
+        )
+    if embedding_width is not None and embedding_width != manifest["embedding_width"]:
+        raise UserError(
+            f"{file} takes embeddings of width {manifest['embedding_width']}, not "
+            f"{embedding_width}: it belongs to {manifest['classifier']['name']} version "
+            f"{manifest['classifier']['version']}"
+        )
+    if manifest["scikit-learn"] != sklearn.__version__:
+        warnings.warn(
+            f"{file} was fitted with scikit-learn {manifest['scikit-learn']}, this is "
+            f"{sklearn.__version__}: results may differ",
+            stacklevel=2,
+        )
+    if without_code:
+        import skops.io
+
+        return skops.io.loads(content), manifest
+    return pickle.loads(content), manifest
+
+
+def check_agreement(
+    folder: Path, knn: Pipeline, values: np.ndarray | None, paths: Sequence[str], batch_size: int
+) -> dict[str, Any]:
+    """Asks a written SavedModel for the test images, and compares with the pipeline.
+
+    values: float32 [N, D], the embeddings of `paths`; None asks the exported model's own classifier
+    for them. Returns how many images agree in label and, to 1e-4, in probabilities. Raises
+    RuntimeError for one that does not, unless its k-th and next neighbours are at the same distance
+    to six digits, where the last bit of an embedding decides.
+    """
+    served = serving.ServedModel(folder, {}, tf.saved_model.load(str(folder)))
+    signature = served.signature("serving_default")
+    if values is None:
+        classifier = serving.ServedModel(folder, {}, served.loaded.classifier)
+        values = embed_files(classifier, paths, batch_size)
+    shares = knn.predict_proba(values)
+    found, labels = np.empty_like(shares), []
+    for rows in batches(len(paths), batch_size):
+        encoded = tf.constant(served.decode(list(paths[rows])))
+        out = signature(image_bytes=encoded)
+        found[rows] = out["probabilities"]
+        names = [c.decode() for c in out["classes"].numpy()[0]]
+        labels += [names.index(x.decode()) for x in out["label"].numpy()]
+    difference = np.abs(found - shares).max(axis=1)
+    differs = (difference > 1e-4) | (np.array(labels) != shares.argmax(axis=1))
+    ties = np.zeros(len(differs), bool)
+    if differs.any() and knn[-1].n_neighbors < knn[-1].n_samples_fit_:
+        last = knn[-1].n_neighbors
+        distances, _ = knn[-1].kneighbors(before_knn(knn, values), last + 1)
+        ties = distances[:, last] - distances[:, last - 1] <= 1e-6 * distances[:, last]
+    if (differs & ~ties).any():
+        raise RuntimeError(
+            f"the exported model disagrees with the pickle on {paths[int(np.argmax(differs))]} and "
+            f"{int(differs.sum()) - 1} more of {len(paths)} images; nothing was exported"
+        )
+    return {
+        "images": len(paths),
+        "equal": int((~differs).sum()),
+        "largest_difference": float(difference.max()),
+    }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
