@@ -29,7 +29,14 @@ import tensorflow as tf
 from cxr_tf import engine as engines
 from cxr_tf.client import Ask, BadImages, as_text, bad_images, read_image
 from cxr_tf.data.phantom import phantom
-from cxr_tf.data.pipeline import decode_radiograph, to_rgb
+from cxr_tf.data.pipeline import (
+    CORRUPT,
+    FAULTS,
+    FINE,
+    decode_radiograph,
+    header_fault,
+    to_rgb,
+)
 from cxr_tf.errors import UserError
 from cxr_tf.explain import occlusion
 from cxr_tf.models.classifier import embedding_of
@@ -42,25 +49,8 @@ CARD = Path("assets.extra") / "model_card.json"
 # Where TF Serving looks for requests to send itself before a version goes live.
 WARM_UP = Path("assets.extra") / "tf_serving_warmup_requests"
 
-# Flat-panel detectors have up to 19 megapixels, scanned film some more. While it is decoded an
-# image takes about 20 bytes a pixel, and a file of a kilobyte can claim to be of any size.
-LARGEST_MEGAPIXELS = 50
-
-# Enlarged to the model's size such an image is a blank, and a blank gets a number like any image.
-SMALLEST_SIDE = 16
-
 # One of a SavedModel: a function of one tensor, which returns named tensors, and that tensor.
 Signature = tuple[Callable[[tf.Tensor], dict[str, tf.Tensor]], tf.TensorSpec]
-
-_FINE, _EMPTY, _UNKNOWN, _LARGE, _SMALL, _CORRUPT = range(6)
-_FAULTS = (
-    "",
-    "empty",
-    "neither JPEG nor PNG",
-    f"more than {LARGEST_MEGAPIXELS} megapixels",
-    f"a side of less than {SMALLEST_SIDE} pixels",
-    "truncated or corrupt image",
-)
 
 # A gRPC status is cut off at a few kilobytes.
 _MOST_FAULTS_NAMED = 16
@@ -121,6 +111,19 @@ class ServedModel:
 
         return asked
 
+    def ask_files(self, signature: str) -> Callable[[Sequence[str]], dict[str, np.ndarray]]:
+        """As `ask`, of the paths of files; UserError names the first that is bad."""
+        ask = self.ask(signature)
+
+        def asked(paths: Sequence[str]) -> dict[str, np.ndarray]:
+            try:
+                return ask(self.decode(list(paths)))
+            except BadImages as bad:
+                row, reason = next(iter(bad.reasons.items()))
+                raise UserError(f"{paths[row]}: {reason}") from None
+
+        return asked
+
     def engine_of(self, signature: str) -> str:
         """What answers when a signature is asked: tensorflow or openvino."""
         return "tensorflow" if self._call(signature) is self.signature(signature) else "openvino"
@@ -162,8 +165,8 @@ def decode_images(image_bytes: tf.Tensor, size: int) -> tf.Tensor:
     blank = tf.zeros([size, size, 1], tf.uint8)
 
     def read(row: tf.Tensor, encoded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        fault = _header_fault(encoded)
-        gray = tf.cond(fault == _FINE, lambda: decode_radiograph(encoded, size), lambda: blank)
+        fault = header_fault(encoded)
+        gray = tf.cond(fault == FINE, lambda: decode_radiograph(encoded, size), lambda: blank)
         return row, fault, gray
 
     files = tf.data.Dataset.from_tensor_slices((tf.range(count), image_bytes))
@@ -172,7 +175,7 @@ def decode_images(image_bytes: tf.Tensor, size: int) -> tf.Tensor:
     # large image takes a gigabyte while it is decoded.
     decoded = files.map(read, num_parallel_calls=4, deterministic=True).ignore_errors()
     # The batch must not be empty, so something goes before.
-    before = tf.data.Dataset.from_tensors((tf.constant(-1), tf.constant(_FINE), blank))
+    before = tf.data.Dataset.from_tensors((tf.constant(-1), tf.constant(FINE), blank))
     batch = before.concatenate(decoded).batch(tf.cast(count, tf.int64) + 1)
     options = tf.data.Options()
     # Both are for streams that run for minutes.
@@ -180,14 +183,14 @@ def decode_images(image_bytes: tf.Tensor, size: int) -> tf.Tensor:
     options.experimental_optimization.apply_default_optimizations = False
     rows, faults, grays = batch.with_options(options).get_single_element()
 
-    all_faults = tf.tensor_scatter_nd_update(tf.fill([count], _CORRUPT), rows[1:, None], faults[1:])
-    bad = tf.where(all_faults != _FINE)[:, 0]
+    all_faults = tf.tensor_scatter_nd_update(tf.fill([count], CORRUPT), rows[1:, None], faults[1:])
+    bad = tf.where(all_faults != FINE)[:, 0]
     named = bad[:_MOST_FAULTS_NAMED]
     # `client.bad_images` reads this.
     each = tf.strings.join(
         [
             *("image_bytes[", tf.strings.as_string(named), "]: "),
-            tf.gather(tf.constant(_FAULTS), tf.gather(all_faults, named)),
+            tf.gather(tf.constant(FAULTS), tf.gather(all_faults, named)),
             *(" (", tf.strings.as_string(tf.strings.length(tf.gather(image_bytes, named)))),
             " bytes)",
         ]
@@ -197,36 +200,6 @@ def decode_images(image_bytes: tf.Tensor, size: int) -> tf.Tensor:
     message = tf.strings.join([message, "; ", in_all[0], " of ", in_all[1], " images"])
     with tf.control_dependencies([tf.debugging.Assert(tf.size(bad) == 0, [message])]):
         return tf.ensure_shape(tf.identity(grays[1:]), [None, size, size, 1])
-
-
-def _header_fault(encoded: tf.Tensor) -> tf.Tensor:
-    """What is wrong with a file (scalar string) by its header: int32, one of the faults.
-
-    Fails, as decoding would, on a JPEG whose header is damaged.
-    """
-    length = tf.strings.length(encoded)
-    is_jpeg = tf.strings.substr(encoded, 0, 3) == b"\xff\xd8\xff"
-    is_png = tf.strings.substr(encoded, 0, 8) == b"\x89PNG\r\n\x1a\n"
-    # PNG, 11.2.2: width and height stand first in the first chunk, as big-endian integers.
-    has_sides = tf.logical_and(is_png, length >= 24)
-
-    def png_sides() -> tf.Tensor:
-        digits = tf.io.decode_raw(tf.strings.substr(encoded, 16, 8), tf.uint8)
-        digits = tf.cast(tf.reshape(digits, [2, 4]), tf.int64)
-        return tf.reduce_sum(digits * tf.constant([1 << 24, 1 << 16, 1 << 8, 1], tf.int64), axis=1)
-
-    sides = tf.cond(
-        is_jpeg,
-        lambda: tf.cast(tf.image.extract_jpeg_shape(encoded)[:2], tf.int64),
-        lambda: tf.cond(has_sides, png_sides, lambda: tf.zeros([2], tf.int64)),
-    )
-    found = tf.where(tf.reduce_min(sides) < SMALLEST_SIDE, _SMALL, _FINE)
-    # In float64, because the product of two such numbers can exceed an int64 and come out small.
-    pixels = tf.reduce_prod(tf.cast(sides, tf.float64))
-    found = tf.where(pixels > LARGEST_MEGAPIXELS * 1e6, _LARGE, found)
-    found = tf.where(tf.logical_and(is_png, length < 24), _CORRUPT, found)
-    found = tf.where(tf.logical_or(is_jpeg, is_png), found, _UNKNOWN)
-    return tf.where(length == 0, _EMPTY, found)
 
 
 def export_classifier(
@@ -645,15 +618,10 @@ def predict_files(
 
     Raises UserError that names the file where one cannot be decoded.
     """
-    classify = served.ask("serving_default")
+    classify = served.ask_files("serving_default")
     probabilities, labels = [], []
     for start in range(0, len(paths), batch_size):
-        batch = paths[start : start + batch_size]
-        try:
-            out = classify(served.decode(batch))
-        except BadImages as bad:
-            row, reason = next(iter(bad.reasons.items()))
-            raise UserError(f"{batch[row]}: {reason}") from None
+        out = classify(paths[start : start + batch_size])
         probabilities.append(out["probabilities"])
         labels += [served.classes.index(x) for x in out["label"]]
     return np.concatenate(probabilities), np.array(labels, np.int64)

@@ -60,7 +60,7 @@ def test_gray_of_the_right_size_is_not_touched() -> None:
     np.testing.assert_array_equal(image[..., 0], gray)
 
 
-@pytest.mark.parametrize("size", [24, 48, 96])  # a decoder's eighth, quarter and half
+@pytest.mark.parametrize("size", [24, 48, 96, 224])  # the eighth, quarter, half, whole
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
 def test_large_jpegs_are_shrunk_by_the_decoder_to_nearly_the_same_pixels(
     mode: str, size: int
@@ -72,7 +72,10 @@ def test_large_jpegs_are_shrunk_by_the_decoder_to_nearly_the_same_pixels(
     with Image.open(io.BytesIO(data)) as read:
         gray = read.convert("RGB").convert("L")
     expected = np.asarray(gray.resize((size, size), Image.Resampling.BILINEAR), int)
-    assert np.abs(image - expected).mean() < 0.5
+    difference = image - expected
+    assert np.abs(difference).mean() < 0.4
+    # None of the ways in which the decoder shrinks is brighter than another.
+    assert abs(difference.mean()) < 0.15
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1), (3, 5)])
@@ -93,7 +96,10 @@ def test_files_that_cannot_be_read_are_told_apart(tmp_path: Path) -> None:
         "without_end.png": (png[:-13], corrupt),
         "flipped.png": (png[:200] + bytes([png[200] ^ 255]) + png[201:], corrupt),
         "text.jpeg": (b"this is no image\n", "neither JPEG nor PNG"),
-        "empty.png": (b"", "empty file"),
+        "gif_called.png": (encoded(large, "GIF"), "neither JPEG nor PNG"),
+        "bitmap_called.jpg": (encoded(large, "BMP"), "neither JPEG nor PNG"),
+        "tiny.png": (encoded(large.resize((15, 40)), "PNG"), "a side of less than 16 pixels"),
+        "empty.png": (b"", "empty"),
         "png_called.jpeg": (png, None),
         "gone.png": (None, "no such file"),
         "good.png": (png, None),

@@ -8,6 +8,7 @@ cost a copy and the augmentation. `decode_radiograph` is also the first op of ev
 SavedModel, so that a served image passes through the very same arithmetic, rounding included.
 """
 
+import functools
 import os
 import tempfile
 from collections.abc import Sequence
@@ -17,6 +18,24 @@ import tensorflow as tf
 
 # Random numbers that an augmentation takes.
 AUGMENTATION_DRAWS = 14
+
+# Flat-panel detectors have up to 19 megapixels, scanned film some more. While it is decoded an
+# image takes about 20 bytes a pixel, and a file of a kilobyte can claim to be of any size.
+LARGEST_MEGAPIXELS = 50
+
+# Enlarged to the model's size such an image is a blank, and a blank gets a number like any image.
+SMALLEST_SIDE = 16
+
+# What can be wrong with a file, by number and in words.
+FINE, EMPTY, UNKNOWN, LARGE, SMALL, CORRUPT = range(6)
+FAULTS = (
+    "",
+    "empty",
+    "neither JPEG nor PNG",
+    f"more than {LARGEST_MEGAPIXELS} megapixels",
+    f"a side of less than {SMALLEST_SIDE} pixels",
+    "truncated or corrupt image",
+)
 
 # Files or batches that are prepared at a time.
 PARALLEL = min(os.cpu_count() or 2, 16)
@@ -67,10 +86,13 @@ def _decode_jpeg(encoded: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]:
     sides = tf.image.extract_jpeg_shape(encoded)[:2]
     ratios = tf.constant([1, 2, 4, 8])  # those that libjpeg offers
     which = tf.reduce_sum(tf.cast(tf.reduce_min(sides) // (2 * size) >= ratios[1:], tf.int32))
-    # As many channels as the file has, or three for one of four (CMYK).
-    image = tf.switch_case(
-        which, [lambda r=r: tf.io.decode_jpeg(encoded, channels=0, ratio=r) for r in (1, 2, 4, 8)]
-    )
+
+    def decode(ratio: int) -> tf.Tensor:
+        # As many channels as the file has, or three for one of four (CMYK). Accurately, because
+        # TensorFlow's default is half a grey level darker, and at a ratio of 1 only.
+        return tf.io.decode_jpeg(encoded, channels=0, ratio=ratio, dct_method="INTEGER_ACCURATE")
+
+    image = tf.switch_case(which, [functools.partial(decode, r) for r in (1, 2, 4, 8)])
     return image, tf.cast(sides, tf.float32) / tf.cast(ratios[which], tf.float32)
 
 
@@ -80,25 +102,66 @@ def _decode_other(encoded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return image, tf.cast(tf.shape(image)[:2], tf.float32)
 
 
+def header_fault(encoded: tf.Tensor) -> tf.Tensor:
+    """What is wrong with a file (scalar string) by its header: int32, one of the faults.
+
+    Fails, as decoding would, on a JPEG whose header is damaged.
+    """
+    length = tf.strings.length(encoded)
+    is_jpeg = tf.strings.substr(encoded, 0, 3) == b"\xff\xd8\xff"
+    is_png = tf.strings.substr(encoded, 0, 8) == b"\x89PNG\r\n\x1a\n"
+    # PNG, 11.2.2: width and height stand first in the first chunk, as big-endian integers.
+    has_sides = tf.logical_and(is_png, length >= 24)
+
+    def png_sides() -> tf.Tensor:
+        digits = tf.io.decode_raw(tf.strings.substr(encoded, 16, 8), tf.uint8)
+        digits = tf.cast(tf.reshape(digits, [2, 4]), tf.int64)
+        return tf.reduce_sum(digits * tf.constant([1 << 24, 1 << 16, 1 << 8, 1], tf.int64), axis=1)
+
+    sides = tf.cond(
+        is_jpeg,
+        lambda: tf.cast(tf.image.extract_jpeg_shape(encoded)[:2], tf.int64),
+        lambda: tf.cond(has_sides, png_sides, lambda: tf.zeros([2], tf.int64)),
+    )
+    found = tf.where(tf.reduce_min(sides) < SMALLEST_SIDE, SMALL, FINE)
+    # In float64, because the product of two such numbers can exceed an int64 and come out small.
+    pixels = tf.reduce_prod(tf.cast(sides, tf.float64))
+    found = tf.where(pixels > LARGEST_MEGAPIXELS * 1e6, LARGE, found)
+    found = tf.where(tf.logical_and(is_png, length < 24), CORRUPT, found)
+    found = tf.where(tf.logical_or(is_jpeg, is_png), found, UNKNOWN)
+    return tf.where(length == 0, EMPTY, found)
+
+
 def load_images(paths: Sequence[str], size: int) -> tuple[np.ndarray, dict[int, str]]:
     """Decodes files in parallel.
 
     Returns uint8 [N, size, size, 1] in the order of `paths`, and {row: reason} for files that
-    cannot be read, whose rows are zero.
+    cannot be read, whose rows are zero. What an exported model refuses (see `header_fault`) is
+    refused here too, so that nothing is learnt from what cannot be asked about.
     """
     images = _allocate((len(paths), size, size, 1))
-    read = np.zeros(len(paths), bool)
+    faults = np.full(len(paths), CORRUPT)
+    blank = tf.zeros([size, size, 1], tf.uint8)
+
+    def read(row: tf.Tensor, path: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        encoded = tf.io.read_file(path)
+        fault = header_fault(encoded)
+        return (
+            *(row, fault),
+            tf.cond(fault == FINE, lambda: decode_radiograph(encoded, size), lambda: blank),
+        )
+
     files = tf.data.Dataset.from_tensor_slices((np.arange(len(paths)), list(paths)))
-    decoded = files.map(
-        lambda row, path: (row, decode_radiograph(tf.io.read_file(path), size)),
-        num_parallel_calls=PARALLEL,
-    )
     # A file that cannot be decoded drops out here; its missing row number tells which it was.
-    decoded = decoded.ignore_errors().batch(64)
-    for rows, batch in ahead(decoded).as_numpy_iterator():
-        images[rows] = batch
-        read[rows] = True
-    return images, {int(row): _reason(paths[int(row)]) for row in np.flatnonzero(~read)}
+    decoded = files.map(read, num_parallel_calls=PARALLEL).ignore_errors().batch(64)
+    for rows, found, batch in ahead(decoded).as_numpy_iterator():
+        images[rows], faults[rows] = batch, found
+    reasons = {int(row): FAULTS[faults[row]] for row in np.flatnonzero(faults != FINE)}
+    for row in np.flatnonzero(faults == CORRUPT).tolist():
+        if not os.access(paths[row], os.R_OK):
+            exists = os.path.exists(paths[row])
+            reasons[row] = "no permission to read it" if exists else "no such file"
+    return images, reasons
 
 
 def training_batches(
@@ -308,22 +371,3 @@ def _allocate(shape: tuple[int, ...]) -> np.ndarray:
         else:
             file.truncate(size)
         return np.memmap(file, np.uint8, mode="r+", shape=shape)
-
-
-def _reason(path: str) -> str:
-    """Why a file cannot be decoded, in a few words."""
-    try:
-        encoded = tf.io.read_file(path)
-        if not tf.strings.length(encoded):
-            return "empty file"
-        tf.io.decode_image(encoded, channels=3, expand_animations=False)
-    except tf.errors.NotFoundError:
-        return "no such file"
-    except tf.errors.PermissionDeniedError:
-        return "no permission to read it"
-    except tf.errors.OpError as error:
-        text = str(error.message)
-        if "Unknown image file format" in text:
-            return "neither JPEG nor PNG"
-        return "truncated or corrupt image"
-    return "could not be read"
