@@ -83,10 +83,13 @@ class FusedAdamW(keras.optimizers.Adam):
         )
 
 
-def averaged_adamw(rate: float, *, steps: int, weight_decay: float) -> FusedAdamW:
+def averaged_adamw(
+    rate: float, *, steps: int, weight_decay: float, precision: str = "float32"
+) -> keras.optimizers.Optimizer:
     """AdamW under warm-up and cosine to a hundredth of `rate`, with averaged weights beside.
 
-    steps: all steps of the run. Kernels decay, biases and normalisation do not.
+    steps: all steps of the run. Kernels decay, biases and normalisation do not. Under the precision
+    mixed_float16 the loss is scaled, without which small gradients would be 0.
     """
     schedule = keras.optimizers.schedules.CosineDecay(
         initial_learning_rate=0.0,
@@ -105,7 +108,10 @@ def averaged_adamw(rate: float, *, steps: int, weight_decay: float) -> FusedAdam
         ema_momentum=1 - 1 / max(2, steps // 20),
     )
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
-    return optimizer
+    # Keras scales by itself only what is compiled as a whole model of that policy, and what is
+    # trained here ends at the logits.
+    scaled = precision == "mixed_float16"
+    return keras.optimizers.LossScaleOptimizer(optimizer) if scaled else optimizer
 
 
 def build_all(trainer: keras.Model, targets: Any) -> None:

@@ -45,6 +45,19 @@ def test_the_fused_update_is_that_of_adamw() -> None:
     assert max(np.abs(a - b).max() for a, b in zip(right, without, strict=True)) > 1e-3
 
 
+@pytest.mark.parametrize(("precision", "learns"), [("mixed_float16", True), ("float32", False)])
+def test_the_loss_is_scaled_for_float16(precision: str, learns: bool) -> None:
+    """A gradient of 1e-8 is 0 in float16; without scaling nothing would be learnt from it."""
+    policy = keras.DTypePolicy("mixed_float16")
+    network = keras.Sequential(
+        [keras.Input((1,)), keras.layers.Dense(1, kernel_initializer="ones", dtype=policy)]
+    )
+    optimizer = averaged_adamw(1e-2, steps=100, weight_decay=0.0, precision=precision)
+    network.compile(optimizer, lambda _, y: 1e-8 * tf.cast(y, tf.float32), jit_compile=False)
+    network.fit(np.ones((32, 1)), np.ones((32, 1)), batch_size=4, verbose=0)
+    assert (float(network.layers[0].kernel.numpy()[0, 0]) != 1.0) is learns
+
+
 def test_biases_and_norms_do_not_decay() -> None:
     optimizer = averaged_adamw(1e-2, steps=100, weight_decay=1.0)
     names = ("kernel", "bias", "gamma", "beta")
