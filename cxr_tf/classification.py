@@ -69,10 +69,7 @@ def load_data(settings: TrainingBudget) -> Data:
         raise UserError(
             f"--operating-point is for two classes; of {len(classes)} the most probable is taken"
         )
-    images, unreadable = pipeline.load_images(catalog.paths, settings.image_size)
-    catalog, images = evaluation.leave_out_unreadable(
-        catalog, images, unreadable, skip=settings.skip_unreadable
-    )
+    catalog, images = evaluation.decode(catalog, settings.image_size, skip=settings.skip_unreadable)
     catalogs.check(catalog, task=settings.task, allow_leakage=settings.allow_leakage)
     return Data(catalog, images, catalog.labels(settings.task), classes)
 
@@ -290,7 +287,12 @@ def fine_tune(
     steps = pipeline.steps_per_epoch(len(train.labels), batch_size)
     rate = settings.learning_rate or (1e-4 if pretrained else entry.scratch_rate)
     with strategy.scope():
-        optimizer = training.averaged_adamw(rate, steps=steps * settings.epochs, weight_decay=0.05)
+        optimizer = training.averaged_adamw(
+            rate,
+            steps=steps * settings.epochs,
+            weight_decay=0.05,
+            precision=resolve_precision(settings.precision, settings.image_size),
+        )
         trainer.compile(
             optimizer,
             keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -419,6 +421,7 @@ def model_card(settings: TrainClassifier, data: Data, results: dict[str, Any]) -
         "threshold": results["model"]["threshold"],
         "temperature": results["model"]["temperature"],
         "data_fingerprint": data.catalog.fingerprint(),
+        "seed": settings.seed,
         "data_is_phantom": data.catalog.is_phantom,
         "metrics": {s: {k: results[s][k] for k in evaluation.HEADLINE} for s in ("val", "test")},
         "input": "bytes of a JPEG or PNG of one frontal chest radiograph",

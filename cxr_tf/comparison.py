@@ -69,6 +69,7 @@ def compare(settings: CompareBackbones) -> Run:
     results = {r.directory.name: r.metrics() for r in trained}
     chosen = min(results, key=lambda n: results[n]["model"]["selection_loss"])
     predictions = {r.directory.name: read_predictions(r, "test") for r in trained}
+    check_same_rows(predictions)
     task = results[chosen]["model"]["task"]
     tests = {
         other: paired_tests(predictions[chosen], predictions[other], resamples=settings.resamples)
@@ -119,14 +120,15 @@ def table(results: dict[str, Any], chosen: str, tests: dict[str, Any]) -> str:
     """The comparison for the screen."""
     width = max(len(n) for n in results) + 2
     lines = [
-        f"\n{'test':<{width}}{'AUROC':>22}{'accuracy':>22}{'recall':>8}{'spec.':>8}{'F1':>8}"
+        f"\n{'test':<{width}}{'AUROC':>24}{'accuracy':>24}{'recall':>8}{'spec.':>8}{'F1':>8}"
         f"{'val. loss':>11}{'images/s':>10}{'million':>9}{'seconds':>9}"
     ]
     for name, result in results.items():
         test, model = result["test"], result["model"]
         lines.append(
             f"{name + (' *' if name == chosen else ''):<{width}}"
-            f"{_with_interval(test, 'auroc'):>22}{_with_interval(test, 'accuracy'):>22}"
+            f"{metrics.with_interval(test, 'auroc'):>24}"
+            f"{metrics.with_interval(test, 'accuracy'):>24}"
             f"{test['recall']:>8.3f}{test['specificity']:>8.3f}{test['f1']:>8.3f}"
             f"{model['selection_loss']:>11.3f}{model['images_per_second']:>10.0f}"
             f"{model['parameters'] / 1e6:>9.1f}{model['train_seconds']:>9.0f}"
@@ -194,6 +196,19 @@ def _finished(folder: Path) -> Run:
     return run
 
 
+def check_same_rows(predictions: dict[str, Predictions]) -> None:
+    """Tests pair images by row; equal data may stand in another order, in a folder and in a list of
+    it."""
+    first, *others = predictions
+    for other in others:
+        one, two = predictions[first], predictions[other]
+        if one.patients != two.patients or not np.array_equal(one.labels, two.labels):
+            raise UserError(
+                f"{first} and {other} list their test images in another order: train both from the "
+                "same --data"
+            )
+
+
 def _check_same(trained: list[Run]) -> None:
     first = trained[0]
     for run in trained[1:]:
@@ -201,8 +216,3 @@ def _check_same(trained: list[Run]) -> None:
             raise UserError(f"{run.directory} and {first.directory} ran on different data")
         if run.metrics()["model"]["task"] != first.metrics()["model"]["task"]:
             raise UserError(f"{run.directory} and {first.directory} are of different tasks")
-
-
-def _with_interval(scores: dict[str, Any], metric: str) -> str:
-    low, high = scores["ci95"][metric]
-    return f"{scores[metric]:.3f} ({low:.3f}-{high:.3f})"

@@ -37,14 +37,31 @@ class Data:
     classes: tuple[str, ...]
 
     def split(self, name: str) -> "Data":
-        """The rows of one split."""
+        """The rows of one split; no copy of the images where they lie together."""
         rows = self.catalog.rows(name)
+        together = len(rows) > 0 and int(rows[-1]) - int(rows[0]) == len(rows) - 1
+        where = slice(int(rows[0]), int(rows[-1]) + 1) if together else rows
         return replace(
             self,
             catalog=self.catalog.take(rows),
-            images=self.images[rows],
-            labels=self.labels[rows],
+            images=self.images[where],
+            labels=self.labels[where],
         )
+
+
+def decode(
+    catalog: catalogs.Catalog, size: int, *, skip: bool
+) -> tuple[catalogs.Catalog, np.ndarray]:
+    """The images of a catalogue, uint8 [N, size, size, 1], and the catalogue in their order.
+
+    Its rows are ordered by split, so that `Data.split` copies none of what may be gigabytes. Raises
+    UserError for a file that cannot be read, or with `skip` leaves it out.
+    """
+    order = {split: number for number, split in enumerate(catalogs.SPLITS)}
+    splits = [order.get(r.split, len(order)) for r in catalog.radiographs]
+    catalog = catalog.take(np.argsort(splits, kind="stable"))
+    images, unreadable = pipeline.load_images(catalog.paths, size)
+    return leave_out_unreadable(catalog, images, unreadable, skip=skip)
 
 
 def leave_out_unreadable(
@@ -156,18 +173,24 @@ def precision_cost(settings: Evaluate, served: serving.ServedModel) -> dict[str,
 def open_part(
     settings: Evaluate, served: serving.ServedModel, task: str, classes: tuple[str, ...]
 ) -> Data:
-    """The images to score a SavedModel on, decoded at its size for the figures."""
+    """The images to score a SavedModel on, decoded at its size for the figures.
+
+    A folder without split folders is scored whole, unless it is the one that the model was trained
+    on: then it is split as it was for that.
+    """
     catalog = catalogs.open_catalog(settings.data, seed=settings.seed, resplit=False)
+    card = served.card
+    if not any(r.split for r in catalog.radiographs):
+        again = catalogs.open_catalog(settings.data, seed=card.get("seed", settings.seed))
+        if again.fingerprint() == card.get("data_fingerprint"):
+            log.info("  the model was trained on these images: split as they were then")
+            catalog = again
     if settings.split != "all" and any(r.split for r in catalog.radiographs):
         catalog = catalog.take(catalog.rows(settings.split))
         if not len(catalog):
             raise UserError(f"{settings.data} has no {settings.split} split; see --split")
     log.info(catalogs.describe(catalog))
-    # The card of nearest neighbours does not say at which size their classifier looks.
-    images, unreadable = pipeline.load_images(catalog.paths, served.card.get("image_size", 224))
-    catalog, images = leave_out_unreadable(
-        catalog, images, unreadable, skip=settings.skip_unreadable
-    )
+    catalog, images = decode(catalog, card["image_size"], skip=settings.skip_unreadable)
     return Data(catalog, images, catalog.labels(task, classes), classes)
 
 
@@ -259,8 +282,5 @@ def sample_predictions(part: Data, probabilities: np.ndarray, predicted: np.ndar
 
 def result_line(split: str, scores: dict[str, Any]) -> str:
     """The headline scores with their intervals, as one line."""
-    shown = []
-    for metric in ("auroc", "accuracy", "recall", "specificity", "f1"):
-        low, high = scores["ci95"].get(metric, (float("nan"),) * 2)
-        shown.append(f"{metric} {scores[metric]:.3f} ({low:.3f} to {high:.3f})")
-    return f"{split}: " + ", ".join(shown)
+    headline = ("auroc", "accuracy", "recall", "specificity", "f1")
+    return f"{split}: " + ", ".join(f"{m} {metrics.with_interval(scores, m)}" for m in headline)

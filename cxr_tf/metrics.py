@@ -8,6 +8,7 @@ pneumonia, is positive; with more, unprefixed scores are macro averages.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from scipy import optimize, special, stats
@@ -113,6 +114,12 @@ def intervals(
             low, high = np.percentile(values, [2.5, 97.5])
             found[metric] = [float(low), float(high)]
     return found
+
+
+def with_interval(scores: dict[str, Any], metric: str) -> str:
+    """A score of a table and its 95 % interval, as it stands everywhere for a person to read."""
+    low, high = scores["ci95"].get(metric, (float("nan"),) * 2)
+    return f"{scores[metric]:.3f} ({low:.3f} to {high:.3f})"
 
 
 def detection_scores(

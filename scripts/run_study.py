@@ -10,11 +10,13 @@ from cxr_tf.settings import RunStudy
 
 
 def main(settings: RunStudy) -> None:
-    from cxr_tf.study import compare_studies, run_study
-
     if settings.compare:
+        from cxr_tf.study_comparison import compare_studies
+
         compare_studies(settings)
     else:
+        from cxr_tf.study import run_study
+
         run_study(settings)
 
 

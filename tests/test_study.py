@@ -252,7 +252,7 @@ def test_moved_data_are_the_same_data(settings: RunStudy, called: list[str]) -> 
 def test_stopped_and_started_again_goes_on_with_the_same_run(
     settings: RunStudy, called: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cxr_tf import study
+    from cxr_tf import study, study_comparison
 
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -263,7 +263,7 @@ def test_stopped_and_started_again_goes_on_with_the_same_run(
         with pytest.raises(KeyboardInterrupt):
             study.run_study(other)
     with pytest.raises(UserError, match="not finished"):
-        study.open_study(settings.logs, "tiny")
+        study_comparison.open_study(settings.logs, "tiny")
     known = json.loads((directory(settings) / "study.json").read_text())["runs"].values()
     assert [k["run"] for k in known if k["step"] == "autoencoder"][1:] == [
         "autoencoder/tiny-autoencoder-2"
@@ -430,7 +430,7 @@ def test_map_shows_all_test_images_and_says_when_it_leaves_others_out(
 
 
 def compare(settings: RunStudy, *names: str) -> str:
-    from cxr_tf.study import compare_studies
+    from cxr_tf.study_comparison import compare_studies
 
     return compare_studies(dataclasses.replace(settings, compare=names))
 
@@ -487,7 +487,7 @@ def test_a_study_that_is_not_there_is_told(settings: RunStudy) -> None:
     [((0.5, 0.6), True), ((0.4, 0.5), True), ((0.71, 0.8), False), ((0.1, 0.49), False)],
 )
 def test_intervals_overlap(second: tuple[float, float], overlap: bool) -> None:
-    from cxr_tf.study import intervals_overlap
+    from cxr_tf.study_comparison import intervals_overlap
 
     assert intervals_overlap((0.5, 0.7), second) is overlap
     assert intervals_overlap(second, (0.5, 0.7)) is overlap
