@@ -15,6 +15,7 @@ the only use of a sick image before the test.
 import dataclasses
 import logging
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,12 @@ from cxr_tf.runs import Run, atomically, open_run, refuse_existing, write_csv
 from cxr_tf.settings import Evaluate, TrainAutoencoder
 
 log = logging.getLogger(__name__)
+
+# Images uint8 [N, S, S, 1] -> some outputs of an autoencoder, by name.
+Ask = Callable[[np.ndarray], dict[str, np.ndarray]]
+
+# Images that an autoencoder looks at together.
+BATCH = 32
 
 FEWEST_HEALTHY = 20
 
@@ -58,10 +65,7 @@ def load_data(settings: TrainAutoencoder) -> Data:
     catalog = catalogs.open_catalog(settings.data, seed=settings.seed)
     log.info(catalogs.describe(catalog))
     _check(catalog, settings)
-    images, unreadable = pipeline.load_images(catalog.paths, settings.image_size)
-    catalog, images = evaluation.leave_out_unreadable(
-        catalog, images, unreadable, skip=settings.skip_unreadable
-    )
+    catalog, images = evaluation.decode(catalog, settings.image_size, skip=settings.skip_unreadable)
     _check(catalog, settings)
     classes = catalogs.task_classes("binary")
     return Data(catalog, images, catalog.labels("binary", classes), classes)
@@ -110,7 +114,7 @@ def train_and_evaluate(settings: TrainAutoencoder) -> Run:
 
     # ------------------------------------------------------------------ training
     trainer = autoencoder.build_network(settings.model, settings.image_size)
-    seen = autoencoder.as_network_sees(train, settings.model)
+    shrunk = autoencoder.as_network_sees(train, settings.model)
     run = open_run(settings.logs, "autoencoder", name, settings, data.catalog)
     writer = run.writer()
     log.info(
@@ -119,7 +123,7 @@ def train_and_evaluate(settings: TrainAutoencoder) -> Run:
     state = training.TrainingState(run.directory)
     judge = Judge(trainer, val, settings, writer)
     started = time.perf_counter()
-    fit(trainer, seen, judge, state, writer, settings)
+    fit(trainer, shrunk, judge, state, writer, settings)
     best = state.restore_best(trainer)
     train_seconds = state.seconds + time.perf_counter() - started
     # A network that was never compiled: what is saved needs no optimizer of ours to be loaded.
@@ -129,20 +133,24 @@ def train_and_evaluate(settings: TrainAutoencoder) -> Run:
     # ------------------------------------------------------------------ threshold, on validation
     context = fit_context(train) if settings.model == "restoring" else None
     model = scoring_model(network, context, healthy_images(val), score)
-    outputs = {split: infer(model, part.images) for split, part in (("val", val), ("test", test))}
-    val_scores = outputs["val"]["score"]
+    parts = {"val": val, "test": test}
+    ask = asked(model, ("score",))
+    scores = {split: ask(part.images)["score"] for split, part in parts.items()}
+    val_scores = scores["val"]
     threshold, rule = choose_threshold(val.labels == 1, val_scores, settings)
     log.info("threshold %.4g: %s", threshold, rule)
     healthy_scores = np.sort(val_scores[val.labels == 0])
 
     # ------------------------------------------------------------------ evaluation: test, once
     results: dict[str, Any] = {}
-    for split, part in (("val", val), ("test", test)):
-        scores = outputs[split]["score"]
-        results[split] = score_split(part, scores, threshold, resamples=settings.resamples)
-        ranks = percentile(scores, healthy_scores)
-        write_predictions(run, split, part, scores, threshold, ranks)
-        draw_split(run, split, part, outputs[split], threshold, writer)
+    look = asked(model, ("reconstruction", "anomaly_map"))
+    for split, part in parts.items():
+        own = scores[split]
+        results[split] = score_split(part, own, threshold, resamples=settings.resamples)
+        write_predictions(run, split, part, own, threshold, percentile(own, healthy_scores))
+        rows = examples(part.labels == 1, own, threshold)
+        seen = {kind: look(part.images[chosen]) for kind, chosen in rows.items()}
+        draw_split(run, split, part, own, threshold, rows, seen, writer)
     results["model"] = {
         "kind": "autoencoder",
         "network": settings.model,
@@ -164,7 +172,8 @@ def train_and_evaluate(settings: TrainAutoencoder) -> Run:
     }
     lesions = evaluation.lesion_masks(test.catalog, settings.image_size)
     if lesions is not None:
-        results["test"] |= localisation_scores(outputs["test"]["anomaly_map"], lesions)
+        maps = look(test.images)["anomaly_map"]
+        results["test"] |= localisation_scores(maps, lesions)
     run.write_figure(
         "training_curves", figures.restoration_curves(state.history, int(best["epoch"])), writer
     )
@@ -206,6 +215,7 @@ def _check_numbers(settings: TrainAutoencoder) -> None:
         if (value := getattr(settings, field)) < least:
             flag = "--" + field.replace("_", "-")
             raise UserError(f"{flag} must be at least {least}, not {value}")
+    autoencoder.check_size(settings.model, settings.image_size)
     if not settings.learning_rate > 0:
         raise UserError(f"--learning-rate must be above 0, not {settings.learning_rate}")
     if settings.max_false_alarm is not None and settings.min_sensitivity is not None:
@@ -346,7 +356,9 @@ class Judge:
         # The context is fitted once, and knows nothing of epochs.
         watched = score_of(settings)
         watched = "removed" if watched in ("combined", "context") else watched
-        self._model = autoencoder.build_autoencoder(network, watched)
+        model = autoencoder.build_autoencoder(network, watched)
+        self._score = asked(model, ("score",))
+        self._look = asked(model, ("reconstruction", "anomaly_map"))
         self._network, self._val, self._writer = network, val, writer
         self._losses = losses(settings.model)
         self._loss_weights = LOSS_WEIGHTS[settings.model]
@@ -374,21 +386,22 @@ class Judge:
                 )
             )
         loss = float(np.mean(values))
-        outputs = infer(self._model, self._val.images)
-        if not (np.isfinite(loss) and np.isfinite(outputs["score"]).all()):
+        scores = self._score(self._val.images)["score"]
+        if not (np.isfinite(loss) and np.isfinite(scores).all()):
             raise FloatingPointError("the outputs are not finite")
-        self._show(epoch, outputs)
+        self._show(epoch, scores)
         sick = self._val.labels == 1
-        area = metrics.detection_scores(sick, outputs["score"], threshold=np.inf)["auroc"]
+        area = metrics.detection_scores(sick, scores, threshold=np.inf)["auroc"]
         return {"epoch": epoch, "val_loss": loss, "val_auroc": area, "selection_loss": loss}
 
-    def _show(self, epoch: int, outputs: dict[str, np.ndarray]) -> None:
+    def _show(self, epoch: int, scores: np.ndarray) -> None:
         rows = self._shown
-        maps = outputs["anomaly_map"][rows]
+        outputs = self._look(self._val.images[rows])
+        maps = outputs["anomaly_map"]
         pictures = [
             self._val.images[rows, ..., 0].astype(np.float32) / 255,
-            np.clip(outputs["reconstruction"][rows] / 255, 0, 1),
-            maps / max(float(outputs["anomaly_map"].max()), 1e-6),
+            np.clip(outputs["reconstruction"][..., 0] / 255, 0, 1),
+            maps / max(float(maps.max()), 1e-6),
         ]
         with self._writer.as_default(step=epoch):
             tf.summary.image(
@@ -397,20 +410,26 @@ class Judge:
                 max_outputs=len(rows),
             )
             for label, kind in enumerate(self._val.classes):
-                scores = outputs["score"][self._val.labels == label]
-                if len(scores):
-                    tf.summary.histogram(f"score/{kind}", scores)
+                own = scores[self._val.labels == label]
+                if len(own):
+                    tf.summary.histogram(f"score/{kind}", own)
 
 
-def infer(model: keras.Model, images: np.ndarray, batch_size: int = 32) -> dict[str, np.ndarray]:
-    """Outputs of `build_autoencoder` for uint8 [N, S, S, 1], channels squeezed away."""
-    function = training.compiled(model)
-    parts: list[dict[str, np.ndarray]] = []
-    for start in range(0, len(images), batch_size):
-        batch = tf.constant(images[start : start + batch_size], tf.float32)
-        parts.append({k: v.numpy() for k, v in function(batch).items()})
-    outputs = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
-    return outputs | {"reconstruction": outputs["reconstruction"][..., 0]}
+def asked(model: keras.Model, outputs: Sequence[str]) -> Ask:
+    """Some outputs of `build_autoencoder`, as a function of uint8 [N, S, S, 1]; traced once.
+
+    A map is as large as its image in float32: ask for those of a few images, or of phantoms.
+    """
+    function = training.compiled(keras.Model(model.input, {k: model.output[k] for k in outputs}))
+
+    def ask(images: np.ndarray) -> dict[str, np.ndarray]:
+        batches = [
+            function(tf.constant(images[start : start + BATCH], tf.float32))
+            for start in range(0, len(images), BATCH)
+        ]
+        return {k: np.concatenate([batch[k] for batch in batches]) for k in outputs}
+
+    return ask
 
 
 # ---------------------------------------------------------------------- threshold and scores
@@ -476,8 +495,9 @@ def judge_score(
     model: keras.Model, val: Data, test: Data, settings: TrainAutoencoder
 ) -> dict[str, dict[str, Any]]:
     """{"val": table, "test": table} of a score that was not asked for, to compare."""
+    ask = asked(model, ("score",))
     parts = {"val": val, "test": test}
-    scores = {split: infer(model, part.images)["score"] for split, part in parts.items()}
+    scores = {split: ask(part.images)["score"] for split, part in parts.items()}
     threshold, _ = choose_threshold(val.labels == 1, scores["val"], settings)
     return {
         split: score_split(parts[split], own, threshold, resamples=settings.resamples)
@@ -535,12 +555,18 @@ def draw_split(
     run: Run,
     split: str,
     part: Data,
-    outputs: dict[str, np.ndarray],
+    scores: np.ndarray,
     threshold: float,
+    shown: dict[str, np.ndarray],
+    seen: dict[str, dict[str, np.ndarray]],
     writer: tf.summary.SummaryWriter,
 ) -> None:
-    """The figures of one split, as PNGs and in TensorBoard."""
-    sick, scores = part.labels == 1, outputs["score"]
+    """The figures of one split, as PNGs and in TensorBoard.
+
+    shown: of `examples`; seen: what the model makes of each kind, a `reconstruction` and an
+    `anomaly_map` of each image.
+    """
+    sick = part.labels == 1
     if sick.any():
         # The ROC figure takes one column for each class; of a score, only the order matters.
         columns = np.stack([-scores, scores], axis=1)
@@ -551,23 +577,25 @@ def draw_split(
     run.write_figure(
         f"scores-{split}", figures.score_histogram(scores, findings, threshold), writer
     )
-    for kind, rows in examples(sick, scores, threshold).items():
-        if len(rows):
-            titles = [f"{findings[i]}\nscore {scores[i]:.3g}" for i in rows]
-            figure = figures.reconstructions(
-                part.images[rows],
-                outputs["reconstruction"][rows],
-                outputs["anomaly_map"][rows],
-                titles,
-                brightest=float(np.quantile(outputs["anomaly_map"], 0.999)),
-            )
-            run.write_figure(f"{kind}-{split}", figure, writer)
+    maps = np.concatenate([outputs["anomaly_map"] for outputs in seen.values()])
+    for kind, rows in shown.items():
+        figure = figures.reconstructions(
+            part.images[rows],
+            seen[kind]["reconstruction"].reshape(seen[kind]["anomaly_map"].shape),
+            seen[kind]["anomaly_map"],
+            [f"{findings[i]}\nscore {scores[i]:.3g}" for i in rows],
+            brightest=float(np.quantile(maps, 0.999)),
+        )
+        run.write_figure(f"{kind}-{split}", figure, writer)
 
 
 def examples(
     sick: np.ndarray, scores: np.ndarray, threshold: float, count: int = 6
 ) -> dict[str, np.ndarray]:
-    """Rows of images that are worth a look: typical ones, missed ones, and false alarms."""
+    """Rows of images that are worth a look: typical ones, missed ones, and false alarms.
+
+    A kind of which there is none is left out.
+    """
     called = scores >= threshold
     healthy, ill = np.flatnonzero(~sick), np.flatnonzero(sick)
 
@@ -577,11 +605,12 @@ def examples(
         return ordered[start : start + count // 2]
 
     missed, alarms = np.flatnonzero(sick & ~called), np.flatnonzero(~sick & called)
-    return {
+    rows = {
         "typical": np.concatenate([middle(healthy), middle(ill)]),
         "missed": missed[np.argsort(scores[missed])][:count],
         "false_alarms": alarms[np.argsort(-scores[alarms])][:count],
     }
+    return {kind: chosen for kind, chosen in rows.items() if len(chosen)}
 
 
 def write_tensorboard_summary(
@@ -656,20 +685,16 @@ def evaluate(settings: Evaluate, served: serving.ServedModel) -> Run:
     part = evaluation.open_part(settings, served, "binary", catalogs.task_classes("binary"))
     run = evaluation.open_evaluation(settings, served, part)
     paths, split = part.catalog.paths, settings.split
-    detect, explain = served.ask("serving_default"), served.ask("explain")
-    parts: list[dict[str, np.ndarray]] = []
-    for start in range(0, len(paths), settings.batch_size):
-        batch = served.decode(paths[start : start + settings.batch_size])
-        try:
-            parts.append({**explain(batch), **detect(batch)})
-        except serving.BadImages as bad:
-            row, reason = next(iter(bad.reasons.items()))
-            raise UserError(f"{paths[start + row]}: {reason}") from None
+    detect, explain = served.ask_files("serving_default"), served.ask_files("explain")
+    batches = range(0, len(paths), settings.batch_size)
+    parts = [detect(paths[start : start + settings.batch_size]) for start in batches]
     outputs = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
     threshold = float(outputs["threshold"][0])
     scores = score_split(part, outputs["score"], threshold, resamples=settings.resamples)
     write_predictions(run, split, part, outputs["score"], threshold, outputs["percentile"])
-    draw_split(run, split, part, outputs, threshold, run.writer())
+    shown = examples(part.labels == 1, outputs["score"], threshold)
+    seen = {kind: explain([paths[i] for i in rows]) for kind, rows in shown.items()}
+    draw_split(run, split, part, outputs["score"], threshold, shown, seen, run.writer())
     run.write_metrics({split: scores, "model": {"saved_model": str(served.folder), **served.card}})
     log.info("%s\nrun: %s", result_line(split, scores), run.directory)
     return run
@@ -686,6 +711,7 @@ def model_card(settings: TrainAutoencoder, data: Data, results: dict[str, Any]) 
         "threshold": results["model"]["threshold"],
         "threshold_rule": results["model"]["threshold_rule"],
         "data_fingerprint": data.catalog.fingerprint(),
+        "seed": settings.seed,
         "data_is_phantom": data.catalog.is_phantom,
         "metrics": {s: {k: results[s][k] for k in shown} for s in ("val", "test")},
         "input": "bytes of a JPEG or PNG of one frontal chest radiograph",
@@ -705,17 +731,11 @@ def epoch_line(entry: dict[str, float], epochs: int) -> str:
 
 def auroc_line(tables: dict[str, Any]) -> str:
     """AUROC on validation and on test with its interval."""
-    low, high = tables["test"]["ci95"].get("auroc", (float("nan"),) * 2)
-    return (
-        f"AUROC on validation {tables['val']['auroc']:.3f}, on test {tables['test']['auroc']:.3f} "
-        f"({low:.3f} to {high:.3f})"
-    )
+    test = metrics.with_interval(tables["test"], "auroc")
+    return f"AUROC on validation {tables['val']['auroc']:.3f}, on test {test}"
 
 
 def result_line(split: str, scores: dict[str, Any]) -> str:
     """The headline scores with their intervals, as one line."""
-    shown = []
-    for metric in ("auroc", "auprc", "accuracy", "recall", "specificity", "f1"):
-        low, high = scores["ci95"].get(metric, (float("nan"),) * 2)
-        shown.append(f"{metric} {scores[metric]:.3f} ({low:.3f} to {high:.3f})")
-    return f"{split}: " + ", ".join(shown)
+    headline = ("auroc", "auprc", "accuracy", "recall", "specificity", "f1")
+    return f"{split}: " + ", ".join(f"{m} {metrics.with_interval(scores, m)}" for m in headline)

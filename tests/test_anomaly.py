@@ -89,7 +89,9 @@ def test_other_scores_of_the_same_network_stand_beside(finished: TrainAutoencode
     for score, tables in told.items():
         for split, own in tables.items():
             part = data.split(split)
-            scores = anomaly.infer(build_autoencoder(network, score), part.images)["score"]
+            scores = anomaly.asked(build_autoencoder(network, score), ["score"])(part.images)[
+                "score"
+            ]
             assert own["auroc"] == pytest.approx(roc_auc_score(part.labels, scores), abs=1e-9)
             assert own["ci95"]["auroc"][0] <= own["auroc"] <= own["ci95"]["auroc"][1]
 
@@ -207,7 +209,7 @@ def test_a_white_out_raises_score_and_map(finished: TrainAutoencoder) -> None:
     white = np.where(left[..., None], np.uint8(200), healthy)
     folder = Path(finished.logs) / "autoencoder" / finished.name
     model = keras.saving.load_model(folder / "model.keras", compile=False)
-    before, after = (anomaly.infer(model, x) for x in (healthy, white))
+    before, after = (anomaly.asked(model, ("score", "anomaly_map"))(x) for x in (healthy, white))
     assert np.mean(after["score"] > before["score"]) >= 0.75
     assert after["anomaly_map"][left].mean() > 2 * after["anomaly_map"][~left].mean()
 

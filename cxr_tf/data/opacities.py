@@ -154,11 +154,11 @@ def another_exposure(images: np.ndarray, seed: int, strength: float = 1.0) -> np
     """
     draws = augmentation_draws(len(images), tf.constant([seed, -1], tf.int64)).numpy()
     draws[:, 11] = 1.0  # no cutout
-    changed = [
-        augment(images[i : i + 256], tf.constant(draws[i : i + 256]), strength).numpy()
-        for i in range(0, len(images), 256)
-    ]
-    return np.round(np.concatenate(changed)).astype(np.uint8)
+    changed = np.empty_like(images)
+    for i in range(0, len(images), 256):
+        part = augment(images[i : i + 256], tf.constant(draws[i : i + 256]), strength)
+        changed[i : i + 256] = np.round(part.numpy())
+    return changed
 
 
 def restoration_pair(

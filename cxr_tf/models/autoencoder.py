@@ -53,18 +53,23 @@ def build_network(kind: str, image_size: int) -> keras.Model:
     T is `image_size`, and half of it for the restoring network.
     restoring: {"removed": [N, T, T, 1] in standard deviations, "mark": logits [N, T, T, 1]}.
     plain: {"reconstruction": [N, T, T, 1] in standard deviations}.
-    Raises UserError where T is no multiple of 16, or below 64.
+    Raises UserError for a size that does not fit.
     """
+    check_size(kind, image_size)
+    side = image_size // SHRUNK[kind]
+    images = keras.Input((side, side, 1), name="standardised")
+    outputs = _restoring(images) if kind == "restoring" else _plain(images)
+    return keras.Model(images, outputs, name=kind)
+
+
+def check_size(kind: str, image_size: int) -> None:
+    """Raises UserError where what the network sees is no multiple of 16, or below 64."""
     times = SHRUNK[kind]
-    side = image_size // times
-    if side < 64 or image_size % (16 * times):
+    if image_size < 64 * times or image_size % (16 * times):
         raise UserError(
             f"--image-size of the {kind} autoencoder must be a multiple of {16 * times} from "
             f"{64 * times} on, not {image_size}"
         )
-    images = keras.Input((side, side, 1), name="standardised")
-    outputs = _restoring(images) if kind == "restoring" else _plain(images)
-    return keras.Model(images, outputs, name=kind)
 
 
 def as_network_sees(images: np.ndarray, kind: str) -> np.ndarray:
@@ -80,7 +85,7 @@ def build_autoencoder(network: keras.Model, score: str) -> keras.Model:
 
     reconstruction: float32 [N, S, S, 1] in grey levels of the input. anomaly_map: float32
     [N, S, S], 0 where nothing fails. score: float32 [N], the mean of the map's highest tenth for
-    the restoring network, else of the whole map.
+    the restoring network, else of the whole map, before it is enlarged.
 
     - removed: what the network takes away, in standard deviations of the image;
     - mark: the probability that something is to be taken away;
