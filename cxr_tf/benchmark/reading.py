@@ -49,20 +49,25 @@ def startup(settings: Benchmark, place: Path) -> Found:
 
 
 def reading(settings: Benchmark, place: Path) -> Found:
-    """Files of original size to batches of float32: the first epoch, and later ones.
+    """Files of original size to batches float32 [B, S, S, 1]: the first epoch, and later ones.
 
-    Keras's batches are [B, S, S, 3], as its guide has them; ours are [B, S, S, 1], of which the
-    network's graph makes three channels.
+    One channel on every side: radiographs have no more, and the network's graph makes three of it.
     """
     folder = radiographs(settings, place)
     size = settings.image_size
     by_keras = keras.utils.image_dataset_from_directory(
-        folder, labels=None, image_size=(size, size), batch_size=BATCH, shuffle=False, verbose=False
+        folder,
+        labels=None,
+        color_mode="grayscale",
+        image_size=(size, size),
+        batch_size=BATCH,
+        shuffle=False,
+        verbose=False,
     )
     paths = list(by_keras.file_paths)
 
     def read(path: tf.Tensor) -> tf.Tensor:
-        image = tf.io.decode_image(tf.io.read_file(path), channels=3, expand_animations=False)
+        image = tf.io.decode_image(tf.io.read_file(path), channels=1, expand_animations=False)
         return tf.image.resize(image, [size, size], antialias=True)
 
     by_hand = (
