@@ -24,6 +24,10 @@ Signature = Callable[..., dict[str, tf.Tensor]]
 # Answers that are a network's own. All others of a signature are made of these.
 NETWORK_ANSWERS = ("probabilities", "embedding", "score", "anomaly_map", "reconstruction")
 
+# Networks that OpenVINO runs more slowly in float32 than TensorFlow (`benchmark.py folder`). `auto`
+# leaves them to TensorFlow.
+SLOWER_ON_OPENVINO = ("alexnet",)
+
 # The most by which a float32 answer may differ from TensorFlow's.
 TOLERANCE = 1e-4
 

@@ -604,6 +604,8 @@ def load_served(
     if not (folder / CARD).exists():
         raise UserError(f"{folder} is not a SavedModel of cxr_tf: it has no {CARD}")
     card = json.loads((folder / CARD).read_text())
+    if engine == "auto" and card.get("backbone") in engines.SLOWER_ON_OPENVINO:
+        engine = "tensorflow"
     try:
         loaded = tf.saved_model.load(str(folder))
     except (OSError, tf.errors.OpError) as error:

@@ -5,8 +5,10 @@ of a signature fit together is tested everywhere.
 """
 
 import importlib.util
+import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -298,6 +300,18 @@ assert "openvino" in sys.modules and sys.modules["openvino_telemetry"] is None
         [sys.executable, "-c", program, str(models / "tiny")], check=True, env=environment
     )
     assert not list(tmp_path.rglob("*openvino*"))
+
+
+@pytest.mark.parametrize(("backbone", "taken"), [("alexnet", "tensorflow"), ("resnet50", "auto")])
+def test_auto_leaves_to_tensorflow_what_is_faster_there(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backbone: str, taken: str
+) -> None:
+    monkeypatch.setattr(engine, "takes_openvino", lambda *_: True)
+    folder = shutil.copytree(models / "tiny" / "1", tmp_path / "1")
+    card = json.loads((folder / serving.CARD).read_text())
+    (folder / serving.CARD).write_text(json.dumps({**card, "backbone": backbone}))
+    assert serving.load_served(str(folder), engine="auto").engine == taken
+    assert serving.load_served(str(folder), engine="openvino").engine == "openvino"
 
 
 # ---------------------------------------------------------------------- the jobs
