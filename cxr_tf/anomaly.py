@@ -31,7 +31,7 @@ from cxr_tf.evaluation import Data
 from cxr_tf.models import autoencoder
 from cxr_tf.models.context import HealthyContext
 from cxr_tf.runs import Run, atomically, open_run, refuse_existing, write_csv
-from cxr_tf.settings import Evaluate, TrainAutoencoder
+from cxr_tf.settings import Evaluate, TrainAutoencoder, check_numbers
 
 log = logging.getLogger(__name__)
 
@@ -211,13 +211,8 @@ def score_of(settings: TrainAutoencoder) -> str:
 
 
 def _check_numbers(settings: TrainAutoencoder) -> None:
-    for field, least in (("batch_size", 1), ("epochs", 1), ("resamples", 1), ("augmentation", 0)):
-        if (value := getattr(settings, field)) < least:
-            flag = "--" + field.replace("_", "-")
-            raise UserError(f"{flag} must be at least {least}, not {value}")
+    check_numbers(settings, epochs=1)
     autoencoder.check_size(settings.model, settings.image_size)
-    if not settings.learning_rate > 0:
-        raise UserError(f"--learning-rate must be above 0, not {settings.learning_rate}")
     if settings.max_false_alarm is not None and settings.min_sensitivity is not None:
         raise UserError("give --max-false-alarm or --min-sensitivity, not both")
     for field in ("max_false_alarm", "min_sensitivity"):

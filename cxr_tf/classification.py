@@ -31,7 +31,7 @@ from cxr_tf.evaluation import Data
 from cxr_tf.models import backbones
 from cxr_tf.models.classifier import build_classifier, calibrated, embedding_of, logits_of
 from cxr_tf.runs import Run, atomically, open_run, refuse_existing
-from cxr_tf.settings import TrainClassifier, TrainingBudget
+from cxr_tf.settings import TrainClassifier, TrainingBudget, check_numbers
 from cxr_tf.training import (
     EpochEnd,
     TrainingState,
@@ -55,7 +55,7 @@ def load_data(settings: TrainingBudget) -> Data:
     """
     if settings.image_size < backbones.SMALLEST_SIZE:
         raise UserError(f"--image-size must be at least {backbones.SMALLEST_SIZE}")
-    check_budget(settings)
+    check_numbers(settings)
     metrics.operating_point(np.array([0, 1]), np.array([0.0, 1.0]), settings.operating_point)
     if settings.positive and settings.task != "labels":
         raise UserError(
@@ -74,23 +74,13 @@ def load_data(settings: TrainingBudget) -> Data:
     return Data(catalog, images, catalog.labels(settings.task), classes)
 
 
-def check_budget(settings: TrainingBudget) -> None:
-    """Raises UserError for a number out of its range, naming the flag."""
-    least = {"batch_size": 1, "epochs": 0, "augmentation": 0, "patience": 1, "resamples": 1}
-    for field, smallest in least.items():
-        if (value := getattr(settings, field)) < smallest:
-            flag = "--" + field.replace("_", "-")
-            raise UserError(f"{flag} must be at least {smallest}, not {value}")
-    if settings.learning_rate is not None and not settings.learning_rate > 0:
-        raise UserError(f"--learning-rate must be above 0, not {settings.learning_rate}")
-
-
 def train_and_evaluate(settings: TrainClassifier, data: Data | None = None) -> Run:
     """The whole job; returns the finished run. Everything lands under its directory.
 
     `data` spares a caller who compares several backbones the decoding. Raises UserError on a
     user's mistake, before anything is written wherever it can be known before.
     """
+    check_numbers(settings)
     name = settings.name or f"{settings.backbone}-{settings.task}".replace("_", "-")
     refuse_existing(settings.logs, "classifier", name, settings)
     serving.check_saved_models(settings.saved_models)

@@ -17,7 +17,7 @@ from cxr_tf.data import catalog as catalogs
 from cxr_tf.data import medmnist, pipeline
 from cxr_tf.errors import UserError
 from cxr_tf.runs import Run, open_run
-from cxr_tf.settings import Evaluate
+from cxr_tf.settings import Evaluate, check_numbers
 
 log = logging.getLogger(__name__)
 
@@ -106,6 +106,7 @@ def evaluate(settings: Evaluate) -> Run:
     Raises UserError for a model or a folder that is none, for labels the model does not know, and
     for an engine or a precision that cannot be had.
     """
+    check_numbers(settings)
     served = serving.load_served(
         settings.model, engine=settings.engine, precision=settings.engine_precision
     )
@@ -191,7 +192,10 @@ def open_part(
             raise UserError(f"{settings.data} has no {settings.split} split; see --split")
     log.info(catalogs.describe(catalog))
     catalog, images = decode(catalog, card["image_size"], skip=settings.skip_unreadable)
-    return Data(catalog, images, catalog.labels(task, classes), classes)
+    labels = catalog.labels(task, classes)
+    if absent := [name for k, name in enumerate(classes) if not np.any(labels == k)]:
+        log.info("  note: no image of %s: scores that need one are nan", " and ".join(absent))
+    return Data(catalog, images, labels, classes)
 
 
 def open_evaluation(settings: Evaluate, served: serving.ServedModel, part: Data) -> Run:

@@ -62,7 +62,8 @@ def roc(
             )
     axes.set(xlabel="1 - specificity", ylabel="sensitivity", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     axes.set_aspect("equal")
-    axes.legend(loc="lower right")
+    if axes.get_legend_handles_labels()[0]:  # of one class alone there is no curve
+        axes.legend(loc="lower right")
     return figure
 
 
@@ -82,7 +83,8 @@ def precision_recall(
         axes.axhline(positive.mean(), color=colour, linewidth=0.8, linestyle=":")
     axes.set(xlabel="recall", ylabel="precision", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     axes.set_aspect("equal")
-    axes.legend(loc="lower left")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="lower left")
     return figure
 
 

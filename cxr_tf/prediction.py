@@ -24,7 +24,7 @@ from cxr_tf.data import dicom
 from cxr_tf.data.catalog import IMAGE_SUFFIXES, visible_files
 from cxr_tf.errors import UserError
 from cxr_tf.runs import write_csv, write_json
-from cxr_tf.settings import Predict
+from cxr_tf.settings import Predict, check_numbers
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +55,7 @@ def predict(settings: Predict) -> None:
     Raises UserError, with nothing written, for a bad image (unless --on-bad-image nan), a model or
     a server that is none, and an output that is there already.
     """
+    check_numbers(settings)
     drawn = settings.signature in PICTURES
     output = check_output(settings)
     paths = find_images(settings.images)

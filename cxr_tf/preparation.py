@@ -24,7 +24,7 @@ from cxr_tf.data.catalog import (
 from cxr_tf.data.inspection import Inspection, inspect_images, warnings
 from cxr_tf.errors import UserError
 from cxr_tf.runs import Run, write_csv
-from cxr_tf.settings import PrepareData
+from cxr_tf.settings import PrepareData, check_numbers
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +34,7 @@ def prepare(settings: PrepareData) -> None:
 
     Raises UserError, after all is written and said, for what would stop a training.
     """
+    check_numbers(settings)
     if settings.check:
         _check(settings)
         return

@@ -5,15 +5,48 @@ answers at once.
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
+
+from cxr_tf.errors import UserError
 
 Task = Literal["binary", "three_class", "labels"]
 BackboneName = Literal["resnet50", "vgg16", "alexnet"]
 Precision = Literal["auto", "float32", "mixed_bfloat16", "mixed_float16"]
 Engine = Literal["auto", "tensorflow", "openvino"]
 EnginePrecision = Literal["float32", "bfloat16"]
+
+
+# The least that a number may be, wherever a job has one of that name.
+LEAST = {
+    **{"seed": 0, "batch_size": 1, "epochs": 0, "patience": 1, "resamples": 1, "count": 0},
+    **{"augmentation": 0, "autoencoder_epochs": 1},
+}
+ABOVE_ZERO = ("learning_rate", "timeout")
+LARGEST_SEED = 2**32 - 1
+
+
+def check_numbers(settings: Any, **least: int) -> None:
+    """Raises UserError for a number out of its range, not finite or no number, naming the flag.
+
+    least: where a job asks for more than LEAST. None is a default that is settled later.
+    """
+
+    def refuse(field: str, asked: str) -> None:
+        flag = "--" + field.replace("_", "-")
+        raise UserError(f"{flag} must be {asked}, not {getattr(settings, field)}")
+
+    for field, smallest in {**LEAST, **least}.items():
+        value = getattr(settings, field, None)
+        if value is not None and not smallest <= value < float("inf"):
+            refuse(field, f"at least {smallest}")
+    for field in ABOVE_ZERO:
+        value = getattr(settings, field, None)
+        if value is not None and not 0 < value < float("inf"):
+            refuse(field, "above 0")
+    if (getattr(settings, "seed", None) or 0) > LARGEST_SEED:
+        refuse("seed", f"at most {LARGEST_SEED}")
 
 
 @dataclass(frozen=True)

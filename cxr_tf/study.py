@@ -57,6 +57,7 @@ from cxr_tf.settings import (
     TrainAutoencoder,
     TrainClassifier,
     TrainingBudget,
+    check_numbers,
 )
 from cxr_tf.training import duration, resolve_precision
 
@@ -221,10 +222,9 @@ def resolve(settings: RunStudy) -> RunStudy:
         raise UserError(f"--name is longer than {LONGEST_NAME} characters")
     if settings.image_size < backbones.SMALLEST_SIZE:  # type: ignore[operator]
         raise UserError(f"--image-size must be at least {backbones.SMALLEST_SIZE}")
-    if settings.autoencoder_epochs < 1:  # type: ignore[operator]
-        raise UserError("--autoencoder-epochs must be at least 1")
+    check_numbers(settings)
     for task in QUESTIONS:
-        classification.check_budget(training_budget(settings, task))
+        check_numbers(training_budget(settings, task))
     if settings.epochs == 0 and "none" in weights.values():
         raise UserError("--epochs 0 trains the head alone, which needs weights for every backbone")
     return settings

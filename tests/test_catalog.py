@@ -284,6 +284,16 @@ def test_a_list_with_labels_of_its_own(tmp_path: Path, write: Write) -> None:
     assert "--task labels" in refusal(lambda: catalog.labels("binary"))
 
 
+def test_one_strange_label_is_the_only_one_named(tmp_path: Path, write: Write) -> None:
+    names = ("NORMAL", "Bacteria", "COVID", "PNEUMONIA")
+    for name in names:
+        write(f"{name}.png")
+    source = listing(tmp_path, "\n".join(["path,label", *(f"{n}.png,{n}" for n in names)]))
+    catalog = open_catalog(source, resplit=False)
+    told = refusal(lambda: catalog.labels("binary"))
+    assert "label 'COVID' is none of the classes normal, pneumonia" in told
+
+
 def test_positive_is_the_second_of_two(tmp_path: Path, write: Write) -> None:
     for number in range(12):
         write(f"{number}.png")

@@ -170,6 +170,20 @@ def mistakes():
         ".csv or .json",
         (*("predict.py", "--model", "m", "--images", "text.jpeg", "--output", "x.xls"),),
     )
+    predict = ("predict.py", "--model", "saved_models/tiny-vgg16", "--images", "xrays/test")
+    evaluate = ("evaluate.py", "--model", "saved_models/tiny-vgg16", "--data", "xrays")
+    fit_knn = ("fit_knn.py", "--classifier", "logs/classifier/tiny-vgg16")
+    yield "--batch-size must be at least 1, not -3", (*predict, "--batch-size", "-3")
+    yield "--timeout must be above 0, not nan", (*predict, "--timeout", "nan")
+    yield "--batch-size must be at least 1, not 0", (*evaluate, "--batch-size", "0")
+    yield "--resamples must be at least 1, not -2", (*evaluate, "--resamples", "-2")
+    yield "--augmentation must be at least 0, not nan", (*train, "--augmentation", "nan")
+    yield "--learning-rate must be above 0, not inf", (*train, "--learning-rate", "inf")
+    yield "--seed must be at least 0, not -1", (*fit_knn, "--seed", "-1")
+    for script in ("train_classifier.py", "compare_backbones.py", "train_autoencoder.py"):
+        yield "--seed must be at least 0, not -1", (script, "--data", "xrays", "--seed", "-1")
+    yield "--seed must be at most", ("run_study.py", "--data", "xrays", "--seed", str(2**32))
+    yield "--seed must be at least 0, not -1", ("prepare_data.py", "--out", "x", "--seed", "-1")
     yield "not a run directory", ("compare_backbones.py", "--runs", "xrays")
 
 

@@ -33,7 +33,7 @@ from cxr_tf.benchmark.training import finetuning, transfer
 from cxr_tf.errors import UserError
 from cxr_tf.models import backbones
 from cxr_tf.runs import check_name, write_json
-from cxr_tf.settings import Benchmark
+from cxr_tf.settings import Benchmark, check_numbers
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +99,7 @@ def benchmark(settings: Benchmark) -> Path:
 
 def check(settings: Benchmark) -> None:
     """Raises UserError for an unknown job and for a number out of its range, naming the flag."""
+    check_numbers(settings)
     if unknown := [job for job in settings.jobs if job not in JOBS]:
         raise UserError(f"unknown job '{unknown[0]}'; known: {', '.join(JOBS)}")
     for flag, value, least in (

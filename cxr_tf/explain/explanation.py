@@ -34,7 +34,7 @@ from cxr_tf.explain import cams, faithfulness, occlusion
 from cxr_tf.explain.network import in_float32
 from cxr_tf.prediction import find_images
 from cxr_tf.runs import Run, atomically, check_name, open_run, refuse_existing
-from cxr_tf.settings import Explain
+from cxr_tf.settings import Explain, check_numbers
 
 log = logging.getLogger(__name__)
 
@@ -237,10 +237,7 @@ def explain(settings: Explain) -> Run:
 
 def check(settings: Explain) -> None:
     """Raises UserError for a number out of its range, naming the flag."""
-    if settings.batch_size < 1:
-        raise UserError(f"--batch-size must be at least 1, not {settings.batch_size}")
-    if settings.count < 0:
-        raise UserError(f"--count must be at least 0 (all), not {settings.count}")
+    check_numbers(settings)
     if not 0 <= settings.refine < 1:
         raise UserError(f"--refine must be a share from 0 to below 1, not {settings.refine}")
     if settings.images and settings.data:

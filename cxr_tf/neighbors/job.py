@@ -33,7 +33,7 @@ from cxr_tf.neighbors.embeddings import (
 )
 from cxr_tf.neighbors.storage import check_agreement, write_knn
 from cxr_tf.runs import Run, open_run, refuse_existing, write_csv
-from cxr_tf.settings import FitKnn
+from cxr_tf.settings import FitKnn, check_numbers
 
 log = logging.getLogger(__name__)
 
@@ -234,8 +234,7 @@ def resolve(settings: FitKnn, classifier: Classifier) -> FitKnn:
             "a SavedModel does not say what it was trained on: give --data (and --seed, if the "
             "folder has no split folders)"
         )
-    if settings.batch_size < 1:
-        raise UserError("--batch-size must be at least 1")
+    check_numbers(settings)
     settings = dataclasses.replace(
         settings,
         data=settings.data or (known or {})["data"],
