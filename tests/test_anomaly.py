@@ -248,6 +248,39 @@ def test_the_plain_autoencoder_and_a_folder_without_a_sick_image(
     assert measured["test"]["auroc"] is None and measured["test"]["specificity"] is not None
 
 
+@pytest.mark.parametrize(("radius", "sigma"), [(1, 0.3), (3, 1.0), (12, 4.0)])
+def test_blur_is_scipys(radius: int, sigma: float) -> None:
+    from scipy.ndimage import gaussian_filter
+
+    from cxr_tf.models.context import gaussian
+
+    images = np.random.default_rng(0).normal(size=(2, 32, 20, 1)).astype(np.float32)
+    expected = gaussian_filter(
+        images.astype(float), (0, sigma, sigma, 0), radius=(0, radius, radius, 0)
+    )
+    found = np.asarray(gaussian(images, radius=radius, sigma=sigma))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_context_sees_haze_in_the_lungs_and_not_another_exposure() -> None:
+    from cxr_tf.anomaly import fit_context
+    from cxr_tf.data.phantom import phantom
+
+    drawn = [phantom("normal", seed=8, patient=i, size=128) for i in range(48)]
+    healthy = np.stack([p.image for p in drawn])[..., None]
+    lungs = np.stack([p.lungs for p in drawn])[..., None]
+    context = fit_context(healthy[:40])
+    seen = healthy[40:].astype(np.float32)
+    errors = np.asarray(context(seen))
+    outside = np.asarray(context.region).reshape(16, 16) == 0
+    assert outside.any() and not errors[:, outside].any()
+    # Whatever the scanner makes of the grey levels as a whole.
+    np.testing.assert_allclose(context(0.6 * seen + 20), errors, atol=0.3)
+    hazy = np.where(lungs[40:], 0.5 * seen + 70, seen)
+    rise = (np.asarray(context(hazy)) - errors)[:, ~outside].mean(axis=(0, 1))
+    assert (rise > 0.5).all(), rise  # brighter, and less of the fine and of the coarse detail
+
+
 def test_structural_similarity_is_tensorflows(tmp_path: Path) -> None:
     import tensorflow as tf
 
