@@ -141,19 +141,9 @@ def load_images(paths: Sequence[str], size: int) -> tuple[np.ndarray, dict[int, 
     """
     images = _allocate((len(paths), size, size, 1))
     faults = np.full(len(paths), CORRUPT)
-    blank = tf.zeros([size, size, 1], tf.uint8)
-
-    def read(row: tf.Tensor, path: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        encoded = tf.io.read_file(path)
-        fault = header_fault(encoded)
-        return (
-            *(row, fault),
-            tf.cond(fault == FINE, lambda: decode_radiograph(encoded, size), lambda: blank),
-        )
-
     files = tf.data.Dataset.from_tensor_slices((np.arange(len(paths)), list(paths)))
     # A file that cannot be decoded drops out here; its missing row number tells which it was.
-    decoded = files.map(read, num_parallel_calls=PARALLEL).ignore_errors().batch(64)
+    decoded = files.map(_reader(size), num_parallel_calls=PARALLEL).ignore_errors().batch(64)
     for rows, found, batch in ahead(decoded).as_numpy_iterator():
         images[rows], faults[rows] = batch, found
     reasons = {int(row): FAULTS[faults[row]] for row in np.flatnonzero(faults != FINE)}
@@ -162,6 +152,24 @@ def load_images(paths: Sequence[str], size: int) -> tuple[np.ndarray, dict[int, 
             exists = os.path.exists(paths[row])
             reasons[row] = "no permission to read it" if exists else "no such file"
     return images, reasons
+
+
+@functools.cache
+def _reader(size: int) -> tf.types.experimental.GenericFunction:
+    """(row, path) -> (row, fault, image uint8 [size, size, 1]); traced once for all lists."""
+
+    def read(row: tf.Tensor, path: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        encoded = tf.io.read_file(path)
+        fault = header_fault(encoded)
+        image = tf.cond(
+            fault == FINE,
+            lambda: decode_radiograph(encoded, size),
+            lambda: tf.zeros([size, size, 1], tf.uint8),
+        )
+        return row, fault, image
+
+    given = [tf.TensorSpec([], tf.int64), tf.TensorSpec([], tf.string)]
+    return tf.function(read, input_signature=given, autograph=False)
 
 
 def training_batches(
