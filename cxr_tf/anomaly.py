@@ -8,7 +8,8 @@ painted into their lungs, and learns to give back the healthy image. The epoch i
 on healthy validation images, painted the same way each time.
 
 How it decides. The score joins what the network takes away with what healthy surroundings of the
-lungs let expect in them; the threshold is read off the ROC curve of the validation split, which is
+lungs let expect in them, or is one of the two alone where that parts the validation split better;
+the threshold is read off the ROC curve of the validation split, which is
 the only use of a sick image before the test.
 """
 
@@ -94,7 +95,7 @@ def train_and_evaluate(settings: TrainAutoencoder) -> Run:
     before.
     """
     name = settings.name or f"autoencoder-{settings.model}"
-    score = score_of(settings)
+    known = known_scores(settings)
     refuse_existing(settings.logs, "autoencoder", name, settings)
     serving.check_saved_models(settings.saved_models)
     _check_numbers(settings)
@@ -130,13 +131,13 @@ def train_and_evaluate(settings: TrainAutoencoder) -> Run:
     network = autoencoder.build_network(settings.model, settings.image_size)
     network.set_weights(trainer.get_weights())
 
-    # ------------------------------------------------------------------ threshold, on validation
+    # ------------------------------------------------------------------ choices, on validation
     context = fit_context(train) if settings.model == "restoring" else None
-    model = scoring_model(network, context, healthy_images(val), score)
-    parts = {"val": val, "test": test}
-    ask = asked(model, ("score",))
-    scores = {split: ask(part.images)["score"] for split, part in parts.items()}
-    val_scores = scores["val"]
+    models = {s: scoring_model(network, context, healthy_images(val), s) for s in known}
+    asks = {s: asked(m, ("score",)) for s, m in models.items()}
+    on_val = {s: ask(val.images)["score"] for s, ask in asks.items()}
+    score = settings.score or choose_score(val.labels == 1, on_val)
+    model, val_scores = models[score], on_val[score]
     threshold, rule = choose_threshold(val.labels == 1, val_scores, settings)
     log.info("threshold %.4g: %s", threshold, rule)
     healthy_scores = np.sort(val_scores[val.labels == 0])
@@ -144,7 +145,8 @@ def train_and_evaluate(settings: TrainAutoencoder) -> Run:
     # ------------------------------------------------------------------ evaluation: test, once
     results: dict[str, Any] = {}
     look = asked(model, ("reconstruction", "anomaly_map"))
-    for split, part in parts.items():
+    scores = {"val": val_scores, "test": asks[score](test.images)["score"]}
+    for split, part in (("val", val), ("test", test)):
         own = scores[split]
         results[split] = score_split(part, own, threshold, resamples=settings.resamples)
         write_predictions(run, split, part, own, threshold, percentile(own, healthy_scores))
@@ -164,10 +166,8 @@ def train_and_evaluate(settings: TrainAutoencoder) -> Run:
     }
     results["history"] = state.history
     results["other_scores"] = {
-        other: judge_score(
-            scoring_model(network, context, healthy_images(val), other), val, test, settings
-        )
-        for other in autoencoder.scores_of(settings.model)
+        other: judge_score(asks[other], on_val[other], val, test, settings)
+        for other in known
         if other != score
     }
     lesions = evaluation.lesion_masks(test.catalog, settings.image_size)
@@ -199,15 +199,29 @@ def train_and_evaluate(settings: TrainAutoencoder) -> Run:
     return run
 
 
-def score_of(settings: TrainAutoencoder) -> str:
-    """The score of the settings, or the model's default; UserError for one of the other model."""
+def known_scores(settings: TrainAutoencoder) -> list[str]:
+    """The scores of the model; UserError where the settings ask for one of the other model."""
     known = autoencoder.scores_of(settings.model)
     if settings.score and settings.score not in known:
         raise UserError(
             f"--score {settings.score} does not belong to --model {settings.model}; "
             f"it has {' and '.join(known)}"
         )
-    return settings.score or known[0]
+    return known
+
+
+def choose_score(sick: np.ndarray, scores: dict[str, np.ndarray]) -> str:
+    """The score of the highest AUROC on validation; without sick images there, the first.
+
+    sick: bool [N]; scores: float32 [N] by name. To three digits, and of equals the first.
+    """
+    if not sick.any():
+        return next(iter(scores))
+    areas = {
+        name: round(metrics.detection_scores(sick, own, threshold=np.inf)["auroc"], 3)
+        for name, own in scores.items()
+    }
+    return max(areas, key=lambda name: areas[name])
 
 
 def _check_numbers(settings: TrainAutoencoder) -> None:
@@ -349,7 +363,7 @@ class Judge:
         writer: tf.summary.SummaryWriter,
     ) -> None:
         # The context is fitted once, and knows nothing of epochs.
-        watched = score_of(settings)
+        watched = settings.score or known_scores(settings)[0]
         watched = "removed" if watched in ("combined", "context") else watched
         model = autoencoder.build_autoencoder(network, watched)
         self._score = asked(model, ("score",))
@@ -487,16 +501,16 @@ def score_split(
 
 
 def judge_score(
-    model: keras.Model, val: Data, test: Data, settings: TrainAutoencoder
+    ask: Ask, on_val: np.ndarray, val: Data, test: Data, settings: TrainAutoencoder
 ) -> dict[str, dict[str, Any]]:
-    """{"val": table, "test": table} of a score that was not asked for, to compare."""
-    ask = asked(model, ("score",))
-    parts = {"val": val, "test": test}
-    scores = {split: ask(part.images)["score"] for split, part in parts.items()}
-    threshold, _ = choose_threshold(val.labels == 1, scores["val"], settings)
+    """{"val": table, "test": table} of a score that was not taken, to compare."""
+    threshold, _ = choose_threshold(val.labels == 1, on_val, settings)
     return {
-        split: score_split(parts[split], own, threshold, resamples=settings.resamples)
-        for split, own in scores.items()
+        split: score_split(part, own, threshold, resamples=settings.resamples)
+        for split, part, own in (
+            ("val", val, on_val),
+            ("test", test, ask(test.images)["score"]),
+        )
     }
 
 
@@ -620,7 +634,8 @@ def write_tensorboard_summary(
     shown = ("model", "image_size", "epochs", "batch_size", "learning_rate", "augmentation")
     with writer.as_default(step=0):
         hparams.hparams(
-            {**{k: getattr(settings, k) for k in shown}, "score": score_of(settings)}, trial_id=name
+            {**{k: getattr(settings, k) for k in shown}, "score": results["model"]["score"]},
+            trial_id=name,
         )
         for split in ("val", "test"):
             for metric in ("auroc", "accuracy", "recall", "specificity", "f1"):

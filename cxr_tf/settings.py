@@ -283,8 +283,9 @@ class TrainAutoencoder:
     """restoring: takes painted opacities out of healthy lungs. plain: squeezes the image through a
     code of 128 numbers; far weaker here, kept to compare."""
     score: Literal["", "combined", "context", "removed", "mark", "mse", "ssim"] = ""
-    """What an anomaly is judged by. restoring: combined (default), context, removed or mark. plain:
-    mse (default) or ssim."""
+    """What an anomaly is judged by. restoring: combined, context, removed or mark. plain: mse or
+    ssim. Default: the one with the highest AUROC on validation; the first of them where there is no
+    sick image."""
     image_size: int = 224
     """Side of the square that images are resized to, in pixels. restoring: a multiple of 32 from
     128 on, of which the network sees half. plain: a multiple of 16 from 64 on."""

@@ -28,6 +28,7 @@ def settings_for(data: Path, root: Path, **changed) -> TrainAutoencoder:
     settings = {
         "data": str(data),
         "image_size": 128,
+        "score": "combined",
         "batch_size": 8,
         "epochs": 2,
         "resamples": 5,
@@ -303,6 +304,14 @@ SICK = np.array([False] * 10 + [True] * 10)
 SCORES = np.concatenate([np.linspace(0.1, 1.0, 10), np.linspace(0.65, 1.55, 10)]).astype(np.float32)
 
 
+def test_the_score_is_chosen_on_validation() -> None:
+    from cxr_tf.anomaly import choose_score
+
+    scores = {"combined": -SCORES, "context": SCORES, "removed": 2 * SCORES}
+    assert choose_score(SICK, scores) == "context"  # of equals the first
+    assert choose_score(np.zeros(20, bool), scores) == "combined"
+
+
 @pytest.mark.parametrize(
     ("asked", "false_alarms", "least_sensitivity"),
     [({}, 0, 0.6), ({"max_false_alarm": 0.1}, 1, 0.7), ({"min_sensitivity": 0.8}, 2, 0.8)],
@@ -336,7 +345,7 @@ def test_without_sick_images_the_threshold_is_a_quantile_and_says_so() -> None:
         ({"score": "ssim"}, "does not belong to --model restoring"),
         ({"image_size": 208}, "multiple of 32 from 128 on"),
         ({"image_size": 96}, "multiple of 32 from 128 on"),
-        ({"model": "plain", "image_size": 72}, "multiple of 16 from 64 on"),
+        ({"model": "plain", "score": "", "image_size": 72}, "multiple of 16 from 64 on"),
         ({"max_false_alarm": 0.1, "min_sensitivity": 0.9}, "not both"),
         ({"max_false_alarm": 1.5}, "between 0 and 1"),
         ({"epochs": 0}, "--epochs must be at least 1"),
