@@ -8,9 +8,9 @@ painted into their lungs, and learns to give back the healthy image. The epoch i
 on healthy validation images, painted the same way each time.
 
 How it decides. The score joins what the network takes away with what healthy surroundings of the
-lungs let expect in them, or is one of the two alone where that parts the validation split better;
-the threshold is read off the ROC curve of the validation split, which is
-the only use of a sick image before the test.
+lungs let expect in them, or is one of the two alone where that parts the validation split better.
+The threshold is read off the ROC curve of the validation split. These two choices are the only use
+of a sick image before the test.
 """
 
 import dataclasses
