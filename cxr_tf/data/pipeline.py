@@ -51,7 +51,7 @@ def decode_radiograph(encoded: tf.Tensor, size: int) -> tf.Tensor:
     image is squashed to the square with an antialiased bilinear filter, not cropped or padded:
     aspect ratio differs between the classes of the Kermany data, and a border would show it.
     """
-    is_jpeg = tf.strings.substr(encoded, 0, 3) == b"\xff\xd8\xff"
+    is_jpeg = _is_jpeg(encoded)
     image, sides = tf.cond(
         is_jpeg, lambda: _decode_jpeg(encoded, size), lambda: _decode_other(encoded)
     )
@@ -71,6 +71,10 @@ def decode_radiograph(encoded: tf.Tensor, size: int) -> tf.Tensor:
         lambda: tf.image.rgb_to_grayscale(tf.ensure_shape(resized, [size, size, 3])),
     )
     return tf.saturate_cast(tf.round(tf.ensure_shape(gray, [size, size, 1])), tf.uint8)
+
+
+def _is_jpeg(encoded: tf.Tensor) -> tf.Tensor:
+    return tf.strings.substr(encoded, 0, 3) == b"\xff\xd8\xff"
 
 
 def _decode_jpeg(encoded: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]:
@@ -108,7 +112,7 @@ def header_fault(encoded: tf.Tensor) -> tf.Tensor:
     Fails, as decoding would, on a JPEG whose header is damaged.
     """
     length = tf.strings.length(encoded)
-    is_jpeg = tf.strings.substr(encoded, 0, 3) == b"\xff\xd8\xff"
+    is_jpeg = _is_jpeg(encoded)
     is_png = tf.strings.substr(encoded, 0, 8) == b"\x89PNG\r\n\x1a\n"
     # PNG, 11.2.2: width and height stand first in the first chunk, as big-endian integers.
     has_sides = tf.logical_and(is_png, length >= 24)
