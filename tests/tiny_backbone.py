@@ -8,8 +8,9 @@ from cxr_tf.models import backbones
 
 
 def features(x: keras.KerasTensor) -> keras.KerasTensor:
+    x = x / 128
     for block, filters in (("conv1", 8), ("conv2", 16)):
-        x = keras.layers.Conv2D(filters, 5, strides=4, name=f"{block}_conv")(x / 128 - 1)
+        x = keras.layers.Conv2D(filters, 5, strides=4, name=f"{block}_conv")(x)
         x = keras.layers.BatchNormalization(name=f"{block}_bn")(x)
         x = keras.layers.Activation("relu", name=f"{block}_relu")(x)
         x = keras.layers.Dropout(0.3, name=f"{block}_dropout")(x)
