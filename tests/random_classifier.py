@@ -27,8 +27,8 @@ def random_classifier(
             w.assign(rng.uniform(0.5, 1.5, shape))
         elif len(shape) == 1:
             w.assign(rng.normal(0, 0.1, shape))
-        elif len(shape) == 4:
-            w.assign(rng.normal(0, np.sqrt(2 / np.prod(shape[:3])), shape))
+        else:  # kernels: the last axis is what comes out
+            w.assign(rng.normal(0, np.sqrt(2 / np.prod(shape[:-1])), shape))
     network = read_network(in_float32(model))
     scores = np.asarray(network.scores(network.standardise(drawings(2, size))))
     return calibrated(model, float(np.ptp(scores, axis=1).max()) / 2)
