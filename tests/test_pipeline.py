@@ -271,7 +271,7 @@ def test_width_and_height_are_scaled_apart() -> None:
         places = centre_of(moved(squares((24, 24)), only(column, -1, 0, 1)))
         np.testing.assert_allclose(places[:, kept], places[1, kept], atol=0.3)
         wider, _, narrower = places[:, scaled] / places[1, scaled]
-        assert 1.03 < wider < 1.14
+        assert 1.1 < wider < 1.2
         assert wider * narrower == pytest.approx(1, abs=0.02)
 
 
