@@ -15,6 +15,7 @@ import tensorflow as tf
 from cxr_tf import figures, metrics, serving
 from cxr_tf.data import catalog as catalogs
 from cxr_tf.data import medmnist, pipeline
+from cxr_tf.data.shifts import SHIFTS
 from cxr_tf.errors import UserError
 from cxr_tf.runs import Run, open_run
 from cxr_tf.settings import Evaluate, check_numbers
@@ -113,6 +114,8 @@ def evaluate(settings: Evaluate) -> Run:
     approximate = served.precision != "float32"
     if approximate and served.card["kind"] != "classifier":
         raise UserError(f"--engine-precision {served.precision} is for classifiers: leave it out")
+    if settings.shifts and served.card["kind"] != "classifier":
+        raise UserError("--shifts is for classifiers: leave it out")
     if served.card["kind"] == "autoencoder":
         from cxr_tf import anomaly  # which imports this module
 
@@ -126,12 +129,42 @@ def evaluate(settings: Evaluate) -> Run:
     split, threshold = settings.split, served.card.get("threshold", 0.5)
     run.write_predictions(split, part.catalog, part.labels, probabilities, predicted, part.classes)
     scores = score(part, probabilities, predicted, resamples=settings.resamples)
-    draw_split(run, split, part, probabilities, threshold, run.writer(), scores)
+    writer = run.writer()
+    draw_split(run, split, part, probabilities, threshold, writer, scores)
+    if settings.shifts:
+        scores["shifts"] = under_shifts(served, part, batch_size=settings.batch_size)
+        figure = figures.shifts({"as they are": scores, **scores["shifts"]}, part.classes)
+        run.write_figure(f"shifts-{split}", figure, writer)
     ran_on = {"name": served.engine_of("serving_default"), "precision": served.precision, **cost}
     model = {"saved_model": str(served.folder), **served.card}
     run.write_metrics({split: scores, "model": model, "engine": ran_on})
     log.info("%s\nrun: %s", result_line(split, scores), run.directory)
     return run
+
+
+def under_shifts(
+    served: serving.ServedModel, part: Data, *, batch_size: int
+) -> dict[str, dict[str, float]]:
+    """The scores of a classifier on a split under each shift of `data.shifts`; logged as a table.
+
+    Through the signature `tensor`, from the decoded images on.
+    """
+    call = served.signature("tensor")
+    width = max(map(len, SHIFTS))
+    found = {}
+    log.info("  %s  AUROC  accuracy  recall  specificity", "under a shift".ljust(width))
+    for name, shift in SHIFTS.items():
+        answers = []
+        for start in range(0, len(part.labels), batch_size):
+            shifted = shift(part.images[start : start + batch_size])
+            answers.append(call(images=pipeline.to_rgb(tf.constant(shifted)))["probabilities"])
+        probabilities = np.concatenate(answers)
+        predicted = serving.decide(tf.constant(probabilities), served.card["threshold"]).numpy()
+        scores = metrics.classification_scores(part.labels, probabilities, predicted, part.classes)
+        found[name] = {k: float(v) for k, v in scores.items()}
+        told = [scores[k] for k in ("auroc", "accuracy", "recall", "specificity")]
+        log.info("  %s  %.3f     %.3f   %.3f        %.3f", name.ljust(width), *told)
+    return found
 
 
 def precision_cost(settings: Evaluate, served: serving.ServedModel) -> dict[str, float]:

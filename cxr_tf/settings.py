@@ -144,6 +144,9 @@ class Evaluate:
     engine_precision: EnginePrecision = "float32"
     """bfloat16 is faster where the CPU has it, and less exact: what it costs in AUROC on validation
     is measured and printed. Needs --engine openvino."""
+    shifts: bool = False
+    """Also score the images framed, exposed and stored otherwise, as those of another hospital may
+    be; for classifiers."""
     batch_size: int = 32
     resamples: int = 1000
     seed: int = 0

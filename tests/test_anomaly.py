@@ -186,6 +186,9 @@ def test_evaluating_the_export_repeats_the_run(
     from cxr_tf.settings import Evaluate
 
     model = str(Path(finished.saved_models) / "run")
+    with pytest.raises(UserError, match="--shifts is for classifiers"):
+        evaluate(Evaluate(model=model, data=str(chests), logs=str(tmp_path), shifts=True))
+    assert not list(tmp_path.iterdir())
     again = evaluate(
         Evaluate(model=model, data=str(chests), logs=str(tmp_path), resamples=5, batch_size=7)
     )

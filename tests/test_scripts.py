@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from cxr_tf.data.phantom import write_phantoms
+from cxr_tf.data.shifts import SHIFTS
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 TINY = ["--image-size", "64", "--epochs", "1", "--batch-size", "16", "--resamples", "20"]
@@ -34,17 +35,25 @@ def run(script, *arguments, capsys=None):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A working directory with phantoms and the comparison of three backbones on them."""
+    """A working directory with phantoms and the comparison of three backbones on them.
+
+    AlexNet is real; `make quickstart` has all three. In bfloat16, because what is measured and
+    served is float32 all the same.
+    """
+    from tiny_backbone import in_place_of
+
     folder = tmp_path_factory.mktemp("place")
     before = Path.cwd()
     os.chdir(folder)
     try:
         write_phantoms(folder / "xrays", count=80, size=64, seed=3)
-        code, _, _ = run(
-            "compare_backbones.py",
-            *("--data", "xrays", "--name", "tiny", *TINY),
-            *("--vgg16-weights", "none", "--resnet50-weights", "none"),
-        )
+        with in_place_of("vgg16", "resnet50"):
+            code, _, _ = run(
+                "compare_backbones.py",
+                *("--data", "xrays", "--name", "tiny", *TINY),
+                *("--vgg16-weights", "none", "--resnet50-weights", "none"),
+                *("--precision", "mixed_bfloat16"),
+            )
         assert code == 0
         yield folder
     finally:
@@ -97,6 +106,7 @@ def test_comparison_writes_what_is_promised(here):
 def test_finished_comparison_is_kept_and_refused_without_resume(here, capsys):
     arguments = ("--data", "xrays", "--name", "tiny", *TINY)
     weights = ("--vgg16-weights", "none", "--resnet50-weights", "none")
+    weights += ("--precision", "mixed_bfloat16")
     before = (here / "logs/compare/tiny/metrics.json").stat().st_mtime_ns
     code, _, err = run("compare_backbones.py", *arguments, *weights, capsys=capsys)
     assert code == 2 and "exists" in err and len(err.splitlines()) == 1
@@ -117,13 +127,16 @@ def test_comparing_finished_runs(here, capsys):
 def test_evaluate_gives_the_measured_scores(here, capsys):
     # Not the ResNet50: after one epoch it is so sure that in float32 its probabilities are ties.
     model = "saved_models/tiny-alexnet"
-    code, _, _ = run("evaluate.py", "--model", model, "--data", "xrays", "--split", "test",
-                     "--resamples", 20, "--name", "again", capsys=capsys)  # fmt: skip
+    code, told, _ = run("evaluate.py", "--model", model, "--data", "xrays", "--split", "test",
+                     "--resamples", 20, "--name", "again", "--shifts", capsys=capsys)  # fmt: skip
     assert code == 0
+    assert "framed lower" in told and (here / "logs/evaluate/again/figures/shifts-test.png").exists()
     again = json.loads((here / "logs/evaluate/again/metrics.json").read_text())["test"]
     first = json.loads((here / "logs/classifier/tiny-alexnet/metrics.json").read_text())["test"]
     for metric in ("auroc", "accuracy", "brier", "loss"):
         assert again[metric] == pytest.approx(first[metric], abs=1e-4)
+    assert again["shifts"].keys() == SHIFTS.keys()
+    assert all(abs(again["shifts"][name]["loss"] - first["loss"]) > 1e-6 for name in SHIFTS)
 
 
 def test_predict_gives_the_measured_probabilities(here, capsys):
