@@ -31,11 +31,10 @@ def run_tiny_study(root: Path) -> RunStudy:
 
     Run once for all test modules that name the same folder.
     """
-    from tiny_backbone import register
+    from tiny_backbone import in_place_of
 
     from cxr_tf import anomaly, evaluation
     from cxr_tf.data.phantom import write_phantoms
-    from cxr_tf.models import backbones
     from cxr_tf.study import run_study
 
     data = root / "phantoms"
@@ -56,17 +55,10 @@ def run_tiny_study(root: Path) -> RunStudy:
         logs=str(root / "logs"),
         saved_models=str(root / "saved_models"),
     )
-    before = dict(backbones.BACKBONES)
-    register()
-    backbones.BACKBONES.update(dict.fromkeys(BACKBONES, backbones.BACKBONES["tiny"]))
-    try:
-        with pytest.MonkeyPatch.context() as patch:
-            for module in (evaluation, anomaly):  # the report shows nothing of validation
-                patch.setattr(module, "draw_split", of_test_only(module.draw_split))
-            run_study(settings)
-    finally:
-        backbones.BACKBONES.clear()
-        backbones.BACKBONES.update(before)
+    with in_place_of(*BACKBONES), pytest.MonkeyPatch.context() as patch:
+        for module in (evaluation, anomaly):  # the report shows nothing of validation
+            patch.setattr(module, "draw_split", of_test_only(module.draw_split))
+        run_study(settings)
     return settings
 
 
