@@ -130,7 +130,9 @@ def test_evaluate_gives_the_measured_scores(here, capsys):
     code, told, _ = run("evaluate.py", "--model", model, "--data", "xrays", "--split", "test",
                      "--resamples", 20, "--name", "again", "--shifts", capsys=capsys)  # fmt: skip
     assert code == 0
-    assert "framed lower" in told and (here / "logs/evaluate/again/figures/shifts-test.png").exists()
+    assert (
+        "framed lower" in told and (here / "logs/evaluate/again/figures/shifts-test.png").exists()
+    )
     again = json.loads((here / "logs/evaluate/again/metrics.json").read_text())["test"]
     first = json.loads((here / "logs/classifier/tiny-alexnet/metrics.json").read_text())["test"]
     for metric in ("auroc", "accuracy", "brier", "loss"):
