@@ -12,7 +12,6 @@ import numpy as np
 import tensorflow as tf
 
 from cxr_tf.data.pipeline import (
-    FRAMING,
     PARALLEL,
     affine,
     ahead,
@@ -147,18 +146,18 @@ def restoration_batches(
     return ahead(stream.map(finish, num_parallel_calls=PARALLEL))
 
 
-def another_exposure(images: np.ndarray, seed: int, strength: float = 1.0) -> np.ndarray:
+def another_exposure(images: np.ndarray, seed: int) -> np.ndarray:
     """A copy of each image as another scanner and another day would give it, nothing covered.
 
     images: uint8 [N, S, S, 1]; the same size and type come back. It moves and sharpens as the
-    classifier's augmentation does, framed less differently, the same way for the same seed.
+    classifier's augmentation does, its width and height by up to 7 % only, the same way for the
+    same seed.
     """
     draws = augmentation_draws(len(images), tf.constant([seed, -1], tf.int64)).numpy()
-    draws[:, 1:3] *= 0.07 / FRAMING  # width and height by up to 7 %
     draws[:, 11] = 1.0  # no cutout
     changed = np.empty_like(images)
     for i in range(0, len(images), 256):
-        part = augment(images[i : i + 256], tf.constant(draws[i : i + 256]), strength)
+        part = augment(images[i : i + 256], tf.constant(draws[i : i + 256]), framing=0.07)
         changed[i : i + 256] = np.round(part.numpy())
     return changed
 

@@ -274,11 +274,14 @@ def augmentation_draws(count: int, seed: tf.Tensor) -> tf.Tensor:
     return tf.random.stateless_uniform([count, AUGMENTATION_DRAWS], seed, -1.0, 1.0)
 
 
-def augment(images: tf.Tensor, draws: tf.Tensor, strength: float = 1.0) -> tf.Tensor:
+def augment(
+    images: tf.Tensor, draws: tf.Tensor, strength: float = 1.0, *, framing: float = FRAMING
+) -> tf.Tensor:
     """Random exposure, position and cutout of whole batches, without a Python loop over images.
 
     images: uint8 or float32 [B, S, S, 1] in 0..255. draws: float32 [B, 14] in -1..1, which alone
-    decide what happens to each. strength scales every range. Returns float32 [B, S, S, 1], 0..255.
+    decide what happens to each. strength scales every range, that of the framing to 22 % at most.
+    framing: how far width and height are scaled, as a logarithm. Returns float32 [B, S, S, 1].
 
     At strength 1: rotation up to 4 degrees; width and height scaled apart by up to 16 %; shift up
     to 4 %; gamma 0.79 to 1.27; contrast and brightness up to 12 %; fine detail (what a 3x3 blur
@@ -295,12 +298,12 @@ def augment(images: tf.Tensor, draws: tf.Tensor, strength: float = 1.0) -> tf.Te
     # A quarter keep their place. Interpolation blurs, and a network that has only seen blurred
     # images takes every sharp one for healthy.
     moved = tf.cast(draws[:, 12] < 0.5, tf.float32)
-    framing = min(FRAMING * strength, WIDEST_FRAMING) * moved
+    scaled = min(framing * strength, WIDEST_FRAMING) * moved
     images = affine(
         images,
         angle=0.07 * u[0] * moved,
-        scale_x=tf.exp(framing * draws[:, 1]),
-        scale_y=tf.exp(framing * draws[:, 2]),
+        scale_x=tf.exp(scaled * draws[:, 1]),
+        scale_y=tf.exp(scaled * draws[:, 2]),
         shift_x=0.04 * size * u[3] * moved,
         shift_y=0.04 * size * u[4] * moved,
     )
