@@ -131,13 +131,14 @@ def evaluate(settings: Evaluate) -> Run:
     scores = score(part, probabilities, predicted, resamples=settings.resamples)
     writer = run.writer()
     draw_split(run, split, part, probabilities, threshold, writer, scores)
+    shifted: dict[str, Any] = {}
     if settings.shifts:
-        scores["shifts"] = under_shifts(served, part, batch_size=settings.batch_size)
-        figure = figures.shifts({"as they are": scores, **scores["shifts"]}, part.classes)
+        shifted["shifts"] = under_shifts(served, part, batch_size=settings.batch_size)
+        figure = figures.shifts({"as they are": scores, **shifted["shifts"]}, part.classes)
         run.write_figure(f"shifts-{split}", figure, writer)
     ran_on = {"name": served.engine_of("serving_default"), "precision": served.precision, **cost}
     model = {"saved_model": str(served.folder), **served.card}
-    run.write_metrics({split: scores, "model": model, "engine": ran_on})
+    run.write_metrics({split: scores, **shifted, "model": model, "engine": ran_on})
     log.info("%s\nrun: %s", result_line(split, scores), run.directory)
     return run
 
@@ -147,7 +148,7 @@ def under_shifts(
 ) -> dict[str, dict[str, float]]:
     """The scores of a classifier on a split under each shift of `data.shifts`; logged as a table.
 
-    Through the signature `tensor`, from the decoded images on.
+    Through the signature `tensor`, from the decoded images on, which TensorFlow runs.
     """
     call = served.signature("tensor")
     width = max(map(len, SHIFTS))

@@ -143,7 +143,7 @@ def shifts(scores: Mapping[str, Mapping[str, Any]], classes: Sequence[str]) -> F
     axes.invert_yaxis()
     axes.set(xlabel="recall", xlim=(-0.02, 1.02))
     axes.grid(axis="x", color="0.9")
-    axes.legend(loc="lower left")
+    figure.legend(loc="outside upper center", ncols=len(classes), frameon=False)
     return figure
 
 

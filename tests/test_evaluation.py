@@ -72,3 +72,27 @@ def test_runs_that_list_their_images_in_another_order_are_not_compared() -> None
     two = Predictions(names, names, labels[order], probabilities[order], one.predicted[order])
     with pytest.raises(UserError, match="another order"):
         check_same_rows({"one": one, "two": two})
+
+
+def test_each_shift_is_scored_on_images_shifted_by_it(unsplit: Path) -> None:
+    import tensorflow as tf
+
+    from cxr_tf.data.shifts import SHIFTS
+    from cxr_tf.evaluation import Data, decode, under_shifts
+
+    catalog, images = decode(catalogs.open_catalog(str(unsplit), seed=3), 64, skip=False)
+    part = Data(catalog, images, catalog.labels("binary"), CLASSES)
+    middle = np.median(images.mean(axis=(1, 2, 3)))
+
+    def by_brightness(images: tf.Tensor) -> dict[str, tf.Tensor]:
+        p = tf.sigmoid((tf.reduce_mean(images, axis=[1, 2, 3]) - middle) / 8)
+        return {"probabilities": tf.stack([1 - p, p], axis=1)}
+
+    served = SimpleNamespace(signature={"tensor": by_brightness}.get, card={"threshold": 0.3})
+    found = under_shifts(served, part, batch_size=7)
+    limit = middle + 8 * np.log(0.3 / 0.7)
+    for name, shift in SHIFTS.items():
+        called = shift(images).astype(np.float64).mean(axis=(1, 2, 3)) >= limit
+        assert found[name]["recall"] == pytest.approx(called[part.labels == 1].mean()), name
+        assert found[name]["specificity"] == pytest.approx(1 - called[part.labels == 0].mean())
+    assert found["brighter"]["recall"] > found["darker"]["recall"]
