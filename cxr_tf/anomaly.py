@@ -341,6 +341,7 @@ def training_batches(
         return opacities.restoration_batches(train, opacities.lung_fields(train), **common)
     stream = pipeline.training_batches(train, np.zeros(len(train), np.int64), **common)
 
+    @pipeline.as_written
     def to_itself(images: tf.Tensor, _: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         standardised = opacities.standardised(images[..., :1])
         return standardised, {"reconstruction": standardised}

@@ -37,8 +37,8 @@ def run(script, *arguments, capsys=None):
 def place(tmp_path_factory):
     """A working directory with phantoms and the comparison of three backbones on them.
 
-    AlexNet is real; `make quickstart` has all three. In bfloat16, because what is measured and
-    served is float32 all the same.
+    Small ones under their names; `make quickstart` has the real ones. In bfloat16, because what is
+    measured and served is float32 all the same.
     """
     from tiny_backbone import in_place_of
 
@@ -47,7 +47,7 @@ def place(tmp_path_factory):
     os.chdir(folder)
     try:
         write_phantoms(folder / "xrays", count=80, size=64, seed=3)
-        with in_place_of("vgg16", "resnet50"):
+        with in_place_of("vgg16", "resnet50", "alexnet"):
             code, _, _ = run(
                 "compare_backbones.py",
                 *("--data", "xrays", "--name", "tiny", *TINY),

@@ -15,6 +15,7 @@ from cxr_tf.data.pipeline import (
     PARALLEL,
     affine,
     ahead,
+    as_written,
     augment,
     augmentation_draws,
     steps_per_epoch,
@@ -118,6 +119,7 @@ def restoration_batches(
     n, size = images.shape[:2]
     steps = steps_per_epoch(n, batch_size)
 
+    @as_written
     def order(epoch: tf.Tensor) -> tf.data.Dataset:
         epoch_seed = tf.stack([tf.constant(seed, tf.int64), epoch])
         rows = tf.random.experimental.stateless_shuffle(
@@ -128,6 +130,7 @@ def restoration_batches(
         batches = tf.data.Dataset.from_tensor_slices((rows, draws)).batch(batch_size)
         return tf.data.Dataset.zip((batches, tf.data.Dataset.from_tensor_slices(numbers)))
 
+    @as_written
     def gather(batch: tuple[tf.Tensor, tf.Tensor], number: tf.Tensor) -> tuple:
         rows, draws = batch
         chosen = tf.numpy_function(
@@ -136,6 +139,7 @@ def restoration_batches(
         shape = [batch_size, size, size, 1]
         return *(tf.ensure_shape(x, shape) for x in chosen), draws, number
 
+    @as_written
     def finish(image: tf.Tensor, lung: tf.Tensor, draws: tf.Tensor, number: tf.Tensor) -> tuple:
         image, lung = reframe(image, lung, draws, strength)
         healthy = augment(image, _exposure_only(draws), strength)

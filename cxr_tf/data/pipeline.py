@@ -40,6 +40,9 @@ FAULTS = (
 # Width and height of what is shown are scaled by up to this, as a logarithm; and under stress.
 FRAMING, WIDEST_FRAMING = 0.15, 0.2
 
+# For what a tf.data stream calls: autograph would translate its source and find nothing to do.
+as_written = tf.autograph.experimental.do_not_convert
+
 # Files or batches that are prepared at a time.
 PARALLEL = min(os.cpu_count() or 2, 16)
 
@@ -198,6 +201,7 @@ def training_batches(
     steps = steps_per_epoch(n, batch_size)
     size = images.shape[1]
 
+    @as_written
     def order(epoch: tf.Tensor) -> tf.data.Dataset:
         epoch_seed = tf.stack([tf.constant(seed, tf.int64), epoch])
         rows = tf.random.experimental.stateless_shuffle(
@@ -207,11 +211,13 @@ def training_batches(
         draws = tf.gather(augmentation_draws(n, epoch_seed), rows)
         return tf.data.Dataset.from_tensor_slices((rows, draws)).batch(batch_size)
 
+    @as_written
     def gather(rows: tf.Tensor, draws: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         batch = tf.numpy_function(lambda r: images[r], [rows], tf.uint8, stateful=False)
         batch = tf.ensure_shape(batch, [batch_size, size, size, 1])
         return batch, draws, tf.gather(tf.constant(labels, tf.int64), rows)
 
+    @as_written
     def finish(batch: tf.Tensor, draws: tf.Tensor, target: tf.Tensor) -> tuple:
         return to_rgb(augment(batch, draws, strength)), target
 
@@ -235,6 +241,7 @@ def evaluation_batches(
     if stress_seed is not None:
         draws = augmentation_draws(len(images), tf.constant([stress_seed, -1], tf.int64))
 
+    @as_written
     def gather(rows: tf.Tensor) -> tf.Tensor:
         batch = tf.numpy_function(lambda r: images[r], [rows], tf.uint8, stateful=False)
         batch = tf.ensure_shape(batch, [None, size, size, 1])
