@@ -26,7 +26,7 @@ import tensorflow as tf
 
 from cxr_tf import evaluation, figures, metrics, serving, training
 from cxr_tf.data import catalog as catalogs
-from cxr_tf.data import opacities, pipeline
+from cxr_tf.data import exposures, opacities, pipeline
 from cxr_tf.errors import UserError
 from cxr_tf.evaluation import Data
 from cxr_tf.models import autoencoder
@@ -292,10 +292,11 @@ def fit(
 def fit_context(train: np.ndarray) -> HealthyContext:
     """What healthy lungs look like in their surroundings; train: healthy, uint8 [N, S, S, 1]."""
     context = HealthyContext(train.shape[1])
-    # With another exposure of each, the score of healthy images stays where it is when the scanner
-    # changes. Without, half of them came to lie above the threshold.
-    versions = np.stack([train, opacities.another_exposure(train, JUDGE_SEED + 1)])
-    context.fit(versions, opacities.lung_fields(autoencoder.as_network_sees(train, "restoring")))
+    context.fit(
+        versions(train, JUDGE_SEED + 1),
+        opacities.lung_fields(autoencoder.as_network_sees(train, "restoring")),
+        coded=2,
+    )
     return context
 
 
@@ -309,8 +310,24 @@ def scoring_model(
     if score not in ("combined", "context"):
         return autoencoder.build_autoencoder(network, score)
     assert context is not None
-    both = np.concatenate([healthy_val, opacities.another_exposure(healthy_val, JUDGE_SEED)])
-    return autoencoder.build_combined(network, context, both, score)
+    seen = np.concatenate(versions(healthy_val, JUDGE_SEED))
+    return autoencoder.build_combined(network, context, seen, score)
+
+
+def versions(healthy: np.ndarray, seed: int) -> np.ndarray:
+    """Each image as it is, under another exposure and from another scanner: [3, N, S, S, 1].
+
+    So that the score of healthy images stays where it is when the scanner changes. Without, all
+    of them come to lie above the threshold where there is more noise, and half of them where there
+    is more light.
+    """
+    return np.stack(
+        [
+            healthy,
+            exposures.another_exposure(healthy, seed),
+            exposures.another_scanner(healthy, seed),
+        ]
+    )
 
 
 def losses(model: str) -> dict[str, Any]:
@@ -705,8 +722,24 @@ def evaluate(settings: Evaluate, served: serving.ServedModel) -> Run:
     write_predictions(run, split, part, outputs["score"], threshold, outputs["percentile"])
     shown = examples(part.labels == 1, outputs["score"], threshold)
     seen = {kind: explain([paths[i] for i in rows]) for kind, rows in shown.items()}
-    draw_split(run, split, part, outputs["score"], threshold, shown, seen, run.writer())
-    run.write_metrics({split: scores, "model": {"saved_model": str(served.folder), **served.card}})
+    writer = run.writer()
+    draw_split(run, split, part, outputs["score"], threshold, shown, seen, writer)
+    shifted: dict[str, Any] = {}
+    if settings.shifts:
+
+        def scored(answers: dict[str, np.ndarray]) -> dict[str, float]:
+            return metrics.detection_scores(part.labels == 1, answers["score"], threshold)
+
+        shifted["shifts"] = evaluation.under_shifts(
+            served, part.images, scored, batch_size=settings.batch_size
+        )
+        recalls = {
+            name: dict(zip(part.classes, (table["specificity"], table["recall"]), strict=True))
+            for name, table in {"as they are": scores, **shifted["shifts"]}.items()
+        }
+        run.write_figure(f"shifts-{split}", figures.shifts(recalls, part.classes), writer)
+    model = {"saved_model": str(served.folder), **served.card}
+    run.write_metrics({split: scores, **shifted, "model": model})
     log.info("%s\nrun: %s", result_line(split, scores), run.directory)
     return run
 

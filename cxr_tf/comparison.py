@@ -20,7 +20,13 @@ from cxr_tf.data.catalog import open_catalog
 from cxr_tf.errors import UserError
 from cxr_tf.evaluation import HEADLINE
 from cxr_tf.runs import Run, check_name, open_run, refuse_existing, write_csv
-from cxr_tf.settings import BackboneName, CompareBackbones, TrainClassifier, TrainingBudget
+from cxr_tf.settings import (
+    BackboneName,
+    CompareBackbones,
+    TrainClassifier,
+    TrainingBudget,
+    check_numbers,
+)
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +52,11 @@ def compare(settings: CompareBackbones) -> Run:
         name = settings.name or "-vs-".join(r.directory.name for r in trained)
         check_name(name)
         began = trained[0].config()["settings"]
-        catalog = open_catalog(began["data"], seed=began["seed"], positive=began["positive"])
+        # What the record of the comparison says of the data is what they were trained on.
+        on = {key: began[key] for key in ("data", "task", "seed", "positive")}
+        settings = dataclasses.replace(settings, **on)
+        check_numbers(settings)
+        catalog = open_catalog(settings.data, seed=settings.seed, positive=settings.positive)
     else:
         name = settings.name or f"backbones-{settings.task}".replace("_", "-")
         refuse_existing(settings.logs, "compare", name, settings)
@@ -191,6 +201,8 @@ def _finished(folder: Path) -> Run:
     run = Run(folder)
     if not (folder / "config.json").exists():
         raise UserError(f"{folder} is not a run directory (logs/classifier/<name>)")
+    if run.config()["job"] != "classifier":
+        raise UserError(f"{folder} is the run of another job, not of a classifier")
     if not run.finished:
         raise UserError(f"the run {folder} is not finished: go on with it by --resume first")
     return run
@@ -211,6 +223,9 @@ def check_same_rows(predictions: dict[str, Predictions]) -> None:
 
 def _check_same(trained: list[Run]) -> None:
     first = trained[0]
+    names = [run.directory.resolve().name for run in trained]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise UserError(f"two of the runs are called {min(twice)}: rename the folder of one")
     for run in trained[1:]:
         if run.config()["data_fingerprint"] != first.config()["data_fingerprint"]:
             raise UserError(f"{run.directory} and {first.directory} ran on different data")

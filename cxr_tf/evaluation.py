@@ -5,6 +5,7 @@ python scripts/evaluate.py --model saved_models/vgg16-binary --data other_hospit
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from cxr_tf.data import catalog as catalogs
 from cxr_tf.data import medmnist, pipeline
 from cxr_tf.data.shifts import SHIFTS
 from cxr_tf.errors import UserError
-from cxr_tf.runs import Run, open_run
+from cxr_tf.runs import Run, as_name, open_run
 from cxr_tf.settings import Evaluate, check_numbers
 
 log = logging.getLogger(__name__)
@@ -92,7 +93,9 @@ def lesion_masks(catalog: catalogs.Catalog, size: int) -> np.ndarray | None:
     if not catalog.is_phantom:
         return None
     paths = []
-    for path in map(Path, catalog.paths):
+    for path in (Path(p).absolute() for p in catalog.paths):
+        if len(path.parents) < 3:
+            return None
         folder = path.parents[2]
         paths.append(str(folder / "masks" / path.relative_to(folder)))
     masks, unreadable = pipeline.load_images(paths, size)
@@ -114,8 +117,6 @@ def evaluate(settings: Evaluate) -> Run:
     approximate = served.precision != "float32"
     if approximate and served.card["kind"] != "classifier":
         raise UserError(f"--engine-precision {served.precision} is for classifiers: leave it out")
-    if settings.shifts and served.card["kind"] != "classifier":
-        raise UserError("--shifts is for classifiers: leave it out")
     if served.card["kind"] == "autoencoder":
         from cxr_tf import anomaly  # which imports this module
 
@@ -133,9 +134,21 @@ def evaluate(settings: Evaluate) -> Run:
     draw_split(run, split, part, probabilities, threshold, writer, scores)
     shifted: dict[str, Any] = {}
     if settings.shifts:
-        shifted["shifts"] = under_shifts(served, part, batch_size=settings.batch_size)
-        figure = figures.shifts({"as they are": scores, **shifted["shifts"]}, part.classes)
-        run.write_figure(f"shifts-{split}", figure, writer)
+
+        def scored(answers: dict[str, np.ndarray]) -> dict[str, float]:
+            called = np.array([part.classes.index(label) for label in answers["label"]])
+            return metrics.classification_scores(
+                part.labels, answers["probabilities"], called, part.classes
+            )
+
+        shifted["shifts"] = under_shifts(
+            served, part.images, scored, batch_size=settings.batch_size
+        )
+        recalls = {
+            name: {kind: table[f"recall/{kind}"] for kind in part.classes}
+            for name, table in {"as they are": scores, **shifted["shifts"]}.items()
+        }
+        run.write_figure(f"shifts-{split}", figures.shifts(recalls, part.classes), writer)
     ran_on = {"name": served.engine_of("serving_default"), "precision": served.precision, **cost}
     model = {"saved_model": str(served.folder), **served.card}
     run.write_metrics({split: scores, **shifted, "model": model, "engine": ran_on})
@@ -144,26 +157,29 @@ def evaluate(settings: Evaluate) -> Run:
 
 
 def under_shifts(
-    served: serving.ServedModel, part: Data, *, batch_size: int
+    served: serving.ServedModel,
+    images: np.ndarray,
+    scored: Callable[[dict[str, np.ndarray]], dict[str, float]],
+    *,
+    batch_size: int,
 ) -> dict[str, dict[str, float]]:
-    """The scores of a classifier on a split under each shift of `data.shifts`; logged as a table.
+    """What `scored` makes of a model's answers under each shift of `data.shifts`; logged.
 
-    Through the signature `tensor`, from the decoded images on, which TensorFlow runs.
+    images: uint8 [N, S, S, 1], decoded at the model's size. Each shifted one is asked about as the
+    PNG that it would be.
     """
-    call = served.signature("tensor")
+    ask = served.ask("serving_default")
     width = max(map(len, SHIFTS))
     found = {}
     log.info("  %s  AUROC  accuracy  recall  specificity", "under a shift".ljust(width))
     for name, shift in SHIFTS.items():
-        answers = []
-        for start in range(0, len(part.labels), batch_size):
-            shifted = shift(part.images[start : start + batch_size])
-            answers.append(call(images=pipeline.to_rgb(tf.constant(shifted)))["probabilities"])
-        probabilities = np.concatenate(answers)
-        predicted = serving.decide(tf.constant(probabilities), served.card["threshold"]).numpy()
-        scores = metrics.classification_scores(part.labels, probabilities, predicted, part.classes)
-        found[name] = {k: float(v) for k, v in scores.items()}
-        told = [scores[k] for k in ("auroc", "accuracy", "recall", "specificity")]
+        parts = []
+        for start in range(0, len(images), batch_size):
+            shifted = shift(images[start : start + batch_size])
+            parts.append(ask([tf.io.encode_png(image).numpy() for image in shifted]))
+        answers = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        found[name] = {key: float(value) for key, value in scored(answers).items()}
+        told = [found[name][k] for k in ("auroc", "accuracy", "recall", "specificity")]
         log.info("  %s  %.3f     %.3f   %.3f        %.3f", name.ljust(width), *told)
     return found
 
@@ -210,16 +226,16 @@ def open_part(
 ) -> Data:
     """The images to score a SavedModel on, decoded at its size for the figures.
 
-    A folder without split folders is scored whole, unless it is the one that the model was trained
-    on: then it is split as it was for that.
+    A folder without split folders is scored whole, one with them as it is divided; unless it is the
+    one that the model was trained on: then it is divided as it was for that.
     """
     catalog = catalogs.open_catalog(settings.data, seed=settings.seed, resplit=False)
     card = served.card
-    if not any(r.split for r in catalog.radiographs):
-        again = catalogs.open_catalog(settings.data, seed=card.get("seed", settings.seed))
-        if again.fingerprint() == card.get("data_fingerprint"):
-            log.info("  the model was trained on these images: split as they were then")
-            catalog = again
+    trained_on = as_trained_on(catalog, card, skip=settings.skip_unreadable)
+    if trained_on is not None:
+        if trained_on.notes != catalog.notes:
+            log.info("  the model was trained on these images: divided as they were then")
+        catalog = trained_on
     if settings.split != "all" and any(r.split for r in catalog.radiographs):
         catalog = catalog.take(catalog.rows(settings.split))
         if not len(catalog):
@@ -232,9 +248,27 @@ def open_part(
     return Data(catalog, images, labels, classes)
 
 
+def as_trained_on(
+    catalog: catalogs.Catalog, card: dict[str, Any], *, skip: bool
+) -> catalogs.Catalog | None:
+    """The catalogue with the splits that a model was trained and tested by; None for other images.
+
+    skip: that training may have left out files that cannot be read, after it had drawn the splits.
+    """
+    again = catalogs.settle_splits(catalog, card.get("seed", 0))
+    trained = card.get("data_fingerprint")
+    if again.fingerprint() != trained and skip:
+        _, unreadable = pipeline.load_images(again.paths, card["image_size"])
+        again = again.take(np.setdiff1d(np.arange(len(again)), list(unreadable)))
+    return again if again.fingerprint() == trained else None
+
+
 def open_evaluation(settings: Evaluate, served: serving.ServedModel, part: Data) -> Run:
     """The run directory of an evaluation, named after model and data unless the settings do."""
-    name = settings.name or f"{served.card['name']}-{Path(settings.data).resolve().name}"
+    name = settings.name
+    if not name:
+        split = "" if settings.split == "test" else f"-{settings.split}"
+        name = as_name(f"{served.card['name']}-{Path(settings.data).resolve().name}{split}")
     return open_run(settings.logs, "evaluate", name, settings, part.catalog)
 
 

@@ -130,16 +130,16 @@ def reliability_diagram(labels: np.ndarray, probabilities: np.ndarray, ece: floa
     return figure
 
 
-def shifts(scores: Mapping[str, Mapping[str, Any]], classes: Sequence[str]) -> Figure:
+def shifts(by_shift: Mapping[str, Mapping[str, float]], classes: Sequence[str]) -> Figure:
     """Recall of each class, one row for each way the images were changed, in their order."""
-    rows = np.arange(len(scores))
-    figure, axes = plt.subplots(figsize=(7, 0.32 * len(scores) + 1.1), layout="constrained")
-    recalls = np.array([[table[f"recall/{name}"] for name in classes] for table in scores.values()])
+    rows = np.arange(len(by_shift))
+    figure, axes = plt.subplots(figsize=(7, 0.32 * len(by_shift) + 1.1), layout="constrained")
+    recalls = np.array([[table[name] for name in classes] for table in by_shift.values()])
     axes.hlines(rows, recalls.min(axis=1), recalls.max(axis=1), color="0.8", zorder=0)
     for k, name in enumerate(classes):
         axes.plot(recalls[:, k], rows, "o", color=class_colour(name, k), label=name)
     axes.axhline(0.5, color="0.8", linewidth=0.8)  # below the unchanged images
-    axes.set_yticks(rows, list(scores))
+    axes.set_yticks(rows, list(by_shift))
     axes.invert_yaxis()
     axes.set(xlabel="recall", xlim=(-0.02, 1.02))
     axes.grid(axis="x", color="0.9")

@@ -4,8 +4,8 @@ python scripts/prepare_data.py --source kermany
 python scripts/prepare_data.py --check data/kermany
 """
 
+import itertools
 import logging
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from cxr_tf.data.catalog import (
 )
 from cxr_tf.data.inspection import Inspection, inspect_images, warnings
 from cxr_tf.errors import UserError
-from cxr_tf.runs import Run, write_csv
+from cxr_tf.runs import Run, as_name, write_csv
 from cxr_tf.settings import PrepareData, check_numbers
 
 log = logging.getLogger(__name__)
@@ -111,8 +111,8 @@ def _check(settings: PrepareData) -> None:
     for s in found.shortcuts:
         log.info("  %-10s alone: AUROC %.2f for '%s'", s.measure, s.auroc, s.finding)
 
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(catalog.source).resolve().stem).strip("-._")
-    run = Run(Path(settings.logs) / "data" / (name or "data"))
+    run = _page_of(catalog, Path(settings.logs) / "data")
+    name = run.directory.name
     run.directory.mkdir(parents=True, exist_ok=True)
     # The page is of the data as they are now: an earlier one makes way.
     for left in run.directory.glob("events.out.*"):
@@ -151,6 +151,7 @@ def _check(settings: PrepareData) -> None:
     writer.close()
     run.write_metrics(
         {
+            "source": str(Path(catalog.source).resolve()),
             "images": len(catalog),
             "patients": len(set(catalog.patients)),
             "unreadable": len(found.unreadable),
@@ -161,6 +162,22 @@ def _check(settings: PrepareData) -> None:
     )
     log.info("picture: %s", run.directory / "figures" / "data.png")
     _stop_if_untrainable(catalog, found, settings)
+
+
+def _page_of(catalog: Catalog, root: Path) -> Run:
+    """Where the page of these data goes, which an earlier page of the same source may hold already.
+
+    Never where a study keeps its own, nor where that of other data stands.
+    """
+    source = str(Path(catalog.source).resolve())
+    name = as_name(Path(source).stem) or "data"
+    for number in itertools.count(1):
+        run = Run(root / (name if number == 1 else f"{name}-{number}"))
+        if not run.directory.exists():
+            return run
+        if run.finished and run.metrics().get("source") == source:
+            return run
+    raise AssertionError
 
 
 def _stop_if_untrainable(catalog: Catalog, found: Inspection, settings: PrepareData) -> None:

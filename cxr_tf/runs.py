@@ -6,6 +6,7 @@ at all: it is written beside and renamed.
 
 import csv
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -94,6 +95,17 @@ class Run:
         import tensorflow as tf
 
         return tf.summary.create_file_writer(str(self.directory))
+
+
+def as_name(text: str) -> str:
+    """A text as the name of a run: what no file name should hold becomes a hyphen."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")
+
+
+def free_name(logs: str, job: str, name: str) -> str:
+    """The name, or with -2, -3 behind it where there is a run of that name already."""
+    numbered = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
+    return next(one for one in numbered if not (Path(logs) / job / one).exists())
 
 
 def open_run(logs: str, job: str, name: str, settings: Any, catalog: "Catalog") -> Run:

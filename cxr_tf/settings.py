@@ -146,7 +146,7 @@ class Evaluate:
     is measured and printed. Needs --engine openvino."""
     shifts: bool = False
     """Also score the images framed, exposed and stored otherwise, as those of another hospital may
-    be; for classifiers."""
+    be."""
     batch_size: int = 32
     resamples: int = 1000
     seed: int = 0

@@ -311,7 +311,7 @@ def plan(settings: RunStudy, catalog: catalogs.Catalog, images: Images) -> list[
             name="data",
             title="look for problems in the data",
             job="data",
-            run_name=settings.name,
+            run_name=f"{settings.name}-data",
             settings=lambda runs: PrepareData(
                 check=settings.data, seed=settings.seed, logs=settings.logs
             ),
@@ -593,7 +593,7 @@ class Study:
             return None
         known = self._known.get(self._fingerprint(step.job, settings))
         run = Run(self._logs / known["run"]) if known else None
-        return run if run and run.finished else None
+        return run if run and run.finished and _exported(run, settings) else None
 
     def take(self, step: Step) -> None:
         """Takes the step's finished run as it is."""
@@ -621,7 +621,10 @@ class Study:
         """The settings of a step and the name of its run: that of an interrupted one, or a new."""
         settings = step.settings(self.runs)
         key = self._fingerprint(step.job, settings)
-        if key not in self._known:
+        known = self._known.get(key)
+        if known and Run(self._logs / known["run"]).finished:  # what it exported is gone
+            known = None
+        if not known:
             self._known[key] = {
                 "step": step.name,
                 "run": f"{step.job}/{self._free_name(step, settings)}",
@@ -698,6 +701,13 @@ class Study:
             if not any(f.exists() for f in folders):
                 return name
             number += 1
+
+
+def _exported(run: Run, settings: Any) -> bool:
+    """Whether the model of a finished run, where its job exports one, is where it is asked for."""
+    if not run.metrics().get("model", {}).get("saved_model"):
+        return True
+    return bool(serving.versions(Path(settings.saved_models) / run.directory.name))
 
 
 def _within(value: Any, logs: str) -> Any:
@@ -878,6 +888,7 @@ def inspect_data(settings: PrepareData, catalog: catalogs.Catalog, name: str) ->
             "identical_copies": copies,
             "near_duplicates": len(found.near),
             "leaks": len(catalogs.leakage(catalog)),
+            "without_patient": catalog.without_patient,
             "notes": catalogs.notes(catalog),
             "warnings": said,
             **{f"{s.measure}_auroc/{s.finding}": s.auroc for s in found.shortcuts},

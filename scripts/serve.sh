@@ -48,17 +48,24 @@ folder=$(cd -P "$folder" && pwd -P)
 config=$folder/models.config
 [ -f "$config" ] || fail "$folder has no models.config: export a model first (train_classifier.py)"
 
-# TF Serving takes absolute paths only. A folder that was moved or copied has those of its old place.
+# TF Serving takes absolute paths only. A folder that was moved or copied has those of its old place:
+# of our models, which are called like their folders. Those from elsewhere stay where they are.
 moved() {
+    name=''
     while IFS= read -r line || [ -n "$line" ]; do
         case $line in
             *base_path:*\"*\")
                 path=${line#*\"}
                 path=${path%\"}
-                here=$folder/${path##*/}
-                if [ "$path" != "$here" ] && [ -d "$here" ]; then
+                here=$folder/$name
+                if [ -n "$name" ] && [ "${path##*/}" = "$name" ] && [ "$path" != "$here" ] &&
+                    [ -d "$here" ]; then
                     line="    base_path: \"$here\""
                 fi
+                ;;
+            *name:*\"*\")
+                name=${line#*\"}
+                name=${name%\"}
                 ;;
         esac
         printf '%s\n' "$line"

@@ -114,6 +114,9 @@ def test_split_by_patient_is_stratified_and_repeats(tmp_path: Path, write: Write
         assert counts["train", finding] == pytest.approx(0.70 * total, abs=3)
         assert counts["test", finding] == pytest.approx(0.15 * total, abs=3)
     assert "split by patient 70/15/15 from seed 3" in describe(first)
+    assert "do not tell their patient" not in describe(first)
+    write("NORMAL/ward 7.png")
+    assert "1 images do not tell their patient" in describe(open_catalog(str(tmp_path)))
 
 
 @pytest.mark.parametrize("patients", [3, 4, 7])

@@ -1,5 +1,6 @@
 """From a trained classifier to heatmaps on disk, in the SavedModel, and what they are worth."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -118,7 +119,10 @@ def test_served_heatmaps_are_those_of_the_script(
 
 
 def test_images_of_which_nothing_is_known_and_a_named_target(
-    explained: tuple[Run, Explain], classifier: Path, tmp_path: Path
+    explained: tuple[Run, Explain],
+    classifier: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     stored = arrays(explained[0])
     settings = Explain(
@@ -142,6 +146,29 @@ def test_images_of_which_nothing_is_known_and_a_named_target(
     assert np.ptp(quarter, axis=(1, 2)).max() < 1e-6
     with pytest.raises(UserError, match="exists and is finished"):
         explanation.explain(settings)
+    assert run.metrics()["correct"] is None  # nobody knows
+    # What else is asked for has another name, and a file may be named from within its folder.
+    monkeypatch.chdir(Path(stored["paths"][0]).parent)
+    name = Path(stored["paths"][0]).name
+    run = explanation.explain(dataclasses.replace(settings, name="", images=(name,)))
+    assert run.directory.name == f"{classifier.name}-occlusion-images-normal"
+
+
+def test_a_broken_dicom_file_is_left_out_where_that_is_asked_for(
+    classifier: Path, phantoms: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.dcm"
+    broken.write_bytes(bytes(128) + b"DICM" + bytes(40))
+    fine = str(next(phantoms.glob("test/NORMAL/*.png")))
+    settings = Explain(
+        classifier=str(classifier), images=(str(broken), fine), patch=32, stride=32,
+        logs=str(tmp_path / "logs"),
+    )  # fmt: skip
+    with pytest.raises(UserError, match="--skip-unreadable"):
+        explanation.explain(settings)
+    assert not (tmp_path / "logs").exists()
+    run = explanation.explain(dataclasses.replace(settings, skip_unreadable=True))
+    assert run.metrics()["images"] == 1
 
 
 def test_mistakes_are_said_before_anything_is_written(
@@ -368,7 +395,7 @@ def test_the_table_has_every_method(classifier: Path, tmp_path: Path, few_sample
             logs=str(tmp_path), patch=24, stride=8, refine=0.2,
         )
     )  # fmt: skip
-    assert run.directory.name == "tiny-all"
+    assert run.directory.name == "tiny-all-val"
     table = json.loads((run.directory / "metrics.json").read_text())["methods"]
     assert list(table) == ["occlusion", "gradcam++", "scorecam", "smoothgrad", "random"]
     for method, row in table.items():

@@ -2,6 +2,8 @@
 
 import io
 import json
+import shutil
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -135,6 +137,36 @@ def test_unreadable_files_are_listed_and_stop(
     assert "9.png (truncated or corrupt image)" in caplog.text
     assert "12.png (neither JPEG nor PNG)" in caplog.text
     assert (tmp_path / "logs/data/ward/figures/data.png").exists()
+
+
+def test_a_header_that_claims_too_much_and_a_folder_without_a_readable_file(data: Path) -> None:
+    huge = bytearray((data / "NORMAL/9.png").read_bytes())
+    huge[16:24] = (20_000).to_bytes(4, "big") * 2
+    huge[29:33] = zlib.crc32(huge[12:29]).to_bytes(4, "big")
+    (data / "NORMAL/9.png").write_bytes(huge)
+    found = inspect_images(open_catalog(str(data)))
+    assert [reason for reason in found.unreadable.values()] == ["more than 50 megapixels"]
+    for path in data.glob("*/*.png"):
+        path.write_text(f"text of {path.name}")
+    found = inspect_images(open_catalog(str(data)))
+    assert len(found.unreadable) == len(found.catalog) and not found.near
+
+
+def test_the_page_of_a_study_or_of_other_data_is_left_alone(data: Path, tmp_path: Path) -> None:
+    run = check(data, tmp_path)
+    others = tmp_path / "others" / data.name
+    shutil.copytree(data, others)
+    (others / "NORMAL/9.png").unlink()
+    before = (run / "metrics.json").read_bytes()
+    check(others, tmp_path)
+    assert (run / "metrics.json").read_bytes() == before
+    second = run.with_name(f"{data.name}-2")
+    assert json.loads((second / "metrics.json").read_text())["source"] == str(others.resolve())
+    # A study's page names no source.
+    (run / "metrics.json").write_text('{"splits": {}}')
+    check(data, tmp_path)
+    assert (run / "metrics.json").read_text() == '{"splits": {}}'
+    assert (run.with_name(f"{data.name}-3") / "metrics.json").exists()
 
 
 def test_what_a_training_would_refuse_is_refused_here(data: Path, tmp_path: Path) -> None:

@@ -274,7 +274,7 @@ def test_an_interrupted_export_leaves_no_version_and_resumes_without_embedding_a
         fitted.settings,
         classifier=str(fitted.model.parent / "tiny"),
         data=json.loads((fitted.run / "config.json").read_text())["settings"]["data"],
-        seed=3,
+        seed=None,  # the classifier's own, which its SavedModel tells
         name="again",
         saved_models=str(tmp_path),
     )

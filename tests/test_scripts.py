@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -122,6 +123,18 @@ def test_comparing_finished_runs(here, capsys):
     assert code == 0
     two = json.loads((here / "logs/compare/two/metrics.json").read_text())
     assert set(two["models"]) == {"tiny-vgg16", "tiny-alexnet"}
+    config = json.loads((here / "logs/compare/two/config.json").read_text())["settings"]
+    assert (config["data"], config["task"]) == ("xrays", "binary")
+    for second, told in (
+        ("logs/compare/tiny", "another job"),
+        ("copies/tiny-vgg16", "two of the runs are called tiny-vgg16"),
+    ):
+        if not Path(second).exists():
+            shutil.copytree(folders[0], second)
+        mistake = ("--runs", folders[0], second, "--name", "three")
+        code, _, err = run("compare_backbones.py", *mistake, capsys=capsys)
+        assert code == 2 and told in err and len(err.splitlines()) == 1
+    assert not Path("logs/compare/three").exists()
 
 
 def test_evaluate_gives_the_measured_scores(here, capsys):

@@ -269,6 +269,18 @@ def test_models_that_were_moved_are_served_from_where_they_are(tools: Path, root
     ]
 
 
+@pytest.mark.parametrize("path", ["/srv/other/lungs", "/srv/theirs/", "/srv/prod/lungs/"])
+def test_models_from_elsewhere_are_served_from_there(tools: Path, root: Path, path: str) -> None:
+    """Although a folder of ours is called like theirs."""
+    config = root / "models.config"
+    by_hand(root)
+    config.write_text(config.read_text().replace("/srv/theirs", path))
+    before = config.read_bytes()
+    program(tools, "tensorflow_model_server")
+    assert serve(tools, root)[::2] == (0, "")
+    assert config.read_bytes() == before and path.encode() in before
+
+
 def test_versions_of_tensorflow_agree() -> None:
     """An older TF Serving may lack an op that this TensorFlow puts into the graph."""
     required = re.search(r"^tensorflow>=(\d+\.\d+)", (ROOT / "requirements.txt").read_text(), re.M)

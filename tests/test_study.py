@@ -100,6 +100,8 @@ def called(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
             names.append(settings.name)
             folder = Path(settings.logs) / job
             shutil.copytree(folder / sample(settings), folder / settings.name)
+            if job in ("classifier", "knn", "autoencoder"):
+                (Path(settings.saved_models) / settings.name / "1").mkdir(parents=True)
             if job == "compare":
                 copied = Run(folder / settings.name)
                 metrics = json.dumps(copied.metrics())
@@ -238,6 +240,23 @@ def test_moved_data_are_the_same_data(settings: RunStudy, called: list[str]) -> 
 
     moved = Path(settings.data).rename(Path(settings.data).with_name("elsewhere"))
     run_study(dataclasses.replace(settings, data=str(moved)))
+    assert called == ["report"]
+
+
+def test_models_that_are_gone_are_made_again(settings: RunStudy, called: list[str]) -> None:
+    from cxr_tf.study import run_study
+
+    shutil.rmtree(Path(settings.saved_models) / "tiny-autoencoder")
+    run_study(settings)
+    assert called == ["tiny-autoencoder-2", "tiny-served-2", "report"]
+    called.clear()
+    elsewhere = dataclasses.replace(settings, saved_models=str(Path(settings.data) / "elsewhere"))
+    run_study(elsewhere)
+    exported = {Path(p).name for p in Path(elsewhere.saved_models).iterdir()}
+    steps = [step for step in runs_of(elsewhere) if step in (*TRAINED, "binary-knn", "autoencoder")]
+    assert exported == {Path(runs_of(elsewhere)[step]).name for step in steps}
+    called.clear()
+    run_study(elsewhere)
     assert called == ["report"]
 
 

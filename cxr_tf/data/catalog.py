@@ -129,6 +129,11 @@ class Catalog:
         return [r.patient for r in self.radiographs]
 
     @property
+    def without_patient(self) -> int:
+        """How many rows do not tell their patient, and count as one each."""
+        return sum(r.patient.endswith(Path(r.path).name) for r in self.radiographs)
+
+    @property
     def is_phantom(self) -> bool:
         """Whether the images are synthetic: reports must say so."""
         return bool(self.radiographs) and all(_PHANTOM.match(Path(p).name) for p in self.paths)
@@ -199,9 +204,7 @@ def open_catalog(
     catalog = replace(catalog, source=str(root if source == "phantom" else source))
     if positive:
         catalog = replace(catalog, findings=_positive_last(catalog, positive))
-    if not resplit or catalog.published_split:
-        return catalog
-    return _settle_splits(catalog, seed)
+    return settle_splits(catalog, seed) if resplit else catalog
 
 
 def phantom_folder() -> Path:
@@ -294,6 +297,11 @@ def notes(catalog: Catalog) -> list[str]:
     for r in catalog.radiographs:
         findings.setdefault(r.digest, set()).add(r.finding)
     said = list(catalog.notes)
+    if untold := catalog.without_patient:
+        said.append(
+            f"{untold} images do not tell their patient, and count as one patient each: where "
+            "patients have several, name them in a .csv list, in a column patient"
+        )
     if copies := len(catalog) - len(findings):
         said.append(f"{copies} images are byte-identical copies of another")
     if torn := sum(map(contradict, findings.values())):
@@ -341,8 +349,10 @@ def contradict(findings: set[str]) -> bool:
     return len(findings - {"pneumonia"}) > 1 or findings >= {"normal", "pneumonia"}
 
 
-def _settle_splits(catalog: Catalog, seed: int) -> Catalog:
+def settle_splits(catalog: Catalog, seed: int) -> Catalog:
     """Draws the splits that the folder does not give, and notes what was done."""
+    if catalog.published_split:
+        return catalog
     counts = Counter(r.split for r in catalog.radiographs)
     if not counts["train"] or not counts["test"]:
         given = "no split folders" if counts[""] else "no train and test folders both"

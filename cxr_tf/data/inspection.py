@@ -108,6 +108,8 @@ def perceptual_hash(thumbnails: np.ndarray) -> np.ndarray:
 
 def near_duplicates(thumbnails: np.ndarray) -> list[tuple[int, int]]:
     """Pairs of rows (first < second) whose hashes differ in at most `NEAR` bits."""
+    if not len(thumbnails):
+        return []
     signs = np.where(perceptual_hash(thumbnails), np.float32(1), np.float32(-1))
     # A blank image has no structure, and every blank one the same hash.
     blank = thumbnails.reshape(len(thumbnails), -1).std(axis=1) < 1
@@ -171,5 +173,5 @@ def _size(path: str) -> tuple[float, float]:
     try:
         with Image.open(path) as image:
             return float(image.width), float(image.height)
-    except OSError:
+    except (OSError, Image.DecompressionBombError):
         return float("nan"), float("nan")

@@ -150,22 +150,6 @@ def restoration_batches(
     return ahead(stream.map(finish, num_parallel_calls=PARALLEL))
 
 
-def another_exposure(images: np.ndarray, seed: int) -> np.ndarray:
-    """A copy of each image as another scanner and another day would give it, nothing covered.
-
-    images: uint8 [N, S, S, 1]; the same size and type come back. It moves and sharpens as the
-    classifier's augmentation does, its width and height by up to 7 % only, the same way for the
-    same seed.
-    """
-    draws = augmentation_draws(len(images), tf.constant([seed, -1], tf.int64)).numpy()
-    draws[:, 11] = 1.0  # no cutout
-    changed = np.empty_like(images)
-    for i in range(0, len(images), 256):
-        part = augment(images[i : i + 256], tf.constant(draws[i : i + 256]), framing=0.07)
-        changed[i : i + 256] = np.round(part.numpy())
-    return changed
-
-
 def restoration_pair(
     healthy: tf.Tensor, lungs: tf.Tensor, seed: tf.Tensor
 ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:

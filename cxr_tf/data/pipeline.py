@@ -319,7 +319,7 @@ def augment(
         return tf.reshape(x, [-1, 1, 1, 1])
 
     # Sharpness belongs to the scanner and to how the file was made, not to the patient.
-    detail = images - _blur(images)
+    detail = images - binomial_blur(images)
     images += per_image(tf.clip_by_value(0.8 * u[13], -1.0, 2.0)) * detail
     images = 255.0 * tf.pow(
         tf.clip_by_value(images / 255.0, 0.0, 1.0), per_image(tf.exp(0.24 * u[5]))
@@ -340,8 +340,8 @@ def augment(
     return tf.where(covered, mean, images)
 
 
-def _blur(images: tf.Tensor) -> tf.Tensor:
-    """Binomial 3x3 blur of [B, S, S, 1]; borders are repeated, so that they do not darken."""
+def binomial_blur(images: tf.Tensor) -> tf.Tensor:
+    """3x3 blur of [B, S, S, 1], float32; borders are repeated, so that they do not darken."""
     # By sums, because the last bits of a convolution depend on how many threads it is given, and a
     # resumed run must see the very same pixels.
     x = tf.pad(images, [[0, 0], [1, 1], [1, 1], [0, 0]], mode="SYMMETRIC")

@@ -33,7 +33,7 @@ from cxr_tf.errors import UserError
 from cxr_tf.explain import cams, faithfulness, occlusion
 from cxr_tf.explain.network import in_float32
 from cxr_tf.prediction import find_images
-from cxr_tf.runs import Run, atomically, check_name, open_run, refuse_existing
+from cxr_tf.runs import Run, as_name, atomically, check_name, open_run, refuse_existing
 from cxr_tf.settings import Explain, check_numbers
 
 log = logging.getLogger(__name__)
@@ -104,7 +104,14 @@ def explain(settings: Explain) -> Run:
     check(settings)
     keras.utils.set_random_seed(settings.seed)
     classifier = open_classifier(settings.classifier)
-    default_name = f"{classifier.name}-{settings.method.replace('+', 'p')}"
+    asked = [settings.method.replace("+", "p")]
+    if settings.images:
+        asked.append("images")
+    elif settings.data and settings.data != classifier.settings["data"]:
+        asked.append(Path(settings.data).resolve().stem)
+    asked += [settings.split] if settings.split != "test" else []
+    asked += [settings.target] if settings.target != "predicted" else []
+    default_name = as_name("-".join([classifier.name, *asked]))
     settings = replace(
         settings,
         data=settings.data or ("" if settings.images else classifier.settings["data"]),
@@ -222,7 +229,9 @@ def explain(settings: Explain) -> Run:
             },
             "occlusion": {"patch": grid.patch, "stride": grid.stride, "patches": grid.count},
             "images": count,
-            "correct": int(np.sum(shown.labels == predicted)) if (called >= 0).all() else None,
+            "correct": int(np.sum(shown.labels == predicted))
+            if (shown.labels >= 0).all()
+            else None,
             "is_phantom": shown.catalog.is_phantom,
         }
     )
@@ -314,7 +323,11 @@ def decode(paths: list[str], size: int) -> tuple[np.ndarray, dict[int, str]]:
     images, unreadable = pipeline.load_images(paths, size)
     for row in list(unreadable):
         if dicom.is_dicom(Path(paths[row])):
-            encoded = tf.constant(read_image(paths[row]))
+            try:
+                encoded = tf.constant(read_image(paths[row]))
+            except UserError as error:
+                unreadable[row] = str(error).removeprefix(f"{paths[row]}: ")
+                continue
             images[row] = pipeline.decode_radiograph(encoded, size)
             del unreadable[row]
     return images, unreadable

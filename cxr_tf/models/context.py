@@ -98,12 +98,14 @@ class HealthyContext(keras.Layer):
         pooled = keras.ops.average_pool(x, self.image_size // GRID, padding="valid")
         return keras.ops.reshape(pooled, (-1, GRID * GRID))
 
-    def fit(self, images: np.ndarray, lungs: np.ndarray) -> None:
+    def fit(self, images: np.ndarray, lungs: np.ndarray, *, coded: int) -> None:
         """Fits everything to healthy images.
 
         images: uint8 [C, N, S, S, 1], C versions of each, such as other exposures of it; lungs:
-        uint8 [N, L, L, 1], 0 to 255, L a divisor of S. The spread of a cell is that of the errors
-        on images held out, five parts in turn, all versions of an image in one part.
+        uint8 [N, L, L, 1], 0 to 255, L a divisor of S; coded: what the surroundings are squeezed
+        into is found in so many of the versions, the first: versions far from any healthy image
+        would use up its few numbers. The spread of a cell is that of the errors on images held out,
+        five parts in turn, all versions of an image in one part.
         """
         from sklearn.decomposition import PCA
         from sklearn.linear_model import Ridge
@@ -127,7 +129,7 @@ class HealthyContext(keras.Layer):
             if length:
                 # With few images a code as long would know them by heart.
                 used = min(length, max(1, count // 10))
-                pca = PCA(used, svd_solver="full").fit(seen[:, k, ~region])
+                pca = PCA(used, svd_solver="full").fit(seen[: coded * count, k, ~region])
                 encoder[k, ~region, start : start + used] = pca.components_.T
             start += length
         encoder = encoder.reshape(-1, encoder.shape[-1])

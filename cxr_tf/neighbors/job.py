@@ -231,14 +231,13 @@ def resolve(settings: FitKnn, classifier: Classifier) -> FitKnn:
     known = classifier.settings
     if not settings.data and known is None:
         raise UserError(
-            "a SavedModel does not say what it was trained on: give --data (and --seed, if the "
-            "folder has no split folders)"
+            "a SavedModel does not say where the images are that it was trained on: give --data"
         )
     check_numbers(settings)
     settings = dataclasses.replace(
         settings,
         data=settings.data or (known or {})["data"],
-        seed=(known or {}).get("seed", 0) if settings.seed is None else settings.seed,
+        seed=classifier.served.card.get("seed", 0) if settings.seed is None else settings.seed,
         name=settings.name or f"{classifier.served.card['name']}-knn",
     )
     refuse_existing(settings.logs, "knn", settings.name, settings)

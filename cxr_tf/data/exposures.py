@@ -1,0 +1,85 @@
+"""Radiographs as another scanner and another day would give them, their content unchanged.
+
+    exposed = another_exposure(images, seed)         # uint8 [N, S, S, 1] -> the same
+    scanned = another_scanner(images, seed)
+
+What an autoencoder learns of healthy lungs must not be how one hospital exposes them. The first
+stays near what a hospital does from day to day, the second leaves it.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+
+from cxr_tf.data.pipeline import augment, augmentation_draws, binomial_blur
+
+# How far another scanner goes: the logarithm of gamma, light from one edge to the other (as shares
+# of the brightness, down and across), grey levels of noise at 224 pixels, and the standard
+# deviation of the blur as a share of the side.
+GAMMA, LIGHT_DOWN, LIGHT_ACROSS, NOISE, BLUR = 0.55, 0.35, 0.18, 12.0, 1 / 150
+
+
+def another_exposure(images: np.ndarray, seed: int) -> np.ndarray:
+    """A copy of each image as the classifier's augmentation changes it, nothing covered.
+
+    images: uint8 [N, S, S, 1]; the same size and type come back. Width and height by up to 7 %
+    only; the same way for the same seed.
+    """
+    draws = augmentation_draws(len(images), tf.constant([seed, -1], tf.int64)).numpy()
+    draws[:, 11] = 1.0  # no cutout
+    return _in_parts(
+        images, lambda part, rows: augment(part, tf.constant(draws[rows]), framing=0.07)
+    )
+
+
+def another_scanner(images: np.ndarray, seed: int) -> np.ndarray:
+    """A copy of each image, uint8 [N, S, S, 1], as `rescanned` changes it; the same way for the
+    same seed."""
+    return _in_parts(
+        images,
+        lambda part, rows: rescanned(
+            tf.cast(part, tf.float32), tf.constant([seed, rows.start], tf.int64)
+        ),
+    )
+
+
+def rescanned(images: tf.Tensor, seed: tf.Tensor, strength: float = 1.0) -> tf.Tensor:
+    """Another tone and light, and blur or noise in two of three: float32 [B, S, S, 1] in 0..255.
+
+    seed: int64 [2], which alone decides. strength scales every range. At strength 1: gamma 0.58 to
+    1.73; up to 35 % more light from above or below, 18 % from one side; blurred by up to a 150th of
+    the side, or noise of up to 12 grey levels at 224 pixels, less where pixels are larger.
+    """
+    batch, size = tf.shape(images)[0], images.shape[1]
+    streams = tf.random.experimental.stateless_split(seed, 2)
+    draws = tf.random.stateless_uniform([batch, 5], streams[0], -1.0, 1.0)
+    u = [strength * draws[:, i, None, None, None] for i in range(4)]
+
+    images = 255.0 * tf.pow(tf.clip_by_value(images / 255.0, 0.0, 1.0), tf.exp(GAMMA * u[0]))
+    ramp = tf.linspace(-1.0, 1.0, size)
+    down, across = ramp[None, :, None, None], ramp[None, None, :, None]
+    images *= 1.0 + LIGHT_DOWN * u[1] * down + LIGHT_ACROSS * u[2] * across
+
+    # A pass has a variance of half a pixel.
+    smooth = images
+    for _ in range(max(1, round(2 * (BLUR * size) ** 2))):
+        smooth = binomial_blur(smooth)
+    noise = tf.random.stateless_normal(tf.shape(images), streams[1]) * NOISE * size / 224
+    which, amount = draws[:, 4, None, None, None], tf.abs(u[3])
+    images += tf.where(
+        which < -1 / 3,
+        amount * (smooth - images),
+        tf.where(which < 1 / 3, amount * noise, tf.zeros_like(images)),
+    )
+    return tf.clip_by_value(images, 0.0, 255.0)
+
+
+def _in_parts(
+    images: np.ndarray, change: Callable[[np.ndarray, slice], tf.Tensor], size: int = 256
+) -> np.ndarray:
+    changed = np.empty_like(images)
+    for start in range(0, len(images), size):
+        rows = slice(start, min(start + size, len(images)))
+        changed[rows] = np.round(change(images[rows], rows).numpy())
+    return changed
