@@ -38,14 +38,12 @@ def test_nothing_moves_on_another_scanner(images: np.ndarray) -> None:
     assert tilt.min() < 0.8 * usual and tilt.max() > 1.2 * usual
 
 
-def test_a_third_is_blurred_and_a_third_noisy(images: np.ndarray) -> None:
+def test_a_third_is_blurred_and_a_third_noisy() -> None:
     import tensorflow as tf
 
     from cxr_tf.data.exposures import rescanned
 
-    seen = tf.constant(images, tf.float32)
     seed = tf.constant([1, 2], tf.int64)
-    np.testing.assert_allclose(rescanned(seen, seed, 0.0), seen, atol=1e-3)
     # Of images without any detail, what differs from pixel to pixel is noise.
     flat = rescanned(tf.fill([600, 64, 64, 1], 100.0), seed).numpy()
     grain = np.abs(np.diff(flat, 2, axis=1)).mean(axis=(1, 2, 3))

@@ -44,17 +44,17 @@ def another_scanner(images: np.ndarray, seed: int) -> np.ndarray:
     )
 
 
-def rescanned(images: tf.Tensor, seed: tf.Tensor, strength: float = 1.0) -> tf.Tensor:
+def rescanned(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     """Another tone and light, and blur or noise in two of three: float32 [B, S, S, 1] in 0..255.
 
-    seed: int64 [2], which alone decides. strength scales every range. At strength 1: gamma 0.58 to
-    1.73; up to 35 % more light from above or below, 18 % from one side; blurred by up to a 150th of
-    the side, or noise of up to 12 grey levels at 224 pixels, less where pixels are larger.
+    seed: int64 [2], which alone decides. Gamma 0.58 to 1.73; up to 35 % more light from above or
+    below, 18 % from one side; blurred by up to a 150th of the side, or noise of up to 12 grey
+    levels at 224 pixels, less where pixels are larger.
     """
     batch, size = tf.shape(images)[0], images.shape[1]
     streams = tf.random.experimental.stateless_split(seed, 2)
     draws = tf.random.stateless_uniform([batch, 5], streams[0], -1.0, 1.0)
-    u = [strength * draws[:, i, None, None, None] for i in range(4)]
+    u = [draws[:, i, None, None, None] for i in range(5)]
 
     images = 255.0 * tf.pow(tf.clip_by_value(images / 255.0, 0.0, 1.0), tf.exp(GAMMA * u[0]))
     ramp = tf.linspace(-1.0, 1.0, size)
@@ -66,7 +66,7 @@ def rescanned(images: tf.Tensor, seed: tf.Tensor, strength: float = 1.0) -> tf.T
     for _ in range(max(1, round(2 * (BLUR * size) ** 2))):
         smooth = binomial_blur(smooth)
     noise = tf.random.stateless_normal(tf.shape(images), streams[1]) * NOISE * size / 224
-    which, amount = draws[:, 4, None, None, None], tf.abs(u[3])
+    which, amount = u[4], tf.abs(u[3])
     images += tf.where(
         which < -1 / 3,
         amount * (smooth - images),
