@@ -4,7 +4,6 @@ python scripts/prepare_data.py --source kermany
 python scripts/prepare_data.py --check data/kermany
 """
 
-import itertools
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +22,7 @@ from cxr_tf.data.catalog import (
 )
 from cxr_tf.data.inspection import Inspection, inspect_images, warnings
 from cxr_tf.errors import UserError
-from cxr_tf.runs import Run, as_name, write_csv
+from cxr_tf.runs import Run, as_name, numbered, write_csv
 from cxr_tf.settings import PrepareData, check_numbers
 
 log = logging.getLogger(__name__)
@@ -170,14 +169,12 @@ def _page_of(catalog: Catalog, root: Path) -> Run:
     Never where a study keeps its own, nor where that of other data stands.
     """
     source = str(Path(catalog.source).resolve())
-    name = as_name(Path(source).stem) or "data"
-    for number in itertools.count(1):
-        run = Run(root / (name if number == 1 else f"{name}-{number}"))
-        if not run.directory.exists():
-            return run
-        if run.finished and run.metrics().get("source") == source:
-            return run
-    raise AssertionError
+    runs = (Run(root / name) for name in numbered(as_name(Path(source).stem) or "data"))
+    return next(
+        run
+        for run in runs
+        if not run.directory.exists() or (run.finished and run.metrics().get("source") == source)
+    )
 
 
 def _stop_if_untrainable(catalog: Catalog, found: Inspection, settings: PrepareData) -> None:

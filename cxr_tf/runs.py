@@ -13,7 +13,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,10 +102,10 @@ def as_name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")
 
 
-def free_name(logs: str, job: str, name: str) -> str:
-    """The name, or with -2, -3 behind it where there is a run of that name already."""
-    numbered = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
-    return next(one for one in numbered if not (Path(logs) / job / one).exists())
+def numbered(name: str) -> Iterator[str]:
+    """The name, then with -2, -3 and so on behind it: for what must not take another's place."""
+    yield name
+    yield from (f"{name}-{number}" for number in itertools.count(2))
 
 
 def open_run(logs: str, job: str, name: str, settings: Any, catalog: "Catalog") -> Run:

@@ -23,7 +23,7 @@ import tensorflow as tf
 from cxr_tf import bare_process
 from cxr_tf.client import read_image
 from cxr_tf.errors import UserError
-from cxr_tf.runs import Run, free_name, refuse_existing, write_json
+from cxr_tf.runs import Run, numbered, refuse_existing, write_json
 from cxr_tf.settings import CheckServed
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,9 @@ def check_served(settings: CheckServed) -> Run:
     if not settings.runs:
         raise UserError("no run to check: --runs logs/classifier/<name> ...")
     # A check is asked for again and again, and each has its own record.
-    name = settings.name or free_name(settings.logs, "served", Path(settings.runs[0]).name)
+    records = Path(settings.logs) / "served"
+    free = (n for n in numbered(Path(settings.runs[0]).name) if not (records / n).exists())
+    name = settings.name or next(free)
     run = refuse_existing(settings.logs, "served", name, settings)
     checked = [_Checked(folder) for folder in settings.runs]
     with tempfile.TemporaryDirectory(prefix="served-") as place:

@@ -45,7 +45,7 @@ from cxr_tf.explain import explanation, occlusion
 from cxr_tf.models import autoencoder, backbones
 from cxr_tf.models.classifier import build_classifier, logits_of
 from cxr_tf.report import NAMES, write_report
-from cxr_tf.runs import NOT_COMPARED, Run, check_name, open_run, write_json
+from cxr_tf.runs import NOT_COMPARED, Run, check_name, numbered, open_run, write_json
 from cxr_tf.settings import (
     BackboneName,
     CheckServed,
@@ -692,15 +692,11 @@ class Study:
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
     def _free_name(self, step: Step, settings: Any) -> str:
-        number = 1
-        while True:
-            name = step.run_name + (f"-{number}" if number > 1 else "")
-            folders = [self._logs / step.job / name]
-            if hasattr(settings, "saved_models"):
-                folders.append(Path(settings.saved_models) / name)
-            if not any(f.exists() for f in folders):
-                return name
-            number += 1
+        places = [self._logs / step.job]
+        if hasattr(settings, "saved_models"):
+            places.append(Path(settings.saved_models))
+        names = numbered(step.run_name)
+        return next(n for n in names if not any((place / n).exists() for place in places))
 
 
 def _exported(run: Run, settings: Any) -> bool:
