@@ -363,6 +363,17 @@ def test_changed_metrics_change_the_report_and_nothing_else_does(settings: RunSt
     assert "0.123 (" in Page(page_of(settings)).words
 
 
+def test_report_does_not_vouch_for_patients_that_nobody_named(settings: RunStudy) -> None:
+    from cxr_tf.report import write_report
+
+    write_report(directory(settings))
+    assert "by patient: nobody stands in two of them" in page_of(settings)
+    file = Path(settings.logs) / "data/tiny-data/metrics.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"without_patient": 5}))
+    write_report(directory(settings))
+    assert "nobody" not in page_of(settings)
+
+
 def test_report_is_one_file_that_loads_nothing(finished_study: RunStudy) -> None:
     page = Page(page_of(finished_study))
     for tag, attributes in page.tags:
