@@ -98,8 +98,8 @@ class Run:
 
 
 def as_name(text: str) -> str:
-    """A text as the name of a run: what no file name should hold becomes a hyphen."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")
+    """A text as `check_name` wants it: what no file name should hold becomes a hyphen."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:100]
 
 
 def numbered(name: str) -> Iterator[str]:
