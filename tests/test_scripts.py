@@ -138,6 +138,11 @@ def test_comparing_finished_runs(here, capsys):
 
 
 def test_evaluate_gives_the_measured_scores(here, capsys):
+    import tensorflow as tf
+
+    from cxr_tf.data import pipeline
+    from cxr_tf.data.catalog import open_catalog
+
     model = "saved_models/tiny-alexnet"
     code, told, _ = run("evaluate.py", "--model", model, "--data", "xrays", "--split", "test",
                      "--resamples", 20, "--name", "again", "--shifts", capsys=capsys)  # fmt: skip
@@ -152,6 +157,15 @@ def test_evaluate_gives_the_measured_scores(here, capsys):
         assert again[metric] == pytest.approx(first[metric], abs=1e-4)
     assert shifted.keys() == SHIFTS.keys()
     assert all(abs(shifted[name]["loss"] - first["loss"]) > 1e-6 for name in SHIFTS)
+    # One shift by hand, of pixels instead of files.
+    catalog = open_catalog("xrays")
+    catalog = catalog.take(catalog.rows("test"))
+    images, _ = pipeline.load_images(catalog.paths, 64)
+    answer = tf.saved_model.load(f"{model}/1").signatures["tensor"]
+    labels = answer(images=pipeline.to_rgb(SHIFTS["darker"](images)))["label"].numpy()
+    sick = catalog.labels("binary") == 1
+    assert shifted["darker"]["recall"] == pytest.approx(np.mean(labels[sick] == b"pneumonia"))
+    assert shifted["darker"]["specificity"] == pytest.approx(np.mean(labels[~sick] == b"normal"))
 
 
 def test_predict_gives_the_measured_probabilities(here, capsys):
