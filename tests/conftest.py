@@ -5,6 +5,7 @@ import shutil
 import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "true")  # as the scripts do
 
 from collections.abc import Generator, Iterator
 from pathlib import Path
