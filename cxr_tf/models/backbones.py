@@ -9,7 +9,7 @@ that must not move are set `trainable=False` (`freeze`), which in Keras also sto
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from cxr_tf.data.phantom import FINDINGS, phantom
 from cxr_tf.errors import UserError
 from cxr_tf.models.alexnet import alexnet_features
 
@@ -155,8 +156,9 @@ def load_weights(model: keras.Model, name: str, weights: str) -> None:
     """Fills the backbone within `model` from `imagenet`, `none`, or a weights file.
 
     `none` draws He-normal kernels (He et al. 2015), because under Keras's Glorot default the signal
-    dies in VGG16 without BatchNorm. A file is a `.weights.h5` (or older `.h5`) of the backbone
-    without its classification layer, or a `.keras` model of ours with the same backbone.
+    dies in VGG16 without BatchNorm, and there fits them to radiographs (`_normalise_outputs`). A
+    file is a `.weights.h5` (or older `.h5`) of the backbone without its classification layer, or a
+    `.keras` model of ours with the same backbone.
 
     Raises UserError where ImageNet weights do not exist or cannot be fetched, and where a file does
     not fit, naming the first layer that differs. Weights are never drawn at random in silence.
@@ -170,12 +172,40 @@ def load_weights(model: keras.Model, name: str, weights: str) -> None:
 
 
 def _initialise(model: keras.Model, name: str) -> None:
-    for layer in backbone_layers(model, name):
-        if isinstance(layer, keras.layers.Conv2D):
-            layer.kernel.assign(keras.initializers.HeNormal()(layer.kernel.shape))
-        elif isinstance(layer, keras.layers.BatchNormalization):
+    layers = backbone_layers(model, name)
+    for layer in layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
             # Keras's 0.99 forgets its start over hundreds of steps; short runs have fewer.
             layer.momentum = 0.9
+        else:
+            layer.kernel.assign(keras.initializers.HeNormal()(layer.kernel.shape))
+    if not any(isinstance(x, keras.layers.BatchNormalization) for x in layers):
+        _normalise_outputs(model, layers)
+
+
+def _normalise_outputs(model: keras.Model, layers: Sequence[keras.layers.Layer]) -> None:
+    """Sets kernels and biases so that on phantoms each filter has mean 0 and deviation 1.
+
+    Before its ReLU, over images and places: what BatchNorm does in each step, done once, after
+    Kraehenbuehl et al., "Data-dependent Initializations of Convolutional Neural Networks" (ICLR
+    2016). Dense layers are brought to a mean square of 1 as a whole: few images do not tell what
+    one of thousands of units does. Without it, pixel values in the hundreds come out as embeddings
+    in the hundreds, nearly alike for all images, and the first steps throw the logits about.
+    """
+    size = model.input_shape[1]
+    drawn = [phantom(FINDINGS[k % 3], seed=0, patient=k, size=size).image for k in range(24)]
+    x, at = keras.ops.repeat(np.stack(drawn)[..., None].astype(np.float32), 3, axis=-1), model.input
+    for layer in layers:
+        x, at = keras.Model(at, layer.input)(x, training=False), layer.input
+        activation, layer.activation = layer.activation, keras.activations.linear
+        outputs = np.asarray(keras.ops.cast(layer(x), "float32"))
+        layer.activation = activation
+        if isinstance(layer, keras.layers.Conv2D):
+            mean, spread = outputs.mean(axis=(0, 1, 2)), outputs.std(axis=(0, 1, 2)) + 1e-6
+        else:
+            mean, spread = np.zeros(outputs.shape[1:]), np.sqrt(np.mean(outputs**2))
+        layer.kernel.assign(layer.kernel / spread)
+        layer.bias.assign(-mean / spread)
 
 
 def _imagenet(name: str) -> keras.Model:
