@@ -273,8 +273,7 @@ def test_unknown_names_list_the_known() -> None:
         build_classifier("vgg16", classes=2, image_size=63)
 
 
-@pytest.mark.parametrize("name", ["vgg16", "alexnet"])
-def test_from_scratch_embeddings_differ_and_have_a_scale_of_one(name: str) -> None:
+def test_from_scratch_vgg16_tells_images_apart_at_a_scale_of_one() -> None:
     images = np.stack(
         [phantom("normal", seed=5, patient=k, size=64).image for k in range(12)]
     )  # others than those it is fitted to
@@ -282,17 +281,16 @@ def test_from_scratch_embeddings_differ_and_have_a_scale_of_one(name: str) -> No
 
     def drawn(seed: int) -> keras.Model:
         keras.utils.set_random_seed(seed)
-        model = build_classifier(name, classes=2, image_size=64)
-        backbones.load_weights(model, name, "none")
+        model = build_classifier("vgg16", classes=2, image_size=64)
+        backbones.load_weights(model, "vgg16", "none")
         return model
 
     model = drawn(0)
     embeddings = np.asarray(embedding_of(model)(images))
-    assert 0.3 < np.sqrt(np.mean(embeddings**2)) < 2
-    logits = np.asarray(logits_of(model)(images))
-    assert np.abs(logits).max() < 10  # 100 and more, where the scale is left as He's
-    alike = np.corrcoef(embeddings)[np.triu_indices(12, 1)]
-    assert alike.mean() < 0.97
+    assert 0.3 < np.sqrt(np.mean(embeddings**2)) < 3
+    # Under He's initialisation alone: logits of 200, and a correlation of 0.99.
+    assert np.abs(np.asarray(logits_of(model)(images))).max() < 10
+    assert np.corrcoef(embeddings)[np.triu_indices(12, 1)].mean() < 0.5
     first, again, other = (m.get_weights()[0] for m in (model, drawn(0), drawn(1)))
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - other).max() > 0.1 * np.abs(first).max()

@@ -156,7 +156,7 @@ def load_weights(model: keras.Model, name: str, weights: str) -> None:
     """Fills the backbone within `model` from `imagenet`, `none`, or a weights file.
 
     `none` draws He-normal kernels (He et al. 2015), because under Keras's Glorot default the signal
-    dies in VGG16 without BatchNorm, and there fits them to radiographs (`_normalise_outputs`). A
+    dies in VGG16 without BatchNorm, and fits those of VGG16 to phantoms (`_normalise_outputs`). A
     file is a `.weights.h5` (or older `.h5`) of the backbone without its classification layer, or a
     `.keras` model of ours with the same backbone.
 
@@ -177,9 +177,10 @@ def _initialise(model: keras.Model, name: str) -> None:
         if isinstance(layer, keras.layers.BatchNormalization):
             # Keras's 0.99 forgets its start over hundreds of steps; short runs have fewer.
             layer.momentum = 0.9
-        else:
+        elif isinstance(layer, keras.layers.Conv2D):
             layer.kernel.assign(keras.initializers.HeNormal()(layer.kernel.shape))
-    if not any(isinstance(x, keras.layers.BatchNormalization) for x in layers):
+    # Not with dense layers: AlexNet begins at a scale of 2 as it is, and learnt less when fitted.
+    if all(isinstance(x, keras.layers.Conv2D) for x in layers):
         _normalise_outputs(model, layers)
 
 
@@ -188,9 +189,8 @@ def _normalise_outputs(model: keras.Model, layers: Sequence[keras.layers.Layer])
 
     Before its ReLU, over images and places: what BatchNorm does in each step, done once, after
     Kraehenbuehl et al., "Data-dependent Initializations of Convolutional Neural Networks" (ICLR
-    2016). Dense layers are brought to a mean square of 1 as a whole: few images do not tell what
-    one of thousands of units does. Without it, pixel values in the hundreds come out as embeddings
-    in the hundreds, nearly alike for all images, and the first steps throw the logits about.
+    2016). Without it, pixel values in the hundreds come out of VGG16 as embeddings in the hundreds,
+    nearly alike for all images, and the first steps throw the logits about.
     """
     size = model.input_shape[1]
     drawn = [phantom(FINDINGS[k % 3], seed=0, patient=k, size=size).image for k in range(24)]
@@ -200,10 +200,7 @@ def _normalise_outputs(model: keras.Model, layers: Sequence[keras.layers.Layer])
         activation, layer.activation = layer.activation, keras.activations.linear
         outputs = np.asarray(keras.ops.cast(layer(x), "float32"))
         layer.activation = activation
-        if isinstance(layer, keras.layers.Conv2D):
-            mean, spread = outputs.mean(axis=(0, 1, 2)), outputs.std(axis=(0, 1, 2)) + 1e-6
-        else:
-            mean, spread = np.zeros(outputs.shape[1:]), np.sqrt(np.mean(outputs**2))
+        mean, spread = outputs.mean(axis=(0, 1, 2)), outputs.std(axis=(0, 1, 2)) + 1e-6
         layer.kernel.assign(layer.kernel / spread)
         layer.bias.assign(-mean / spread)
 
