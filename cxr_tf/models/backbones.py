@@ -20,6 +20,7 @@ import numpy as np
 from cxr_tf.data.phantom import FINDINGS, phantom
 from cxr_tf.errors import UserError
 from cxr_tf.models.alexnet import alexnet_features
+from cxr_tf.settings import LARGEST_SEED
 
 SMALLEST_SIZE = 64
 
@@ -193,7 +194,8 @@ def _normalise_outputs(model: keras.Model, layers: Sequence[keras.layers.Layer])
     nearly alike for all images, and the first steps throw the logits about.
     """
     size = model.input_shape[1]
-    drawn = [phantom(FINDINGS[k % 3], seed=0, patient=k, size=size).image for k in range(24)]
+    seed = LARGEST_SEED + 1  # of no folder of phantoms, so that none of its images is seen here
+    drawn = [phantom(FINDINGS[k % 3], seed=seed, patient=k, size=size).image for k in range(24)]
     x, at = keras.ops.repeat(np.stack(drawn)[..., None].astype(np.float32), 3, axis=-1), model.input
     for layer in layers:
         x, at = keras.Model(at, layer.input)(x, training=False), layer.input
