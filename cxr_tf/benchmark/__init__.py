@@ -6,7 +6,8 @@ How it measures. Ours and the alternatives run in one process, in turn, after a 
 A B, ... What else the machine does then slows both alike. A ratio is taken in each round; the
 median of the rounds is told, and the lowest and the highest. The alternatives are written as their
 own documentation shows them, at the same precision where they offer it, and what comes out is
-compared. Peaks of memory are those of fresh processes.
+compared. Peaks of memory are those of fresh processes. What is written in TensorFlow gets the
+allocator that our scripts switch on (see `cli`), which its users would not have.
 
 Each job is a generator of rows: a row that is measured is told at once.
 """
