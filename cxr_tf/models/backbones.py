@@ -190,12 +190,14 @@ def _normalise_outputs(model: keras.Model, layers: Sequence[keras.layers.Layer])
 
     Before its ReLU, over images and places: what BatchNorm does in each step, done once, after
     Kraehenbuehl et al., "Data-dependent Initializations of Convolutional Neural Networks" (ICLR
-    2016). Without it, pixel values in the hundreds come out of VGG16 as embeddings in the hundreds,
-    nearly alike for all images, and the first steps throw the logits about.
+    2016). Without it, VGG16's embeddings are of about a hundred, like the pixel values, and nearly
+    alike for all images, and the first steps throw the logits about.
     """
     size = model.input_shape[1]
     seed = LARGEST_SEED + 1  # of no folder of phantoms, so that none of its images is seen here
-    drawn = [phantom(FINDINGS[k % 3], seed=seed, patient=k, size=size).image for k in range(24)]
+    # Fewer where they are large: each place counts, and the first feature maps take the memory.
+    count = int(np.clip(24 * (128 / size) ** 2, 4, 24))
+    drawn = [phantom(FINDINGS[k % 3], seed=seed, patient=k, size=size).image for k in range(count)]
     x, at = keras.ops.repeat(np.stack(drawn)[..., None].astype(np.float32), 3, axis=-1), model.input
     for layer in layers:
         x, at = keras.Model(at, layer.input)(x, training=False), layer.input
