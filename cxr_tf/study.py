@@ -86,6 +86,7 @@ class Preset:
     resamples: int | None = None
     weights: dict[str, str] = dataclasses.field(default_factory=dict)
     autoencoder_image_size: int | None = None
+    autoencoder_batch_size: int | None = None
     autoencoder_epochs: int | None = None
     neighbours_of: tuple[str, ...] = ("binary", "three_class")
     heatmaps: int | None = None
@@ -99,6 +100,8 @@ PRESETS = {
         resamples=200,
         weights=dict.fromkeys(NAMES, "none"),
         autoencoder_image_size=128,
+        # Two hundred healthy images in batches of 16 are too few steps for it to learn anything.
+        autoencoder_batch_size=4,
         autoencoder_epochs=5,
         neighbours_of=("binary",),
         heatmaps=8,
@@ -467,6 +470,7 @@ def autoencoder_settings(settings: RunStudy) -> TrainAutoencoder:
     preset = PRESETS[settings.preset]
     return TrainAutoencoder(
         image_size=_first(preset.autoencoder_image_size, TrainAutoencoder().image_size),
+        batch_size=_first(preset.autoencoder_batch_size, TrainAutoencoder().batch_size),
         epochs=settings.autoencoder_epochs,
         resamples=settings.resamples,
         resume=True,
