@@ -105,6 +105,8 @@ def intervals(
     seed: int = 0,
 ) -> dict[str, list[float]]:
     """As `confidence_intervals`, of any table of scores that takes weights [N]."""
+    if len(set(patients)) < 2:
+        return {}  # every resample is the same: an interval of no width would look like certainty
     tables = [table(w) for w in bootstrap_weights(patients, resamples=resamples, seed=seed)]
     found = {}
     for metric in tables[0] if tables else ():
@@ -299,29 +301,47 @@ def pointing_hits(maps: np.ndarray, lesions: np.ndarray) -> np.ndarray:
 
 
 def delong_test(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> float:
-    """Two-sided p-value for equal AUROC of two scores on the same images; labels bool or 0/1 [N].
+    """Two-sided p-value for equal AUROC of two models on the same images.
 
-    DeLong, DeLong and Clarke-Pearson 1988, by the midranks of Sun and Xu 2014. It takes images as
-    independent; where patients have several, the bootstrap over patients is the safer guide.
+    labels: class index [N]. first, second: probabilities [N, C], or the score [N] of class 1 of
+    two. Of more than two classes it tests the macro average, as in `macro_auroc`.
+
+    DeLong, DeLong and Clarke-Pearson 1988, by the midranks of Sun and Xu 2014. An area is a mean
+    over images of what each contributes; so is the average of several areas, of which an image
+    contributes to each. It takes images as independent; where patients have several, the bootstrap
+    over patients is the safer guide. NaN where a class, or all others, have fewer than two images.
     """
-    positive = np.asarray(labels, bool)
-    m, n = int(positive.sum()), int((~positive).sum())
-    if min(m, n) < 2:
-        return float("nan")
-    of_positives, of_negatives, areas = [], [], []
-    for score in (np.asarray(first, float), np.asarray(second, float)):
-        overall = stats.rankdata(score)
-        within_positives = stats.rankdata(score[positive])
-        within_negatives = stats.rankdata(score[~positive])
-        of_positives.append((overall[positive] - within_positives) / n)
-        of_negatives.append(1 - (overall[~positive] - within_negatives) / m)
-        areas.append(of_positives[-1].mean())
-    contrast = np.array([1.0, -1.0])
-    covariance = np.cov(of_positives) / m + np.cov(of_negatives) / n
-    variance = float(contrast @ covariance @ contrast)
+    labels = np.asarray(labels).astype(int)
+    first, second = (np.asarray(scores, float) for scores in (first, second))
+    if first.ndim == 1:
+        first, second = np.stack([-first, first], 1), np.stack([-second, second], 1)
+    classes = range(1, 2) if first.shape[1] == 2 else range(first.shape[1])
+    difference, contributed = 0.0, np.zeros(len(labels))
+    for k in classes:
+        positive = labels == k
+        m, n = int(positive.sum()), int((~positive).sum())
+        if min(m, n) < 2:
+            return float("nan")
+        wins = _wins(positive, first[:, k]) - _wins(positive, second[:, k])
+        difference += wins[positive].mean() / len(classes)
+        for group, count in ((positive, m), (~positive, n)):
+            spread = wins[group] - wins[group].mean()
+            contributed[group] += spread / np.sqrt(count * (count - 1)) / len(classes)
+    variance = float(np.sum(contributed**2))
     if variance <= 0:  # nothing varies: both perfect, or one the other's reverse
-        return 1.0 if areas[0] == areas[1] else 0.0
-    return float(2 * stats.norm.sf(abs(areas[0] - areas[1]) / np.sqrt(variance)))
+        return 1.0 if difference == 0 else 0.0
+    return float(2 * stats.norm.sf(abs(difference) / np.sqrt(variance)))
+
+
+def _wins(positive: np.ndarray, score: np.ndarray) -> np.ndarray:
+    """Of each positive the share of negatives below it, of each negative that of positives above
+    it; ties count half. float [N]."""
+    overall = stats.rankdata(score)
+    wins = np.empty(len(score))
+    within_positives, within_negatives = (stats.rankdata(score[g]) for g in (positive, ~positive))
+    wins[positive] = (overall[positive] - within_positives) / np.sum(~positive)
+    wins[~positive] = 1 - (overall[~positive] - within_negatives) / np.sum(positive)
+    return wins
 
 
 def mcnemar_test(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> float:

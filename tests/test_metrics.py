@@ -141,6 +141,19 @@ def test_calibration_error_is_the_gap_between_confidence_and_truth() -> None:
     assert metrics.expected_calibration_error(np.array([1, 0]), edge) == 0
 
 
+def test_one_patient_has_no_interval() -> None:
+    labels, scores = np.arange(20) % 2, np.linspace(0, 1, 20)
+
+    def interval(patients: list[str]) -> dict[str, list[float]]:
+        probabilities, called = np.stack([1 - scores, scores], 1), np.zeros(20, int)
+        return metrics.confidence_intervals(
+            labels, probabilities, called, patients, ("a", "b"), resamples=20
+        )
+
+    assert interval(["p"] * 20) == {}
+    assert interval(["p", "q"] * 10)["accuracy"] == [0, 1]
+
+
 def test_patients_are_resampled_whole() -> None:
     patients = ["b", "a", "b", "c", "b", "a"]
     weights = metrics.bootstrap_weights(patients, resamples=200, seed=3)
@@ -295,6 +308,50 @@ def test_delong_is_the_paper_s_and_keeps_its_level() -> None:
             z = jackknife_z(labels, first, second)
             assert p == pytest.approx(2 * stats.norm.sf(abs(z)), rel=1e-9)
     assert 1 <= rejected <= 22  # of 200 true null hypotheses, 5 % are rejected by chance
+
+
+def test_delong_of_three_classes_is_about_the_macro_average() -> None:
+    # Equal for healthy against the rest, and one tells bacterial from viral, the other does not:
+    # the difference that is printed beside the p-value is real, and so must the p-value say.
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 2], 60)
+    healthy = np.where(labels == 0, 0.8, 0.2)
+    split = np.where(labels == 2, 0.7, 0.3)
+    knows = np.stack([healthy, (1 - healthy) * (1 - split), (1 - healthy) * split], 1)
+    guess = rng.uniform(size=180)
+    guesses = np.stack([healthy, (1 - healthy) * (1 - guess), (1 - healthy) * guess], 1)
+    assert metrics.macro_auroc(labels, knows) > metrics.macro_auroc(labels, guesses) + 0.1
+    assert metrics.delong_test(labels, knows, guesses) < 1e-6
+    assert metrics.delong_test(labels, guesses, knows) < 1e-6
+    # Order of the classes is nothing to an average over them.
+    turned = [2, 0, 1]
+    p = metrics.delong_test(labels, guesses, knows[:, [0, 2, 1]])
+    again = metrics.delong_test(
+        (labels + 1) % 3, guesses[:, turned], knows[:, [0, 2, 1]][:, turned]
+    )
+    assert p == pytest.approx(again, rel=1e-9)
+
+
+def test_delong_of_three_classes_keeps_its_level_and_agrees_with_the_bootstrap() -> None:
+    rng = np.random.default_rng(1)
+    labels = np.repeat([0, 1, 2], 40)
+    rejected = 0
+    for _ in range(200):
+        shared = rng.normal(size=(120, 3)) + 1.5 * np.eye(3)[labels]
+        first, second = (shared + rng.normal(size=(120, 3)) for _ in range(2))
+        rejected += metrics.delong_test(labels, first, second) < 0.05
+    assert 1 <= rejected <= 22
+    # The standard error behind the last p-value, against that of resampled images.
+    difference = metrics.macro_auroc(labels, first) - metrics.macro_auroc(labels, second)
+    from scipy import stats
+
+    z = stats.norm.isf(metrics.delong_test(labels, first, second) / 2)
+    draws = metrics.bootstrap_weights([str(i) for i in range(120)], resamples=1000, seed=0)
+    resampled = [
+        metrics.macro_auroc(labels, first, w) - metrics.macro_auroc(labels, second, w)
+        for w in draws
+    ]
+    assert abs(difference) / z == pytest.approx(np.std(resampled), rel=0.15)
 
 
 def test_delong_at_its_edges() -> None:
