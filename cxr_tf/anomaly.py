@@ -755,6 +755,7 @@ def model_card(settings: TrainAutoencoder, data: Data, results: dict[str, Any]) 
         "threshold": results["model"]["threshold"],
         "threshold_rule": results["model"]["threshold_rule"],
         "data_fingerprint": data.catalog.fingerprint(),
+        "learnt_from": data.catalog.learnt_from(),
         "seed": settings.seed,
         "data_is_phantom": data.catalog.is_phantom,
         "metrics": {s: {k: results[s][k] for k in shown} for s in ("val", "test")},

@@ -61,7 +61,9 @@ def load_data(settings: TrainingBudget) -> Data:
         raise UserError(
             "--positive is for --task labels; in binary, pneumonia is the positive class"
         )
-    catalog = catalogs.open_catalog(settings.data, seed=settings.seed, positive=settings.positive)
+    catalog = catalogs.open_catalog(
+        settings.data, seed=settings.seed, task=settings.task, positive=settings.positive
+    )
     log.info(catalogs.describe(catalog))
     catalogs.check(catalog, task=settings.task, allow_leakage=settings.allow_leakage)
     classes = catalog.classes(settings.task)
@@ -411,6 +413,7 @@ def model_card(settings: TrainClassifier, data: Data, results: dict[str, Any]) -
         "threshold": results["model"]["threshold"],
         "temperature": results["model"]["temperature"],
         "data_fingerprint": data.catalog.fingerprint(),
+        "learnt_from": data.catalog.learnt_from(),
         "seed": settings.seed,
         "data_is_phantom": data.catalog.is_phantom,
         "metrics": {s: {k: results[s][k] for k in evaluation.HEADLINE} for s in ("val", "test")},

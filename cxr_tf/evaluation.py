@@ -229,7 +229,7 @@ def open_part(
     A folder without split folders is scored whole, one with them as it is divided; unless it is the
     one that the model was trained on: then it is divided as it was for that.
     """
-    catalog = catalogs.open_catalog(settings.data, seed=settings.seed, resplit=False)
+    catalog = catalogs.open_catalog(settings.data, seed=settings.seed, resplit=False, task=task)
     card = served.card
     trained_on = as_trained_on(catalog, card, skip=settings.skip_unreadable)
     if trained_on is not None:
@@ -240,6 +240,9 @@ def open_part(
         catalog = catalog.take(catalog.rows(settings.split))
         if not len(catalog):
             raise UserError(f"{settings.data} has no {settings.split} split; see --split")
+    if seen := served.has_learnt_from(r.digest for r in catalog.radiographs):
+        note = f"the model was trained on or chosen by {seen} of these: scores will be too good"
+        catalog = replace(catalog, notes=(*catalog.notes, note))
     log.info(catalogs.describe(catalog))
     catalog, images = decode(catalog, card["image_size"], skip=settings.skip_unreadable)
     labels = catalog.labels(task, classes)

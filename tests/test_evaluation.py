@@ -8,8 +8,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from cxr_tf.data import catalog as catalogs
+from cxr_tf.serving import ServedModel
 from cxr_tf.settings import Evaluate
 
 CLASSES = ("normal", "pneumonia")
@@ -24,23 +26,48 @@ def unsplit(phantoms: Path, tmp_path: Path) -> Path:
     return tmp_path / "unsplit"
 
 
-def test_the_folder_of_the_training_is_split_as_it_was_then(unsplit: Path) -> None:
+def exported(folder: Path, **card: object) -> ServedModel:
+    """A version of a model that has nothing but its card."""
+    from cxr_tf import serving
+
+    def write(beside: str) -> None:
+        tf.saved_model.save(tf.Module(), beside)
+
+    version = serving.write_version(folder, write, card={"image_size": 64, **card})
+    return serving.load_served(str(version))
+
+
+def test_the_folder_of_the_training_is_split_as_it_was_then(
+    unsplit: Path, tmp_path: Path, caplog
+) -> None:
     from cxr_tf.evaluation import open_part
 
+    caplog.set_level("INFO")
     trained_on = catalogs.open_catalog(str(unsplit), seed=3)
-    card = {"image_size": 64, "seed": 3, "data_fingerprint": trained_on.fingerprint()}
-    served = SimpleNamespace(card=card)
+    served = exported(
+        tmp_path / "models" / "one",
+        seed=3,
+        data_fingerprint=trained_on.fingerprint(),
+        learnt_from=trained_on.learnt_from(),
+    )
+    assert "learnt_from" not in served.card
     settings = Evaluate(model="", data=str(unsplit))
     part = open_part(settings, served, "binary", CLASSES)
+    assert "too good" not in caplog.text
     expected = trained_on.take(trained_on.rows("test")).paths
     assert sorted(part.catalog.paths) == sorted(expected)
     assert 0 < len(part.labels) < len(trained_on)
     every = open_part(dataclasses.replace(settings, split="all"), served, "binary", CLASSES)
     assert len(every.labels) == len(trained_on)
-    # Another folder is scored whole.
-    next(unsplit.glob("*/*.png")).unlink()
+    # Another folder is scored whole, and if it has images of the training it is said.
+    gone = next(unsplit.glob("*/*.png"))
+    learnt = [r.path for r in trained_on.radiographs if r.split in ("train", "val")]
+    gone.unlink()
+    caplog.clear()
     other = open_part(settings, served, "binary", CLASSES)
     assert len(other.labels) == len(trained_on) - 1
+    seen = len(set(learnt) - {str(gone)})
+    assert f"trained on or chosen by {seen} of these" in caplog.text
 
 
 def test_training_images_are_not_taken_for_test_images(
@@ -55,10 +82,10 @@ def test_training_images_are_not_taken_for_test_images(
 
     def trained_on(data: Path) -> catalogs.Catalog:
         catalog, _ = decode(catalogs.open_catalog(str(data), seed=3), 64, skip=True)
-        served.card |= {"seed": 3, "data_fingerprint": catalog.fingerprint()}
+        served.card.update(seed=3, data_fingerprint=catalog.fingerprint())
         return catalog
 
-    served = SimpleNamespace(card={"image_size": 64})
+    served = exported(tmp_path / "models" / "one")
     broken = next(unsplit.glob("*/*.png"))
     broken.write_bytes(broken.read_bytes()[:200])
     small_val, no_test = tmp_path / "small-val", tmp_path / "no-test"
