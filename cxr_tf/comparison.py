@@ -54,9 +54,13 @@ def compare(settings: CompareBackbones) -> Run:
         began = trained[0].config()["settings"]
         # What the record of the comparison says of the data is what they were trained on.
         on = {key: began[key] for key in ("data", "task", "seed", "positive")}
+        if on["data"] != "phantom" and not Path(on["data"]).expanduser().exists():
+            on["data"] = settings.data  # the folder was moved since
         settings = dataclasses.replace(settings, **on)
         check_numbers(settings)
-        catalog = open_catalog(settings.data, seed=settings.seed, positive=settings.positive)
+        catalog = open_catalog(
+            settings.data, seed=settings.seed, task=settings.task, positive=settings.positive
+        )
     else:
         name = settings.name or f"backbones-{settings.task}".replace("_", "-")
         refuse_existing(settings.logs, "compare", name, settings)
@@ -105,8 +109,8 @@ def paired_tests(
     """Whether two models differ on the same test images.
 
     `auroc_difference` (chosen minus other; macro average for more than two classes) with its 95 %
-    interval from a bootstrap over patients; `delong_p` for the AUROC of normal against the rest;
-    `mcnemar_p` for the decisions. Not corrected for the number of comparisons.
+    interval from a bootstrap over patients; `delong_p` for the same difference; `mcnemar_p` for the
+    decisions. Not corrected for the number of comparisons.
     """
 
     def auroc(p: Predictions, weights: np.ndarray | None = None) -> float:
@@ -115,13 +119,10 @@ def paired_tests(
     draws = metrics.bootstrap_weights(chosen.patients, resamples=resamples, seed=seed)
     differences = np.array([auroc(chosen, w) - auroc(other, w) for w in draws])
     low, high = np.nanpercentile(differences, [2.5, 97.5])
-    sick = chosen.labels > 0
     return {
         "auroc_difference": auroc(chosen) - auroc(other),
         "auroc_difference_ci95": [float(low), float(high)],
-        "delong_p": metrics.delong_test(
-            sick, 1 - chosen.probabilities[:, 0], 1 - other.probabilities[:, 0]
-        ),
+        "delong_p": metrics.delong_test(chosen.labels, chosen.probabilities, other.probabilities),
         "mcnemar_p": metrics.mcnemar_test(chosen.labels, chosen.predicted, other.predicted),
     }
 

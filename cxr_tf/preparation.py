@@ -99,7 +99,7 @@ _SOURCES: dict[str, Callable[[PrepareData], Path | None]] = {
 
 def _check(settings: PrepareData) -> None:
     """Prints and draws what there is to know: logs/data/<name>/, figures/data.png in it."""
-    catalog = open_catalog(settings.check, seed=settings.seed)
+    catalog = open_catalog(settings.check, seed=settings.seed, task=settings.task)
     log.info(describe(catalog))
     found = inspect_images(catalog)
     said = warnings(found)

@@ -1,5 +1,6 @@
 """The catalogue: what it reads out of folders and lists, how it splits, and what it refuses."""
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -239,6 +240,47 @@ def test_files_of_other_kinds_are_told(tmp_path: Path, write: Write) -> None:
     assert "neither JPEG nor PNG: 1 .tif" in describe(open_catalog(str(tmp_path), resplit=False))
 
 
+def test_images_beside_the_known_folders_are_told(tmp_path: Path, write: Write) -> None:
+    write("one/NORMAL/1.png")
+    write("one/PNEUMONIA/1.png")
+    for name in ("COVID/1.png", "COVID/deep/2.png", "VIRAL PNEUMONIA/1.png", "masks/1.png"):
+        write(f"one/{name}")
+    said = describe(open_catalog(str(tmp_path / "one"), resplit=False))
+    assert "no folder of a split or a class: 2 in COVID, 1 in VIRAL PNEUMONIA\n" in said + "\n"
+    write("two/train/NORMAL/1.png")
+    write("two/extra/NORMAL/1.png")
+    write("two/train/COVID/1.png")
+    said = describe(open_catalog(str(tmp_path / "two"), resplit=False))
+    assert "1 in COVID, 1 in extra" in said
+
+
+def test_linked_folders_are_read_once(tmp_path: Path, write: Write) -> None:
+    write("NORMAL/1.png")
+    elsewhere = write("disk/2.png").parent
+    (tmp_path / "NORMAL" / "more").symlink_to(elsewhere)
+    (tmp_path / "NORMAL" / "around").symlink_to(tmp_path / "NORMAL")
+    catalog = open_catalog(str(tmp_path), resplit=False)
+    assert [Path(path).name for path in catalog.paths] == ["1.png", "2.png"]
+
+
+def test_what_viewers_name_alike_is_told_apart_by_the_folder(tmp_path: Path, write: Write) -> None:
+    for number in (7, 8):
+        write(f"NORMAL/patient{number}/IM-0001-0001.png")
+        write(f"NORMAL/patient{number}/IM-0001-0002.png")
+    write("NORMAL/IM-0001-0001.png")
+    assert sorted(set(open_catalog(str(tmp_path), resplit=False).patients)) == [
+        "IM-0001",
+        "patient7/IM-0001",
+        "patient8/IM-0001",
+    ]
+
+
+def test_a_name_that_is_no_utf8_is_one_clear_line(tmp_path: Path, write: Write) -> None:
+    image = write("NORMAL/1.png")
+    os.rename(image, os.fsencode(image.parent) + b"/R\xf6ntgen.png")
+    assert "not UTF-8; rename it" in refusal(lambda: open_catalog(str(tmp_path)))
+
+
 def test_a_moved_folder_is_the_same_data_and_a_changed_one_is_not(
     tmp_path: Path, write: Write
 ) -> None:
@@ -295,6 +337,21 @@ def test_one_strange_label_is_the_only_one_named(tmp_path: Path, write: Write) -
     catalog = open_catalog(source, resplit=False)
     told = refusal(lambda: catalog.labels("binary"))
     assert "label 'COVID' is none of the classes normal, pneumonia" in told
+
+
+def test_labels_of_ones_own_stay_as_they_are_written(tmp_path: Path, write: Write) -> None:
+    for number in range(12):
+        write(f"person{number}_virus_1.png" if number % 2 else f"{number}.png")
+    rows = [
+        f"{f'person{n}_virus_1' if n % 2 else n}.png,{'Sick' if n % 2 else 'Healthy'}"
+        for n in range(12)
+    ]
+    source = listing(tmp_path, "\n".join(["path,label", *rows]))
+    assert open_catalog(source, task="labels").classes("labels") == ("Healthy", "Sick")
+    turned = open_catalog(source, task="labels", positive="Healthy")
+    assert turned.classes("labels") == ("Sick", "Healthy")
+    # The named tasks know what the words mean, and what the files' names tell of the cause.
+    assert open_catalog(source, task="three_class").findings == ("normal", "viral")
 
 
 def test_positive_is_the_second_of_two(tmp_path: Path, write: Write) -> None:

@@ -19,6 +19,7 @@ cost an hour.
 import csv
 import difflib
 import hashlib
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -142,6 +143,10 @@ class Catalog:
         """Row numbers of a split, int64 [n]."""
         return np.array([i for i, r in enumerate(self.radiographs) if r.split == split], np.int64)
 
+    def learnt_from(self) -> list[str]:
+        """Digests of the files that a model is trained on or chosen by, in order."""
+        return sorted({r.digest for r in self.radiographs if r.split in ("train", "val")})
+
     def take(self, rows: Iterable[int]) -> "Catalog":
         """The catalogue of these rows alone, in this order."""
         return replace(self, radiographs=tuple(self.radiographs[int(i)] for i in rows))
@@ -179,14 +184,16 @@ def task_classes(task: str) -> tuple[str, ...]:
 
 
 def open_catalog(
-    source: str, *, seed: int = 0, resplit: bool = True, positive: str = ""
+    source: str, *, seed: int = 0, resplit: bool = True, task: str = "", positive: str = ""
 ) -> Catalog:
     """Reads a folder, a .csv list or a .npz of radiographs and settles the splits.
 
     `resplit=False` leaves the splits as they are given (empty where they are not), which is what
-    scoring a finished model needs. `positive` is the label that two-class scores are about; without
-    it the order is normal first, then alphabetical. Raises UserError where there is nothing to
-    read.
+    scoring a finished model needs. For the task `labels` a list's labels stay as they are written;
+    else healthy, sick and the like mean what they do as names of folders. `positive` is the label
+    that two-class scores are about; without it the order is normal first, then alphabetical.
+
+    Raises UserError where there is nothing to read.
     """
     root = phantom_folder() if source == "phantom" else Path(source).expanduser()
     if not root.exists():
@@ -194,7 +201,7 @@ def open_catalog(
     if root.is_dir():
         catalog = _read_folder(root)
     elif root.suffix.lower() == ".csv":
-        catalog = _read_csv(root)
+        catalog = _read_csv(root, as_written=task == "labels")
     elif root.suffix.lower() == ".npz":
         from cxr_tf.data import medmnist
 
@@ -416,8 +423,11 @@ def _read_folder(root: Path) -> Catalog:
             f"({_names(finding_folders)}); keep one layout"
         )
     rows, others = [], Counter[str]()
+    strangers = _strangers(root, split_folders) if split_folders else {}
     for top, split in (split_folders or {root: ""}).items():
-        for folder in _finding_folders(top):
+        known = _finding_folders(top)
+        strangers |= _strangers(top, known)
+        for folder in known:
             for path in visible_files(folder):
                 if path.suffix.lower() not in IMAGE_SUFFIXES:
                     others[path.suffix.lower() or "no suffix"] += 1
@@ -433,13 +443,26 @@ def _read_folder(root: Path) -> Catalog:
     if others:
         named = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common())
         notes = (f"left out, being neither JPEG nor PNG: {named}",)
+    if strangers:
+        named = ", ".join(f"{count} in {folder}" for folder, count in sorted(strangers.items()))
+        notes += (f"left out, being in no folder of a split or a class: {named}",)
     return _catalog(root, rows, notes)
 
 
-def _read_csv(file: Path) -> Catalog:
+def _strangers(top: Path, known: Iterable[Path]) -> dict[str, int]:
+    """How many images lie in folders beside those that are known, by folder."""
+    # Beside phantoms lie the masks of their lesions.
+    others = [d for d in _folders(top) if d not in set(known) and d.name != "masks"]
+    counts = {
+        d.name: sum(p.suffix.lower() in IMAGE_SUFFIXES for p in visible_files(d)) for d in others
+    }
+    return {name: count for name, count in counts.items() if count}
+
+
+def _read_csv(file: Path, *, as_written: bool) -> Catalog:
     listed = read_list(file)
     # The words of the folders mean the same here, but only where all labels are such words.
-    named = all(row.label.lower() in _FINDING_FOLDERS for row in listed)
+    named = not as_written and all(row.label.lower() in _FINDING_FOLDERS for row in listed)
     rows = []
     for row in listed:
         if row.path.suffix.lower() not in IMAGE_SUFFIXES:
@@ -526,6 +549,8 @@ def _catalog(
     source: Path, rows: Sequence[tuple[Path, str, str, str]], notes: tuple[str, ...] = ()
 ) -> Catalog:
     """The catalogue of rows of (path, finding, patient, split)."""
+    for path, *_ in rows:
+        check_name_of(path)
     # Threads, because hashing and reading both let go of the interpreter lock.
     with ThreadPoolExecutor() as pool:
         digests = list(pool.map(_digest, [row[0] for row in rows]))
@@ -563,7 +588,11 @@ def patient_of(path: Path, root: Path) -> str:
         number, cause = match["patient"] or match["patient3"], match["cause"] or match["cause3"]
         return f"{number}_{cause}".lower()
     if match := _KERMANY_NORMAL.match(path.stem):
-        return match[1].upper()
+        # Viewers name the images of every export IM-0001-0001: there the folder tells the patient.
+        known = {*_SPLIT_FOLDERS, *_FINDING_FOLDERS}
+        inside = path.parent.relative_to(root).parts if path.is_relative_to(root) else ()
+        folders = [part for part in inside if part.lower() not in known]
+        return "/".join([*folders, match[1].upper()])
     if match := _PHANTOM.match(path.name):
         return match[1]
     # With the folders, because `NORMAL/1.png` and `VIRAL/1.png` are two people; from the root on,
@@ -632,11 +661,28 @@ def _folders(path: Path) -> list[Path]:
 
 def visible_files(folder: Path) -> list[Path]:
     """Files at any depth; nothing hidden: Kermany's archive carries ._ files of another system."""
-    return sorted(
-        p
-        for p in folder.rglob("*")
-        if not any(part.startswith(".") for part in p.relative_to(folder).parts) and p.is_file()
-    )
+    found, entered = [], set()
+    # Links to folders are followed: that is how a collection on another disk is put together.
+    for here, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        state = os.stat(here)
+        if (state.st_dev, state.st_ino) in entered:  # a link to a folder around it
+            folders.clear()
+            continue
+        entered.add((state.st_dev, state.st_ino))
+        found += [Path(here, name) for name in files if not name.startswith(".")]
+    return sorted(p for p in found if p.is_file())
+
+
+def check_name_of(path: Path) -> None:
+    """Raises UserError for a name that is no UTF-8: no table or report could hold it."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        shown = str(path).encode("utf-8", "backslashreplace").decode()
+        raise UserError(
+            f"{shown}: the file's name is not UTF-8; rename it (archives of old systems: convmv)"
+        ) from None
 
 
 def _digest(path: Path) -> str:

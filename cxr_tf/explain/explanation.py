@@ -291,7 +291,8 @@ def load(settings: Explain, classifier: Classifier) -> Radiographs:
         catalog = catalog_of_images(find_images(settings.images))
         labels = np.full(len(catalog), -1)
     else:
-        catalog = catalogs.open_catalog(settings.data, seed=classifier.settings.get("seed", 0))
+        seed = classifier.settings.get("seed", 0)
+        catalog = catalogs.open_catalog(settings.data, seed=seed, task=classifier.task)
         log.info(catalogs.describe(catalog))
         if settings.split != "all":
             catalog = catalog.take(catalog.rows(settings.split))

@@ -138,7 +138,7 @@ def cover_images(
 
 def is_opacity(classes: Sequence[str]) -> np.ndarray:
     """Whether each class is one that `auto` covers with air: bool [C]."""
-    return np.array([name in OPACITIES for name in classes])
+    return np.array([name.lower() in OPACITIES for name in classes])
 
 
 # ---------------------------------------------------------------------- scores of covered images

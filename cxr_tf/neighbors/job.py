@@ -56,12 +56,17 @@ def fit_knn(settings: FitKnn) -> Run:
     tf.config.experimental.enable_op_determinism()
 
     # ------------------------------------------------------------------ data
-    catalog = catalogs.open_catalog(settings.data, seed=settings.seed)
+    catalog = catalogs.open_catalog(settings.data, seed=settings.seed, task=card["task"])
     log.info(catalogs.describe(catalog))
     catalogs.check(catalog, task=card["task"], allow_leakage=settings.allow_leakage)
     catalog, thumbnails = evaluation.decode(catalog, THUMBNAIL, skip=settings.skip_unreadable)
     catalogs.check(catalog, task=card["task"], allow_leakage=settings.allow_leakage)
-    order, indexed = split_order(catalog, catalog.labels(card["task"], classes))
+    labels = catalog.labels(card["task"], classes)
+    if absent := sorted(set(classes) - {classes[k] for k in labels[catalog.rows("train")]}):
+        raise UserError(
+            f"{settings.data} has no '{absent[0]}' image to train on, which the classifier knows"
+        )
+    order, indexed = split_order(catalog, labels)
     catalog, thumbnails = catalog.take(order), thumbnails[order]
     same_data = catalog.fingerprint() == card["data_fingerprint"]
     if not same_data:
@@ -204,6 +209,7 @@ def fit_knn(settings: FitKnn) -> Run:
             "image_size": card["image_size"],
             "threshold": 0.5,
             "data_fingerprint": catalog.fingerprint(),
+            "learnt_from": catalog.learnt_from(),
             "seed": settings.seed,
             "data_is_phantom": catalog.is_phantom,
             "metrics": {s: {m: results[s][m] for m in evaluation.HEADLINE} for s in results
