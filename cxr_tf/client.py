@@ -71,7 +71,10 @@ def connect(
     """
     if version is not None and label:
         raise UserError("give --version or --label, not both")
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # brackets of an IPv6 address that do not close
+        parts = urlsplit("")
     open_protocol = {"http": _open_rest, "https": _open_rest, "grpc": _open_grpc}.get(parts.scheme)
     if open_protocol is None or not parts.netloc:
         raise UserError(f"--server {url}: give http://host:8501, https://host or grpc://host:8500")

@@ -15,6 +15,8 @@ from sklearn import metrics as sk
 
 from cxr_tf.metrics import reliability
 
+plt.rcParams["text.parse_math"] = False  # a $ in the name of a file or a label is just that
+
 # Blue, red, amber: told apart by colour-blind readers, and the same class has the same colour
 # in every figure.
 CLASS_COLOURS = {

@@ -8,6 +8,7 @@ t-SNE keeps neighbours, not distances: clusters are real, their sizes and the ga
 not (Wattenberg et al., "How to Use t-SNE Effectively", Distill 2016). Hence the numbers.
 """
 
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -76,7 +77,8 @@ def quality(
 
     - `trustworthiness`: in 0..1, how few neighbours in the plane are none in the embedding (Venna
       and Kaski 2001), 10 neighbours;
-    - `silhouette`: in -1..1, of the test points by class, in the embedding (Rousseeuw 1987);
+    - `silhouette`: in -1..1, of the test points by class, in the embedding (Rousseeuw 1987); NaN
+      where test has one class alone, or no class twice;
     - `purity` and `purity/<class>`: the share of a test point's 10 nearest points outside test that
       are of its class; the mean over classes, and each. Of test points, because training has seen
       to it that training points lie right;
@@ -90,7 +92,7 @@ def quality(
                 n_neighbors=min(NEIGHBOURS, (len(labels) - 1) // 2),
             )
         ),
-        "silhouette": float(silhouette_score(projected.coordinates[is_test], labels[is_test])),
+        "silhouette": _silhouette(projected.coordinates[is_test], labels[is_test]),
     }
     for name, values in (("purity", projected.coordinates), ("plane_purity", projected.plane)):
         shares = _same_class(values, labels, is_test)
@@ -166,6 +168,16 @@ def _same_class(values: np.ndarray, labels: np.ndarray, is_test: np.ndarray) -> 
     return (labels[~is_test][near] == labels[is_test][:, None]).mean(axis=1)
 
 
+def _silhouette(values: np.ndarray, labels: np.ndarray) -> float:
+    """NaN where it is not defined: one class alone, or every image a class of its own."""
+    if not 1 < len(np.unique(labels)) < len(labels):
+        return float("nan")
+    return float(silhouette_score(values, labels))
+
+
 def _write_table(path: Path, rows: list[list[Any]]) -> None:
-    text = "\n".join("\t".join(str(v).replace("\t", " ") for v in row) for row in rows) + "\n"
-    path.write_text(text)
+    def cell(value: Any) -> str:
+        return re.sub(r"[\t\r\n]", " ", str(value))  # of a patient's name, or of a path
+
+    text = "\n".join("\t".join(map(cell, row)) for row in rows) + "\n"
+    path.write_text(text, encoding="utf-8")

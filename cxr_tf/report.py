@@ -391,7 +391,7 @@ def read_planes(directory: Path) -> dict[str, np.ndarray]:
 def read_metadata(file: Path) -> list[dict[str, str]]:
     """Rows of the projector's table."""
     # Not by the csv module: tabs separate, and nothing quotes.
-    lines = [line.split("\t") for line in file.read_text().splitlines()]
+    lines = [line.split("\t") for line in file.read_text(encoding="utf-8").strip("\n").split("\n")]
     return [dict(zip(lines[0], line, strict=True)) for line in lines[1:]]
 
 

@@ -12,6 +12,7 @@ import math
 import os
 import platform
 import re
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from importlib import metadata
@@ -131,6 +132,8 @@ def open_run(logs: str, job: str, name: str, settings: Any, catalog: "Catalog") 
     if (run.directory / "config.json").exists() and getattr(settings, "resume", False):
         _check_unchanged(run, config)
         return run
+    if (run.directory / "config.json").exists():  # what it left would stand among what comes
+        shutil.rmtree(run.directory)
     run.directory.mkdir(parents=True, exist_ok=True)
     write_json(run.directory / "config.json", config)
     return run

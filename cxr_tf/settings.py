@@ -297,7 +297,7 @@ class TrainAutoencoder:
     learning_rate: float = 2e-3
     """Peak rate of AdamW."""
     augmentation: float = 1.0
-    """Strength of the random framing and exposure; 0 is none."""
+    """Strength of the random framing and exposure in the training of the network; 0 is none."""
     max_false_alarm: float | None = None
     """Threshold: highest share of healthy validation images that may be called anomalies. Default:
     Youden's point on the ROC curve of validation."""
@@ -341,7 +341,7 @@ class Explain:
     patch: int | None = None
     """Side of the covered square in pixels of the model's input; default two strides."""
     stride: int | None = None
-    """Distance of the patches; default a fourteenth of the side: at 224, patch 32 and stride 16."""
+    """Distance of the patches; default half of --patch, or a fourteenth of the side: 16 at 224."""
     fill: Literal["auto", "mean", "air", "gray", "blur", "noise"] = "auto"
     """What covers the patch: the image's mean grey, the grey of aerated lung, the middle of the
     scale, the image blurred, or noise of the image's mean and spread. auto: air where the explained

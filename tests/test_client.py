@@ -319,7 +319,7 @@ def test_what_the_server_does_not_have_is_named(address: str) -> None:
     ):
         with pytest.raises(UserError, match=told):
             client.connect(address, **arguments)
-    for url in ("localhost:8501", "ftp://host", "http://"):
+    for url in ("localhost:8501", "ftp://host", "http://", "http://[::1"):
         with pytest.raises(UserError, match="give http://host:8501"):
             client.connect(url, "tiny")
 

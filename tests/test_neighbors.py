@@ -419,6 +419,32 @@ def test_picture_is_the_same_on_one_thread_and_on_several(monkeypatch: pytest.Mo
     assert planes[0].std() > 0
 
 
+def test_a_test_split_of_one_image_a_class_has_no_silhouette_but_all_else() -> None:
+    from cxr_tf import projection
+
+    rng = np.random.default_rng(0)
+    labels, is_test = np.array([0, 1] * 10), np.arange(20) < 2
+    values = rng.normal(size=(20, 8)).astype(np.float32)
+    projected = projection.Projected(values, values[:, :2])
+    numbers = projection.quality(projected, labels, is_test, ("a", "b"))
+    assert np.isnan(numbers["silhouette"])
+    assert np.isfinite(numbers["purity"])
+    more = projection.quality(projected, labels, np.arange(20) < 6, ("a", "b"))
+    assert np.isfinite(more["silhouette"])
+
+
+def test_the_projectors_table_holds_any_name(tmp_path: Path) -> None:
+    from cxr_tf.projection import _write_table
+    from cxr_tf.report import read_metadata
+
+    rows = [["path", "patient"], ["a\u2028b  c.png", "Smith\nJohn\t3"], ["d.png", ""]]
+    _write_table(tmp_path / "metadata.tsv", rows)
+    assert read_metadata(tmp_path / "metadata.tsv") == [
+        {"path": "a\u2028b  c.png", "patient": "Smith John 3"},
+        {"path": "d.png", "patient": ""},
+    ]
+
+
 def test_sprite_holds_each_thumbnail_in_its_place() -> None:
     from cxr_tf.projection import sprite
 

@@ -167,7 +167,7 @@ def test_fills() -> None:
     np.testing.assert_allclose(flat["air"], mean - spread, rtol=1e-4)
     assert flat["gray"].tolist() == [127.5, 127.5]
     # `auto` is air for opacities, and the mean for anything else.
-    assert oc.is_opacity(("normal", "pneumonia", "hernia")).tolist() == [False, True, False]
+    assert oc.is_opacity(("normal", "Pneumonia", "hernia")).tolist() == [False, True, False]
     auto = oc.cover_images(images, "auto", 16, opaque=np.array([True, False]))[:, 0, 0, 0]
     np.testing.assert_allclose(auto, [mean[0] - spread[0], mean[1]], rtol=1e-4)
     blurred, noise = (oc.cover_images(images, f, 16) for f in ("blur", "noise"))

@@ -74,6 +74,26 @@ def test_a_run_that_exists_is_refused_or_resumed_with_the_same_settings(tmp_path
     assert run.config() == config
 
 
+def test_a_run_that_is_begun_again_begins_empty(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Quick:
+        """Settings of a job that has no resume."""
+
+        data: str = "here"
+
+    def opened() -> runs.Run:
+        return runs.open_run(str(tmp_path), "job", "a", Quick(), CATALOG)
+
+    left = opened().directory / "heatmaps" / "of-before.png"
+    left.parent.mkdir()
+    left.touch()
+    again = opened()
+    assert [p.name for p in again.directory.iterdir()] == ["config.json"]
+    again.write_metrics({"auroc": 1.0})
+    with pytest.raises(UserError, match="is finished"):
+        opened()
+
+
 def test_settings_that_newer_versions_add_do_not_pass_unseen(tmp_path: Path) -> None:
     run = runs.open_run(str(tmp_path), "job", "a", Settings(), CATALOG)
     config = run.config()

@@ -18,7 +18,7 @@ import pytest
 
 from cxr_tf.errors import UserError
 from cxr_tf.runs import Run
-from cxr_tf.settings import RunStudy
+from cxr_tf.settings import CompareBackbones, RunStudy
 
 BACKBONES = ("resnet50", "vgg16", "alexnet")
 TRAINED = [f"binary-{b}" for b in BACKBONES]
@@ -241,6 +241,22 @@ def test_moved_data_are_the_same_data(settings: RunStudy, called: list[str]) -> 
     moved = Path(settings.data).rename(Path(settings.data).with_name("elsewhere"))
     run_study(dataclasses.replace(settings, data=str(moved)))
     assert called == ["report"]
+
+
+def test_data_that_were_moved_after_the_trainings_are_found_for_the_comparison(
+    settings: RunStudy,
+) -> None:
+    from cxr_tf.comparison import compare
+
+    moved = Path(settings.data).rename(Path(settings.data).with_name("elsewhere"))
+    trained = tuple(f"{settings.logs}/classifier/tiny-binary-{b}" for b in BACKBONES)
+    asked = CompareBackbones(
+        data=str(moved), runs=trained, name="moved", resamples=20, logs=settings.logs
+    )
+    before = Run(Path(settings.logs) / "compare/tiny-binary")
+    after = compare(asked)
+    assert after.metrics()["chosen"] == before.metrics()["chosen"]
+    assert after.config()["data_fingerprint"] == before.config()["data_fingerprint"]
 
 
 def test_models_that_are_gone_are_made_again(settings: RunStudy, called: list[str]) -> None:
