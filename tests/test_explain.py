@@ -420,3 +420,12 @@ def test_every_radiograph_counts_alike_in_the_mean_heatmap() -> None:
     )
     drawn = figure.axes[0].images[-1].get_array()
     assert drawn[1, 1] == drawn[6, 6] == 0.5
+
+
+def test_a_dollar_in_a_file_s_name_is_no_formula() -> None:
+    from cxr_tf import figures
+
+    image, heat = np.zeros((8, 8, 1), np.uint8), np.zeros((8, 8))
+    figure = figures.heatmap_overlay(image, heat, "scan$_1_2$.png", "probability")
+    figure.canvas.draw()  # a formula would be read, and refused, only now
+    assert figure.get_suptitle() == "scan$_1_2$.png"
