@@ -419,6 +419,28 @@ def test_picture_is_the_same_on_one_thread_and_on_several(monkeypatch: pytest.Mo
     assert planes[0].std() > 0
 
 
+def test_a_class_that_the_data_lack_is_named_before_any_work(
+    phantoms: Path, tmp_path: Path
+) -> None:
+    import tensorflow as tf
+
+    from cxr_tf import serving
+    from cxr_tf.neighbors import fit_knn
+
+    card = {"kind": "classifier", "task": "labels", "classes": ["a", "b", "c"], "image_size": 64}
+    model = serving.write_version(
+        tmp_path / "models" / "abc", lambda f: tf.saved_model.save(tf.Module(), f), card=card
+    )
+    images = sorted(phantoms.glob("*/*/*.png"))[:40]
+    rows = [f"{path},{'ac'[n % 2]}" for n, path in enumerate(images)]
+    listed = tmp_path / "list.csv"
+    listed.write_text("\n".join(["path,label", *rows]))
+    settings = FitKnn(classifier=str(model), data=str(listed), logs=str(tmp_path / "logs"))
+    with pytest.raises(UserError, match="no 'b' image to train on"):
+        fit_knn(settings)
+    assert not (tmp_path / "logs").exists()
+
+
 def test_a_test_split_of_one_image_a_class_has_no_silhouette_but_all_else() -> None:
     from cxr_tf import projection
 
