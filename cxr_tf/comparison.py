@@ -16,7 +16,6 @@ import tensorflow as tf
 
 from cxr_tf import figures, metrics
 from cxr_tf.classification import load_data, train_and_evaluate
-from cxr_tf.data.catalog import open_catalog
 from cxr_tf.errors import UserError
 from cxr_tf.evaluation import HEADLINE
 from cxr_tf.runs import Run, check_name, open_run, refuse_existing, write_csv
@@ -54,18 +53,12 @@ def compare(settings: CompareBackbones) -> Run:
         began = trained[0].config()["settings"]
         # What the record of the comparison says of the data is what they were trained on.
         on = {key: began[key] for key in ("data", "task", "seed", "positive")}
-        if on["data"] != "phantom" and not Path(on["data"]).expanduser().exists():
-            on["data"] = settings.data  # the folder was moved since
         settings = dataclasses.replace(settings, **on)
         check_numbers(settings)
-        catalog = open_catalog(
-            settings.data, seed=settings.seed, task=settings.task, positive=settings.positive
-        )
     else:
         name = settings.name or f"backbones-{settings.task}".replace("_", "-")
         refuse_existing(settings.logs, "compare", name, settings)
         data = load_data(settings)
-        catalog = data.catalog
         trained = []
         for backbone in get_args(BackboneName):
             one = TrainClassifier(
@@ -90,7 +83,7 @@ def compare(settings: CompareBackbones) -> Run:
         for other in results
         if other != chosen
     }
-    run = open_run(settings.logs, "compare", name, settings, catalog)
+    run = open_run(settings.logs, "compare", name, settings, trained[0])
     if run.finished:
         log.info("%s is finished already", run.directory)
     else:

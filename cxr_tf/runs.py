@@ -109,10 +109,11 @@ def numbered(name: str) -> Iterator[str]:
     yield from (f"{name}-{number}" for number in itertools.count(2))
 
 
-def open_run(logs: str, job: str, name: str, settings: Any, catalog: "Catalog") -> Run:
+def open_run(logs: str, job: str, name: str, settings: Any, data: "Catalog | Run") -> Run:
     """A new run directory, or with `settings.resume` the one of that name.
 
-    An interrupted run of a job that has no `resume`, because it takes a minute, is begun again.
+    data: what it runs on, or a run on the same, whose record is taken over. An interrupted run of a
+    job that has no `resume`, because it takes a minute, is begun again in an empty directory.
 
     Raises UserError for a name that is no file name, for a run that exists where none is to be
     resumed, and for a resumed run whose settings or data have changed.
@@ -122,21 +123,31 @@ def open_run(logs: str, job: str, name: str, settings: Any, catalog: "Catalog") 
         "job": job,
         "name": name,
         "settings": dataclasses.asdict(settings),
-        "data_fingerprint": catalog.fingerprint(),
-        "data_is_phantom": catalog.is_phantom,
-        "images": len(catalog),
+        **_facts(data),
         "packages": {p: _version(p) for p in RECORDED_PACKAGES},
         "python": platform.python_version(),
         "git_commit": _git_commit(),
     }
-    if (run.directory / "config.json").exists() and getattr(settings, "resume", False):
-        _check_unchanged(run, config)
-        return run
-    if (run.directory / "config.json").exists():  # what it left would stand among what comes
-        shutil.rmtree(run.directory)
+    if (run.directory / "config.json").exists():
+        if getattr(settings, "resume", False):
+            _check_unchanged(run, config)
+            return run
+        shutil.rmtree(run.directory)  # what it left would stand among what comes
     run.directory.mkdir(parents=True, exist_ok=True)
     write_json(run.directory / "config.json", config)
     return run
+
+
+def _facts(data: "Catalog | Run") -> dict[str, Any]:
+    """What `config.json` says of the data."""
+    if isinstance(data, Run):
+        config = data.config()
+        return {key: config[key] for key in ("data_fingerprint", "data_is_phantom", "images")}
+    return {
+        "data_fingerprint": data.fingerprint(),
+        "data_is_phantom": data.is_phantom,
+        "images": len(data),
+    }
 
 
 def check_name(name: str) -> None:

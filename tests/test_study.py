@@ -243,20 +243,21 @@ def test_moved_data_are_the_same_data(settings: RunStudy, called: list[str]) -> 
     assert called == ["report"]
 
 
-def test_data_that_were_moved_after_the_trainings_are_found_for_the_comparison(
-    settings: RunStudy,
+def test_finished_trainings_are_compared_without_their_data(
+    settings: RunStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from cxr_tf.comparison import compare
 
-    moved = Path(settings.data).rename(Path(settings.data).with_name("elsewhere"))
+    shutil.rmtree(settings.data)
+    monkeypatch.chdir(tmp_path)
     trained = tuple(f"{settings.logs}/classifier/tiny-binary-{b}" for b in BACKBONES)
-    asked = CompareBackbones(
-        data=str(moved), runs=trained, name="moved", resamples=20, logs=settings.logs
-    )
     before = Run(Path(settings.logs) / "compare/tiny-binary")
-    after = compare(asked)
+    after = compare(CompareBackbones(runs=trained, name="later", resamples=20, logs=settings.logs))
     assert after.metrics()["chosen"] == before.metrics()["chosen"]
-    assert after.config()["data_fingerprint"] == before.config()["data_fingerprint"]
+    for key in ("data_fingerprint", "data_is_phantom", "images"):
+        assert after.config()[key] == before.config()[key]
+    assert after.config()["settings"]["data"] == before.config()["settings"]["data"]
+    assert not (tmp_path / "data").exists()  # no phantoms in the place of what is gone
 
 
 def test_models_that_are_gone_are_made_again(settings: RunStudy, called: list[str]) -> None:
