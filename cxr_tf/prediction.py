@@ -21,7 +21,7 @@ import numpy as np
 
 from cxr_tf.client import Ask, BadImages, connect, read_image
 from cxr_tf.data import dicom
-from cxr_tf.data.catalog import IMAGE_SUFFIXES, check_name_of, visible_files
+from cxr_tf.data.catalog import IMAGE_SUFFIXES, check_utf8, visible_files
 from cxr_tf.errors import UserError
 from cxr_tf.runs import write_csv, write_json
 from cxr_tf.settings import Predict, check_numbers
@@ -396,5 +396,5 @@ def find_images(wanted: tuple[str, ...]) -> list[str]:
                 raise UserError(f"no such image, folder or pattern: {item}")
         found |= dict.fromkeys(inside)
     for name in found:
-        check_name_of(Path(name))
+        check_utf8(Path(name))
     return list(found)

@@ -436,7 +436,7 @@ def test_a_class_that_the_data_lack_is_named_before_any_work(
     listed = tmp_path / "list.csv"
     listed.write_text("\n".join(["path,label", *rows]))
     settings = FitKnn(classifier=str(model), data=str(listed), logs=str(tmp_path / "logs"))
-    with pytest.raises(UserError, match="no 'b' image to train on"):
+    with pytest.raises(UserError, match="no 'b' image in the train split"):
         fit_knn(settings)
     assert not (tmp_path / "logs").exists()
 

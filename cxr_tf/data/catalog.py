@@ -19,6 +19,7 @@ cost an hour.
 import csv
 import difflib
 import hashlib
+import itertools
 import os
 import re
 from collections import Counter
@@ -225,14 +226,18 @@ def phantom_folder() -> Path:
     return folder
 
 
-def check(catalog: Catalog, *, task: str, allow_leakage: bool = False) -> None:
+def check(
+    catalog: Catalog, *, task: str, classes: Sequence[str] = (), allow_leakage: bool = False
+) -> None:
     """Stops a run that could not be trusted.
 
-    Raises UserError for a patient or an identical image in two splits (unless `allow_leakage`, or
+    `classes` are those of a finished model, where they are not this catalogue's own. Raises
+    UserError for a patient or an identical image in two splits (unless `allow_leakage`, or
     the split is a published one), for a class without images in a split, and for a task that the
     findings do not support.
     """
-    labels, classes = catalog.labels(task), catalog.classes(task)
+    classes = classes or catalog.classes(task)
+    labels = catalog.labels(task, classes)
     if not 2 <= len(classes) <= MOST_LABELS:
         shown = ", ".join(classes[:3]) + (", ..." if len(classes) > 3 else "")
         raise UserError(
@@ -423,10 +428,10 @@ def _read_folder(root: Path) -> Catalog:
             f"({_names(finding_folders)}); keep one layout"
         )
     rows, others = [], Counter[str]()
-    strangers = _strangers(root, split_folders) if split_folders else {}
+    strangers = _strangers(root, split_folders) if split_folders else Counter[str]()
     for top, split in (split_folders or {root: ""}).items():
         known = _finding_folders(top)
-        strangers |= _strangers(top, known)
+        strangers += _strangers(top, known)
         for folder in known:
             for path in visible_files(folder):
                 if path.suffix.lower() not in IMAGE_SUFFIXES:
@@ -449,14 +454,13 @@ def _read_folder(root: Path) -> Catalog:
     return _catalog(root, rows, notes)
 
 
-def _strangers(top: Path, known: Iterable[Path]) -> dict[str, int]:
-    """How many images lie in folders beside those that are known, by folder."""
+def _strangers(top: Path, known: Iterable[Path]) -> Counter[str]:
+    """How many images lie in folders beside those that are known, by the folder's name."""
     # Beside phantoms lie the masks of their lesions.
     others = [d for d in _folders(top) if d not in set(known) and d.name != "masks"]
-    counts = {
-        d.name: sum(p.suffix.lower() in IMAGE_SUFFIXES for p in visible_files(d)) for d in others
-    }
-    return {name: count for name, count in counts.items() if count}
+    return Counter(
+        d.name for d in others for p in visible_files(d) if p.suffix.lower() in IMAGE_SUFFIXES
+    )
 
 
 def _read_csv(file: Path, *, as_written: bool) -> Catalog:
@@ -550,7 +554,7 @@ def _catalog(
 ) -> Catalog:
     """The catalogue of rows of (path, finding, patient, split)."""
     for path, *_ in rows:
-        check_name_of(path)
+        check_utf8(path)
     # Threads, because hashing and reading both let go of the interpreter lock.
     with ThreadPoolExecutor() as pool:
         digests = list(pool.map(_digest, [row[0] for row in rows]))
@@ -588,11 +592,12 @@ def patient_of(path: Path, root: Path) -> str:
         number, cause = match["patient"] or match["patient3"], match["cause"] or match["cause3"]
         return f"{number}_{cause}".lower()
     if match := _KERMANY_NORMAL.match(path.stem):
-        # Viewers name the images of every export IM-0001-0001: there the folder tells the patient.
-        known = {*_SPLIT_FOLDERS, *_FINDING_FOLDERS}
+        # Viewers name the images of every export IM-0001-0001: there a folder tells the patient.
         inside = path.parent.relative_to(root).parts if path.is_relative_to(root) else ()
-        folders = [part for part in inside if part.lower() not in known]
-        return "/".join([*folders, match[1].upper()])
+        below = itertools.takewhile(
+            lambda part: part.lower() not in (_SPLIT_FOLDERS | _FINDING_FOLDERS), reversed(inside)
+        )
+        return "/".join([*reversed([*below]), match[1].upper()])
     if match := _PHANTOM.match(path.name):
         return match[1]
     # With the folders, because `NORMAL/1.png` and `VIRAL/1.png` are two people; from the root on,
@@ -664,7 +669,7 @@ def visible_files(folder: Path) -> list[Path]:
     found, entered = [], set()
     # Links to folders are followed: that is how a collection on another disk is put together.
     for here, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         state = os.stat(here)
         if (state.st_dev, state.st_ino) in entered:  # a link to a folder around it
             folders.clear()
@@ -674,14 +679,14 @@ def visible_files(folder: Path) -> list[Path]:
     return sorted(p for p in found if p.is_file())
 
 
-def check_name_of(path: Path) -> None:
+def check_utf8(path: Path) -> None:
     """Raises UserError for a name that is no UTF-8: no table or report could hold it."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
         shown = str(path).encode("utf-8", "backslashreplace").decode()
         raise UserError(
-            f"{shown}: the file's name is not UTF-8; rename it (archives of old systems: convmv)"
+            f"{shown}: the file's name is not UTF-8, as in archives of old systems; rename it"
         ) from None
 
 

@@ -9,6 +9,7 @@ temperature cannot move a share of 0 or 1.
 """
 
 import dataclasses
+import functools
 import logging
 from pathlib import Path
 from typing import Any
@@ -56,17 +57,15 @@ def fit_knn(settings: FitKnn) -> Run:
     tf.config.experimental.enable_op_determinism()
 
     # ------------------------------------------------------------------ data
+    check = functools.partial(
+        catalogs.check, task=card["task"], classes=classes, allow_leakage=settings.allow_leakage
+    )
     catalog = catalogs.open_catalog(settings.data, seed=settings.seed, task=card["task"])
     log.info(catalogs.describe(catalog))
-    catalogs.check(catalog, task=card["task"], allow_leakage=settings.allow_leakage)
+    check(catalog)
     catalog, thumbnails = evaluation.decode(catalog, THUMBNAIL, skip=settings.skip_unreadable)
-    catalogs.check(catalog, task=card["task"], allow_leakage=settings.allow_leakage)
-    labels = catalog.labels(card["task"], classes)
-    if absent := sorted(set(classes) - {classes[k] for k in labels[catalog.rows("train")]}):
-        raise UserError(
-            f"{settings.data} has no '{absent[0]}' image to train on, which the classifier knows"
-        )
-    order, indexed = split_order(catalog, labels)
+    check(catalog)
+    order, indexed = split_order(catalog, catalog.labels(card["task"], classes))
     catalog, thumbnails = catalog.take(order), thumbnails[order]
     same_data = catalog.fingerprint() == card["data_fingerprint"]
     if not same_data:
