@@ -240,7 +240,8 @@ def open_part(
         catalog = catalog.take(catalog.rows(settings.split))
         if not len(catalog):
             raise UserError(f"{settings.data} has no {settings.split} split; see --split")
-    if seen := served.has_learnt_from(r.digest for r in catalog.radiographs):
+    learnt_from = served.learnt_from()
+    if seen := sum(r.digest in learnt_from for r in catalog.radiographs):
         note = f"the model was trained on or chosen by {seen} of these: scores will be too good"
         catalog = replace(catalog, notes=(*catalog.notes, note))
     log.info(catalogs.describe(catalog))

@@ -16,7 +16,7 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -84,14 +84,13 @@ class ServedModel:
         """Class names in the order of `probabilities`."""
         return tuple(self.card["classes"])
 
-    def has_learnt_from(self, digests: Iterable[str]) -> int:
-        """How many of these files (`Radiograph.digest`) it was trained on or chosen by.
+    def learnt_from(self) -> set[str]:
+        """Digests (`Radiograph.digest`) of the files it was trained on or chosen by.
 
-        0 for an export that does not say.
+        Empty for an export that does not say.
         """
         file = self.folder / LEARNT_FROM
-        known = set(file.read_text().split()) if file.exists() else set()
-        return sum(digest in known for digest in digests)
+        return set(file.read_text().split()) if file.exists() else set()
 
     def decode(self, paths: list[str]) -> list[bytes]:
         """Contents of image files, as the signatures take them; DICOM becomes PNG on the way."""
@@ -305,8 +304,8 @@ def write_version(base: Path, write: Callable[[str], Any], *, card: dict[str, An
     version that stands is never changed. What a killed export left is cleared away first. To what
     `write` put there come the warm-up requests and the model card, which is `card` with name,
     version, signatures and the versions of the software; then `models.config` is brought up to
-    date. What `card` has under `learnt_from`, the digests of the files of train and val, becomes a
-    file of its own, one to a line.
+    date. What `card` has under `learnt_from`, digests of files, becomes a file of its own, one to a
+    line: thousands of them would bury the card.
 
     Raises UserError where the disk is full or must not be written.
     """
@@ -329,7 +328,7 @@ def write_version(base: Path, write: Callable[[str], Any], *, card: dict[str, An
             "version": version,
         }
         told = {**card, **described}
-        (beside / LEARNT_FROM).write_text("\n".join(told.pop("learnt_from", [])) + "\n")
+        (beside / LEARNT_FROM).write_text("\n".join(sorted(told.pop("learnt_from", ()))) + "\n")
         write_json(beside / CARD, told)
         target = base / str(version)
         os.rename(beside, target)

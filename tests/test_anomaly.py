@@ -106,6 +106,19 @@ def test_other_scores_of_the_same_network_stand_beside(finished: TrainAutoencode
             )
 
 
+def test_its_export_knows_the_files_it_has_learnt_from(finished: TrainAutoencoder) -> None:
+    from cxr_tf import serving
+    from cxr_tf.data.catalog import open_catalog
+
+    served = serving.load_served(f"{finished.saved_models}/{finished.name}")
+    rows = open_catalog(finished.data, seed=finished.seed).radiographs
+    kinds = {(r.split, r.finding == "normal") for r in rows if r.digest in served.learnt_from()}
+    assert kinds == {("train", True), ("val", True), ("val", False)}
+    assert len(served.learnt_from()) == sum(
+        r.split == "val" or (r.split == "train" and r.finding == "normal") for r in rows
+    )
+
+
 def table(settings: TrainAutoencoder, split: str = "test") -> list[dict[str, str]]:
     file = Path(settings.logs) / "autoencoder" / settings.name / f"predictions-{split}.csv"
     with file.open() as lines:

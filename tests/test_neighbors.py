@@ -398,6 +398,18 @@ def test_each_point_of_the_projector_shows_its_own_radiograph(fitted: Fitted) ->
         np.testing.assert_array_equal(np.asarray(shown), sprite(expected))
 
 
+def test_exports_know_the_files_they_have_learnt_from(fitted: Fitted) -> None:
+    from cxr_tf import serving
+    from cxr_tf.data.catalog import open_catalog
+
+    config = json.loads((fitted.classifier / "config.json").read_text())["settings"]
+    rows = open_catalog(config["data"], seed=config["seed"]).radiographs
+    expected = {r.digest for r in rows if r.split in ("train", "val")}
+    classifier = json.loads((fitted.classifier / "metrics.json").read_text())["model"]
+    for model in (classifier["saved_model"], str(fitted.model)):
+        assert serving.load_served(model).learnt_from() == expected
+
+
 # ------------------------------------------------------------------ without a run
 
 

@@ -144,9 +144,9 @@ class Catalog:
         """Row numbers of a split, int64 [n]."""
         return np.array([i for i, r in enumerate(self.radiographs) if r.split == split], np.int64)
 
-    def learnt_from(self) -> list[str]:
-        """Digests of the files that a model is trained on or chosen by, in order."""
-        return sorted({r.digest for r in self.radiographs if r.split in ("train", "val")})
+    def learnt_from(self) -> set[str]:
+        """Digests of the files that a model is trained on or chosen by."""
+        return {r.digest for r in self.radiographs if r.split in ("train", "val")}
 
     def take(self, rows: Iterable[int]) -> "Catalog":
         """The catalogue of these rows alone, in this order."""

@@ -208,7 +208,7 @@ def fit_knn(settings: FitKnn) -> Run:
             "image_size": card["image_size"],
             "threshold": 0.5,
             "data_fingerprint": catalog.fingerprint(),
-            "learnt_from": catalog.learnt_from(),
+            "learnt_from": catalog.learnt_from() | classifier.served.learnt_from(),
             "seed": settings.seed,
             "data_is_phantom": catalog.is_phantom,
             "metrics": {s: {m: results[s][m] for m in evaluation.HEADLINE} for s in results
