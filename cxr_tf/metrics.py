@@ -303,18 +303,14 @@ def pointing_hits(maps: np.ndarray, lesions: np.ndarray) -> np.ndarray:
 def delong_test(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> float:
     """Two-sided p-value for equal AUROC of two models on the same images.
 
-    labels: class index [N]. first, second: probabilities [N, C], or the score [N] of class 1 of
-    two. Of more than two classes it tests the macro average, as in `macro_auroc`.
+    labels: class index [N]. first, second: probabilities [N, C]. Of two classes it is about the
+    second, of more about the macro average, as in `macro_auroc`.
 
     DeLong, DeLong and Clarke-Pearson 1988, by the midranks of Sun and Xu 2014. An area is a mean
     over images of what each contributes; so is the average of several areas, of which an image
     contributes to each. It takes images as independent; where patients have several, the bootstrap
     over patients is the safer guide. NaN where a class, or all others, have fewer than two images.
     """
-    labels = np.asarray(labels).astype(int)
-    first, second = (np.asarray(scores, float) for scores in (first, second))
-    if first.ndim == 1:
-        first, second = np.stack([-first, first], 1), np.stack([-second, second], 1)
     classes = range(1, 2) if first.shape[1] == 2 else range(first.shape[1])
     difference, contributed = 0.0, np.zeros(len(labels))
     for k in classes:

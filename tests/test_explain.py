@@ -429,3 +429,29 @@ def test_a_dollar_in_a_file_s_name_is_no_formula() -> None:
     figure = figures.heatmap_overlay(image, heat, "scan$_1_2$.png", "probability")
     figure.canvas.draw()  # a formula would be read, and refused, only now
     assert figure.get_suptitle() == "scan$_1_2$.png"
+
+
+def test_the_pointing_game_is_told_with_and_without_its_tolerance() -> None:
+    from types import SimpleNamespace
+
+    from cxr_tf.explain import explanation, occlusion
+
+    maps, masks = np.zeros((3, 64, 64)), np.zeros((3, 64, 64), bool)
+    maps[:, 30, 30] = 1.0
+    masks[0, 28:33, 28:33] = True  # hit
+    masks[1, 28:33, 34:39] = True  # 4 pixels beside
+    masks[2, 28:33, 50:55] = True  # 20 pixels beside
+    labels = np.ones(3, int)
+    row = explanation.measure(
+        "random",
+        explanation.Explained("random", maps, 0.0, {}),
+        SimpleNamespace(labels=labels, masks=masks),
+        SimpleNamespace(size=64, classes=("normal", "pneumonia")),
+        labels,
+        labels,
+        occlusion.make_grid(64),  # a stride of 5 pixels
+        Explain(classifier=""),
+    )
+    assert row["phantoms"] == 3
+    assert row["pointing_game"] == pytest.approx(2 / 3)
+    assert row["pointing_game_exact"] == pytest.approx(1 / 3)

@@ -293,6 +293,11 @@ def jackknife_z(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> fl
     return (of_positives[0].mean() - of_positives[1].mean()) / np.sqrt(variance)
 
 
+def delong_of_scores(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> float:
+    """Of two classes, told apart by one score [N] each."""
+    return metrics.delong_test(labels, *(np.stack([-s, s], axis=1) for s in (first, second)))
+
+
 def test_delong_is_the_paper_s_and_keeps_its_level() -> None:
     from scipy import stats
 
@@ -302,7 +307,7 @@ def test_delong_is_the_paper_s_and_keeps_its_level() -> None:
         labels = np.arange(80) % 2
         shared = rng.normal(size=80) + labels
         first, second = (np.round(shared + rng.normal(size=80), 1) for _ in range(2))
-        p = metrics.delong_test(labels, first, second)
+        p = delong_of_scores(labels, first, second)
         rejected += p < 0.05
         if trial < 20:
             z = jackknife_z(labels, first, second)
@@ -357,11 +362,11 @@ def test_delong_of_three_classes_keeps_its_level_and_agrees_with_the_bootstrap()
 def test_delong_at_its_edges() -> None:
     labels = np.array([0, 0, 0, 1, 1, 1])
     good = np.array([0.1, 0.2, 0.5, 0.4, 0.8, 0.9])
-    assert metrics.delong_test(labels, good, good**3) == 1.0
-    assert metrics.delong_test(labels, labels, labels) == 1.0
+    assert delong_of_scores(labels, good, good**3) == 1.0
+    assert delong_of_scores(labels, labels, labels) == 1.0
     # A perfect score and its reverse: nothing varies, and they are as different as can be.
-    assert metrics.delong_test(labels, labels, 1 - labels) == 0.0
-    assert np.isnan(metrics.delong_test(np.array([0, 0, 1]), good[:3], good[3:]))
+    assert delong_of_scores(labels, labels, 1 - labels) == 0.0
+    assert np.isnan(delong_of_scores(np.array([0, 0, 1]), good[:3], good[3:]))
 
 
 def test_mcnemar_counts_what_only_one_gets_right() -> None:

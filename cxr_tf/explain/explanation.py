@@ -512,9 +512,9 @@ def measure(
         if len(right):
             tolerance = float(grid.stride)
             pairs = [(maps[k], shown.masks[k]) for k in right]
-            row["pointing_game"] = _mean(
-                [float(faithfulness.points_into(m, mask, tolerance)) for m, mask in pairs]
-            )
+            for name, allowed in (("", tolerance), ("_exact", 0.0)):
+                hits = [float(faithfulness.points_into(*pair, allowed)) for pair in pairs]
+                row[f"pointing_game{name}"] = _mean(hits)
             row["pointing_tolerance_pixels"] = tolerance
             row["inside_lesion"] = _mean([faithfulness.share_inside(*pair) for pair in pairs])
             row["lesion_area"] = float(shown.masks[right].mean())
@@ -542,6 +542,7 @@ def table_lines(table: dict[str, dict[str, Any]]) -> list[str]:
         "shuffled_last_layer": "last shuffled",
         "shuffled_all_layers": "all shuffled",
         "pointing_game": "pointing game",
+        "pointing_game_exact": "exact",
         "inside_lesion": "inside lesion",
         "outside_chest": "outside chest",
         "seconds_per_image": "s an image",
