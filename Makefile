@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 .PHONY: help setup quickstart test lint tensorboard clean
 
 help:
+	@echo "make setup        only sets up .venv"
 	@echo "make quickstart   set up, then the whole study on phantoms, with its report, offline (minutes)"
 	@echo "make test         set up, then run the tests"
 	@echo "make lint         formatting, lint and types"
