@@ -682,8 +682,14 @@ def export(
     size = int(model.input_shape[1])
     ladder = tf.constant(healthy_scores, tf.float32)
 
+    images = tf.TensorSpec([None, size, size, 1], tf.float32)
+    # Traced once, and stored once, for both signatures.
+    network = tf.function(
+        lambda x: model(x, training=False), input_signature=[images], autograph=False
+    )
+
     def run_model(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
-        return model(tf.cast(serving.decode_images(image_bytes, size), tf.float32), training=False)
+        return network(tf.cast(serving.decode_images(image_bytes, size), tf.float32))
 
     def detect(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
         score = run_model(image_bytes)["score"]

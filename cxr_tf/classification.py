@@ -149,12 +149,15 @@ def train_and_evaluate(settings: TrainClassifier, data: Data | None = None) -> R
     train_seconds = state.seconds + time.perf_counter() - started
 
     # ------------------------------------------------------------------ calibration, on validation
-    # In float32 from here on: what is measured is what is exported.
-    final = build_classifier(
-        settings.backbone, classes=len(data.classes), image_size=settings.image_size
-    )
-    final.set_weights(model.get_weights())
-    to_logits = compiled(logits_of(final))
+    # In float32 on one device from here on: what is measured is what is exported.
+    final, to_logits = model, judge.logits
+    if precision != "float32" or strategy.num_replicas_in_sync > 1:
+        final = build_classifier(
+            settings.backbone, classes=len(data.classes), image_size=settings.image_size
+        )
+        final.set_weights(model.get_weights())
+        to_logits = compiled(logits_of(final))
+    final.trainable = True  # whoever goes on with it in Keras finds nothing frozen
     val_logits = infer(to_logits, pipeline.evaluation_batches(val.images, batch_size=32))
     stressed_logits = infer(
         to_logits,
@@ -244,16 +247,17 @@ def fit_head(model: keras.Model, train: Data, val: Data, batch_size: int) -> Non
     seen_labels = np.concatenate([val.labels, val.labels])
     weights = class_weights(train.labels)
     mean, spread = features.mean(axis=0), features.std(axis=0) + 1e-6
-    best: tuple[float, LogisticRegression] | None = None
+    best: tuple[float, np.ndarray, np.ndarray] | None = None
+    # From the strongest penalty to the weakest, each from where the one before ended.
+    head = LogisticRegression(max_iter=500, class_weight=weights, warm_start=True)
     for inverse_penalty in (1e-4, 1e-3, 1e-2, 1e-1):
-        head = LogisticRegression(C=inverse_penalty, max_iter=500, class_weight=weights)
-        head.fit((features - mean) / spread, train.labels)
+        head.set_params(C=inverse_penalty).fit((features - mean) / spread, train.labels)
         logits = np.log(head.predict_proba((seen - mean) / spread) + 1e-12)
         loss = weighted_log_loss(seen_labels, logits, weights)
         if best is None or loss < best[0]:
-            best = (loss, head)
+            best = (loss, head.coef_.copy(), head.intercept_.copy())
     assert best is not None
-    kernel, bias = best[1].coef_, best[1].intercept_
+    kernel, bias = best[1:]
     if len(kernel) == 1:  # two classes: scikit-learn gives the difference of their logits
         kernel, bias = np.stack([-kernel[0], kernel[0]]) / 2, np.array([-bias[0], bias[0]]) / 2
     kernel = kernel / spread
@@ -324,7 +328,7 @@ class Judge:
     def __init__(
         self, trainer: keras.Model, val: Data, batch_size: int, weights: dict[int, float]
     ) -> None:
-        self._logits, self._weights = compiled(trainer), weights
+        self.logits, self._weights = compiled(trainer), weights
         self._labels, self._classes = val.labels, val.classes
         self._clean = pipeline.evaluation_batches(val.images, batch_size=batch_size)
         self._stressed = pipeline.evaluation_batches(
@@ -339,7 +343,7 @@ class Judge:
         entry: dict[str, float] = {"epoch": epoch}
         losses = []
         for prefix, batches in (("val", self._clean), ("val_stressed", self._stressed)):
-            logits = infer(self._logits, batches)
+            logits = infer(self.logits, batches)
             if not np.isfinite(logits).all():
                 raise FloatingPointError("logits are not finite")
             probabilities = special.softmax(logits, axis=1)

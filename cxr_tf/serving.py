@@ -235,14 +235,21 @@ def export_classifier(
     """
     size = int(model.input_shape[1])
     names = tf.constant(list(classes))
-    embedding = embedding_of(model)
+    image_bytes = tf.TensorSpec([None], tf.string, name="image_bytes")
+    images = tf.TensorSpec([None, size, size, 3], tf.float32, name="images")
+    answers = {"embedding": embedding_of(model).output, "probabilities": model.output}
+    whole = keras.Model(model.input, answers)
+    # Traced once, and stored once, for all signatures that run it.
+    network = tf.function(
+        lambda x: whole(x, training=False), input_signature=[images], autograph=False
+    )
     occluder = occlusion.make_occluder(model, occlusion.make_grid(size))
 
     def decode(image_bytes: tf.Tensor) -> tf.Tensor:
         return to_rgb(decode_images(image_bytes, size))
 
     def classify(images: tf.Tensor) -> dict[str, tf.Tensor]:
-        probabilities = model(images, training=False)
+        probabilities = network(images)["probabilities"]
         predicted = decide(probabilities, threshold)
         return {
             "probabilities": probabilities,
@@ -251,7 +258,7 @@ def export_classifier(
         }
 
     def explain(images: tf.Tensor) -> dict[str, tf.Tensor]:
-        probabilities = model(images, training=False)
+        probabilities = network(images)["probabilities"]
         predicted = decide(probabilities, threshold)
         return {
             "heatmap": occlusion.heatmaps_of(occluder, images, predicted, classes),
@@ -259,13 +266,10 @@ def export_classifier(
             "probabilities": probabilities,
         }
 
-    image_bytes = tf.TensorSpec([None], tf.string, name="image_bytes")
-    images = tf.TensorSpec([None, size, size, 3], tf.float32, name="images")
-
     signatures: dict[str, Signature] = {
         "serving_default": (lambda x: classify(decode(x)), image_bytes),
         "tensor": (classify, images),
-        "embed": (lambda x: {"embedding": embedding(decode(x), training=False)}, image_bytes),
+        "embed": (lambda x: {"embedding": network(decode(x))["embedding"]}, image_bytes),
         "occlusion": (lambda x: explain(decode(x)), image_bytes),
     }
     return write_version(base, lambda folder: save(signatures, folder), card=card)

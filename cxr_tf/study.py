@@ -12,7 +12,6 @@ it in its settings, so a new classifier brings new neighbours and new heatmaps, 
 import contextlib
 import dataclasses
 import functools
-import gc
 import hashlib
 import json
 import logging
@@ -188,7 +187,6 @@ def run_study(settings: RunStudy) -> Path:
         if step.network:
             spent, foreseen = spent + study.seconds(step), foreseen + estimates[step.name]
         keras.backend.clear_session()
-        gc.collect()
 
     # ------------------------------------------------------------------ report
     study.finish(settings, steps)
@@ -780,7 +778,6 @@ def measure(networks: Sequence[str], settings: RunStudy) -> Speed:
         inference[network] = _seconds_an_image(functools.partial(model, training=False), images)
         del model
         keras.backend.clear_session()
-        gc.collect()
     return Speed(training, inference)
 
 

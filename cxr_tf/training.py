@@ -262,10 +262,12 @@ class EpochEnd(keras.callbacks.Callback):
         """Judges the averaged weights, logs and saves; training goes on with the raw ones."""
         logs = logs or {}
         variables = _all_variables(self._trainer)
-        raw = [v.value.numpy() for v in variables]  # copies; np.array would make a second one
         # The loss of the epoch's last step is that before its update, and cannot tell.
-        if not all(np.isfinite(v).all() for v in raw):
+        if not all(_is_finite(v) for v in variables):
             self._diverged("a weight", "no finite number at the end")
+        is_last = epoch + 1 == self._epochs
+        # Nothing goes on from the last. Copies; np.array would make a second one.
+        raw = [] if is_last else [v.value.numpy() for v in variables]
         rate = float(self._trainer.optimizer.learning_rate)
         # Not by Keras's SwapEMAWeights: it swaps by sums and differences, which rounds, and a run
         # resumed from what was saved would not be the undisturbed one.
@@ -280,10 +282,8 @@ class EpochEnd(keras.callbacks.Callback):
             "learning_rate": rate,
         }
         spent = time.perf_counter() - self._started
-        is_last = epoch + 1 == self._epochs
-        to_go_on = [] if is_last else raw
-        self._state.save(entry, self._trainer, to_go_on, self._seconds_before + spent)
-        if not is_last:
+        self._state.save(entry, self._trainer, raw, self._seconds_before + spent)
+        if raw:
             for variable, value in zip(variables, raw, strict=True):
                 variable.assign(value)
         with self._writer.as_default(step=epoch + 1):
@@ -330,6 +330,11 @@ def save_keras(model: keras.Model, path: Path) -> None:
         named.replace(path)
     finally:
         named.unlink(missing_ok=True)
+
+
+def _is_finite(variable: keras.Variable) -> bool:
+    value = tf.convert_to_tensor(variable.value)
+    return not value.dtype.is_floating or bool(tf.reduce_all(tf.math.is_finite(value)))
 
 
 def _all_variables(trainer: keras.Model) -> list[keras.Variable]:
