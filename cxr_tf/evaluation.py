@@ -38,6 +38,15 @@ class Data:
     labels: np.ndarray
     classes: tuple[str, ...]
 
+    def take(self, rows: np.ndarray) -> "Data":
+        """Some of the rows, copied."""
+        return replace(
+            self,
+            catalog=self.catalog.take(rows),
+            images=self.images[rows],
+            labels=self.labels[rows],
+        )
+
     def split(self, name: str) -> "Data":
         """The rows of one split; no copy of the images where they lie together."""
         rows = self.catalog.rows(name)
@@ -114,15 +123,12 @@ def evaluate(settings: Evaluate) -> Run:
     served = serving.load_served(
         settings.model, engine=settings.engine, precision=settings.engine_precision
     )
-    approximate = served.precision != "float32"
-    if approximate and served.card["kind"] != "classifier":
-        raise UserError(f"--engine-precision {served.precision} is for classifiers: leave it out")
     if served.card["kind"] == "autoencoder":
         from cxr_tf import anomaly  # which imports this module
 
         return anomaly.evaluate(settings, served)
     part = open_part(settings, served, served.card["task"], served.classes)
-    cost = precision_cost(settings, served) if approximate else {}
+    cost = precision_cost(settings, served) if served.precision != "float32" else {}
     run = open_evaluation(settings, served, part)
     probabilities, predicted = serving.predict_files(
         served, part.catalog.paths, batch_size=settings.batch_size

@@ -62,7 +62,7 @@ class ServedModel:
     """A SavedModel of ours in memory, with what its card says.
 
     engine: what `ask` runs it on: tensorflow, openvino, or auto, which falls back to TensorFlow.
-    precision: of OpenVINO, float32 or bfloat16.
+    precision: of OpenVINO, float32, bfloat16 or int8.
     """
 
     folder: Path
@@ -604,8 +604,9 @@ def load_served(
 ) -> ServedModel:
     """Loads a SavedModel of ours from its folder (newest version) or a version's folder.
 
-    engine, precision: see `engine.takes_openvino`. Raises UserError where there is no model, or not
-    that engine.
+    engine, precision: see `engine.takes_openvino`. Raises UserError where there is no model, not
+    that engine, and for another precision than float32 where the model is no classifier: what that
+    costs is measured of classifiers alone.
     """
     if not engines.takes_openvino(engine, precision):
         engine = "tensorflow"
@@ -620,6 +621,8 @@ def load_served(
     if not (folder / CARD).exists():
         raise UserError(f"{folder} is not a SavedModel of cxr_tf: it has no {CARD}")
     card = json.loads((folder / CARD).read_text())
+    if precision != "float32" and card["kind"] != "classifier":
+        raise UserError(f"--engine-precision {precision} is for classifiers: leave it out")
     if engine == "auto" and card.get("backbone") in engines.SLOWER_ON_OPENVINO:
         engine = "tensorflow"
     try:

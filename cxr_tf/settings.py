@@ -15,7 +15,7 @@ Task = Literal["binary", "three_class", "labels"]
 BackboneName = Literal["resnet50", "vgg16", "alexnet"]
 Precision = Literal["auto", "float32", "mixed_bfloat16", "mixed_float16"]
 Engine = Literal["auto", "tensorflow", "openvino"]
-EnginePrecision = Literal["float32", "bfloat16"]
+EnginePrecision = Literal["float32", "bfloat16", "int8"]
 
 
 # The least that a number may be, wherever a job has one of that name.
@@ -142,8 +142,8 @@ class Evaluate:
     """What runs the network; auto: OpenVINO where it is installed and there is no GPU. To 1e-4 the
     numbers are the same."""
     engine_precision: EnginePrecision = "float32"
-    """bfloat16 is faster where the CPU has it, and less exact: what it costs in AUROC on validation
-    is measured and printed. Needs --engine openvino."""
+    """int8, and bfloat16 where the CPU has it, are faster and less exact: what that costs in AUROC
+    on validation is measured and printed. For classifiers; needs --engine openvino."""
     shifts: bool = False
     """Also score the images framed, exposed and stored otherwise, as those of another hospital may
     be."""
@@ -177,8 +177,8 @@ class Predict:
     """What runs the network of a model on disk; auto: OpenVINO where it is installed and there is
     no GPU. To 1e-4 the numbers are the same. Occlusion is TensorFlow's."""
     engine_precision: EnginePrecision = "float32"
-    """bfloat16 is faster where the CPU has it, and less exact: evaluate.py measures by how much.
-    Needs --engine openvino."""
+    """int8, and bfloat16 where the CPU has it, are faster and less exact: evaluate.py measures by
+    how much. For classifiers; needs --engine openvino."""
     server: str = ""
     """Ask this TF Serving: http://host:8501, https://host or grpc://host:8500."""
     version: int | None = None
@@ -312,6 +312,36 @@ class TrainAutoencoder:
     saved_models: str = "saved_models"
     resume: bool = False
     """Go on with the interrupted run of this name; a finished one is left as it is."""
+    allow_leakage: bool = False
+    """Go on although a patient or an identical image stands in two splits."""
+    skip_unreadable: bool = False
+    """Leave out files that cannot be decoded, instead of stopping."""
+
+
+@dataclass(frozen=True)
+class CompareAutoencoders:
+    """Train variants of the autoencoder alike, and compare what finds the sick on validation.
+
+    Writes logs/compare/<name>/. Exports nothing; test is not looked at.
+    """
+
+    data: str = "phantom"
+    """Folder of radiographs, .csv list, .npz of PneumoniaMNIST, or `phantom`."""
+    vgg16_weights: str = "none"
+    """imagenet or a file, for the rows on features of a pretrained VGG16; none leaves them out."""
+    image_size: int = 224
+    """Side of the square that images are resized to, in pixels: a multiple of 32 from 128 on, of
+    which the networks see half."""
+    batch_size: int = 16
+    epochs: int = 8
+    """For each of the networks; train_autoencoder.py takes 30."""
+    resamples: int = 1000
+    """Bootstrap resamples (of patients) behind each 95 % interval."""
+    seed: int = 0
+    name: str = "autoencoders"
+    logs: str = "logs"
+    resume: bool = False
+    """Go on with the interrupted comparison of this name: networks that are done are kept."""
     allow_leakage: bool = False
     """Go on although a patient or an identical image stands in two splits."""
     skip_unreadable: bool = False

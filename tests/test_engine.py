@@ -36,6 +36,11 @@ needs_openvino = pytest.mark.skipif(
     reason="OpenVINO is not installed (requirements-openvino.txt)",
 )
 
+needs_quantiser = pytest.mark.skipif(
+    importlib.util.find_spec("openvino") is None or importlib.util.find_spec("nncf") is None,
+    reason="OpenVINO or NNCF is not installed (requirements-openvino.txt)",
+)
+
 
 def export(root: Path, model: keras.Model) -> Path:
     card = {"kind": "classifier", "task": "three_class", "classes": CLASSES, "image_size": 64}
@@ -402,15 +407,41 @@ def test_neighbours_of_slightly_other_embeddings_are_exported(
         assert str(stored["model"]) == fingerprint(models / "tiny" / "1") + "-openvino"
 
 
-def test_bfloat16_is_for_classifiers(
-    stand_in: None, models: Path, phantoms: Path, tmp_path: Path
+@pytest.mark.parametrize("name", ["autoencoder", "knn"])
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+def test_another_precision_is_for_classifiers(
+    stand_in: None, models: Path, name: str, precision: Any
 ) -> None:
-    settings = Evaluate(
-        str(models / "autoencoder"), str(phantoms), engine="openvino", engine_precision="bfloat16",
-        logs=str(tmp_path),
-    )  # fmt: skip
-    with pytest.raises(UserError, match="is for classifiers"):
-        evaluation.evaluate(settings)
+    settings = Predict(
+        str(models / name), ("a.png",), engine="openvino", engine_precision=precision
+    )
+    with pytest.raises(UserError, match=f"--engine-precision {precision} is for classifiers"):
+        open_model(settings)
+
+
+def test_a_quantiser_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        engine.importlib.util, "find_spec", lambda name: None if name == "nncf" else object()
+    )
+    with pytest.raises(UserError, match=r"int8 needs NNCF: pip install -r requirements-openvino"):
+        engine.takes_openvino("openvino", "int8")
+
+
+@needs_quantiser
+def test_int8_is_near_and_the_same_whatever_else_is_asked(
+    models: Path, others: list[bytes], capsys: pytest.CaptureFixture
+) -> None:
+    exact = serving.load_served(str(models / "tiny")).ask("serving_default")(others)
+    first, second = (
+        serving.load_served(str(models / "tiny"), engine="openvino", precision="int8")
+        for _ in range(2)
+    )
+    rough = first.ask("serving_default")(others)["probabilities"]
+    alone = second.ask("serving_default")(others[2:3])["probabilities"]
+    np.testing.assert_allclose(alone[0], rough[2], rtol=0, atol=1e-6)
+    difference = np.abs(rough - exact["probabilities"]).max()
+    assert 1e-5 < difference < 0.02
+    assert capsys.readouterr().out == "", "predict.py prints its table there"
 
 
 @needs_openvino
