@@ -48,7 +48,7 @@ def classification_scores(
         precision = np.where(called > 0, hit / np.maximum(called, 1e-12), 0.0)
         f1 = 2 * hit / (support + called)
         specificity = (total - support - called + hit) / (total - support)
-    auroc = np.array([_auroc(labels == k, probabilities[:, k], w) for k in range(c)])
+    auroc = np.array([roc_area(labels == k, probabilities[:, k], w) for k in range(c)])
     auprc = np.array([_auprc(labels == k, probabilities[:, k], w) for k in range(c)])
     per_class = {
         "precision": precision,
@@ -143,7 +143,7 @@ def detection_scores(
 
     recall, specificity = share(hits, misses), share(passed, alarms)
     return {
-        "auroc": _auroc(sick, scores, w),
+        "auroc": roc_area(sick, scores, w),
         "auprc": _auprc(sick, scores, w),
         "accuracy": share(hits + passed, misses + alarms),
         "balanced_accuracy": (recall + specificity) / 2,
@@ -168,7 +168,7 @@ def macro_auroc(
     """AUROC of the positive class of two; else the mean over classes, each against the rest."""
     w = np.ones(len(labels)) if weights is None else np.asarray(weights, float)
     c = probabilities.shape[1]
-    areas = [_auroc(labels == k, probabilities[:, k], w) for k in range(1 if c == 2 else 0, c)]
+    areas = [roc_area(labels == k, probabilities[:, k], w) for k in range(1 if c == 2 else 0, c)]
     return float(np.mean(areas))
 
 
@@ -355,7 +355,9 @@ def _confidence(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarr
     return probabilities.max(axis=1), (probabilities.argmax(axis=1) == labels).astype(float)
 
 
-def _auroc(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> float:
+def roc_area(positive: np.ndarray, score: np.ndarray, weights: np.ndarray | None = None) -> float:
+    """Area under the ROC curve: positive bool [N], score float [N]; NaN without one of the two."""
+    weights = np.ones(len(positive)) if weights is None else np.asarray(weights, float)
     if not (weights[positive].sum() > 0 and weights[~positive].sum() > 0):
         return float("nan")
     hits, alarms = _called(positive, score, weights)

@@ -8,6 +8,8 @@ needs no sick image for it. What is painted is smooth on purpose: with sharp syn
 network learns to find the paint, and misses the haze of a real pneumonia.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import tensorflow as tf
 
@@ -20,6 +22,9 @@ from cxr_tf.data.pipeline import (
     augmentation_draws,
     steps_per_epoch,
 )
+
+# Healthy images and lungs [B, S, S, 1], and a seed, int64 [2] -> (painted, targets).
+Pair = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, dict[str, tf.Tensor]]]
 
 # Of the images of an epoch; the others teach what is to be left alone.
 PAINTED_SHARE = 0.8
@@ -106,12 +111,14 @@ def restoration_batches(
     seed: int,
     epochs: range,
     strength: float = 1.0,
+    pair: Pair | None = None,
 ) -> tf.data.Dataset:
     """Batches (painted, targets) of some epochs, all standardised alike by the painted image.
 
     images, lungs: uint8 [N, S, S, 1]. painted: float32 [B, S, S, 1]. targets: {"removed", "mark"},
     float32 [B, S, S, 1]: what has to be taken away to restore the healthy image, in standard
-    deviations, and how surely a pixel was painted, in 0..1.
+    deviations, and how surely a pixel was painted, in 0..1. pair: what paints in the place of
+    `restoration_pair`.
 
     Everything is drawn from (seed, epoch, step) alone, so that a resumed run sees what it would
     have seen. The last, incomplete batch of an epoch is dropped.
@@ -143,7 +150,9 @@ def restoration_batches(
     def finish(image: tf.Tensor, lung: tf.Tensor, draws: tf.Tensor, number: tf.Tensor) -> tuple:
         image, lung = reframe(image, lung, draws, strength)
         healthy = augment(image, _exposure_only(draws), strength)
-        return restoration_pair(healthy, lung, tf.stack([tf.constant(seed, tf.int64), number]))
+        return (pair or restoration_pair)(
+            healthy, lung, tf.stack([tf.constant(seed, tf.int64), number])
+        )
 
     stream = tf.data.Dataset.range(epochs.start, epochs.stop).flat_map(order)
     stream = stream.map(gather, num_parallel_calls=2)
@@ -155,7 +164,11 @@ def restoration_pair(
 ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
     """(painted, targets), as `restoration_batches` gives them, of healthy images [B, S, S, 1] in
     0..255 with their lungs [B, S, S, 1] in 0..1; seed: int64 [2]."""
-    painted = paint(healthy, lungs, seed)
+    return as_pair(healthy, paint(healthy, lungs, seed))
+
+
+def as_pair(healthy: tf.Tensor, painted: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+    """(painted, targets) of images float32 [B, S, S, 1] in 0..255 before and after."""
     mean, spread = _moments(painted)
     removed = (painted - healthy) / spread
     mark = tf.clip_by_value(removed / MARKED_RISE, 0.0, 1.0)
@@ -198,11 +211,14 @@ def _exposure_only(draws: tf.Tensor) -> tf.Tensor:
     return draws * keep + uncovered
 
 
-def paint(healthy: tf.Tensor, lungs: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+def paint(
+    healthy: tf.Tensor, lungs: tf.Tensor, seed: tf.Tensor, *, softness: float = 1.0
+) -> tf.Tensor:
     """Paints opacities into the lungs of four images in five: float32 [B, S, S, 1] in 0..255.
 
     healthy: float32 [B, S, S, 1] in 0..255; lungs: float32 [B, S, S, 1] in 0..1, outside of which
-    nothing changes; seed: int64 [2], which alone decides what is painted.
+    nothing changes; seed: int64 [2], which alone decides what is painted; softness: how wide the
+    edges are, as a multiple.
 
     A region (smooth blobs, a focus, a lobe or a whole lung, or all over both lungs) is raised
     towards the brightness of soft tissue, or the tissue of another image of the batch is laid over
@@ -215,6 +231,9 @@ def paint(healthy: tf.Tensor, lungs: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         drawn = tf.random.stateless_uniform([batch, 1, 1, 1], fold(seed, stream))
         return low + (high - low) * drawn
 
+    def edge(stream: int, low: float, high: float) -> tf.Tensor:
+        return uniform(stream, low, high) * softness
+
     def noise(stream: int, cells: int) -> tf.Tensor:
         coarse = tf.random.stateless_normal([batch, cells, cells, 1], fold(seed, stream))
         field = tf.image.resize(coarse, [size, size], method="bicubic")
@@ -226,18 +245,16 @@ def paint(healthy: tf.Tensor, lungs: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     y, x = axis[None, :, None, None], axis[None, None, :, None]
 
     # ------------------------------------------------------------------ where
-    blobs = tf.sigmoid(
-        (0.7 * coarse + 0.4 * middle - uniform(10, -0.6, 1.5)) / uniform(11, 0.05, 0.5)
-    )
+    blobs = tf.sigmoid((0.7 * coarse + 0.4 * middle - uniform(10, -0.6, 1.5)) / edge(11, 0.05, 0.5))
     row, column = uniform(12, 0.15, 0.85), uniform(13, 0.1, 0.9)
     distance = tf.sqrt(
         ((y - row) / uniform(14, 0.07, 0.30)) ** 2 + ((x - column) / uniform(15, 0.07, 0.25)) ** 2
     )
-    focus = tf.sigmoid((1.0 - distance - 0.25 * middle) / uniform(16, 0.05, 0.30))
+    focus = tf.sigmoid((1.0 - distance - 0.25 * middle) / edge(16, 0.05, 0.30))
     fissure = row + (x - 0.5) * uniform(17, -0.5, 0.5)
     above = tf.sign(uniform(18, -1.0, 1.0))
     one_side = tf.cast((x < 0.5) == (uniform(19, 0.0, 1.0) < 0.5), tf.float32)
-    lobe = tf.sigmoid((y - fissure) * above / uniform(20, 0.01, 0.10))
+    lobe = tf.sigmoid((y - fissure) * above / edge(20, 0.01, 0.10))
     lobe *= tf.where(uniform(21, 0.0, 1.0) < 0.7, one_side, tf.ones_like(one_side))
     diffuse = tf.clip_by_value(0.75 + 0.3 * coarse, 0.3, 1.2)
     kind = uniform(22, 0.0, 1.0)
