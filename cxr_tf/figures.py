@@ -183,7 +183,12 @@ def radiograph_grid(
 ) -> Figure:
     """Radiographs uint8 [N, S, S, 1] with a title above each."""
     rows = max(1, -(-len(images) // columns))
-    width, height, top = 2.1, 2.1 + 0.14 * (1 + max([0, *(t.count("\n") for t in titles)])), 0.35
+    titles = [
+        "\n".join(w for line in title.splitlines() for w in textwrap.wrap(line, 40))
+        for title in titles
+    ]
+    lines = 1 + max([0, *(title.count("\n") for title in titles)])
+    width, height, top = 2.1, 2.1 + 0.14 * lines, 0.35 if heading else 0.0
     figure = plt.figure(figsize=(width * columns, height * rows + top))
     # One pair of axes in inches: laying out a dozen takes longer than drawing all else.
     axes = figure.add_axes((0, 0, 1, 1))
