@@ -70,7 +70,7 @@ def test_steps_change_what_moves_and_nothing_else(both: Both) -> None:
     model, _, images = both
     network = pytorch.as_torch(model)
     before = {k: v.clone() for k, v in network.state_dict().items()}
-    pytorch.Fit(network, images, LABELS, rate=1e-3, decay=0.0).steps(2)
+    pytorch.Fit(network, images, LABELS, rate=1e-3, decay=0.0, autocast=True).steps(2)
     moving = {k for k, p in network.named_parameters() if p.requires_grad}
     changed = {k for k, v in network.state_dict().items() if not torch.equal(v, before[k])}
     assert changed == moving and len(moving) > 4

@@ -130,13 +130,23 @@ class Fit:
 
     https://docs.pytorch.org/docs/stable/amp.html (CPU, bfloat16) and
     https://docs.pytorch.org/tutorials/intermediate/memory_format_tutorial.html. `network` is of
-    `as_torch`; images float32 [N, S, S, 3] in 0..255, labels int [N].
+    `as_torch`; images float32 [N, S, S, 3] in 0..255, labels int [N]; without `autocast` in
+    float32, as on machines that do not calculate in bfloat16.
     """
 
     def __init__(
-        self, network: Any, images: np.ndarray, labels: np.ndarray, rate: float, decay: float
+        self,
+        network: Any,
+        images: np.ndarray,
+        labels: np.ndarray,
+        rate: float,
+        decay: float,
+        *,
+        autocast: bool,
     ) -> None:
         import torch
+
+        self._autocast = autocast
 
         self._network = network.to(memory_format=torch.channels_last)
         x = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
@@ -170,7 +180,7 @@ class Fit:
     def _loss(self) -> Any:
         import torch
 
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._autocast):
             return torch.nn.functional.cross_entropy(self._network(self._images), self._labels)
 
 

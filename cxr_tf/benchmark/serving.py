@@ -17,6 +17,7 @@ from cxr_tf.errors import UserError
 from cxr_tf.models.classifier import build_classifier, embedding_of
 from cxr_tf.prediction import ask_in_batches
 from cxr_tf.settings import Benchmark
+from cxr_tf.training import resolve_precision
 
 
 def savedmodel(settings: Benchmark, place: Path) -> Found:
@@ -29,13 +30,15 @@ def savedmodel(settings: Benchmark, place: Path) -> Found:
     }
     for name in settings.backbones:
         model, served = exported(name, settings, place)
-        short, loaded = _in_bfloat16(name, model, place)
-        ways = {
+        ways = {"float32": (model, served.signature("tensor"), 1e-5)}
+        if resolve_precision("auto", 224) == "mixed_bfloat16":
             # Ours are exported in float32. The same network in bfloat16 shows what of the gain is
             # the export's and what the precision's.
-            "float32": (model, served.signature("tensor"), 1e-5),
-            "bfloat16": (short, loaded.signatures["serving_default"], 0.02),
-        }
+            short, loaded = _in_bfloat16(name, model, place)
+            ways["bfloat16"] = (short, loaded.signatures["serving_default"], 0.02)
+        else:
+            reason = "this machine does not calculate in bfloat16"
+            yield Skipped(f"SavedModel, {name} at {size}, bfloat16", "Keras predict", reason)
         for precision, (counterpart, signature, most) in ways.items():
             for count, images in batches.items():
                 yield _served_row(

@@ -202,7 +202,8 @@ def _finetuning_of(name: str, images: np.ndarray, labels: np.ndarray, settings: 
         except ValueError as error:
             reason = str(error)
         else:
-            fit = pytorch.Fit(network, images, labels, RATE, DECAY)
+            short = precision == "mixed_bfloat16"
+            fit = pytorch.Fit(network, images, labels, RATE, DECAY, autocast=short)
             steps["PyTorch"], losses["PyTorch"] = fit.steps, fit.loss
     if reason:
         yield Skipped(job, "PyTorch", reason)
@@ -216,7 +217,11 @@ def _finetuning_of(name: str, images: np.ndarray, labels: np.ndarray, settings: 
     )
     recipes = {
         "Keras": ("Keras with its default settings: float32, compile, fit", 1.6),
-        "PyTorch": ("PyTorch, bfloat16 autocast, channels_last", 1.0),
+        "PyTorch": (
+            f"PyTorch, {'float32' if precision == 'float32' else 'bfloat16 autocast'}, "
+            "channels_last",
+            1.0,
+        ),
     }
     for other in [x for x in steps if x != "ours"]:
         alternative, at_least = recipes[other]
