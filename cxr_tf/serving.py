@@ -147,6 +147,9 @@ class ServedModel:
         return self._calls[signature]
 
     def _on_openvino(self, signature: str, call: Any) -> Any:
+        if self.precision == "int8" and signature == "embed":
+            # Decisions bear 8 bits; a direction in 512 numbers does not, and nothing measures it.
+            raise UserError("--engine-precision int8 is for predictions, not for embeddings")
         try:
             return engines.on_openvino(call, example=phantom_file(), precision=self.precision)
         except Exception as error:  # whatever it is, TensorFlow can do the work

@@ -178,7 +178,7 @@ class Predict:
     no GPU. To 1e-4 the numbers are the same. Occlusion is TensorFlow's."""
     engine_precision: EnginePrecision = "float32"
     """int8, and bfloat16 where the CPU has it, are faster and less exact: evaluate.py measures by
-    how much. For classifiers; needs --engine openvino."""
+    how much. For classifiers, int8 for their predictions alone; needs --engine openvino."""
     server: str = ""
     """Ask this TF Serving: http://host:8501, https://host or grpc://host:8500."""
     version: int | None = None

@@ -444,6 +444,12 @@ def test_int8_is_near_and_the_same_whatever_else_is_asked(
     assert capsys.readouterr().out == "", "predict.py prints its table there"
 
 
+def test_int8_gives_no_embeddings(stand_in: None, models: Path) -> None:
+    served = serving.load_served(str(models / "tiny"), engine="openvino", precision="int8")
+    with pytest.raises(UserError, match="int8 is for predictions, not for embeddings"):
+        served.ask("embed")
+
+
 @needs_openvino
 def test_bfloat16_is_another_arithmetic(models: Path, others: list[bytes]) -> None:
     import openvino
