@@ -124,7 +124,8 @@ def called(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         monkeypatch.setattr(module, function, fake(job, sample))
     flat = dict.fromkeys([*BACKBONES, "autoencoder"], 0.001)
     monkeypatch.setattr(study, "measure", lambda *_: study.Speed(flat, flat))
-    monkeypatch.setattr(study.gc, "collect", lambda: None)  # of all that pytest holds, each time
+    # It collects the garbage of all that pytest holds, each time.
+    monkeypatch.setattr(study.keras.backend, "clear_session", lambda: None)
     monkeypatch.setattr(study, "write_report", lambda folder: names.append("report"))
     yield names
 
