@@ -181,7 +181,6 @@ def variants(
 ) -> dict[str, Callable[[], Iterator[tuple[str, Row]]]]:
     """By name, what yields the rows of one training, or of features that need none."""
     seen, lungs = material.seen, material.lungs
-    epochs = material.settings.epochs
     next_seed = (material.settings.seed + 1) % (LARGEST_SEED + 1)
     average = np.round(lungs.mean(axis=0, keepdims=True)).astype(np.uint8)
 
@@ -203,7 +202,7 @@ def variants(
         "fixed lungs": retrained(
             "lungs where they are on average", seen, np.repeat(average, len(lungs), axis=0)
         ),
-        "phantoms": lambda: of_phantom_lesions(material, epochs),
+        "phantoms": lambda: of_phantom_lesions(material),
         "hard": retrained("paint with edges a quarter as soft", seen, lungs, pair=softened(0.25)),
         "soft": retrained("paint with edges twice as soft", seen, lungs, pair=softened(2.0)),
         "scanners": retrained(
@@ -391,9 +390,10 @@ def rescanned_pair(healthy: tf.Tensor, lungs: tf.Tensor, seed: tf.Tensor) -> tup
     return opacities.restoration_pair(exposures.rescanned(healthy, seed), lungs, seed)
 
 
-def of_phantom_lesions(material: Material, epochs: int) -> Iterator[tuple[str, Row]]:
+def of_phantom_lesions(material: Material) -> Iterator[tuple[str, Row]]:
     """The opacities that phantoms are painted with, on real lungs; two for each image, where that
     many epochs of twice the images are as many steps."""
+    epochs = material.settings.epochs
     copies = 2 - epochs % 2
     painted = [phantom_lesions(material, copy) for copy in range(copies)]
 
