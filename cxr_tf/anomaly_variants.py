@@ -1,44 +1,36 @@
 """Variants of the autoencoder on the same data: what the default is made of, and what was left out.
 
-    python scripts/compare_autoencoders.py --data chest_xray
-    python scripts/compare_autoencoders.py --data chest_xray --vgg16-weights imagenet
+    material = make_material(settings, healthy, val)
+    for name, rows in variants(material, feature_maps(settings)).items():
+        for row, scores in rows(): ...
 
 Every row is an anomaly score: `alone`, and `joined` with the context of healthy lungs as the
 default joins the two. Networks are trained on healthy images of the train split, with the same
-number of steps; rows are ranked on validation, where they were also thought up. So the best of many
-is a little too good here, and test is not looked at: `train_autoencoder.py` does that, once.
+number of steps.
 """
 
 import dataclasses
 import functools
-import json
-import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from cxr_tf import anomaly, figures, metrics, training
+from cxr_tf import anomaly, training
 from cxr_tf.data import exposures, opacities, phantom, pipeline
+from cxr_tf.data.contrast import WINDOW, local_contrast
 from cxr_tf.errors import UserError
 from cxr_tf.evaluation import Data
 from cxr_tf.models import autoencoder, backbones
 from cxr_tf.models.classifier import build_classifier
-from cxr_tf.models.context import HealthyContext, gaussian
-from cxr_tf.runs import Run, open_run, refuse_existing, write_csv, write_json
-from cxr_tf.settings import LARGEST_SEED, CompareAutoencoders, TrainAutoencoder, check_numbers
-
-log = logging.getLogger(__name__)
+from cxr_tf.models.context import HealthyContext
+from cxr_tf.settings import LARGEST_SEED, CompareAutoencoders, TrainAutoencoder
 
 DEFAULT, NEXT_SEED = "default", "the next seed"
-
-# Of validation, healthy and sick each: they are divided into five parts.
-FEWEST_PATIENTS = 5
 
 # A side of the image is this many cells when they are covered in turn.
 CELLS = 8
@@ -119,53 +111,6 @@ class Material:
         return Row(amounts[:count], (deviations + 3 * self.context_score) / 4, seconds)
 
 
-def compare(settings: CompareAutoencoders) -> Run:
-    """Trains and scores all variants, writes the comparison, returns its run.
-
-    Raises UserError on a user's mistake, before anything is written.
-    """
-    refuse_existing(settings.logs, "compare", settings.name, settings)
-    check_numbers(settings, epochs=1)
-    autoencoder.check_size("restoring", settings.image_size)
-    # Many functions are traced; TensorFlow takes that for one traced in a loop.
-    logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    keras.utils.set_random_seed(settings.seed)
-    tf.config.experimental.enable_op_determinism()
-    features = feature_maps(settings)  # weights that cannot be had are known before the hours
-    data = load_data(settings)
-    run = open_run(settings.logs, "compare", settings.name, settings, data.catalog)
-    if run.finished:
-        log.info("%s is finished already; nothing to do", run.directory)
-        return run
-
-    healthy, val = data.split("train"), data.split("val")
-    material = make_material(settings, healthy.take(np.flatnonzero(healthy.labels == 0)), val)
-    rows = Rows(run.directory, material.sick)
-    for name, make in variants(material, features).items():
-        rows.add(name, make)
-    tables = judge(rows.all(), val, resamples=settings.resamples)
-    _write(run, tables, val)
-    rows.remove()
-    log.info("\n%s\ncomparison: %s", table(tables, val), run.directory)
-    return run
-
-
-def load_data(settings: CompareAutoencoders) -> Data:
-    """The checked data; UserError for what an autoencoder cannot learn from, or be compared on."""
-    names = {f.name for f in dataclasses.fields(TrainAutoencoder)} - {"name"}
-    shared = {k: v for k, v in dataclasses.asdict(settings).items() if k in names}
-    data = anomaly.load_data(TrainAutoencoder(**shared))
-    val = data.split("val")
-    patients = np.array(val.catalog.patients)
-    healthy, sick = (len(set(patients[val.labels == k])) for k in (0, 1))
-    if min(healthy, sick) < FEWEST_PATIENTS:
-        raise UserError(
-            f"{data.catalog.source}: {healthy} healthy and {sick} sick patients in validation; to "
-            f"compare by them takes at least {FEWEST_PATIENTS} of each"
-        )
-    return data
-
-
 def make_material(settings: CompareAutoencoders, healthy: Data, val: Data) -> Material:
     """Everything that the variants share, of images of any size."""
     seen = autoencoder.as_network_sees(healthy.images, "restoring")
@@ -192,13 +137,16 @@ def variants(
         return rows
 
     def softened(softness: float) -> opacities.Pair:
-        return lambda healthy, lungs, seed: opacities.as_pair(
+        return lambda healthy, lungs, seed: pair_of(
             healthy, opacities.paint(healthy, lungs, seed, softness=softness)
         )
 
     found: dict[str, Callable] = {
         DEFAULT: lambda: of_default(material),
         "seed": retrained(NEXT_SEED, seen, lungs, seed=next_seed),
+        "long": retrained(
+            "trained four times as long", seen, lungs, epochs=4 * material.settings.epochs
+        ),
         "fixed lungs": retrained(
             "lungs where they are on average", seen, np.repeat(average, len(lungs), axis=0)
         ),
@@ -209,7 +157,9 @@ def variants(
             "trained on images of other scanners", seen, lungs, pair=rescanned_pair
         ),
         "covered": lambda: of_covered(material),
-        "contrast": lambda: of_local_contrast(material),
+        "grey levels": lambda: of_grey_levels(material),
+        "narrow": lambda: of_surroundings(0.5, material),
+        "wide": lambda: of_surroundings(2.0, material),
         "larger": lambda: of_larger_images(material),
     }
     if features is not None:
@@ -277,6 +227,11 @@ def of_default(material: Material) -> Iterator[tuple[str, Row]]:
     network.set_weights(averaged)
 
     yield "the context, no network", Row(material.context_score, None)
+    grey = dataclasses.replace(
+        material, context=anomaly.fit_context(material.healthy.images, GreyContext)
+    )
+    joined = grey.score(network, "combined")
+    yield "the context, detail in grey levels", Row(grey.context_score, joined)
     yield from other_residuals(network, material)
 
     healthy = anomaly.healthy_images(material.val)
@@ -291,11 +246,21 @@ def of_default(material: Material) -> Iterator[tuple[str, Row]]:
     yield "joined by logistic regression", Row(None, fitted_together(model, material))
 
 
+class GreyContext(HealthyContext):
+    """A context whose detail is that of grey levels."""
+
+    def detailed(
+        self, images: keras.KerasTensor, standardised: keras.KerasTensor
+    ) -> keras.KerasTensor:
+        """See the class."""
+        return standardised
+
+
 def other_residuals(network: keras.Model, material: Material) -> Iterator[tuple[str, Row]]:
     """Other measures of what the default network changes."""
     maps, marks, similar = [], [], []
     for part in _batches(material.shown):
-        x = opacities.standardised(tf.constant(part))
+        x = local_contrast(tf.constant(part))
         outputs = network(x, training=False)
         maps.append(tf.nn.relu(outputs["removed"]).numpy())
         marks.append(tf.sigmoid(outputs["mark"]).numpy())
@@ -385,6 +350,11 @@ def fitted_together(model: keras.Model, material: Material) -> np.ndarray:
 # ---------------------------------------------------------------------- other trainings
 
 
+def pair_of(healthy: tf.Tensor, painted: tf.Tensor) -> tuple:
+    """What the default's network learns from other paint; [B, T, T, 1] in 0..255 both."""
+    return opacities.as_pair(local_contrast(healthy), local_contrast(painted))
+
+
 def rescanned_pair(healthy: tf.Tensor, lungs: tf.Tensor, seed: tf.Tensor) -> tuple:
     """Another tone and light, blur or noise, then the default's paint."""
     return opacities.restoration_pair(exposures.rescanned(healthy, seed), lungs, seed)
@@ -398,7 +368,7 @@ def of_phantom_lesions(material: Material) -> Iterator[tuple[str, Row]]:
     painted = [phantom_lesions(material, copy) for copy in range(copies)]
 
     def pair(healthy: tf.Tensor, raised: tf.Tensor, seed: tf.Tensor) -> tuple:
-        return opacities.as_pair(healthy, tf.minimum(healthy + 255 * raised, 255.0))
+        return pair_of(healthy, tf.minimum(healthy + 255 * raised, 255.0))
 
     images = np.concatenate([material.seen] * copies)
     network, _, seconds = trained(
@@ -430,54 +400,55 @@ def of_covered(material: Material) -> Iterator[tuple[str, Row]]:
         cover = tf.image.resize(tf.cast(drawn, tf.float32), [size, size], method="nearest")
         offset = tf.random.stateless_uniform([2], streams[1], 0, size, tf.int32)
         cover = tf.roll(cover, offset, axis=[1, 2])
-        inputs, targets = opacities.as_pair(healthy, covered(healthy, cover))
+        seen = local_contrast(healthy)
+        inputs, targets = opacities.as_pair(seen, seen * (1 - cover))
         return inputs, {**targets, "mark": cover}
 
     network, _, seconds = trained(material, material.seen, material.lungs, pair=pair)
     size = material.shown.shape[1]
     rows, columns = np.mgrid[:size, :size] * CELLS // size
     amounts = []
-    for x in _batches(material.shown):
-        error = np.zeros_like(x)
+    for part in _batches(material.shown):
+        x = local_contrast(tf.constant(part))
+        error = np.zeros_like(part)
         for turn in range(4):
             cover = ((rows % 2) * 2 + columns % 2 == turn).astype(np.float32)[None, ..., None]
-            with_cover = covered(tf.constant(x), tf.constant(cover))
-            removed = network(opacities.standardised(with_cover), training=False)["removed"]
-            spread = tf.math.reduce_std(with_cover, axis=[1, 2, 3], keepdims=True) + 1.0
-            error += (tf.nn.relu((x - with_cover) / spread + removed) * cover).numpy()
+            removed = network(x * (1 - cover), training=False)["removed"]
+            error += (tf.nn.relu(x + removed) * cover).numpy()
         amounts.append(highest_tenth(error))
     yield "cells covered and told (inpainting)", material.measured(np.concatenate(amounts), seconds)
 
 
-def covered(images: tf.Tensor, cover: tf.Tensor) -> tf.Tensor:
-    """Images [B, T, T, 1] with their mean where `cover` is 1."""
-    return images + cover * (tf.reduce_mean(images, axis=[1, 2, 3], keepdims=True) - images)
-
-
-def of_local_contrast(material: Material) -> Iterator[tuple[str, Row]]:
-    """Each image in deviations of its surroundings, after it is painted."""
+def of_grey_levels(material: Material) -> Iterator[tuple[str, Row]]:
+    """Each image in deviations of the whole of it, in the place of its local contrast."""
 
     def pair(healthy: tf.Tensor, lungs: tf.Tensor, seed: tf.Tensor) -> tuple:
         painted = opacities.paint(healthy, lungs, seed)
-        return opacities.as_pair(local_contrast(healthy), local_contrast(painted))
+        spread = tf.math.reduce_std(painted, axis=[1, 2, 3], keepdims=True) + 1.0
+        _, targets = opacities.as_pair(healthy / spread, painted / spread)
+        return opacities.standardised(painted), targets
 
+    yield "grey levels, not local contrast", seen_as(opacities.standardised, pair, material)
+
+
+def of_surroundings(times: float, material: Material) -> Iterator[tuple[str, Row]]:
+    """Local contrast in surroundings of another width."""
+    see = functools.partial(local_contrast, share=times * WINDOW)
+
+    def pair(healthy: tf.Tensor, lungs: tf.Tensor, seed: tf.Tensor) -> tuple:
+        return opacities.as_pair(see(healthy), see(opacities.paint(healthy, lungs, seed)))
+
+    yield f"local contrast, surroundings {times:g} times as wide", seen_as(see, pair, material)
+
+
+def seen_as(see: Callable[[tf.Tensor], tf.Tensor], pair: opacities.Pair, material: Material) -> Row:
+    """What a network removes that sees images otherwise, as it has learnt from the pairs."""
     network, _, seconds = trained(material, material.seen, material.lungs, pair=pair)
     amounts = []
     for part in _batches(material.shown):
-        x = opacities.standardised(local_contrast(tf.constant(part)))
-        amounts.append(highest_tenth(tf.nn.relu(network(x, training=False)["removed"]).numpy()))
-    yield "local contrast normalised", material.measured(np.concatenate(amounts), seconds)
-
-
-def local_contrast(images: tf.Tensor) -> tf.Tensor:
-    """Images float32 [B, T, T, 1] in 0..255 -> the same, in deviations of their surroundings.
-
-    Those are Gaussian windows of an eighth of a side; a deviation becomes 45 grey levels.
-    """
-    window = {"radius": images.shape[1] // 4, "sigma": images.shape[1] / 8}
-    mean = gaussian(images, **window)
-    variance = tf.maximum(gaussian(images * images, **window) - mean * mean, 0.0)
-    return tf.clip_by_value(128 + 45 * (images - mean) / tf.sqrt(variance + 25), 0.0, 255.0)
+        removed = network(see(tf.constant(part)), training=False)["removed"]
+        amounts.append(highest_tenth(tf.nn.relu(removed).numpy()))
+    return material.measured(np.concatenate(amounts), seconds)
 
 
 def of_larger_images(material: Material) -> Iterator[tuple[str, Row]]:
@@ -543,134 +514,3 @@ def of_features(
     near = NearestNeighbors(n_neighbors=5).fit(known)
     distances = near.kneighbors(own)[0].mean(axis=1)
     yield "VGG16's block 5, distance to five healthy images", Row(distances, None)
-
-
-# ---------------------------------------------------------------------- what is written down
-
-
-class Rows:
-    """The rows that are done, in `rows.json` of the run directory until all are.
-
-    {name of a training: {row: {"alone", "joined", "seconds"}}}.
-    """
-
-    def __init__(self, directory: Path, sick: np.ndarray) -> None:
-        self._sick = sick
-        self._file = directory / "rows.json"
-        self._done: dict[str, dict[str, Any]] = {}
-        if self._file.exists():
-            self._done = json.loads(self._file.read_text())
-
-    def add(self, name: str, make: Callable[[], Iterator[tuple[str, Row]]]) -> None:
-        """Makes the rows of a training, unless they were made before."""
-        if name in self._done:
-            return
-        self._done[name] = {}
-        for row, scores in make():
-            log.info("  %s: AUROC on validation %s", row, self._areas(scores))
-            self._done[name][row] = {
-                "alone": None if scores.alone is None else scores.alone.tolist(),
-                "joined": None if scores.joined is None else scores.joined.tolist(),
-                "seconds": scores.seconds,
-            }
-        write_json(self._file, self._done)
-        keras.backend.clear_session()
-
-    def _areas(self, scores: Row) -> str:
-        found = (("alone", scores.alone), ("joined", scores.joined))
-        return ", ".join(
-            f"{name} {metrics.roc_area(self._sick, own):.3f}"
-            for name, own in found
-            if own is not None
-        )
-
-    def all(self) -> dict[str, Row]:
-        """Every row, in order; with the mean of the two seeds."""
-        rows = {name: _row(own) for group in self._done.values() for name, own in group.items()}
-        first, second = rows[DEFAULT].joined, rows[NEXT_SEED].joined
-        assert first is not None and second is not None
-        return {**rows, "both seeds averaged": Row(None, (first + second) / 2)}
-
-    def remove(self) -> None:
-        """Deletes the file; the run is done."""
-        self._file.unlink()
-
-
-def _row(written: dict[str, Any]) -> Row:
-    alone, joined = (
-        None if written[k] is None else np.array(written[k]) for k in ("alone", "joined")
-    )
-    return Row(alone, joined, written["seconds"])
-
-
-def judge(rows: dict[str, Row], val: Data, *, resamples: int) -> dict[str, dict[str, Any]]:
-    """AUROC on validation of every row, with intervals, for `metrics.json`.
-
-    `alone`, `joined`: AUROC, with `ci95`. `difference`: of the joined one, or where there is none
-    of the row alone, to the default's joined one on the same images.
-    """
-    sick, patients = val.labels == 1, val.catalog.patients
-    default = rows[DEFAULT].joined
-    assert default is not None
-    tables = {}
-    for name, row in rows.items():
-        scores = {k: v for k in ("alone", "joined") if (v := getattr(row, k)) is not None}
-        areas = functools.partial(_areas, sick, scores, default)
-        tables[name] = {
-            **areas(None),
-            "ci95": metrics.intervals(areas, patients, resamples=resamples),
-            "seconds": row.seconds,
-        }
-    return tables
-
-
-def _areas(
-    sick: np.ndarray, scores: dict[str, np.ndarray], default: np.ndarray, weights: np.ndarray | None
-) -> dict[str, float]:
-    areas = {name: metrics.roc_area(sick, own, weights) for name, own in scores.items()}
-    best = areas.get("joined", areas.get("alone", float("nan")))
-    return {**areas, "difference": best - metrics.roc_area(sick, default, weights)}
-
-
-def table(tables: dict[str, dict[str, Any]], val: Data) -> str:
-    """The comparison for the screen."""
-    sick = int((val.labels == 1).sum())
-    heading = f"AUROC on {len(val.labels) - sick} healthy and {sick} sick validation images"
-    width = max(len(heading), *map(len, tables)) + 2
-    lines = [
-        f"{heading:<{width}}{'alone':>24}{'joined with the context':>26}"
-        f"{'difference':>28}{'seconds':>9}"
-    ]
-    for name, scores in tables.items():
-        alone, joined = (
-            metrics.with_interval(scores, k) if k in scores else "" for k in ("alone", "joined")
-        )
-        low, high = scores["ci95"].get("difference", (float("nan"),) * 2)
-        difference = f"{scores['difference']:+.3f} ({low:+.3f} to {high:+.3f})"
-        seconds = f"{scores['seconds']:.0f}" if scores["seconds"] else ""
-        lines.append(
-            f"{name:<{width}}{alone:>24}{joined:>26}"
-            f"{'' if name == DEFAULT else difference:>28}{seconds:>9}"
-        )
-    return "\n".join(lines)
-
-
-def _write(run: Run, tables: dict[str, dict[str, Any]], val: Data) -> None:
-    writer = run.writer()
-    run.write_figure("variants", figures.variants(tables, DEFAULT), writer)
-    with writer.as_default(step=0):
-        tf.summary.text("variants", "```\n" + table(tables, val) + "\n```")
-    ranged = ("alone", "joined", "difference")
-    write_csv(
-        run.directory / "variants.csv",
-        ["variant", *(f"{m}{end}" for m in ranged for end in ("", "_low", "_high")), "seconds"],
-        [
-            [
-                name,
-                *(v for m in ranged for v in (t.get(m, ""), *t["ci95"].get(m, ("", "")))),
-                f"{t['seconds']:.0f}" if t["seconds"] else "",
-            ]
-            for name, t in tables.items()
-        ],
-    )
-    run.write_metrics({"val": tables[DEFAULT], "variants": tables})

@@ -293,14 +293,17 @@ class TrainAutoencoder:
     """Side of the square that images are resized to, in pixels. restoring: a multiple of 32 from
     128 on, of which the network sees half. plain: a multiple of 16 from 64 on."""
     batch_size: int = 16
-    epochs: int = 30
+    epochs: int | None = None
+    """Default: 8 (plain: 30), and up to 60 where healthy images are so few that it would learn in
+    fewer than 500 steps."""
     learning_rate: float = 2e-3
     """Peak rate of AdamW."""
     augmentation: float = 1.0
     """Strength of the random framing and exposure in the training of the network; 0 is none."""
     max_false_alarm: float | None = None
     """Threshold: highest share of healthy validation images that may be called anomalies. Default:
-    Youden's point on the ROC curve of validation."""
+    Youden's point on the ROC curve of validation as it is, under another exposure and from another
+    scanner (plain: as it is)."""
     min_sensitivity: float | None = None
     """Threshold: lowest share of sick validation images that must be called anomalies."""
     resamples: int = 1000
@@ -334,7 +337,7 @@ class CompareAutoencoders:
     which the networks see half."""
     batch_size: int = 16
     epochs: int = 8
-    """For each of the networks; train_autoencoder.py takes 30."""
+    """For each of the networks."""
     resamples: int = 1000
     """Bootstrap resamples (of patients) behind each 95 % interval."""
     seed: int = 0

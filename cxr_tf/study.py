@@ -213,9 +213,9 @@ def resolve(settings: RunStudy) -> RunStudy:
         image_size=_first(settings.image_size, preset.image_size, budget.image_size),
         batch_size=_first(settings.batch_size, preset.batch_size, budget.batch_size),
         resamples=_first(settings.resamples, preset.resamples, budget.resamples),
-        autoencoder_epochs=_first(
-            settings.autoencoder_epochs, preset.autoencoder_epochs, TrainAutoencoder().epochs
-        ),
+        autoencoder_epochs=preset.autoencoder_epochs
+        if settings.autoencoder_epochs is None
+        else settings.autoencoder_epochs,
         **weights,
     )
     check_name(settings.name)
@@ -464,7 +464,7 @@ def neighbours_settings(settings: RunStudy, label: str, runs: dict[str, Run]) ->
 
 def autoencoder_settings(settings: RunStudy) -> TrainAutoencoder:
     """The autoencoder, at its own size: it needs less than classifiers do."""
-    assert settings.autoencoder_epochs and settings.resamples
+    assert settings.resamples
     preset = PRESETS[settings.preset]
     return TrainAutoencoder(
         image_size=_first(preset.autoencoder_image_size, TrainAutoencoder().image_size),
@@ -550,7 +550,12 @@ def _autoencoder_seconds(
 ) -> float:
     training, inference = speed.training["autoencoder"], speed.inference["autoencoder"]
     epoch = healthy * training + counts["val"] * inference
-    return OVERHEAD["autoencoder"] + one.epochs * epoch + counts["test"] * inference
+    epochs = anomaly.epochs_of(one, healthy)
+    # Every score of validation in three versions.
+    judged = (
+        (3 * counts["val"] + counts["test"]) * len(autoencoder.scores_of(one.model)) * inference
+    )
+    return OVERHEAD["autoencoder"] + epochs * epoch + judged
 
 
 def _first(*values: int | None) -> int:

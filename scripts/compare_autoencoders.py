@@ -8,7 +8,7 @@ from cxr_tf.settings import CompareAutoencoders
 
 
 def main(settings: CompareAutoencoders) -> None:
-    from cxr_tf.anomaly_variants import compare
+    from cxr_tf.anomaly_comparison import compare
 
     compare(settings)
 

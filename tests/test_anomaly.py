@@ -285,20 +285,6 @@ def test_the_plain_autoencoder_and_a_folder_without_a_sick_image(
     assert measured["test"]["auroc"] is None and measured["test"]["specificity"] is not None
 
 
-@pytest.mark.parametrize(("radius", "sigma"), [(1, 0.3), (3, 1.0), (12, 4.0)])
-def test_blur_is_scipys(radius: int, sigma: float) -> None:
-    from scipy.ndimage import gaussian_filter
-
-    from cxr_tf.models.context import gaussian
-
-    images = np.random.default_rng(0).normal(size=(2, 32, 20, 1)).astype(np.float32)
-    expected = gaussian_filter(
-        images.astype(float), (0, sigma, sigma, 0), radius=(0, radius, radius, 0)
-    )
-    found = np.asarray(gaussian(images, radius=radius, sigma=sigma))
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-
-
 def test_context_sees_haze_in_the_lungs_and_not_another_exposure() -> None:
     from cxr_tf.anomaly import fit_context
     from cxr_tf.data.phantom import phantom
@@ -355,9 +341,26 @@ def test_the_score_is_chosen_on_validation() -> None:
 def test_thresholds_by_rule(asked: dict, false_alarms: int, least_sensitivity: float) -> None:
     from cxr_tf.anomaly import choose_threshold
 
-    threshold, _ = choose_threshold(SICK, SCORES, TrainAutoencoder(**asked))
+    threshold, _ = choose_threshold(SICK, SCORES[None], TrainAutoencoder(**asked))
     assert np.sum(SCORES[~SICK] >= threshold) == false_alarms
     assert np.mean(SCORES[SICK] >= threshold) >= least_sensitivity
+
+
+def test_youdens_point_is_of_all_versions_and_a_rate_of_the_images_as_they_are() -> None:
+    from cxr_tf.anomaly import choose_threshold
+
+    darker = SCORES - 0.5  # of another scanner
+    both = np.stack([SCORES, darker])
+    threshold, rule = choose_threshold(SICK, both, TrainAutoencoder())
+    assert "another scanner" in rule
+    candidates = np.unique(both)
+    called = both[..., None] >= candidates
+    j = called[:, SICK].mean(axis=(0, 1)) - called[:, ~SICK].mean(axis=(0, 1))
+    at = np.mean(both[:, SICK] >= threshold) - np.mean(both[:, ~SICK] >= threshold)
+    assert at == pytest.approx(j.max())
+    assert threshold < choose_threshold(SICK, SCORES[None], TrainAutoencoder())[0]
+    asked = TrainAutoencoder(max_false_alarm=0.1)
+    assert choose_threshold(SICK, both, asked) == choose_threshold(SICK, SCORES[None], asked)
 
 
 def test_without_sick_images_the_threshold_is_a_quantile_and_says_so() -> None:
@@ -365,11 +368,27 @@ def test_without_sick_images_the_threshold_is_a_quantile_and_says_so() -> None:
 
     healthy = np.linspace(1, 2, 200).astype(np.float32)
     nobody = np.zeros(200, bool)
-    threshold, rule = choose_threshold(nobody, healthy, TrainAutoencoder())
+    threshold, rule = choose_threshold(nobody, healthy[None], TrainAutoencoder())
     assert np.mean(healthy >= threshold) == pytest.approx(0.05, abs=0.006)
     assert "no sick image" in rule
-    threshold, _ = choose_threshold(nobody, healthy, TrainAutoencoder(max_false_alarm=0.2))
+    threshold, _ = choose_threshold(nobody, healthy[None], TrainAutoencoder(max_false_alarm=0.2))
     assert np.mean(healthy >= threshold) == pytest.approx(0.2, abs=0.006)
+
+
+@pytest.mark.parametrize(
+    ("asked", "healthy", "epochs"),
+    [
+        ({}, 1025, 8),
+        ({"model": "plain"}, 1025, 30),
+        ({}, 160, 50),
+        ({}, 30, 60),
+        ({"epochs": 3}, 160, 3),
+    ],
+)
+def test_few_images_are_gone_through_more_often(asked: dict, healthy: int, epochs: int) -> None:
+    from cxr_tf.anomaly import epochs_of
+
+    assert epochs_of(TrainAutoencoder(**asked), healthy) == epochs
 
 
 # ---------------------------------------------------------------------- mistakes

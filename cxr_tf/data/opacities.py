@@ -13,6 +13,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
+from cxr_tf.data.contrast import local_contrast
 from cxr_tf.data.pipeline import (
     PARALLEL,
     affine,
@@ -29,7 +30,7 @@ Pair = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, dict[str, tf
 # Of the images of an epoch; the others teach what is to be left alone.
 PAINTED_SHARE = 0.8
 
-# A rise in brightness by so many standard deviations of the image is marked with certainty.
+# A rise in local contrast by so many deviations is marked with certainty.
 MARKED_RISE = 0.25
 
 
@@ -113,12 +114,12 @@ def restoration_batches(
     strength: float = 1.0,
     pair: Pair | None = None,
 ) -> tf.data.Dataset:
-    """Batches (painted, targets) of some epochs, all standardised alike by the painted image.
+    """Batches (painted, targets) of some epochs, by their local contrast.
 
     images, lungs: uint8 [N, S, S, 1]. painted: float32 [B, S, S, 1]. targets: {"removed", "mark"},
-    float32 [B, S, S, 1]: what has to be taken away to restore the healthy image, in standard
-    deviations, and how surely a pixel was painted, in 0..1. pair: what paints in the place of
-    `restoration_pair`.
+    float32 [B, S, S, 1]: what has to be taken away to restore the healthy image, in deviations of
+    the surroundings, and how surely a pixel was painted, in 0..1. pair: what paints in the place
+    of `restoration_pair`.
 
     Everything is drawn from (seed, epoch, step) alone, so that a resumed run sees what it would
     have seen. The last, incomplete batch of an epoch is dropped.
@@ -163,16 +164,18 @@ def restoration_pair(
     healthy: tf.Tensor, lungs: tf.Tensor, seed: tf.Tensor
 ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
     """(painted, targets), as `restoration_batches` gives them, of healthy images [B, S, S, 1] in
-    0..255 with their lungs [B, S, S, 1] in 0..1; seed: int64 [2]."""
-    return as_pair(healthy, paint(healthy, lungs, seed))
+    0..255 with their lungs [B, S, S, 1] in 0..1; seed: int64 [2].
+
+    What is painted changes the contrast beside it as well: a sick image is seen no other way.
+    """
+    return as_pair(local_contrast(healthy), local_contrast(paint(healthy, lungs, seed)))
 
 
 def as_pair(healthy: tf.Tensor, painted: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-    """(painted, targets) of images float32 [B, S, S, 1] in 0..255 before and after."""
-    mean, spread = _moments(painted)
-    removed = (painted - healthy) / spread
+    """(painted, targets) of images float32 [B, S, S, 1], as a network sees them."""
+    removed = painted - healthy
     mark = tf.clip_by_value(removed / MARKED_RISE, 0.0, 1.0)
-    return (painted - mean) / spread, {"removed": removed, "mark": mark}
+    return painted, {"removed": removed, "mark": mark}
 
 
 def reframe(

@@ -5,15 +5,16 @@
 
 `restoring` is a small U-shaped network that gives back what has to be taken away from an image to
 make it a healthy one, and a mark where. It sees the image at half its size, because opacities are
-large, and the fine detail is for the context. `plain` squeezes the image through a code of 128
-numbers.
+large, and the fine detail is for the context; and by its local contrast, which is much the same
+under another exposure and framing. `plain` squeezes the image through a code of 128 numbers.
 """
 
 import keras
 import numpy as np
 
+from cxr_tf.data.contrast import LocalContrast, Without, gaussian
 from cxr_tf.errors import UserError
-from cxr_tf.models.context import HealthyContext, gaussian
+from cxr_tf.models.context import HealthyContext
 
 # Score -> the kind of network that it belongs to; the first of a kind is its default.
 SCORES = {
@@ -36,7 +37,7 @@ SCORED_SHARE = 0.10
 # seven nothing is added, so that a metal button does not decide.
 LEAST_EXCESS, MOST_EXCESS = 1.0, 6.0
 
-# Standard deviations; less than this removed is nothing.
+# Deviations; less than this removed is nothing.
 LEAST_REMOVED = 0.003
 
 CODE = 128
@@ -48,16 +49,16 @@ def scores_of(kind: str) -> list[str]:
 
 
 def build_network(kind: str, image_size: int) -> keras.Model:
-    """The trainable part: standardised images [N, T, T, 1] -> its outputs, float32.
+    """The trainable part: images as it sees them, [N, T, T, 1] -> its outputs, float32.
 
-    T is `image_size`, and half of it for the restoring network.
-    restoring: {"removed": [N, T, T, 1] in standard deviations, "mark": logits [N, T, T, 1]}.
-    plain: {"reconstruction": [N, T, T, 1] in standard deviations}.
+    restoring: T is half of `image_size`; local contrast (`data.contrast`) -> {"removed": [N, T, T,
+    1] in the same deviations, "mark": logits [N, T, T, 1]}.
+    plain: T is `image_size`; standardised images -> {"reconstruction": [N, T, T, 1], standardised}.
     Raises UserError for a size that does not fit.
     """
     check_size(kind, image_size)
     side = image_size // SHRUNK[kind]
-    images = keras.Input((side, side, 1), name="standardised")
+    images = keras.Input((side, side, 1), name="seen")
     outputs = _restoring(images) if kind == "restoring" else _plain(images)
     return keras.Model(images, outputs, name=kind)
 
@@ -87,30 +88,33 @@ def build_autoencoder(network: keras.Model, score: str) -> keras.Model:
     [N, S, S], 0 where nothing fails. score: float32 [N], the mean of the map's highest tenth for
     the restoring network, else of the whole map, before it is enlarged.
 
-    - removed: what the network takes away, in standard deviations of the image;
+    - removed: what the network takes away, in deviations of the surroundings;
     - mark: the probability that something is to be taken away;
     - mse: squared error of the standardised image;
     - ssim: 1 - SSIM (Wang et al. 2004), Gaussian window of 11 pixels, halved to lie in 0..1.
     """
-    images, shrunk, spread = _inputs(network)
-    outputs = network(shrunk)
+    images, shrunk = _inputs(network)
     if SCORES[score] == "restoring":
+        outputs = network(LocalContrast()(shrunk))
         error = (
             keras.ops.relu(outputs["removed"])
             if score == "removed"
             else keras.ops.sigmoid(outputs["mark"])
         )
         scored = _highest_tenth(error)
-        reconstruction = images - _enlarged(outputs["removed"], images) * spread
+        reconstruction = _restored(images, shrunk, outputs["removed"])
     else:
-        restored = outputs["reconstruction"]
+        mean = keras.ops.mean(shrunk, axis=(1, 2, 3), keepdims=True)
+        spread = keras.ops.std(shrunk, axis=(1, 2, 3), keepdims=True) + 1.0
+        standardised = (shrunk - mean) / spread
+        restored = network(standardised)["reconstruction"]
         error = (
-            keras.ops.square(shrunk - restored)
+            keras.ops.square(standardised - restored)
             if score == "mse"
-            else (1 - structural_similarity(shrunk, restored)) / 2
+            else (1 - structural_similarity(standardised, restored)) / 2
         )
         scored = keras.ops.mean(error, axis=(1, 2, 3))
-        reconstruction = images + (restored - shrunk) * spread
+        reconstruction = images + (restored - standardised) * spread
     return keras.Model(
         images,
         {
@@ -134,8 +138,8 @@ def build_combined(
     as a multiple of what is typical of healthy images. With the score `context`, of the three
     errors without what is removed.
     """
-    images, shrunk, spread = _inputs(network)
-    removed = network(shrunk)["removed"]
+    images, shrunk = _inputs(network)
+    removed = network(LocalContrast()(shrunk))["removed"]
     maps, amounts, levels = [], [], []
     if score == "combined":
         error = keras.ops.relu(removed)
@@ -164,7 +168,7 @@ def build_combined(
     return keras.Model(
         images,
         {
-            "reconstruction": images - _enlarged(removed, images) * spread,
+            "reconstruction": _restored(images, shrunk, removed),
             "anomaly_map": keras.ops.squeeze(sum(multiples) / len(multiples), -1),
             "score": keras.ops.mean(scale(joined[0]), axis=1),
         },
@@ -172,14 +176,18 @@ def build_combined(
     )
 
 
-def _inputs(network: keras.Model) -> tuple[keras.KerasTensor, ...]:
-    """Input in 0..255, the same as the network is given it, and the spread of grey levels."""
+def _inputs(network: keras.Model) -> tuple[keras.KerasTensor, keras.KerasTensor]:
+    """Input in 0..255, and the same at the size that the network sees."""
     times, side = SHRUNK[network.name], network.input_shape[1]
     images = keras.Input((side * times, side * times, 1), name="images")
-    shrunk = keras.ops.average_pool(images, times) if times > 1 else images
-    mean = keras.ops.mean(shrunk, axis=(1, 2, 3), keepdims=True)
-    spread = keras.ops.std(shrunk, axis=(1, 2, 3), keepdims=True) + 1.0
-    return images, (shrunk - mean) / spread, spread
+    return images, keras.ops.average_pool(images, times) if times > 1 else images
+
+
+def _restored(
+    images: keras.KerasTensor, shrunk: keras.KerasTensor, removed: keras.KerasTensor
+) -> keras.KerasTensor:
+    """The images without what the network removes, in grey levels; fine detail is kept."""
+    return images - _enlarged(shrunk - Without()(shrunk, removed), images)
 
 
 def _enlarged(x: keras.KerasTensor, images: keras.KerasTensor) -> keras.KerasTensor:

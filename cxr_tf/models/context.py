@@ -18,12 +18,17 @@ from typing import Any
 import keras
 import numpy as np
 
+from cxr_tf.data.contrast import gaussian, local_contrast
+
 # Cells a side: an opacity is larger than a sixteenth of the image.
 GRID = 16
 
 # Standard deviations of the blurs between which detail is measured, as shares of the side: 1, 2 and
 # 4 pixels at 224.
 BLURS = (1 / 224, 2 / 224, 4 / 224)
+
+# Surroundings that detail is compared with, as a share of the side (`local_contrast`).
+WINDOW = 1 / 8
 
 # What is measured in each cell, and into how many numbers it is squeezed of the surroundings. The
 # finest detail is noise of the scanner, and tells how sharp it is: without, a sharper one would
@@ -77,22 +82,29 @@ class HealthyContext(keras.Layer):
     def cells(self, images: keras.KerasTensor) -> keras.KerasTensor:
         """Everything in CODE of every cell, [N, 4, 256]; detail as the logarithm of its energy.
 
-        In standard deviations of what lies outside the lungs, so that a lesion does not change the
-        scale it is measured on.
+        Brightness in standard deviations of what lies outside the lungs, so that a lesion does not
+        change the scale it is measured on. Detail in the local contrast, which light and tone
+        change less than grey levels.
         """
         weights = self.outside / (keras.ops.sum(self.outside) + 1e-6)
         mean = keras.ops.sum(images * weights, axis=(1, 2, 3), keepdims=True)
         variance = keras.ops.sum((images - mean) ** 2 * weights, axis=(1, 2, 3), keepdims=True)
         x = (images - mean) / (keras.ops.sqrt(variance) + 1.0)
-        blurred = [x]
+        blurred = [self.detailed(images, x)]
         for share in BLURS:
             sigma = share * self.image_size
-            blurred.append(gaussian(x, radius=int(np.ceil(3 * sigma)), sigma=sigma))
+            blurred.append(gaussian(blurred[0], radius=int(np.ceil(3 * sigma)), sigma=sigma))
         finest, fine, coarse = (
             keras.ops.log(self._pooled(keras.ops.square(sharp - blunt)) + 1e-4)
             for sharp, blunt in itertools.pairwise(blurred)
         )
         return keras.ops.stack([finest, self._pooled(x), fine, coarse], axis=1)
+
+    def detailed(
+        self, images: keras.KerasTensor, standardised: keras.KerasTensor
+    ) -> keras.KerasTensor:
+        """What detail is measured in, [N, S, S, 1]; a variant takes the second."""
+        return local_contrast(images, share=WINDOW)
 
     def _pooled(self, x: keras.KerasTensor) -> keras.KerasTensor:
         pooled = keras.ops.average_pool(x, self.image_size // GRID, padding="valid")
@@ -156,20 +168,3 @@ def _parts(images: np.ndarray, size: int = 64) -> Iterator[np.ndarray]:
     for version in images:
         for start in range(0, len(version), size):
             yield version[start : start + size].astype(np.float32)
-
-
-def gaussian(x: keras.KerasTensor, *, radius: int, sigma: float) -> keras.KerasTensor:
-    """Gaussian blur of [N, H, W, 1], sigma in pixels; borders are mirrored.
-
-    By two products with a banded matrix: a convolution of one channel takes ten times as long.
-    """
-    rows, columns = (_blur_matrix(int(n), radius, sigma) for n in x.shape[1:3])
-    return keras.ops.matmul(rows, keras.ops.matmul(x[..., 0], columns.T))[..., None]
-
-
-def _blur_matrix(size: int, radius: int, sigma: float) -> np.ndarray:
-    """float32 [size, size]: times a column of pixels it is the column blurred."""
-    weights = np.exp(-((np.arange(-radius, radius + 1) / sigma) ** 2) / 2)
-    mirrored = np.pad(np.eye(size), [(radius, radius), (0, 0)], mode="symmetric")
-    shifted = [mirrored[k : k + size] for k in range(2 * radius + 1)]
-    return np.tensordot(weights / weights.sum(), shifted, axes=1).astype(np.float32)

@@ -1,0 +1,62 @@
+"""Local contrast: what it does not know, and that an opacity is taken out of it again."""
+
+import numpy as np
+import pytest
+
+from cxr_tf.data.phantom import phantom
+
+
+@pytest.fixture(scope="module")
+def chests() -> tuple[np.ndarray, np.ndarray]:
+    """24 healthy phantoms float32 [24, 112, 112, 1] and their lungs."""
+    drawn = [phantom("normal", seed=5, patient=i, size=112) for i in range(24)]
+    images = np.stack([p.image for p in drawn])[..., None].astype(np.float32)
+    return images, np.stack([p.lungs for p in drawn])[..., None].astype(np.float32)
+
+
+def test_it_does_not_know_exposure_or_light(chests: tuple[np.ndarray, np.ndarray]) -> None:
+    from cxr_tf.data.contrast import local_contrast
+
+    images = chests[0]
+    light = np.linspace(0.8, 1.2, 112, dtype=np.float32)[:, None, None]
+    first = np.asarray(local_contrast(images))
+    assert first.std() > 0.6 and np.abs(first).max() <= 2.8
+    for other in (0.6 * images + 20, 0.8 * images * light):
+        assert np.abs(images - other).mean() > 20
+        assert np.abs(first - np.asarray(local_contrast(other))).mean() < 0.12
+    blank = np.full((1, 112, 112, 1), 130, np.float32)
+    np.testing.assert_allclose(local_contrast(blank), 0, atol=0.02)
+
+
+def test_what_was_painted_is_taken_out_of_the_grey_levels(
+    chests: tuple[np.ndarray, np.ndarray],
+) -> None:
+    import tensorflow as tf
+
+    from cxr_tf.data.contrast import local_contrast, without
+    from cxr_tf.data.opacities import paint
+
+    healthy, lungs = chests
+    painted = paint(tf.constant(healthy), tf.constant(lungs), tf.constant([1, 2], tf.int64)).numpy()
+    removed = np.asarray(local_contrast(painted)) - np.asarray(local_contrast(healthy))
+    restored = np.asarray(without(painted, removed))
+    was = np.abs(painted - healthy).mean(axis=(1, 2, 3))
+    assert (was > 1).sum() >= 15
+    left = (np.abs(restored - healthy).mean(axis=(1, 2, 3)) / was)[was > 1]
+    assert np.median(left) < 0.2 and left.max() < 0.5
+    assert (restored <= painted).all()
+    np.testing.assert_allclose(without(painted, 0 * removed), painted, atol=0.01)
+
+
+@pytest.mark.parametrize(("radius", "sigma"), [(1, 0.3), (3, 1.0), (12, 4.0)])
+def test_blur_is_scipys(radius: int, sigma: float) -> None:
+    from scipy.ndimage import gaussian_filter
+
+    from cxr_tf.data.contrast import gaussian
+
+    images = np.random.default_rng(0).normal(size=(2, 32, 20, 1)).astype(np.float32)
+    expected = gaussian_filter(
+        images.astype(float), (0, sigma, sigma, 0), radius=(0, radius, radius, 0)
+    )
+    found = np.asarray(gaussian(images, radius=radius, sigma=sigma))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
