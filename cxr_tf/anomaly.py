@@ -33,7 +33,7 @@ from cxr_tf.evaluation import Data
 from cxr_tf.models import autoencoder
 from cxr_tf.models.context import HealthyContext
 from cxr_tf.runs import Run, atomically, open_run, refuse_existing, write_csv
-from cxr_tf.settings import Evaluate, TrainAutoencoder, check_numbers
+from cxr_tf.settings import CompareAutoencoders, Evaluate, TrainAutoencoder, check_numbers
 
 log = logging.getLogger(__name__)
 
@@ -52,12 +52,20 @@ JUDGE_SEED = 20_002
 # set the scale of the score.
 THRESHOLD_SEED = JUDGE_SEED + 2
 
+# Images uint8 [N, S, S, 1] and a seed -> the same as they are, under another exposure, and from
+# another scanner.
+VERSIONS: tuple[Callable[[np.ndarray, int], np.ndarray], ...] = (
+    lambda images, seed: images,
+    exposures.another_exposure,
+    exposures.another_scanner,
+)
+
 # Without a sick image in validation nothing but the healthy ones can say where to stop.
 FALLBACK_FALSE_ALARM = 0.05
 
 # Longer training makes the restoring network's loss smaller and its score no better; with fewer
 # steps in all it has learnt little.
-EPOCHS, FEWEST_STEPS, MOST_EPOCHS = {"restoring": 8, "plain": 30}, 500, 60
+EPOCHS, FEWEST_STEPS, MOST_EPOCHS, PLAIN_EPOCHS = 8, 500, 60, 30
 
 # The mark's cross-entropy counts half of the mean absolute error of what is removed.
 LOSS_WEIGHTS = {
@@ -116,8 +124,9 @@ def train_and_evaluate(settings: TrainAutoencoder) -> Run:
     # ------------------------------------------------------------------ data
     data = load_data(settings)
     train = healthy_images(data.split("train"))
-    settings = dataclasses.replace(settings, epochs=epochs_of(settings, len(train)))
-    if settings.resume and Run(Path(settings.logs) / "autoencoder" / name).finished:
+    begun = Run(Path(settings.logs) / "autoencoder" / name)
+    settings = settled(settings, len(train), begun)
+    if settings.resume and begun.finished:
         run = open_run(settings.logs, "autoencoder", name, settings, data.catalog)
         log.info("%s is finished already; nothing to do", run.directory)
         return run
@@ -145,9 +154,7 @@ def train_and_evaluate(settings: TrainAutoencoder) -> Run:
     context = fit_context(train) if settings.model == "restoring" else None
     models = {s: scoring_model(network, context, healthy_images(val), s) for s in known}
     asks = {s: asked(m, ("score",)) for s, m in models.items()}
-    # The plain network's error is of grey levels, and another scanner's noise is most of it.
-    taken = versions(val.images, THRESHOLD_SEED) if context else val.images[None]
-    on_val = {s: np.stack([ask(x)["score"] for x in taken]) for s, ask in asks.items()}
+    on_val = score_versions(asks, val, settings)
     score = settings.score or choose_score(val.labels == 1, {s: x[0] for s, x in on_val.items()})
     model, val_scores = models[score], on_val[score][0]
     threshold, rule = choose_threshold(val.labels == 1, on_val[score], settings)
@@ -222,12 +229,40 @@ def known_scores(settings: TrainAutoencoder) -> list[str]:
     return known
 
 
-def epochs_of(settings: TrainAutoencoder, healthy: int) -> int:
+def settled(settings: TrainAutoencoder, healthy: int, begun: Run) -> TrainAutoencoder:
+    """The settings with a number of epochs: that of the run that is resumed, or `epochs_of`."""
+    if settings.epochs is None and settings.resume and (begun.directory / "config.json").exists():
+        # If healthy images have come since, it is the data that have changed, and no setting.
+        return dataclasses.replace(settings, epochs=begun.config()["settings"]["epochs"])
+    return dataclasses.replace(settings, epochs=epochs_of(settings, healthy))
+
+
+def epochs_of(settings: TrainAutoencoder | CompareAutoencoders, healthy: int) -> int:
     """How often so many healthy images are gone through, where the settings leave it open."""
     if settings.epochs is not None:
         return settings.epochs
+    if getattr(settings, "model", "restoring") == "plain":
+        return PLAIN_EPOCHS
     steps = pipeline.steps_per_epoch(healthy, min(settings.batch_size, healthy))
-    return max(EPOCHS[settings.model], min(math.ceil(FEWEST_STEPS / steps), MOST_EPOCHS))
+    return max(EPOCHS, min(math.ceil(FEWEST_STEPS / steps), MOST_EPOCHS))
+
+
+def score_versions(
+    asks: dict[str, Ask], val: Data, settings: TrainAutoencoder
+) -> dict[str, np.ndarray]:
+    """Scores float32 [C, N] of validation by name, as `choose_threshold` takes them.
+
+    C is 3 where Youden's point of a restoring network is asked for, else 1. The plain network's
+    error is one of grey levels, and the noise of another scanner would be most of it.
+    """
+    by_rate = settings.max_false_alarm is not None or settings.min_sensitivity is not None
+    alone = settings.model == "plain" or by_rate or not (val.labels == 1).any()
+    found: dict[str, list[np.ndarray]] = {name: [] for name in asks}
+    for change in VERSIONS[:1] if alone else VERSIONS:
+        images = change(val.images, THRESHOLD_SEED)
+        for name, ask in asks.items():
+            found[name].append(ask(images)["score"])
+    return {name: np.stack(scores) for name, scores in found.items()}
 
 
 def choose_score(sick: np.ndarray, scores: dict[str, np.ndarray]) -> str:
@@ -341,13 +376,7 @@ def versions(healthy: np.ndarray, seed: int) -> np.ndarray:
     of them come to lie above the threshold where there is more noise, and half of them where there
     is more light.
     """
-    return np.stack(
-        [
-            healthy,
-            exposures.another_exposure(healthy, seed),
-            exposures.another_scanner(healthy, seed),
-        ]
-    )
+    return np.stack([change(healthy, seed) for change in VERSIONS])
 
 
 def losses(model: str) -> dict[str, Any]:
@@ -364,7 +393,7 @@ def losses(model: str) -> dict[str, Any]:
 def training_batches(
     train: np.ndarray, settings: TrainAutoencoder, batch_size: int, epochs: range
 ) -> tf.data.Dataset:
-    """What the network learns from: (inputs, targets), standardised, from healthy images alone.
+    """What the network learns from: (inputs, targets) as it sees them, from healthy images alone.
 
     train: uint8 [N, T, T, 1], as the network sees them.
     """

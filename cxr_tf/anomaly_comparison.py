@@ -59,8 +59,10 @@ def compare(settings: CompareAutoencoders) -> Run:
         log.info("%s is finished already; nothing to do", run.directory)
         return run
 
-    healthy, val = data.split("train"), data.split("val")
-    material = make_material(settings, healthy.take(np.flatnonzero(healthy.labels == 0)), val)
+    train, val = data.split("train"), data.split("val")
+    healthy = train.take(np.flatnonzero(train.labels == 0))
+    epochs = anomaly.epochs_of(settings, len(healthy.labels))
+    material = make_material(dataclasses.replace(settings, epochs=epochs), healthy, val)
     rows = Rows(run.directory, material.sick)
     for name, make in variants(material, features).items():
         rows.add(name, make)

@@ -6,7 +6,7 @@
 
 Every row is an anomaly score: `alone`, and `joined` with the context of healthy lungs as the
 default joins the two. Networks are trained on healthy images of the train split, with the same
-number of steps.
+number of steps but for one, which is trained longer.
 """
 
 import dataclasses
@@ -65,6 +65,12 @@ class Material:
     lungs: np.ndarray
     val: Data
     context: HealthyContext
+
+    @property
+    def epochs(self) -> int:
+        """Of a network's training."""
+        assert self.settings.epochs is not None
+        return self.settings.epochs
 
     @functools.cached_property
     def shown(self) -> np.ndarray:
@@ -144,9 +150,7 @@ def variants(
     found: dict[str, Callable] = {
         DEFAULT: lambda: of_default(material),
         "seed": retrained(NEXT_SEED, seen, lungs, seed=next_seed),
-        "long": retrained(
-            "trained four times as long", seen, lungs, epochs=4 * material.settings.epochs
-        ),
+        "long": retrained("trained four times as long", seen, lungs, epochs=4 * material.epochs),
         "fixed lungs": retrained(
             "lungs where they are on average", seen, np.repeat(average, len(lungs), axis=0)
         ),
@@ -182,7 +186,7 @@ def trained(
     """
     settings, started = material.settings, time.perf_counter()
     seed = settings.seed if seed is None else seed
-    epochs = settings.epochs if epochs is None else epochs
+    epochs = material.epochs if epochs is None else epochs
     keras.utils.set_random_seed(seed)
     network = autoencoder.build_network("restoring", 2 * images.shape[1])
     batch_size = min(settings.batch_size, len(images))
@@ -363,7 +367,7 @@ def rescanned_pair(healthy: tf.Tensor, lungs: tf.Tensor, seed: tf.Tensor) -> tup
 def of_phantom_lesions(material: Material) -> Iterator[tuple[str, Row]]:
     """The opacities that phantoms are painted with, on real lungs; two for each image, where that
     many epochs of twice the images are as many steps."""
-    epochs = material.settings.epochs
+    epochs = material.epochs
     copies = 2 - epochs % 2
     painted = [phantom_lesions(material, copy) for copy in range(copies)]
 

@@ -294,8 +294,8 @@ class TrainAutoencoder:
     128 on, of which the network sees half. plain: a multiple of 16 from 64 on."""
     batch_size: int = 16
     epochs: int | None = None
-    """Default: 8 (plain: 30), and up to 60 where healthy images are so few that it would learn in
-    fewer than 500 steps."""
+    """Default: 8, and up to 60 where healthy images are so few that it would learn in fewer than
+    500 steps; plain: 30."""
     learning_rate: float = 2e-3
     """Peak rate of AdamW."""
     augmentation: float = 1.0
@@ -336,8 +336,9 @@ class CompareAutoencoders:
     """Side of the square that images are resized to, in pixels: a multiple of 32 from 128 on, of
     which the networks see half."""
     batch_size: int = 16
-    epochs: int = 8
-    """For each of the networks."""
+    epochs: int | None = None
+    """For each of the networks but the one that is trained four times as long. Default: that of
+    train_autoencoder.py."""
     resamples: int = 1000
     """Bootstrap resamples (of patients) behind each 95 % interval."""
     seed: int = 0
@@ -445,7 +446,7 @@ class RunStudy:
     epochs: int | None = None
     """Of fine-tuning each classifier; default by preset."""
     autoencoder_epochs: int | None = None
-    """Default by preset."""
+    """Default by preset: that of train_autoencoder.py, or 5."""
     resamples: int | None = None
     """Bootstrap resamples (of patients) behind each 95 % interval; default by preset: 1000 or
     200."""

@@ -187,6 +187,7 @@ def test_what_is_served_is_what_was_measured(finished: TrainAutoencoder) -> None
     folder = Path(finished.logs) / "autoencoder" / "run"
     metrics = json.loads((folder / "metrics.json").read_text())
     np.testing.assert_allclose(served["threshold"], metrics["model"]["threshold"], rtol=1e-6)
+    assert "another scanner" in metrics["model"]["threshold_rule"]
     called = served["is_anomaly"].numpy()
     sick = np.array([r["label"] == "pneumonia" for r in rows])
     assert metrics["test"]["recall"] == pytest.approx(called[sick].mean())
@@ -382,6 +383,7 @@ def test_without_sick_images_the_threshold_is_a_quantile_and_says_so() -> None:
         ({"model": "plain"}, 1025, 30),
         ({}, 160, 50),
         ({}, 30, 60),
+        ({"model": "plain"}, 160, 30),
         ({"epochs": 3}, 160, 3),
     ],
 )
@@ -389,6 +391,34 @@ def test_few_images_are_gone_through_more_often(asked: dict, healthy: int, epoch
     from cxr_tf.anomaly import epochs_of
 
     assert epochs_of(TrainAutoencoder(**asked), healthy) == epochs
+
+
+def test_a_resumed_run_keeps_its_number_of_epochs(tmp_path: Path) -> None:
+    from cxr_tf.anomaly import settled
+    from cxr_tf.runs import Run
+
+    run = Run(tmp_path)
+    resumed = TrainAutoencoder(resume=True)
+    assert settled(resumed, 160, run).epochs == 50
+    (tmp_path / "config.json").write_text('{"settings": {"epochs": 46}}')
+    assert settled(resumed, 160, run).epochs == 46  # more images than then
+    assert settled(dataclasses.replace(resumed, epochs=7), 160, run).epochs == 7
+
+
+@pytest.mark.usefixtures("quick")
+def test_without_epochs_it_takes_as_many_as_the_images_need(
+    chests: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cxr_tf import anomaly
+
+    monkeypatch.setattr(anomaly, "MOST_EPOCHS", 2)
+    monkeypatch.setattr(anomaly, "EPOCHS", 1)
+    settings = settings_for(chests, tmp_path, epochs=None, max_false_alarm=0.2)
+    run = anomaly.train_and_evaluate(settings)
+    assert run.config()["settings"]["epochs"] == len(run.metrics()["history"]) == 2
+    assert run.metrics()["model"]["threshold_rule"].startswith("min-specificity")
+    again = anomaly.train_and_evaluate(dataclasses.replace(settings, resume=True))
+    assert again.directory == run.directory
 
 
 # ---------------------------------------------------------------------- mistakes

@@ -186,7 +186,10 @@ def _inputs(network: keras.Model) -> tuple[keras.KerasTensor, keras.KerasTensor]
 def _restored(
     images: keras.KerasTensor, shrunk: keras.KerasTensor, removed: keras.KerasTensor
 ) -> keras.KerasTensor:
-    """The images without what the network removes, in grey levels; fine detail is kept."""
+    """The images without what the network removes, in grey levels; fine detail is kept.
+
+    It takes away less of an opacity than there is: what the network is measured by is the contrast.
+    """
     return images - _enlarged(shrunk - Without()(shrunk, removed), images)
 
 

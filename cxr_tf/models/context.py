@@ -27,8 +27,9 @@ GRID = 16
 # 4 pixels at 224.
 BLURS = (1 / 224, 2 / 224, 4 / 224)
 
-# Surroundings that detail is compared with, as a share of the side (`local_contrast`).
-WINDOW = 1 / 8
+# Surroundings that detail is compared with (`local_contrast`), as a share of the side: twice as
+# wide as those of the networks.
+DETAIL_WINDOW = 1 / 8
 
 # What is measured in each cell, and into how many numbers it is squeezed of the surroundings. The
 # finest detail is noise of the scanner, and tells how sharp it is: without, a sharper one would
@@ -39,7 +40,8 @@ CODE = {"finest detail": 1, "brightness": 6, "fine detail": 0, "coarse detail": 
 SIGNS = (1.0, -1.0, -1.0)
 
 
-@keras.saving.register_keras_serializable("cxr_tf")
+# Under a name of its own: weights fitted to detail in grey levels, as before, would mean nothing.
+@keras.saving.register_keras_serializable("cxr_tf", name="HealthyContextOfLocalContrast")
 class HealthyContext(keras.Layer):
     """Images [N, S, S, 1] in grey levels -> errors float32 [N, 16, 16, 3].
 
@@ -104,7 +106,7 @@ class HealthyContext(keras.Layer):
         self, images: keras.KerasTensor, standardised: keras.KerasTensor
     ) -> keras.KerasTensor:
         """What detail is measured in, [N, S, S, 1]; a variant takes the second."""
-        return local_contrast(images, share=WINDOW)
+        return local_contrast(images, share=DETAIL_WINDOW)
 
     def _pooled(self, x: keras.KerasTensor) -> keras.KerasTensor:
         pooled = keras.ops.average_pool(x, self.image_size // GRID, padding="valid")
