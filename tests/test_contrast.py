@@ -85,3 +85,13 @@ def test_blur_is_scipys(radius: int, sigma: float) -> None:
     )
     found = np.asarray(gaussian(images, radius=radius, sigma=sigma))
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_the_blur_of_a_map_is_a_layer_that_is_saved_by_its_width() -> None:
+    import keras
+
+    from cxr_tf.data.contrast import Blur, gaussian
+
+    images = np.random.default_rng(0).normal(size=(2, 64, 64, 1)).astype(np.float32)
+    layer = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(Blur(1 / 32)))
+    np.testing.assert_array_equal(layer(images), gaussian(images, radius=5, sigma=2.0))

@@ -7,6 +7,9 @@ What is the same all over a region (exposure, light from one side, the build of 
 from it; the edge of an opacity and a rib are not.
 """
 
+import math
+from typing import Any
+
 import keras
 import numpy as np
 
@@ -75,6 +78,24 @@ class Without(keras.Layer):
     def call(self, images: keras.KerasTensor, removed: keras.KerasTensor) -> keras.KerasTensor:
         """See `without`."""
         return without(images, removed)
+
+
+@keras.saving.register_keras_serializable("cxr_tf")
+class Blur(keras.Layer):
+    """`gaussian` with a standard deviation of that share of the side, as a layer."""
+
+    def __init__(self, share: float, **layer: Any) -> None:
+        super().__init__(**layer)
+        self.share = share
+
+    def get_config(self) -> dict:
+        """What it takes to build it again."""
+        return {**super().get_config(), "share": self.share}
+
+    def call(self, images: keras.KerasTensor) -> keras.KerasTensor:
+        """See `gaussian`."""
+        sigma = self.share * images.shape[1]
+        return gaussian(images, radius=math.ceil(2.5 * sigma), sigma=sigma)
 
 
 def _window(images: keras.KerasTensor, share: float = WINDOW) -> keras.KerasTensor:

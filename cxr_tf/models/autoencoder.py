@@ -12,7 +12,7 @@ under another exposure and framing. `plain` squeezes the image through a code of
 import keras
 import numpy as np
 
-from cxr_tf.data.contrast import LocalContrast, Without, gaussian
+from cxr_tf.data.contrast import WINDOW, Blur, LocalContrast, Without, gaussian
 from cxr_tf.errors import UserError
 from cxr_tf.models.context import HealthyContext
 
@@ -85,8 +85,10 @@ def build_autoencoder(network: keras.Model, score: str) -> keras.Model:
     """The whole: images [N, S, S, 1] in 0..255 -> reconstruction, anomaly_map, score.
 
     reconstruction: float32 [N, S, S, 1] in grey levels of the input. anomaly_map: float32
-    [N, S, S], 0 where nothing fails. score: float32 [N], the mean of the map's highest tenth for
-    the restoring network, else of the whole map, before it is enlarged.
+    [N, S, S], 0 where nothing fails; of the restoring network blurred by half of what surroundings
+    are, because contrast rises at the edge of an opacity more than inside of it. score: float32
+    [N], the mean of the map's highest tenth for the restoring network, else of the whole map,
+    before it is blurred and enlarged.
 
     - removed: what the network takes away, in deviations of the surroundings;
     - mark: the probability that something is to be taken away;
@@ -102,6 +104,7 @@ def build_autoencoder(network: keras.Model, score: str) -> keras.Model:
             else keras.ops.sigmoid(outputs["mark"])
         )
         scored = _highest_tenth(error)
+        error = Blur(WINDOW / 2)(error)
         reconstruction = _restored(images, shrunk, outputs["removed"])
     else:
         mean = keras.ops.mean(shrunk, axis=(1, 2, 3), keepdims=True)
@@ -143,7 +146,7 @@ def build_combined(
     maps, amounts, levels = [], [], []
     if score == "combined":
         error = keras.ops.relu(removed)
-        maps.append(_enlarged(error, images))
+        maps.append(_enlarged(Blur(WINDOW / 2)(error), images))
         levels.append(_highest_tenth(error) + LEAST_REMOVED)
         # In the logarithm: of most healthy images next to nothing is removed, of some a rib.
         amounts.append(keras.ops.log(levels[-1]))
