@@ -27,7 +27,7 @@ MOST_CONTRAST = 2.8
 ROUNDS = 8
 
 # Deviations; where less is removed than this, a restored image stays as it was.
-LEAST_REMOVED = 0.03
+LEAST_RESTORED = 0.03
 
 
 def local_contrast(images: keras.KerasTensor, *, share: float = WINDOW) -> keras.KerasTensor:
@@ -57,7 +57,7 @@ def without(images: keras.KerasTensor, removed: keras.KerasTensor) -> keras.Kera
     restored = images
     for _ in range(ROUNDS):
         darker = keras.ops.maximum(keras.ops.minimum(mean + spread * contrast, images), 0.0)
-        restored = keras.ops.where(removed > LEAST_REMOVED, darker, images)
+        restored = keras.ops.where(removed > LEAST_RESTORED, darker, images)
         mean, spread = _surroundings(restored, window)
     return restored
 
