@@ -143,7 +143,7 @@ def variants(
         return rows
 
     def softened(softness: float) -> opacities.Pair:
-        return lambda healthy, lungs, seed: pair_of(
+        return lambda healthy, lungs, seed: opacities.contrast_pair(
             healthy, opacities.paint(healthy, lungs, seed, softness=softness)
         )
 
@@ -354,11 +354,6 @@ def fitted_together(model: keras.Model, material: Material) -> np.ndarray:
 # ---------------------------------------------------------------------- other trainings
 
 
-def pair_of(healthy: tf.Tensor, painted: tf.Tensor) -> tuple:
-    """What the default's network learns from other paint; [B, T, T, 1] in 0..255 both."""
-    return opacities.as_pair(local_contrast(healthy), local_contrast(painted))
-
-
 def rescanned_pair(healthy: tf.Tensor, lungs: tf.Tensor, seed: tf.Tensor) -> tuple:
     """Another tone and light, blur or noise, then the default's paint."""
     return opacities.restoration_pair(exposures.rescanned(healthy, seed), lungs, seed)
@@ -372,7 +367,7 @@ def of_phantom_lesions(material: Material) -> Iterator[tuple[str, Row]]:
     painted = [phantom_lesions(material, copy) for copy in range(copies)]
 
     def pair(healthy: tf.Tensor, raised: tf.Tensor, seed: tf.Tensor) -> tuple:
-        return pair_of(healthy, tf.minimum(healthy + 255 * raised, 255.0))
+        return opacities.contrast_pair(healthy, tf.minimum(healthy + 255 * raised, 255.0))
 
     images = np.concatenate([material.seen] * copies)
     network, _, seconds = trained(

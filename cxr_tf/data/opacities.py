@@ -168,7 +168,12 @@ def restoration_pair(
 
     What is painted changes the contrast beside it as well: a sick image is seen no other way.
     """
-    return as_pair(local_contrast(healthy), local_contrast(paint(healthy, lungs, seed)))
+    return contrast_pair(healthy, paint(healthy, lungs, seed))
+
+
+def contrast_pair(healthy: tf.Tensor, painted: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+    """(painted, targets) by local contrast, of images [B, S, S, 1] in 0..255 before and after."""
+    return as_pair(local_contrast(healthy), local_contrast(painted))
 
 
 def as_pair(healthy: tf.Tensor, painted: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
