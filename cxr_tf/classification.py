@@ -30,6 +30,7 @@ from cxr_tf.errors import UserError
 from cxr_tf.evaluation import Data
 from cxr_tf.models import backbones
 from cxr_tf.models.classifier import build_classifier, calibrated, embedding_of, logits_of
+from cxr_tf.models.folding import fold_frozen_norms, fold_norms
 from cxr_tf.runs import Run, atomically, open_run, refuse_existing
 from cxr_tf.settings import TrainClassifier, TrainingBudget, check_numbers
 from cxr_tf.training import (
@@ -119,7 +120,7 @@ def train_and_evaluate(settings: TrainClassifier, data: Data | None = None) -> R
         backbones.freeze(
             model, settings.backbone, trainable_blocks=blocks, batch_norm=not pretrained
         )
-        trainer = logits_of(model)
+        trainer = fold_frozen_norms(logits_of(model))
     if not pretrained and (settings.epochs == 0 or blocks == 0):
         raise UserError("--weights none needs --epochs and --trainable-blocks of at least 1")
 
@@ -156,7 +157,7 @@ def train_and_evaluate(settings: TrainClassifier, data: Data | None = None) -> R
             settings.backbone, classes=len(data.classes), image_size=settings.image_size
         )
         final.set_weights(model.get_weights())
-        to_logits = compiled(logits_of(final))
+        to_logits = compiled(fold_norms(logits_of(final)))
     final.trainable = True  # whoever goes on with it in Keras finds nothing frozen
     val_logits = infer(to_logits, pipeline.evaluation_batches(val.images, batch_size=32))
     stressed_logits = infer(
@@ -231,7 +232,7 @@ def fit_head(model: keras.Model, train: Data, val: Data, batch_size: int) -> Non
 
     The strength of its penalty is chosen by log loss on validation and its stressed copy.
     """
-    embed = compiled(embedding_of(model))
+    embed = compiled(fold_frozen_norms(embedding_of(model)))
     features = infer(embed, pipeline.evaluation_batches(train.images, batch_size=batch_size))
     seen = np.concatenate(
         [

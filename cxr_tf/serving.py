@@ -40,6 +40,7 @@ from cxr_tf.data.pipeline import (
 from cxr_tf.errors import UserError
 from cxr_tf.explain import occlusion
 from cxr_tf.models.classifier import embedding_of
+from cxr_tf.models.folding import fold_norms
 from cxr_tf.runs import write_json
 
 log = logging.getLogger(__name__)
@@ -236,6 +237,7 @@ def export_classifier(
     `threshold` is the probability of the second class from which on it is the label (two classes);
     with more classes the label is the most probable one.
     """
+    model = fold_norms(model)
     size = int(model.input_shape[1])
     names = tf.constant(list(classes))
     image_bytes = tf.TensorSpec([None], tf.string, name="image_bytes")

@@ -3,8 +3,8 @@
 import keras
 import numpy as np
 
-from cxr_tf.explain.network import in_float32, read_network
 from cxr_tf.models.classifier import build_classifier, calibrated
+from cxr_tf.models.network import in_float32, read_network
 
 
 def drawings(count: int, size: int) -> np.ndarray:

@@ -9,9 +9,9 @@ from random_classifier import drawings, random_classifier
 from cxr_tf.errors import UserError
 from cxr_tf.explain import incremental
 from cxr_tf.explain import occlusion as oc
-from cxr_tf.explain.network import in_float32, read_network
 from cxr_tf.models import backbones
 from cxr_tf.models.classifier import build_classifier
+from cxr_tf.models.network import in_float32, read_network
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import keras
 import numpy as np
 from PIL import Image
 
-from cxr_tf.explain.network import read_network
 from cxr_tf.models import backbones
+from cxr_tf.models.network import read_network
 
 
 def as_torch(model: keras.Model) -> Any:

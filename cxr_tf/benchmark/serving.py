@@ -15,6 +15,7 @@ from cxr_tf.benchmark.measuring import Found, Row, Skipped, in_turn
 from cxr_tf.client import Ask
 from cxr_tf.errors import UserError
 from cxr_tf.models.classifier import build_classifier, embedding_of
+from cxr_tf.models.folding import fold_norms
 from cxr_tf.prediction import ask_in_batches
 from cxr_tf.settings import Benchmark
 from cxr_tf.training import resolve_precision
@@ -54,10 +55,11 @@ def _in_bfloat16(name: str, model: keras.Model, place: Path) -> tuple[keras.Mode
     size = int(model.input_shape[1])
     short = build_classifier(name, classes=2, image_size=size, precision="mixed_bfloat16")
     short.set_weights(model.get_weights())
+    light = fold_norms(short)
     archive = keras.export.ExportArchive()
     archive.add_endpoint(
         "serving_default",
-        lambda images: {"probabilities": short(images, training=False)},
+        lambda images: {"probabilities": light(images, training=False)},
         [tf.TensorSpec([None, size, size, 3], tf.float32, name="images")],
     )
     folder = place / "bfloat16" / name

@@ -15,6 +15,7 @@ from cxr_tf.data import pipeline
 from cxr_tf.data.phantom import FINDINGS, phantom
 from cxr_tf.models import backbones
 from cxr_tf.models.classifier import build_classifier, logits_of
+from cxr_tf.models.folding import fold_frozen_norms
 from cxr_tf.settings import Benchmark
 from cxr_tf.training import averaged_adamw, compiled, infer, resolve_precision
 
@@ -176,6 +177,7 @@ def _finetuning_of(name: str, images: np.ndarray, labels: np.ndarray, settings: 
         model.set_weights(weights)
         models[way] = logits_of(model)
     models["Keras"].compile(keras.optimizers.AdamW(RATE, weight_decay=DECAY), **common)
+    models["ours"] = fold_frozen_norms(models["ours"])
     models["ours"].compile(
         averaged_adamw(RATE, steps=20, weight_decay=DECAY),
         # Training switches op determinism on, under which Keras compiles nothing by XLA. The switch

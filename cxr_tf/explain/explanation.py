@@ -31,7 +31,7 @@ from cxr_tf.data import catalog as catalogs
 from cxr_tf.data import pipeline
 from cxr_tf.errors import UserError
 from cxr_tf.explain import cams, faithfulness, occlusion
-from cxr_tf.explain.network import in_float32
+from cxr_tf.models.network import in_float32
 from cxr_tf.prediction import find_images
 from cxr_tf.runs import Run, as_name, atomically, check_name, open_run, refuse_existing
 from cxr_tf.settings import Explain, check_numbers

@@ -20,8 +20,8 @@ import numpy as np
 import tensorflow as tf
 from scipy import ndimage, stats
 
-from cxr_tf.explain.network import read_network
 from cxr_tf.explain.occlusion import cover_images, in_chunks
+from cxr_tf.models.network import read_network
 
 # Steps of insertion and deletion: 3.6 % of the pixels each.
 STEPS = 28

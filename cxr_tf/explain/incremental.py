@@ -22,7 +22,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from cxr_tf.explain.network import Network, Step, convolve, is_convolution, plainly, run
+from cxr_tf.models.network import Network, Step, convolve, is_convolution, plainly, run
 
 # Work on each value at its own place alone, so that a window can be treated like a map.
 _POINTWISE_LAYERS = (

@@ -35,7 +35,7 @@ import tensorflow as tf
 
 from cxr_tf.errors import UserError
 from cxr_tf.explain import incremental
-from cxr_tf.explain.network import Network, read_network
+from cxr_tf.models.network import Network, read_network
 
 FILLS = ("auto", "mean", "air", "gray", "blur", "noise")
 

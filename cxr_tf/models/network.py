@@ -107,17 +107,7 @@ def read_network(model: keras.Model) -> Network:
 
     ValueError for a model that is not functional.
     """
-    if not hasattr(model, "_run_through_graph"):
-        raise ValueError("only a functional model can be read layer by layer")
-    steps: list[Step] = []
-
-    def record(operation: Any, *args: Any, **kwargs: Any) -> Any:
-        steps.append(Step(operation, args, kwargs, (), operation.output))
-        return operation.output
-
-    # Keras's own walk through its graph, which is what a call of the model does, with symbols
-    # instead of numbers. There is no public way to the arguments of an operation.
-    model._run_through_graph(model.inputs, operation_fn=lambda x: x, call_fn=record)
+    steps = steps_of(model)
     images, result = model.inputs[0], model.outputs[0]
     is_probability = True
     for step in steps:
@@ -125,7 +115,7 @@ def read_network(model: keras.Model) -> Network:
             result, is_probability = step.output, False
     cut = next((i for i, s in enumerate(steps) if _ends_standardisation(s)), None)
     before = steps[: cut + 1] if cut is not None else []
-    after = fuse(steps[len(before) :], keep=result)
+    after = fuse(steps[len(before) :], keep=[result])
     # What stands behind the scores is not run.
     last = next(i for i, s in enumerate(after) if s.output is result)
     return Network(
@@ -139,6 +129,25 @@ def read_network(model: keras.Model) -> Network:
     )
 
 
+def steps_of(model: keras.Model) -> list[Step]:
+    """All operations of a flat model in the order in which they run, each a step of its own.
+
+    ValueError for a model that is not functional.
+    """
+    if not hasattr(model, "_run_through_graph"):
+        raise ValueError("only a functional model can be read layer by layer")
+    steps: list[Step] = []
+
+    def record(operation: Any, *args: Any, **kwargs: Any) -> Any:
+        steps.append(Step(operation, args, kwargs, (), operation.output))
+        return operation.output
+
+    # Keras's own walk through its graph, which is what a call of the model does, with symbols
+    # instead of numbers. There is no public way to the arguments of an operation.
+    model._run_through_graph(model.inputs, operation_fn=lambda x: x, call_fn=record)
+    return steps
+
+
 def _ends_standardisation(step: Step) -> bool:
     """Whether it is the `+ GRAY_MEAN` of `backbones.standardise`, in old files as in new ones."""
     return (
@@ -150,8 +159,11 @@ def _ends_standardisation(step: Step) -> bool:
     )
 
 
-def fuse(steps: Sequence[Step], keep: Any) -> list[Step]:
-    """Puts BatchNorm and ReLU into the convolution before them where nothing else reads it."""
+def fuse(steps: Sequence[Step], keep: Sequence[Any]) -> list[Step]:
+    """Puts BatchNorm and ReLU into the convolution before them where nothing else reads it.
+
+    keep: KerasTensors that stay what a step gives.
+    """
     readers: dict[int, int] = {}
     for step in steps:
         for x in step.inputs:
@@ -162,7 +174,7 @@ def fuse(steps: Sequence[Step], keep: Any) -> list[Step]:
         source = position.get(id(step.inputs[0])) if len(step.inputs) == 1 else None
         if source is not None and readers[id(step.inputs[0])] == 1:
             before = fused[source]
-            if before.output is not keep and _can_follow(before, step.operation):
+            if all(before.output is not x for x in keep) and _can_follow(before, step.operation):
                 fused[source] = Step(
                     before.operation,
                     before.args,
@@ -201,7 +213,7 @@ def is_convolution(operation: Any) -> bool:
 
 
 def folded(step: Step) -> tuple[tf.Tensor, tf.Tensor]:
-    """Kernel [k, k, in, out] and bias [out] of a convolution, BatchNorm included.
+    """Kernel [k, k, in, out] and bias [out] of a convolution, float32, BatchNorm included.
 
     BatchNorm in inference is (x - mean) / sqrt(variance + epsilon) * gamma + beta (Ioffe and
     Szegedy 2015), a factor and an offset by channel.
@@ -209,16 +221,22 @@ def folded(step: Step) -> tuple[tf.Tensor, tf.Tensor]:
     layer = step.operation
     kernel = tf.convert_to_tensor(layer.kernel)
     bias = tf.zeros([layer.filters]) if layer.bias is None else tf.convert_to_tensor(layer.bias)
-    for norm in step.followers:
-        if isinstance(norm, keras.layers.BatchNormalization):
-            factor = tf.math.rsqrt(norm.moving_variance + norm.epsilon)
-            if norm.scale:
-                factor *= norm.gamma
-            bias = (bias - norm.moving_mean) * factor
-            if norm.center:
-                bias += norm.beta
-            kernel *= factor
+    norm = norm_behind(step)
+    if norm is not None:
+        factor = tf.math.rsqrt(norm.moving_variance + norm.epsilon)
+        if norm.scale:
+            factor *= norm.gamma
+        bias = (bias - norm.moving_mean) * factor
+        if norm.center:
+            bias += norm.beta
+        kernel *= factor
     return kernel, bias
+
+
+def norm_behind(step: Step) -> keras.layers.BatchNormalization | None:
+    """The BatchNorm that a convolution step does as well."""
+    norms = [f for f in step.followers if isinstance(f, keras.layers.BatchNormalization)]
+    return norms[0] if norms else None
 
 
 def convolve(
