@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,23 +54,34 @@ def compare(settings: CompareAutoencoders) -> Run:
     tf.config.experimental.enable_op_determinism()
     features = feature_maps(settings)  # weights that cannot be had are known before the hours
     data = load_data(settings)
-    run = open_run(settings.logs, "compare", settings.name, settings, data.catalog)
-    if run.finished:
-        log.info("%s is finished already; nothing to do", run.directory)
-        return run
-
     train, val = data.split("train"), data.split("val")
     healthy = train.take(np.flatnonzero(train.labels == 0))
     epochs = anomaly.epochs_of(settings, len(healthy.labels))
     material = make_material(dataclasses.replace(settings, epochs=epochs), healthy, val)
+    chosen = choose(variants(material, features), settings.variants)
+
+    run = open_run(settings.logs, "compare", settings.name, settings, data.catalog)
+    if run.finished:
+        log.info("%s is finished already; nothing to do", run.directory)
+        return run
     rows = Rows(run.directory, material.sick)
-    for name, make in variants(material, features).items():
+    for name, make in chosen.items():
         rows.add(name, make)
     tables = judge(rows.all(), val, resamples=settings.resamples)
     _write(run, tables, val)
     rows.remove()
     log.info("\n%s\ncomparison: %s", table(tables, val), run.directory)
     return run
+
+
+def choose(known: dict[str, Callable], names: Sequence[str]) -> dict[str, Callable]:
+    """The default and the variants of these names, or all where none is named.
+
+    Raises UserError for an unknown name.
+    """
+    if unknown := [name for name in names if name not in known]:
+        raise UserError(f"unknown variant '{unknown[0]}'; known: {', '.join(known)}")
+    return {n: make for n, make in known.items() if not names or n in (DEFAULT, *names)}
 
 
 def load_data(settings: CompareAutoencoders) -> Data:
@@ -129,8 +140,10 @@ class Rows:
         )
 
     def all(self) -> dict[str, Row]:
-        """Every row, in order; with the mean of the two seeds."""
+        """Every row, in order; with the mean of the two seeds where both were trained."""
         rows = {name: _row(own) for group in self._done.values() for name, own in group.items()}
+        if NEXT_SEED not in rows:
+            return rows
         first, second = rows[DEFAULT].joined, rows[NEXT_SEED].joined
         assert first is not None and second is not None
         return {**rows, "both seeds averaged": Row(None, (first + second) / 2)}

@@ -142,26 +142,30 @@ def variants(
 
         return rows
 
-    def softened(softness: float) -> opacities.Pair:
+    def painted(**how: float) -> opacities.Pair:
         return lambda healthy, lungs, seed: opacities.contrast_pair(
-            healthy, opacities.paint(healthy, lungs, seed, softness=softness)
+            healthy, opacities.paint(healthy, lungs, seed, **how)
         )
 
     found: dict[str, Callable] = {
         DEFAULT: lambda: of_default(material),
         "seed": retrained(NEXT_SEED, seen, lungs, seed=next_seed),
         "long": retrained("trained four times as long", seen, lungs, epochs=4 * material.epochs),
-        "fixed lungs": retrained(
+        "fixed-lungs": retrained(
             "lungs where they are on average", seen, np.repeat(average, len(lungs), axis=0)
         ),
         "phantoms": lambda: of_phantom_lesions(material),
-        "hard": retrained("paint with edges a quarter as soft", seen, lungs, pair=softened(0.25)),
-        "soft": retrained("paint with edges twice as soft", seen, lungs, pair=softened(2.0)),
+        "hard": retrained(
+            "paint with edges a quarter as soft", seen, lungs, pair=painted(softness=0.25)
+        ),
+        "soft": retrained("paint with edges twice as soft", seen, lungs, pair=painted(softness=2)),
+        "small": retrained("painted regions half as wide", seen, lungs, pair=painted(extent=0.5)),
+        "large": retrained("painted regions twice as wide", seen, lungs, pair=painted(extent=2)),
         "scanners": retrained(
             "trained on images of other scanners", seen, lungs, pair=rescanned_pair
         ),
         "covered": lambda: of_covered(material),
-        "grey levels": lambda: of_grey_levels(material),
+        "grey-levels": lambda: of_grey_levels(material),
         "narrow": lambda: of_surroundings(0.5, material),
         "wide": lambda: of_surroundings(2.0, material),
         "larger": lambda: of_larger_images(material),

@@ -330,6 +330,9 @@ class CompareAutoencoders:
 
     data: str = "phantom"
     """Folder of radiographs, .csv list, .npz of PneumoniaMNIST, or `phantom`."""
+    variants: tuple[str, ...] = ()
+    """Train only these beside the default: seed, long, fixed-lungs, phantoms, hard, soft, small,
+    large, scanners, covered, grey-levels, narrow, wide, larger, features."""
     vgg16_weights: str = "none"
     """imagenet or a file, for the rows on features of a pretrained VGG16; none leaves them out."""
     image_size: int = 224

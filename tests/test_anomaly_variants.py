@@ -198,9 +198,9 @@ def test_all_variants_are_compared_and_finished_ones_are_kept(
     assert len(kept) == 3
 
     run = comparison.compare(dataclasses.replace(quick, resume=True))
-    assert len(trained) == 14  # thirteen, one of them twice
+    assert len(trained) == 16  # fifteen, one of them twice
     told = run.metrics()["variants"]
-    assert len(told) == 25 and {"both seeds averaged", "grey levels, not local contrast"} <= set(
+    assert len(told) == 27 and {"both seeds averaged", "grey levels, not local contrast"} <= set(
         told
     )
     assert told["default"]["alone"] == told["the next seed"]["alone"]  # the same network here
@@ -213,6 +213,29 @@ def test_all_variants_are_compared_and_finished_ones_are_kept(
 
     healthy = as_network_sees(data.images[data.labels == 0], "restoring")
     np.testing.assert_array_equal(trained[0], healthy)
+
+
+def test_one_variant_can_be_trained_beside_the_default(
+    settings: CompareAutoencoders, network: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cxr_tf import anomaly_comparison as comparison
+    from cxr_tf import anomaly_variants as variants
+
+    painted = []
+
+    def untrained(material: Any, images: np.ndarray, *args: Any, **changes: Any) -> tuple:
+        painted.append(changes.get("pair"))
+        return network, network.get_weights(), 1.0
+
+    monkeypatch.setattr(variants, "trained", untrained)
+    one = dataclasses.replace(settings, vgg16_weights="none", variants=("small",), name="one")
+    told = comparison.compare(one).metrics()["variants"]
+    assert [pair is None for pair in painted] == [True, False]
+    assert {"default", "painted regions half as wide"} <= set(told)
+    assert not {"the next seed", "both seeds averaged", "painted regions twice as wide"} & set(told)
+    with pytest.raises(UserError, match="unknown variant 'tiny'; known: default, seed, long"):
+        comparison.compare(dataclasses.replace(one, variants=("tiny",), name="tiny"))
+    assert not (Path(settings.logs) / "compare" / "tiny").exists()
 
 
 def test_too_few_patients_to_compare_by_are_refused(

@@ -44,6 +44,26 @@ def test_paint_stays_in_the_lungs_and_brightens(chests: tuple[np.ndarray, np.nda
     assert not np.array_equal(other, painted)
 
 
+def test_painted_regions_are_as_wide_as_asked() -> None:
+    """What is painted wider changes less from pixel to pixel."""
+    import tensorflow as tf
+
+    from cxr_tf.data.opacities import paint
+
+    # One dark square to paint into, so that nothing but paint has a shape in it.
+    inside = np.zeros((200, 96, 96, 1), np.float32)
+    inside[:, 4:92, 4:92] = 1
+    healthy, lungs = tf.constant(180 - 120 * inside), tf.constant(inside)
+
+    def roughness(extent: float) -> float:
+        rise = paint(healthy, lungs, tf.constant([3, 3], tf.int64), extent=extent) - healthy
+        rise = rise.numpy()[:, 8:88, 8:88, 0]
+        return float(np.abs(np.diff(rise, axis=1)).mean() / rise.std())
+
+    narrow, usual, wide = (roughness(extent) for extent in (0.5, 1.0, 2.0))
+    assert narrow > 1.1 * usual > 1.2 * wide, (narrow, usual, wide)
+
+
 def test_four_images_in_five_are_painted(chests: tuple[np.ndarray, np.ndarray]) -> None:
     import tensorflow as tf
 

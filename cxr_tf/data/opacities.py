@@ -220,13 +220,18 @@ def _exposure_only(draws: tf.Tensor) -> tf.Tensor:
 
 
 def paint(
-    healthy: tf.Tensor, lungs: tf.Tensor, seed: tf.Tensor, *, softness: float = 1.0
+    healthy: tf.Tensor,
+    lungs: tf.Tensor,
+    seed: tf.Tensor,
+    *,
+    softness: float = 1.0,
+    extent: float = 1.0,
 ) -> tf.Tensor:
     """Paints opacities into the lungs of four images in five: float32 [B, S, S, 1] in 0..255.
 
     healthy: float32 [B, S, S, 1] in 0..255; lungs: float32 [B, S, S, 1] in 0..1, outside of which
     nothing changes; seed: int64 [2], which alone decides what is painted; softness: how wide the
-    edges are, as a multiple.
+    edges are, as a multiple; extent: how wide blobs, foci and the clouds of a haze are.
 
     A region (smooth blobs, a focus, a lobe or a whole lung, or all over both lungs) is raised
     towards the brightness of soft tissue, or the tissue of another image of the batch is laid over
@@ -248,16 +253,15 @@ def paint(
         mean, spread = tf.nn.moments(field, axes=[1, 2, 3], keepdims=True)
         return (field - mean) * tf.math.rsqrt(spread + 1e-6)
 
-    coarse, middle, fine = noise(1, 5), noise(2, 10), noise(3, 28)
+    coarse, middle, fine = noise(1, round(5 / extent)), noise(2, round(10 / extent)), noise(3, 28)
     axis = (tf.range(size, dtype=tf.float32) + 0.5) / size
     y, x = axis[None, :, None, None], axis[None, None, :, None]
 
     # ------------------------------------------------------------------ where
     blobs = tf.sigmoid((0.7 * coarse + 0.4 * middle - uniform(10, -0.6, 1.5)) / edge(11, 0.05, 0.5))
     row, column = uniform(12, 0.15, 0.85), uniform(13, 0.1, 0.9)
-    distance = tf.sqrt(
-        ((y - row) / uniform(14, 0.07, 0.30)) ** 2 + ((x - column) / uniform(15, 0.07, 0.25)) ** 2
-    )
+    height, width = extent * uniform(14, 0.07, 0.30), extent * uniform(15, 0.07, 0.25)
+    distance = tf.sqrt(((y - row) / height) ** 2 + ((x - column) / width) ** 2)
     focus = tf.sigmoid((1.0 - distance - 0.25 * middle) / edge(16, 0.05, 0.30))
     fissure = row + (x - 0.5) * uniform(17, -0.5, 0.5)
     above = tf.sign(uniform(18, -1.0, 1.0))
