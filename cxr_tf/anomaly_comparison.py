@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,8 @@ def compare(settings: CompareAutoencoders) -> Run:
     """
     refuse_existing(settings.logs, "compare", settings.name, settings)
     check_numbers(settings, epochs=1)
+    if "features" in settings.variants and settings.vgg16_weights == "none":
+        raise UserError("--variants features needs --vgg16-weights: imagenet or a file")
     autoencoder.check_size("restoring", settings.image_size)
     # Many functions are traced; TensorFlow takes that for one traced in a loop.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
@@ -54,34 +56,24 @@ def compare(settings: CompareAutoencoders) -> Run:
     tf.config.experimental.enable_op_determinism()
     features = feature_maps(settings)  # weights that cannot be had are known before the hours
     data = load_data(settings)
-    train, val = data.split("train"), data.split("val")
-    healthy = train.take(np.flatnonzero(train.labels == 0))
-    epochs = anomaly.epochs_of(settings, len(healthy.labels))
-    material = make_material(dataclasses.replace(settings, epochs=epochs), healthy, val)
-    chosen = choose(variants(material, features), settings.variants)
-
     run = open_run(settings.logs, "compare", settings.name, settings, data.catalog)
     if run.finished:
         log.info("%s is finished already; nothing to do", run.directory)
         return run
+
+    train, val = data.split("train"), data.split("val")
+    healthy = train.take(np.flatnonzero(train.labels == 0))
+    epochs = anomaly.epochs_of(settings, len(healthy.labels))
+    material = make_material(dataclasses.replace(settings, epochs=epochs), healthy, val)
     rows = Rows(run.directory, material.sick)
-    for name, make in chosen.items():
-        rows.add(name, make)
+    for name, make in variants(material, features).items():
+        if not settings.variants or name in (DEFAULT, *settings.variants):
+            rows.add(name, make)
     tables = judge(rows.all(), val, resamples=settings.resamples)
     _write(run, tables, val)
     rows.remove()
     log.info("\n%s\ncomparison: %s", table(tables, val), run.directory)
     return run
-
-
-def choose(known: dict[str, Callable], names: Sequence[str]) -> dict[str, Callable]:
-    """The default and the variants of these names, or all where none is named.
-
-    Raises UserError for an unknown name.
-    """
-    if unknown := [name for name in names if name not in known]:
-        raise UserError(f"unknown variant '{unknown[0]}'; known: {', '.join(known)}")
-    return {n: make for n, make in known.items() if not names or n in (DEFAULT, *names)}
 
 
 def load_data(settings: CompareAutoencoders) -> Data:

@@ -477,9 +477,11 @@ def feature_maps(
 ) -> Callable[[np.ndarray, int], np.ndarray] | None:
     """Images uint8 [N, S, S, 1] and a block's number -> the block's features float32 [N, D].
 
-    Of VGG16; None where no weights are given. Raises UserError for weights that cannot be had.
+    Of VGG16; None where no weights are given, or these rows are not asked for. Raises UserError
+    for weights that cannot be had.
     """
-    if settings.vgg16_weights == "none":
+    asked = not settings.variants or "features" in settings.variants
+    if settings.vgg16_weights == "none" or not asked:
         return None
     model = build_classifier("vgg16", classes=2, image_size=settings.image_size // 2)
     backbones.load_weights(model, "vgg16", settings.vgg16_weights)

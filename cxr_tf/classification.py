@@ -151,13 +151,13 @@ def train_and_evaluate(settings: TrainClassifier, data: Data | None = None) -> R
 
     # ------------------------------------------------------------------ calibration, on validation
     # In float32 on one device from here on: what is measured is what is exported.
-    final, to_logits = model, judge.logits
+    final = model
     if precision != "float32" or strategy.num_replicas_in_sync > 1:
         final = build_classifier(
             settings.backbone, classes=len(data.classes), image_size=settings.image_size
         )
         final.set_weights(model.get_weights())
-        to_logits = compiled(fold_norms(logits_of(final)))
+    to_logits = compiled(fold_norms(logits_of(final)))
     final.trainable = True  # whoever goes on with it in Keras finds nothing frozen
     val_logits = infer(to_logits, pipeline.evaluation_batches(val.images, batch_size=32))
     stressed_logits = infer(

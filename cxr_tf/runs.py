@@ -206,9 +206,13 @@ def _check_unchanged(run: Run, config: dict[str, Any]) -> None:
     before = run.config()
     # Settings first: another --seed may draw other splits, and is the better thing to name.
     for key, value in config["settings"].items():
+        flag = "--" + key.replace("_", "-")
+        if key not in NOT_COMPARED and key not in before["settings"]:
+            raise UserError(
+                f"{run.directory} was begun by a version without {flag}: choose another --name"
+            )
         old = before["settings"].get(key)
         if key not in NOT_COMPARED and _plain(old) != _plain(value):
-            flag = "--" + key.replace("_", "-")
             raise UserError(
                 f"{run.directory} began with {flag} {old}, not {value}: give the same settings to "
                 "--resume, or choose another --name"

@@ -16,6 +16,10 @@ BackboneName = Literal["resnet50", "vgg16", "alexnet"]
 Precision = Literal["auto", "float32", "mixed_bfloat16", "mixed_float16"]
 Engine = Literal["auto", "tensorflow", "openvino"]
 EnginePrecision = Literal["float32", "bfloat16", "int8"]
+AutoencoderVariant = Literal[
+    "seed", "long", "fixed-lungs", "phantoms", "hard", "soft", "small", "large", "scanners",
+    "covered", "grey-levels", "narrow", "wide", "larger", "features",
+]  # fmt: skip
 
 
 # The least that a number may be, wherever a job has one of that name.
@@ -330,9 +334,8 @@ class CompareAutoencoders:
 
     data: str = "phantom"
     """Folder of radiographs, .csv list, .npz of PneumoniaMNIST, or `phantom`."""
-    variants: tuple[str, ...] = ()
-    """Train only these beside the default: seed, long, fixed-lungs, phantoms, hard, soft, small,
-    large, scanners, covered, grey-levels, narrow, wide, larger, features."""
+    variants: tuple[AutoencoderVariant, ...] = ()
+    """Train only these beside the default, instead of all."""
     vgg16_weights: str = "none"
     """imagenet or a file, for the rows on features of a pretrained VGG16; none leaves them out."""
     image_size: int = 224

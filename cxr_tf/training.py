@@ -196,10 +196,17 @@ class TrainingState:
     def load(self, trainer: keras.Model) -> None:
         """Puts the checkpoint's variables into the model and its optimizer.
 
+        Raises UserError for a checkpoint of other variables, such as one of a version before.
         KeyError for the checkpoint of the last epoch, which holds none.
         """
         with np.load(self._checkpoint, allow_pickle=False) as stored:
             variables = _all_variables(trainer)
+            held = [stored[f"v{i:05d}"] for i in range(sum(k.startswith("v") for k in stored))]
+            if held and [v.shape for v in held] != [tuple(v.shape) for v in variables]:
+                raise UserError(
+                    f"{self._checkpoint} does not fit the network: it was written by another "
+                    "version; choose another --name"
+                )
             for i, variable in enumerate(variables):
                 variable.assign(stored[f"v{i:05d}"])
 

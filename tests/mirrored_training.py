@@ -1,9 +1,12 @@
-"""Run by test_classification in a process of its own: one epoch on two virtual CPU devices.
+"""Run by test_classification in a process of its own: training on two virtual CPU devices.
+
+From scratch, where BatchNorm learns, and on from there, where it is frozen and styles are mixed.
 
 Devices can be split only before TensorFlow has started, so this cannot be a test function.
 """
 
 import sys
+from dataclasses import replace
 
 import tensorflow as tf
 from tiny_backbone import register
@@ -17,18 +20,21 @@ if __name__ == "__main__":
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     classification.distribution = lambda: strategy
-    run = classification.train_and_evaluate(
-        TrainClassifier(
-            data=data,
-            backbone=register(),
-            weights="none",
-            image_size=64,
-            batch_size=8,
-            epochs=2,
-            precision="float32",
-            resamples=10,
-            logs=f"{out}/logs",
-            saved_models=f"{out}/saved_models",
-        )
+    scratch = TrainClassifier(
+        data=data,
+        backbone=register(),
+        weights="none",
+        image_size=64,
+        batch_size=8,
+        epochs=2,
+        precision="float32",
+        resamples=10,
+        logs=f"{out}/logs",
+        saved_models=f"{out}/saved_models",
     )
-    print(strategy.num_replicas_in_sync, "replicas", run.metrics()["history"][-1]["val_loss"])
+    run = classification.train_and_evaluate(scratch)
+    onwards = replace(scratch, weights=str(run.directory / "model.keras"), epochs=1, name="onwards")
+    again = classification.train_and_evaluate(onwards)
+    # The last of scratch; the head alone, and after an epoch of fine-tuning.
+    entries = [run.metrics()["history"][-1], *again.metrics()["history"]]
+    print(strategy.num_replicas_in_sync, "replicas", *(e["val_loss"] for e in entries))

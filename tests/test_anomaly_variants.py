@@ -4,13 +4,13 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
 from cxr_tf.errors import UserError
-from cxr_tf.settings import CompareAutoencoders
+from cxr_tf.settings import AutoencoderVariant, CompareAutoencoders
 
 
 @pytest.fixture(scope="module")
@@ -215,27 +215,42 @@ def test_all_variants_are_compared_and_finished_ones_are_kept(
     np.testing.assert_array_equal(trained[0], healthy)
 
 
-def test_one_variant_can_be_trained_beside_the_default(
+def test_some_variants_can_be_trained_beside_the_default(
     settings: CompareAutoencoders, network: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from cxr_tf import anomaly_comparison as comparison
     from cxr_tf import anomaly_variants as variants
 
-    painted = []
+    pairs = []
 
     def untrained(material: Any, images: np.ndarray, *args: Any, **changes: Any) -> tuple:
-        painted.append(changes.get("pair"))
+        pairs.append(changes.get("pair"))
         return network, network.get_weights(), 1.0
 
     monkeypatch.setattr(variants, "trained", untrained)
-    one = dataclasses.replace(settings, vgg16_weights="none", variants=("small",), name="one")
-    told = comparison.compare(one).metrics()["variants"]
-    assert [pair is None for pair in painted] == [True, False]
-    assert {"default", "painted regions half as wide"} <= set(told)
-    assert not {"the next seed", "both seeds averaged", "painted regions twice as wide"} & set(told)
-    with pytest.raises(UserError, match="unknown variant 'tiny'; known: default, seed, long"):
-        comparison.compare(dataclasses.replace(one, variants=("tiny",), name="tiny"))
-    assert not (Path(settings.logs) / "compare" / "tiny").exists()
+    some = dataclasses.replace(
+        settings, vgg16_weights="none", variants=("large", "seed", "small"), name="some"
+    )
+    told = comparison.compare(some).metrics()["variants"]
+    assert "both seeds averaged" in told and "lungs where they are on average" not in told
+    # In the order of the table, with the paint that their names say.
+    asked = []
+    monkeypatch.setattr(variants.opacities, "paint", lambda x, *_, **how: asked.append(how) or x)
+    assert [pair is None for pair in pairs] == [True, True, False, False]
+    for pair in pairs[2:]:
+        pair(np.zeros((1, 64, 64, 1), np.float32), None, None)
+    assert asked == [{"extent": 0.5}, {"extent": 2}]
+
+
+def test_every_variant_has_its_flag(settings: CompareAutoencoders, material: Any) -> None:
+    from cxr_tf import anomaly_comparison as comparison
+    from cxr_tf import anomaly_variants as variants
+
+    known = variants.variants(material, lambda images, block: images)
+    assert list(known) == ["default", *get_args(AutoencoderVariant)]
+    bare = dataclasses.replace(settings, vgg16_weights="none", variants=("features",), name="bare")
+    with pytest.raises(UserError, match="features needs --vgg16-weights"):
+        comparison.compare(bare)
 
 
 def test_too_few_patients_to_compare_by_are_refused(

@@ -362,7 +362,9 @@ def test_training_on_two_devices(phantoms: Path, tmp_path: Path) -> None:
         [sys.executable, str(script), str(phantoms), str(tmp_path)], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    replicas, word, loss = done.stdout.split()[-3:]
+    replicas, word, *losses = done.stdout.split()[-5:]
     assert (replicas, word) == ("2", "replicas")
-    assert 0 < float(loss) < 5
+    scratch, head, tuned = map(float, losses)
+    assert 0 < scratch < 5 and 0 < head < 5 and 0 < tuned < 5
+    assert tuned != head
     assert (tmp_path / "saved_models/tiny-binary/1/saved_model.pb").exists()

@@ -44,24 +44,30 @@ def test_paint_stays_in_the_lungs_and_brightens(chests: tuple[np.ndarray, np.nda
     assert not np.array_equal(other, painted)
 
 
-def test_painted_regions_are_as_wide_as_asked() -> None:
-    """What is painted wider changes less from pixel to pixel."""
+@pytest.mark.parametrize("kind", ["blobs", "focus", "haze"])
+def test_regions_are_as_wide_as_asked(kind: str) -> None:
+    """Foci by their height; what fills the image by how fast it changes from pixel to pixel."""
     import tensorflow as tf
 
-    from cxr_tf.data.opacities import paint
+    from cxr_tf.data.opacities import regions
 
-    # One dark square to paint into, so that nothing but paint has a shape in it.
-    inside = np.zeros((200, 96, 96, 1), np.float32)
-    inside[:, 4:92, 4:92] = 1
-    healthy, lungs = tf.constant(180 - 120 * inside), tf.constant(inside)
+    low, high = {"blobs": (0, 0.35), "focus": (0.35, 0.60), "haze": (0.72, 1)}[kind]
 
-    def roughness(extent: float) -> float:
-        rise = paint(healthy, lungs, tf.constant([3, 3], tf.int64), extent=extent) - healthy
-        rise = rise.numpy()[:, 8:88, 8:88, 0]
-        return float(np.abs(np.diff(rise, axis=1)).mean() / rise.std())
+    def width(extent: float) -> float:
+        region, kinds = regions(
+            tf.constant(400), 96, tf.constant([3, 3], tf.int64), softness=0.5, extent=extent
+        )
+        of_kind = (kinds.numpy().ravel() >= low) & (kinds.numpy().ravel() < high)
+        chosen = region.numpy()[of_kind, ..., 0]
+        if kind == "focus":
+            # Where it is widest, and away from the border, which would cut it off.
+            rows = (chosen > 0.5).any(axis=2)
+            inside = ~(rows[:, 0] | rows[:, -1]) & rows.any(axis=1)
+            return float(rows[inside].sum(axis=1).mean())
+        return float(chosen.std() / np.abs(np.diff(chosen, axis=1)).mean())
 
-    narrow, usual, wide = (roughness(extent) for extent in (0.5, 1.0, 2.0))
-    assert narrow > 1.1 * usual > 1.2 * wide, (narrow, usual, wide)
+    narrow, usual, wide = (width(extent) for extent in (0.5, 1.0, 2.0))
+    assert narrow < 0.75 * usual < 0.85 * wide, (narrow, usual, wide)
 
 
 def test_four_images_in_five_are_painted(chests: tuple[np.ndarray, np.ndarray]) -> None:

@@ -99,7 +99,7 @@ def test_settings_that_newer_versions_add_do_not_pass_unseen(tmp_path: Path) -> 
     config = run.config()
     del config["settings"]["seed"]
     runs.write_json(run.directory / "config.json", config)
-    with pytest.raises(UserError, match="--seed"):
+    with pytest.raises(UserError, match="by a version without --seed"):
         runs.open_run(str(tmp_path), "job", "a", Settings(resume=True), CATALOG)
 
 

@@ -1,11 +1,14 @@
 """What every training shares: the optimizer is AdamW, and a step is traced once."""
 
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from cxr_tf.training import FusedAdamW, averaged_adamw
+from cxr_tf.errors import UserError
+from cxr_tf.training import FusedAdamW, TrainingState, averaged_adamw
 
 
 def trained(optimizer: keras.optimizers.Optimizer) -> list[np.ndarray]:
@@ -67,3 +70,23 @@ def test_biases_and_norms_do_not_decay() -> None:
         optimizer.apply_gradients([(tf.zeros(3), v) for v in variables])
     decayed = [float(np.asarray(v)[0]) < 1 for v in variables]
     assert decayed == [True, False, False, False]
+
+
+def test_a_checkpoint_of_other_variables_is_refused_before_any_is_loaded(tmp_path: Path) -> None:
+    def network(width: int) -> keras.Model:
+        built = keras.Sequential([keras.Input((4,)), keras.layers.Dense(width)])
+        built.compile(averaged_adamw(1e-2, steps=10, weight_decay=0.0))
+        built.optimizer.build(built.trainable_variables)
+        return built
+
+    first, other = network(3), network(5)
+    raw = [np.full(v.shape, 7, v.dtype) for v in (*first.variables, *first.optimizer.variables)]
+    entry = {"epoch": 1, "selection_loss": 0.5}
+    TrainingState(tmp_path).save(entry, first, raw, seconds=1.0)
+    before = other.get_weights()
+    with pytest.raises(UserError, match="does not fit the network"):
+        TrainingState(tmp_path).load(other)
+    for kept, value in zip(other.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(kept, value)
+    TrainingState(tmp_path).load(first)
+    assert np.all(first.get_weights()[0] == 7)

@@ -8,6 +8,8 @@ needs no sick image for it. What is painted is smooth on purpose: with sharp syn
 network learns to find the paint, and misses the haze of a real pneumonia.
 """
 
+import functools
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -230,50 +232,18 @@ def paint(
     """Paints opacities into the lungs of four images in five: float32 [B, S, S, 1] in 0..255.
 
     healthy: float32 [B, S, S, 1] in 0..255; lungs: float32 [B, S, S, 1] in 0..1, outside of which
-    nothing changes; seed: int64 [2], which alone decides what is painted; softness: how wide the
-    edges are, as a multiple; extent: how wide blobs, foci and the clouds of a haze are.
+    nothing changes; seed: int64 [2], which alone decides what is painted; softness and extent: see
+    `regions`.
 
-    A region (smooth blobs, a focus, a lobe or a whole lung, or all over both lungs) is raised
-    towards the brightness of soft tissue, or the tissue of another image of the batch is laid over
-    it. Half of the fine structure stays in sight, as under a real consolidation.
+    A region is raised towards the brightness of soft tissue, or the tissue of another image of the
+    batch is laid over it. Half of the fine structure stays in sight, as under a real consolidation.
     """
     batch, size = tf.shape(healthy)[0], healthy.shape[1]
     fold = tf.random.experimental.stateless_fold_in
-
-    def uniform(stream: int, low: float, high: float) -> tf.Tensor:
-        drawn = tf.random.stateless_uniform([batch, 1, 1, 1], fold(seed, stream))
-        return low + (high - low) * drawn
-
-    def edge(stream: int, low: float, high: float) -> tf.Tensor:
-        return uniform(stream, low, high) * softness
-
-    def noise(stream: int, cells: int) -> tf.Tensor:
-        coarse = tf.random.stateless_normal([batch, cells, cells, 1], fold(seed, stream))
-        field = tf.image.resize(coarse, [size, size], method="bicubic")
-        mean, spread = tf.nn.moments(field, axes=[1, 2, 3], keepdims=True)
-        return (field - mean) * tf.math.rsqrt(spread + 1e-6)
-
-    coarse, middle, fine = noise(1, round(5 / extent)), noise(2, round(10 / extent)), noise(3, 28)
-    axis = (tf.range(size, dtype=tf.float32) + 0.5) / size
-    y, x = axis[None, :, None, None], axis[None, None, :, None]
-
-    # ------------------------------------------------------------------ where
-    blobs = tf.sigmoid((0.7 * coarse + 0.4 * middle - uniform(10, -0.6, 1.5)) / edge(11, 0.05, 0.5))
-    row, column = uniform(12, 0.15, 0.85), uniform(13, 0.1, 0.9)
-    height, width = extent * uniform(14, 0.07, 0.30), extent * uniform(15, 0.07, 0.25)
-    distance = tf.sqrt(((y - row) / height) ** 2 + ((x - column) / width) ** 2)
-    focus = tf.sigmoid((1.0 - distance - 0.25 * middle) / edge(16, 0.05, 0.30))
-    fissure = row + (x - 0.5) * uniform(17, -0.5, 0.5)
-    above = tf.sign(uniform(18, -1.0, 1.0))
-    one_side = tf.cast((x < 0.5) == (uniform(19, 0.0, 1.0) < 0.5), tf.float32)
-    lobe = tf.sigmoid((y - fissure) * above / edge(20, 0.01, 0.10))
-    lobe *= tf.where(uniform(21, 0.0, 1.0) < 0.7, one_side, tf.ones_like(one_side))
-    diffuse = tf.clip_by_value(0.75 + 0.3 * coarse, 0.3, 1.2)
-    kind = uniform(22, 0.0, 1.0)
-    region = tf.where(
-        kind < 0.35, blobs, tf.where(kind < 0.60, focus, tf.where(kind < 0.72, lobe, diffuse))
-    )
+    uniform = functools.partial(_uniform, batch, seed)
+    region, kind = regions(batch, size, seed, softness=softness, extent=extent)
     region *= lungs * tf.cast(uniform(23, 0.0, 1.0) < PAINTED_SHARE, tf.float32)
+    middle, fine = (_noise(batch, size, seed, k, cells) for k, cells in ((2, 10), (3, 28)))
 
     # ------------------------------------------------------------------ how dense
     # A haze over both lungs is never as dense as a consolidation.
@@ -298,6 +268,66 @@ def paint(
     dense = uniform(25, 0.20, 0.90) * region
     grafted = healthy + dense * tf.maximum(other - background, 0.0)
     return tf.minimum(tf.where(uniform(26, 0.0, 1.0) < 0.4, grafted, solid), 255.0)
+
+
+def regions(
+    batch: tf.Tensor, size: int, seed: tf.Tensor, *, softness: float = 1.0, extent: float = 1.0
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Where opacities are to be: float32 [B, size, size, 1] in 0..1.2, and the kind of each.
+
+    By its kind, float32 [B, 1, 1, 1] in 0..1, a region is smooth blobs (below 0.35), a focus (below
+    0.60), a lobe or a whole lung (below 0.72), or all over both lungs. softness: how wide the edges
+    are, as a multiple; extent: how wide blobs, foci and the clouds of the last kind are, the edges
+    as wide as before.
+    """
+    uniform = functools.partial(_uniform, batch, seed)
+    coarse = _noise(batch, size, seed, 1, 5, extent)
+    middle = _noise(batch, size, seed, 2, 10, extent)
+    axis = (tf.range(size, dtype=tf.float32) + 0.5) / size
+    y, x = axis[None, :, None, None], axis[None, None, :, None]
+
+    # What is stretched has wider edges of its own accord.
+    soft = softness / extent
+    edge = soft * uniform(11, 0.05, 0.5)
+    blobs = tf.sigmoid((0.7 * coarse + 0.4 * middle - uniform(10, -0.6, 1.5)) / edge)
+    row, column = uniform(12, 0.15, 0.85), uniform(13, 0.1, 0.9)
+    height, width = extent * uniform(14, 0.07, 0.30), extent * uniform(15, 0.07, 0.25)
+    distance = tf.sqrt(((y - row) / height) ** 2 + ((x - column) / width) ** 2)
+    focus = tf.sigmoid((1.0 - distance - 0.25 * middle) / (soft * uniform(16, 0.05, 0.30)))
+    fissure = row + (x - 0.5) * uniform(17, -0.5, 0.5)
+    above = tf.sign(uniform(18, -1.0, 1.0))
+    one_side = tf.cast((x < 0.5) == (uniform(19, 0.0, 1.0) < 0.5), tf.float32)
+    lobe = tf.sigmoid((y - fissure) * above / (softness * uniform(20, 0.01, 0.10)))
+    lobe *= tf.where(uniform(21, 0.0, 1.0) < 0.7, one_side, tf.ones_like(one_side))
+    diffuse = tf.clip_by_value(0.75 + 0.3 * coarse, 0.3, 1.2)
+    kind = uniform(22, 0.0, 1.0)
+    region = tf.where(
+        kind < 0.35, blobs, tf.where(kind < 0.60, focus, tf.where(kind < 0.72, lobe, diffuse))
+    )
+    return region, kind
+
+
+def _uniform(batch: tf.Tensor, seed: tf.Tensor, stream: int, low: float, high: float) -> tf.Tensor:
+    """One number for each image, float32 [B, 1, 1, 1]."""
+    stream_seed = tf.random.experimental.stateless_fold_in(seed, stream)
+    drawn = tf.random.stateless_uniform([batch, 1, 1, 1], stream_seed)
+    return low + (high - low) * drawn
+
+
+def _noise(
+    batch: tf.Tensor, size: int, seed: tf.Tensor, stream: int, cells: int, extent: float = 1.0
+) -> tf.Tensor:
+    """Smooth noise of mean 0 and deviation 1, float32 [B, size, size, 1].
+
+    cells: how many of its clouds go side by side; extent: how wide each is, as a multiple.
+    """
+    drawn = math.ceil(cells / extent)
+    stream_seed = tf.random.experimental.stateless_fold_in(seed, stream)
+    coarse = tf.random.stateless_normal([batch, drawn, drawn, 1], stream_seed)
+    side = max(size, round(size * drawn * extent / cells))
+    field = tf.image.resize(coarse, [side, side], method="bicubic")[:, :size, :size]
+    mean, spread = tf.nn.moments(field, axes=[1, 2, 3], keepdims=True)
+    return (field - mean) * tf.math.rsqrt(spread + 1e-6)
 
 
 def _smooth(images: tf.Tensor) -> tf.Tensor:

@@ -26,7 +26,7 @@ class NormedConvolution(keras.layers.Layer):
     """
 
     def __init__(self, step: Step) -> None:
-        # In float32, because Keras would round what the kernel is made of before it is made.
+        # In float32, because Keras would round the kernel before the statistics go into it.
         super().__init__(name=step.operation.name, dtype="float32", autocast=False)
         self.convolution, self.norm = step.operation, norm_behind(step)
         self._step = step
@@ -39,16 +39,18 @@ class NormedConvolution(keras.layers.Layer):
         padding = convolution.padding.upper()
         return tf.nn.bias_add(tf.nn.conv2d(x, kernel, list(convolution.strides), padding), bias)
 
-    def compute_output_shape(self, input_shape: Any) -> Any:
+    def compute_output_spec(self, x: keras.KerasTensor) -> keras.KerasTensor:
         """That of the convolution."""
-        return self.convolution.compute_output_shape(input_shape)
+        shape = self.convolution.compute_output_shape(x.shape)
+        return keras.KerasTensor(shape, self.convolution.compute_dtype)
 
 
 def fold_frozen_norms(model: keras.Model) -> keras.Model:
     """The same layers and variables, with every frozen BatchNorm in the convolution before it.
 
-    For training and inference; the model itself where there is none. It is not for saving, and not
-    for `network.read_network`, which would find the unfolded graph.
+    The variables may come in another order. For training and inference; the model itself where
+    there is none. It is not for saving, and not for `network.read_network`, which would find the
+    unfolded graph.
     """
     steps = _foldable(model, lambda norm: not norm.trainable)
     return _without_norms(
@@ -57,11 +59,11 @@ def fold_frozen_norms(model: keras.Model) -> keras.Model:
 
 
 def fold_norms(model: keras.Model) -> keras.Model:
-    """A copy of a float32 model in which every convolution does its BatchNorm in inference.
+    """A copy of a model for inference in which every convolution does its BatchNorm.
 
-    Layers keep their names; those of a BatchNorm that went into a convolution are gone. Outputs
-    equal those of `model(..., training=False)` but for rounding. The model itself where nothing can
-    be folded.
+    In the precision of the model. Layers keep their names; those of a BatchNorm that went into a
+    convolution are gone. Outputs equal those of `model(..., training=False)` but for rounding. The
+    model itself where nothing can be folded.
     """
     steps = _foldable(model, lambda norm: True)
 

@@ -234,7 +234,7 @@ def folded(step: Step) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def norm_behind(step: Step) -> keras.layers.BatchNormalization | None:
-    """The BatchNorm that a convolution step does as well."""
+    """The BatchNorm that a convolution step does as well; None where it does none."""
     norms = [f for f in step.followers if isinstance(f, keras.layers.BatchNormalization)]
     return norms[0] if norms else None
 
