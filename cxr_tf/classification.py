@@ -31,6 +31,7 @@ from cxr_tf.evaluation import Data
 from cxr_tf.models import backbones
 from cxr_tf.models.classifier import build_classifier, calibrated, embedding_of, logits_of
 from cxr_tf.models.folding import fold_frozen_norms, fold_norms
+from cxr_tf.models.styles import mix_styles
 from cxr_tf.runs import Run, atomically, open_run, refuse_existing
 from cxr_tf.settings import TrainClassifier, TrainingBudget, check_numbers
 from cxr_tf.training import (
@@ -121,6 +122,8 @@ def train_and_evaluate(settings: TrainClassifier, data: Data | None = None) -> R
             model, settings.backbone, trainable_blocks=blocks, batch_norm=not pretrained
         )
         trainer = fold_frozen_norms(logits_of(model))
+        if pretrained:
+            trainer = mix_styles(trainer, entry.styled, min(1.0, 0.5 * settings.augmentation))
     if not pretrained and (settings.epochs == 0 or blocks == 0):
         raise UserError("--weights none needs --epochs and --trainable-blocks of at least 1")
 

@@ -27,6 +27,7 @@ def register() -> str:
         features=features,
         blocks=("conv1", "conv2"),
         tuned_blocks=2,
+        styled=("conv1_relu",),
         imagenet=None,
     )
     return "tiny"

@@ -36,13 +36,15 @@ class Backbone:
     `features` maps standardised images (mean GRAY_MEAN) to an embedding [N, D]. `blocks` are the
     prefixes of layer names, block by block from the input, by which fine-tuning freezes.
     `tuned_blocks` is how many of them, from the last, move by default from pretrained weights;
-    `scratch_rate` is the peak learning rate without pretrained weights.
+    `scratch_rate` is the peak learning rate without pretrained weights. `styled` are the layers, of
+    the first blocks, behind which styles are mixed (`styles`) in training from pretrained weights.
     """
 
     features: Callable[[keras.KerasTensor], keras.KerasTensor]
     blocks: tuple[str, ...]
     tuned_blocks: int
     scratch_rate: float
+    styled: tuple[str, ...]
     imagenet: Callable[[], keras.Model] | None
     where_to_get: str
 
@@ -97,6 +99,7 @@ BACKBONES: dict[str, Backbone] = {
         blocks=("conv1", "conv2", "conv3", "conv4", "conv5"),
         tuned_blocks=5,
         scratch_rate=1e-3,
+        styled=("conv2_block3_out", "conv3_block4_out"),
         imagenet=lambda: keras.applications.ResNet50(include_top=False, weights="imagenet"),
         where_to_get="resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5 of Keras Applications",
     ),
@@ -107,6 +110,7 @@ BACKBONES: dict[str, Backbone] = {
         tuned_blocks=3,
         # Without normalisation layers, VGG16 from scratch diverges at higher rates.
         scratch_rate=2e-4,
+        styled=("block1_pool", "block2_pool"),
         imagenet=lambda: keras.applications.VGG16(include_top=False, weights="imagenet"),
         where_to_get="vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5 of Keras Applications",
     ),
@@ -115,6 +119,7 @@ BACKBONES: dict[str, Backbone] = {
         blocks=("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7"),
         tuned_blocks=7,
         scratch_rate=2e-4,
+        styled=("conv1_pool", "conv2_pool"),
         imagenet=None,
         where_to_get="torchvision's weights, converted by scripts/convert_alexnet_weights.py",
     ),
