@@ -4,8 +4,9 @@
     tensorboard --logdir logs
 
 How it trains. The head first: a logistic regression on features of the frozen backbone, computed
-once. Then the last blocks, or all, with AdamW under warm-up and cosine, class weights, and an
-exponential moving average of the weights, which is what is evaluated and kept.
+once. Then the last blocks, or all, with AdamW under warm-up and cosine, class weights, styles mixed
+between images, and an exponential moving average of the weights, which is what is evaluated and
+kept.
 
 How it chooses. Validation images of the same hospital are nearly separable and hardly rank
 anything, so everything (epoch, temperature, backbone) is chosen on validation *and* a stressed copy
@@ -121,9 +122,9 @@ def train_and_evaluate(settings: TrainClassifier, data: Data | None = None) -> R
         backbones.freeze(
             model, settings.backbone, trainable_blocks=blocks, batch_norm=not pretrained
         )
-        trainer = fold_frozen_norms(logits_of(model))
-        if pretrained:
-            trainer = mix_styles(trainer, entry.styled, min(1.0, 0.5 * settings.augmentation))
+        trainer = trainer_of(
+            model, settings.backbone, pretrained=pretrained, augmentation=settings.augmentation
+        )
     if not pretrained and (settings.epochs == 0 or blocks == 0):
         raise UserError("--weights none needs --epochs and --trainable-blocks of at least 1")
 
@@ -228,6 +229,21 @@ def train_and_evaluate(settings: TrainClassifier, data: Data | None = None) -> R
 
 
 # ---------------------------------------------------------------------- training
+
+
+def trainer_of(
+    model: keras.Model, backbone: str, *, pretrained: bool, augmentation: float = 1.0
+) -> keras.Model:
+    """What is trained of a classifier: its layers up to the logits [N, C], and all its variables.
+
+    Frozen BatchNorm goes into the convolutions. From pretrained weights, styles are mixed half of
+    the time at an `augmentation` of 1: from scratch the first blocks have no styles yet.
+    """
+    trainer = fold_frozen_norms(logits_of(model))
+    if not pretrained:
+        return trainer
+    styled = backbones.backbone(backbone).styled
+    return mix_styles(trainer, styled, share=min(1.0, 0.5 * augmentation))
 
 
 def fit_head(model: keras.Model, train: Data, val: Data, batch_size: int) -> None:

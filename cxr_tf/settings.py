@@ -77,7 +77,7 @@ class TrainingBudget:
     learning_rate: float | None = None
     """Peak rate of AdamW; default 1e-4 from pretrained weights, else by backbone."""
     augmentation: float = 1.0
-    """Strength of the random exposure, position and cutout; 0 is none."""
+    """Strength of the random exposure, position and cutout, and of mixed styles; 0 is none."""
     patience: int = 5
     """Stop after so many epochs without a better validation loss."""
     operating_point: str = "half"

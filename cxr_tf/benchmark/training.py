@@ -15,7 +15,6 @@ from cxr_tf.data import pipeline
 from cxr_tf.data.phantom import FINDINGS, phantom
 from cxr_tf.models import backbones
 from cxr_tf.models.classifier import build_classifier, logits_of
-from cxr_tf.models.folding import fold_frozen_norms
 from cxr_tf.settings import Benchmark
 from cxr_tf.training import averaged_adamw, compiled, infer, resolve_precision
 
@@ -149,6 +148,8 @@ def finetuning(settings: Benchmark, place: Path) -> Found:
 
 
 def _finetuning_of(name: str, images: np.ndarray, labels: np.ndarray, settings: Benchmark) -> Found:
+    from cxr_tf.classification import trainer_of
+
     size, repeats = settings.image_size, settings.repeats or 3
     precision = resolve_precision("auto", size)
 
@@ -175,9 +176,9 @@ def _finetuning_of(name: str, images: np.ndarray, labels: np.ndarray, settings: 
     for way, dtype in (("ours", precision), ("Keras", "float32")):
         model = build(dtype)
         model.set_weights(weights)
-        models[way] = logits_of(model)
+        ours = way == "ours"
+        models[way] = trainer_of(model, name, pretrained=True) if ours else logits_of(model)
     models["Keras"].compile(keras.optimizers.AdamW(RATE, weight_decay=DECAY), **common)
-    models["ours"] = fold_frozen_norms(models["ours"])
     models["ours"].compile(
         averaged_adamw(RATE, steps=20, weight_decay=DECAY),
         # Training switches op determinism on, under which Keras compiles nothing by XLA. The switch
@@ -240,5 +241,5 @@ def _finetuning_of(name: str, images: np.ndarray, labels: np.ndarray, settings: 
             same=begin_alike and all(after[k] < 0.95 * before[k] for k in ("ours", other)),
             check=f"loss {before['ours']:.3f} and {before[other]:.3f}, after {CHECKED} steps "
             f"{after['ours']:.3f} and {after[other]:.3f}",
-            note=f"ours in {precision}, with clipped gradients and averaged weights",
+            note=f"ours in {precision}, with clipped gradients, mixed styles and averaged weights",
         )
