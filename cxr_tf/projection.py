@@ -27,6 +27,9 @@ from sklearn.preprocessing import StandardScaler
 # Time and memory of trustworthiness grow with the square: beyond this, a sample is drawn.
 MOST_POINTS = 6000
 
+# Below this, t-SNE takes one thread.
+FEW_POINTS = 1000
+
 COORDINATES = 50
 NEIGHBOURS = 10
 
@@ -61,10 +64,17 @@ def project(values: np.ndarray, *, seed: int) -> Projected:
     solver = "full" if len(values) < values.shape[1] else "covariance_eigh"
     coordinates = PCA(width, svd_solver=solver).fit_transform(scaled)
     perplexity = min(30.0, (len(values) - 1) / 3)
+    # Threads wait for each other in each of a thousand rounds: on a busy machine that takes
+    # minutes, and of few points one thread takes a second or two.
+    threads = 1 if len(values) < FEW_POINTS else -1
     # Exact neighbours: those of openTSNE's default search depend on the number of threads, and with
     # them the picture. All that follows gives the same bits on one thread as on many.
     embedding = TSNE(
-        perplexity=perplexity, initialization="pca", neighbors="exact", random_state=seed, n_jobs=-1
+        perplexity=perplexity,
+        initialization="pca",
+        neighbors="exact",
+        random_state=seed,
+        n_jobs=threads,
     )
     plane = np.asarray(embedding.fit(coordinates))
     return Projected(coordinates.astype(np.float32), plane.astype(np.float32))
