@@ -202,13 +202,15 @@ class TrainingState:
         with np.load(self._checkpoint, allow_pickle=False) as stored:
             variables = _all_variables(trainer)
             held = [stored[f"v{i:05d}"] for i in range(sum(k.startswith("v") for k in stored))]
-            if held and [v.shape for v in held] != [tuple(v.shape) for v in variables]:
+            if not held:
+                raise KeyError("the checkpoint of the last epoch holds no variables")
+            if [v.shape for v in held] != [tuple(v.shape) for v in variables]:
                 raise UserError(
                     f"{self._checkpoint} does not fit the network: it was written by another "
                     "version; choose another --name"
                 )
-            for i, variable in enumerate(variables):
-                variable.assign(stored[f"v{i:05d}"])
+            for variable, value in zip(variables, held, strict=True):
+                variable.assign(value)
 
     def restore_best(self, trainer: keras.Model) -> dict[str, float]:
         """Puts the best epoch's weights into the model; returns its history entry."""
