@@ -5,7 +5,7 @@
 
 In inference, and in training where it is frozen, BatchNorm is a factor and an offset by channel,
 which fit into kernel and bias (`network.folded`). What is saved is a pass over each feature map,
-forward and backward: a sixth of a training step of ResNet50 on a CPU.
+forward and backward.
 """
 
 from collections.abc import Callable

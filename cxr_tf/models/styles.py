@@ -7,6 +7,7 @@ image tell how it was taken (exposure, sharpness, the scanner) more than what is
 that is shown each image in the styles of others rests less on them. In inference nothing changes.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,7 +42,7 @@ class MixedStyle(keras.layers.Layer):
         mean, spread = tf.stop_gradient(mean), tf.stop_gradient(spread)
         draws = keras.random.uniform([tf.shape(x)[0], 1, 1, 2], seed=self.seed_generator)
         # The arcsine law, which is Beta(1/2, 1/2).
-        kept = tf.sin(draws[..., :1] * (3.141592653589793 / 2)) ** 2
+        kept = tf.sin(draws[..., :1] * (math.pi / 2)) ** 2
         kept = tf.where(draws[..., 1:] < self.share, kept, tf.ones_like(kept))
         factor = kept + (1.0 - kept) * tf.roll(spread, 1, axis=0) / spread
         offset = kept * mean + (1.0 - kept) * tf.roll(mean, 1, axis=0) - mean * factor
