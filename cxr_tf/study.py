@@ -42,8 +42,7 @@ from cxr_tf.data.inspection import inspect_images, warnings
 from cxr_tf.errors import UserError
 from cxr_tf.explain import explanation, occlusion
 from cxr_tf.models import autoencoder, backbones
-from cxr_tf.models.classifier import build_classifier, logits_of
-from cxr_tf.models.folding import fold_frozen_norms
+from cxr_tf.models.classifier import build_classifier
 from cxr_tf.report import NAMES, write_report
 from cxr_tf.runs import NOT_COMPARED, Run, check_name, numbered, open_run, write_json
 from cxr_tf.settings import (
@@ -777,7 +776,10 @@ def measure(networks: Sequence[str], settings: RunStudy) -> Speed:
         else:
             assert settings.image_size and settings.batch_size
             size, channels, batch_size = settings.image_size, 3, settings.batch_size
-            model = fold_frozen_norms(logits_of(_classifier(network, settings)))
+            pretrained = getattr(settings, f"{network}_weights") != "none"
+            model = classification.trainer_of(
+                _classifier(network, settings), network, pretrained=pretrained
+            )
         count = int(min(batch_size, max(4, 8 * (224 / size) ** 2)))
         images = tf.random.stateless_uniform([count, size, size, channels], [0, 1]) * 255
         training[network] = _seconds_an_image(functools.partial(_training_step, model), images)
