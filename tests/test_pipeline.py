@@ -54,6 +54,17 @@ def test_decoding_is_the_luminance_of_pillow(mode: str, kind: str) -> None:
     assert np.abs(image[..., 0] - expected).max() <= 1
 
 
+def test_a_graph_of_its_own_reads_what_eager_does() -> None:
+    # Constant folding once took a gray JPEG for one of colour, and failed.
+    read = tf.function(
+        lambda data: pipeline.decode_radiograph(data, 48),
+        input_signature=[tf.TensorSpec([], tf.string)],
+    )
+    for mode, kind in (("L", "JPEG"), ("RGB", "JPEG"), ("CMYK", "JPEG"), ("L", "PNG")):
+        data = tf.constant(encoded(as_mode(mode), kind))
+        np.testing.assert_array_equal(read(data), pipeline.decode_radiograph(data, 48))
+
+
 def test_gray_of_the_right_size_is_not_touched() -> None:
     gray = np.arange(256, dtype=np.uint8).reshape(16, 16)
     image = pipeline.decode_radiograph(tf.constant(encoded(Image.fromarray(gray), "PNG")), 16)

@@ -57,9 +57,8 @@ def decode_radiograph(encoded: tf.Tensor, size: int) -> tf.Tensor:
     image is squashed to the square with an antialiased bilinear filter, not cropped or padded:
     aspect ratio differs between the classes of the Kermany data, and a border would show it.
     """
-    is_jpeg = _is_jpeg(encoded)
-    image, sides = tf.cond(
-        is_jpeg, lambda: _decode_jpeg(encoded, size), lambda: _decode_other(encoded)
+    image, sides, is_gray = tf.cond(
+        _is_jpeg(encoded), lambda: _decode_jpeg(encoded, size), lambda: _decode_other(encoded)
     )
     # What `tf.image.resize` calls, which would take the sides for whole numbers. Before the
     # luminance: both are linear, and at full size that costs as much as the decoding.
@@ -72,7 +71,7 @@ def decode_radiograph(encoded: tf.Tensor, size: int) -> tf.Tensor:
         antialias=True,
     )[0]
     gray = tf.cond(
-        tf.shape(resized)[-1] == 1,
+        is_gray,
         lambda: resized,
         lambda: tf.image.rgb_to_grayscale(tf.ensure_shape(resized, [size, size, 3])),
     )
@@ -83,8 +82,8 @@ def _is_jpeg(encoded: tf.Tensor) -> tf.Tensor:
     return tf.strings.substr(encoded, 0, 3) == b"\xff\xd8\xff"
 
 
-def _decode_jpeg(encoded: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """JPEG bytes (scalar string) -> uint8 [H, W, 1 or 3], and its sides, float32 [2].
+def _decode_jpeg(encoded: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """JPEG bytes (scalar string) -> uint8 [H, W, 1 or 3], its sides, float32 [2], if it is gray.
 
     A large image is shrunk on the way: the decoder can leave out the fine frequencies of each
     block, which is a low-pass of its own and saves most of the resizing. It stops at twice `size`
@@ -93,7 +92,8 @@ def _decode_jpeg(encoded: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]:
     of the shrunk image that are no whole numbers are rounded up by the decoder; the true ones are
     returned.
     """
-    sides = tf.image.extract_jpeg_shape(encoded)[:2]
+    header = tf.image.extract_jpeg_shape(encoded)
+    sides = header[:2]
     ratios = tf.constant([1, 2, 4, 8])  # those that libjpeg offers
     which = tf.reduce_sum(tf.cast(tf.reduce_min(sides) // (2 * size) >= ratios[1:], tf.int32))
 
@@ -103,13 +103,16 @@ def _decode_jpeg(encoded: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]:
         return tf.io.decode_jpeg(encoded, channels=0, ratio=ratio, dct_method="INTEGER_ACCURATE")
 
     image = tf.switch_case(which, [functools.partial(decode, r) for r in (1, 2, 4, 8)])
-    return image, tf.cast(sides, tf.float32) / tf.cast(ratios[which], tf.float32)
+    shrunk = tf.cast(sides, tf.float32) / tf.cast(ratios[which], tf.float32)
+    # By the header and not by the shape of the image: TensorFlow's constant folding takes the
+    # static shape of one branch, the three channels of a PNG, for that of both.
+    return image, shrunk, header[2] == 1
 
 
-def _decode_other(encoded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def _decode_other(encoded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """The same of a PNG, in three channels."""
     image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
-    return image, tf.cast(tf.shape(image)[:2], tf.float32)
+    return image, tf.cast(tf.shape(image)[:2], tf.float32), tf.constant(False)
 
 
 def header_fault(encoded: tf.Tensor) -> tf.Tensor:
