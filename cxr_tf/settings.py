@@ -475,13 +475,13 @@ class Benchmark:
     """
 
     jobs: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Which rows: startup, knn, tsne, input, occlusion, savedmodel, folder, finetuning, transfer,
-    memory, scaling; default all whose alternatives are installed."""
+    """Which rows: bounds, startup, knn, tsne, input, occlusion, savedmodel, folder, finetuning,
+    transfer, memory, scaling; default all whose alternatives are installed."""
     data: str = ""
     """Folder of radiographs to measure input, folder and transfer on; default: phantoms of
     realistic size (1300 x 900 pixels, JPEG)."""
     images: int = 160
-    """How many images input, folder and transfer take."""
+    """How many images folder and transfer take; input takes four times as many."""
     image_size: int = 224
     points: int = 5000
     """How many embeddings knn and tsne take."""

@@ -12,7 +12,7 @@ import pytest
 
 from cxr_tf import benchmark as bm
 from cxr_tf import projection
-from cxr_tf.benchmark import embeddings, material, measuring, telling, training
+from cxr_tf.benchmark import bounding, embeddings, material, measuring, telling, training
 from cxr_tf.benchmark.measuring import Cost, Found, Memory, Row, Skipped, Timing
 from cxr_tf.errors import UserError
 from cxr_tf.neighbors import choice
@@ -59,6 +59,27 @@ def test_table_says_what_was_missed_and_what_is_not_the_same() -> None:
     assert "NOT THE SAME: they differ by 7" in third and "NOT" not in second
     assert "left out: maps, third: not installed" in text
     assert f"{about['cores']} cores" in text.splitlines()[0]
+
+
+def test_bounds_are_of_this_machine_these_networks_and_these_files(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(bounding, "SIDE", 64)
+    settings = Benchmark(image_size=64, images=16, backbones=("alexnet", "vgg16"), repeats=1)
+    found = list(bounding.bounds(settings, tmp_path))
+    values = {(x.job, x.of): x.value for x in found}
+    # Of torchvision's AlexNet at 64 pixels by hand: maps of 15, 7 and 3 pixels a side, a classifier
+    # of 9,216-4,096-4,096, and two classes.
+    by_hand = 15**2 * 11**2 * 3 * 64 + 7**2 * 25 * 64 * 192
+    by_hand += 3**2 * 9 * (192 * 384 + 384 * 256 + 256 * 256)
+    by_hand += 9216 * 4096 + 4096 * 4096 + 4096 * 2
+    assert values["one image through alexnet at 64", "multiplications"] == by_hand / 1e9
+    (speed,) = [v for (job, of), v in values.items() if of == "float32"]
+    slowest = values["one image through alexnet at 64", "at that speed, float32"]
+    assert slowest == pytest.approx(1000 * by_hand / 1e9 / speed)
+    shares = [v for (job, _), v in values.items() if job.startswith("multiplications")]
+    assert len(shares) == 2 and all(0 < v <= 100 for v in shares)
+    assert values["JPEG of 1300 x 900 to 64, a thread", "all of ours"] > 0
+    text = telling.table(found, measuring.machine())
+    assert "| one image through alexnet at 64 | multiplications | 0.0941 billion |" in text
 
 
 def test_memory_and_costs_have_tables_of_their_own() -> None:
@@ -195,7 +216,7 @@ def test_a_picture_that_is_not_like_the_points_is_not_called_the_same(
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        (["speed"], "unknown job 'speed'; known: startup, knn"),
+        (["speed"], "unknown job 'speed'; known: bounds, startup, knn"),
         (["knn", "--points", "3"], "--points must be at least 200, not 3"),
         (["scaling", "--sizes", "100", "400"], "--sizes must be at least 200, not 100"),
         (["scaling", "--sizes", "400", "400"], "each larger than the one before"),

@@ -22,8 +22,9 @@ from typing import Any
 
 import keras
 
+from cxr_tf.benchmark.bounding import bounds
 from cxr_tf.benchmark.embeddings import knn, tsne
-from cxr_tf.benchmark.measuring import Cost, Found, Memory, Row, Skipped, load, machine
+from cxr_tf.benchmark.measuring import Cost, Figure, Found, Memory, Row, Skipped, load, machine
 from cxr_tf.benchmark.memory import peaks_of_memory
 from cxr_tf.benchmark.occlusion import occlusion_maps
 from cxr_tf.benchmark.reading import reading, startup
@@ -39,6 +40,7 @@ from cxr_tf.settings import Benchmark, check_numbers
 log = logging.getLogger(__name__)
 
 JOBS: dict[str, Callable[[Benchmark, Path], Found]] = {
+    "bounds": bounds,
     "startup": startup,
     "knn": knn,
     "tsne": tsne,
@@ -66,7 +68,7 @@ def benchmark(settings: Benchmark) -> Path:
         raise UserError(f"{file} exists: choose another --name")
     keras.utils.set_random_seed(settings.seed)
 
-    found: list[Row | Memory | Cost | Skipped] = []
+    found: list[Row | Memory | Cost | Figure | Skipped] = []
     about: dict[str, Any] = {
         "settings": dataclasses.asdict(settings),
         "machine": machine(),
@@ -80,6 +82,7 @@ def benchmark(settings: Benchmark) -> Path:
             "rows": [x.record() for x in found if isinstance(x, Row)],
             "memory": [x.record() for x in found if isinstance(x, Memory)],
             "costs": [x.record() for x in found if isinstance(x, Cost)],
+            "figures": [x.record() for x in found if isinstance(x, Figure)],
             "skipped": [dataclasses.asdict(x) for x in found if isinstance(x, Skipped)],
         }
         file.parent.mkdir(parents=True, exist_ok=True)

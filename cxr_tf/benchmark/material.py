@@ -43,16 +43,17 @@ def catalog_of(splits: list[str]) -> catalogs.Catalog:
     return catalogs.Catalog("made up", rows, ("normal", "pneumonia"))
 
 
-def radiographs(settings: Benchmark, place: Path) -> Path:
-    """<place>/radiographs/{train,val}/{NORMAL,PNEUMONIA}/: as many of each class, once a run.
+def radiographs(settings: Benchmark, place: Path, times: int = 1) -> Path:
+    """<place>/radiographs-<count>/{train,val}/{NORMAL,PNEUMONIA}/: as many of each, once a run.
 
-    Links to files of --data, or phantoms as 8-bit gray JPEG of 1300 x 900 pixels, 200 kB each, as
-    the radiographs of children that Kermany published.
+    `times` as many as --images. Links to files of --data, or phantoms as 8-bit gray JPEG of 1300 x
+    900 pixels, 200 kB each, as the radiographs of children that Kermany published.
     """
-    root = place / "radiographs"
+    images = times * settings.images
+    root = place / f"radiographs-{images}"
     if root.exists():
         return root
-    parts = {"train": settings.images * 3 // 4, "val": settings.images - settings.images * 3 // 4}
+    parts = {"train": images * 3 // 4, "val": images - images * 3 // 4}
     if settings.data:
         catalog = catalogs.open_catalog(settings.data, seed=settings.seed)
         labels = catalog.labels("binary")

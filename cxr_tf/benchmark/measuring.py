@@ -112,6 +112,20 @@ class Cost:
 
 
 @dataclasses.dataclass(frozen=True)
+class Figure:
+    """What bounds a ratio: of the machine, a network or a file."""
+
+    job: str
+    of: str
+    value: float
+    unit: str
+
+    def record(self) -> dict[str, Any]:
+        """What JSON holds of it."""
+        return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True)
 class Skipped:
     """A row that could not be measured, and why."""
 
@@ -120,7 +134,7 @@ class Skipped:
     reason: str
 
 
-Found = Iterator[Row | Memory | Cost | Skipped]
+Found = Iterator[Row | Memory | Cost | Figure | Skipped]
 
 
 # ---------------------------------------------------------------------- time

@@ -115,7 +115,7 @@ def make_plan(network: Network, starts: np.ndarray, patch: int) -> Plan:
             plan = Planned(plan.kind, None, plan.reads)
         planned[id(step)] = plan
         where[id(step.output)] = plan.windows
-        cost = _multiplications(step)
+        cost = step.multiplications
         total += cost
         if windows and len(shape) == 4:
             cost *= windows.height * windows.width / (shape[1] * shape[2])
@@ -245,16 +245,6 @@ def _moves_channels_only(step: Step) -> bool:
         key = step.args[1] if len(step.args) > 1 else step.kwargs.get("key")
         return isinstance(key, (tuple, list)) and len(key) == 2 and key[0] is Ellipsis
     return name == "Stack" and step.operation.axis == -1
-
-
-def _multiplications(step: Step) -> float:
-    """Of one image, by the shapes of a convolution or a dense layer; others cost little."""
-    operation = step.operation
-    if is_convolution(operation):
-        return float(np.prod(operation.kernel.shape) * np.prod(operation.output.shape[1:3]))
-    if isinstance(operation, keras.layers.Dense):
-        return float(np.prod(operation.kernel.shape))
-    return 0.0
 
 
 # ---------------------------------------------------------------------- the walk

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from cxr_tf.models import backbones
@@ -42,6 +43,16 @@ class Step:
         """The KerasTensors it takes."""
         leaves = keras.tree.flatten((self.args, self.kwargs))
         return [x for x in leaves if isinstance(x, keras.KerasTensor)]
+
+    @property
+    def multiplications(self) -> float:
+        """Of one image, by the shapes of a convolution or a dense layer; others cost little."""
+        operation = self.operation
+        if is_convolution(operation):
+            return float(np.prod(operation.kernel.shape) * np.prod(operation.output.shape[1:3]))
+        if isinstance(operation, keras.layers.Dense):
+            return float(np.prod(operation.kernel.shape))
+        return 0.0
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,117 @@
+"""What bounds the ratios: the machine's arithmetic, what networks ask of it, the JPEG decoder.
+
+No way of computing the same thing takes less than its multiplications at the speed of a bare
+product of matrices, or reads a file in less than the decoder takes.
+"""
+
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from cxr_tf.benchmark.material import ORIGINAL_SIZE, radiographs
+from cxr_tf.benchmark.measuring import Figure, Found, Way, timed
+from cxr_tf.data import pipeline
+from cxr_tf.explain import incremental
+from cxr_tf.explain import occlusion as occlusions
+from cxr_tf.models import backbones
+from cxr_tf.models.network import read_network
+from cxr_tf.settings import Benchmark
+from cxr_tf.training import resolve_precision
+
+# Side of the matrices: large enough that the product waits for arithmetic, not for memory.
+SIDE = 2048
+
+FILES = 16
+
+
+def bounds(settings: Benchmark, place: Path) -> Found:
+    """Arithmetic of this machine and of the networks, and the parts of reading a JPEG."""
+    repeats = settings.repeats or 9
+    speeds = {"float32": products_a_second(tf.float32, repeats)}
+    # Asked for a size at which it would be taken, whatever the size of the rows.
+    if resolve_precision("auto", 224) == "mixed_bfloat16":
+        speeds["bfloat16"] = products_a_second(tf.bfloat16, repeats)
+    for precision, speed in speeds.items():
+        yield Figure(f"product of matrices of {SIDE:,}", precision, speed / 1e9, "billion mult./s")
+    for name in settings.backbones:
+        yield from _network(name, settings.image_size, speeds)
+    yield from _jpeg(settings, place, repeats)
+
+
+def products_a_second(dtype: tf.DType, repeats: int) -> float:
+    """Multiplications a second of a product of two square matrices, by the fastest call."""
+    a, b = (tf.cast(tf.random.stateless_normal([SIDE, SIDE], [k, 0]), dtype) for k in (0, 1))
+
+    def multiply() -> None:
+        tf.linalg.matmul(a, b).numpy()
+
+    return SIDE**3 / fastest(multiply, repeats)
+
+
+def fastest(way: Way, repeats: int) -> float:
+    """Seconds of the fastest call after a warm-up: a bound is what goes undisturbed."""
+    way()
+    return min(timed(way) for _ in range(repeats))
+
+
+def _network(name: str, size: int, speeds: dict[str, float]) -> Iterator[Figure]:
+    images = keras.Input((size, size, 3))
+    network = read_network(
+        keras.Model(
+            images, keras.layers.Dense(2, "softmax")(backbones.backbone(name).features(images))
+        )
+    )
+    wanted = sum(step.multiplications for step in network.after)
+    job = f"one image through {name} at {size}"
+    yield Figure(job, "multiplications", wanted / 1e9, "billion")
+    for precision, speed in speeds.items():
+        yield Figure(job, f"at that speed, {precision}", 1000 * wanted / speed, "ms")
+    grid = occlusions.make_grid(size)
+    share = incremental.make_plan(network, grid.starts, grid.patch).share
+    job = f"multiplications that a patch of {grid.patch} pixels changes"
+    yield Figure(job, f"{name} at {size}", 100 * share, "%")
+
+
+def _jpeg(settings: Benchmark, place: Path, repeats: int) -> Iterator[Figure]:
+    size = settings.image_size
+    paths = sorted(radiographs(settings, place).rglob("*.jp*g"))[:FILES]
+    encoded = [tf.constant(path.read_bytes()) for path in paths]
+    if not encoded:
+        return
+
+    def decoded(ratio: int) -> list[tf.Tensor]:
+        # Gray, and as accurately as ours: see `pipeline.decode_radiograph`.
+        decode = functools.partial(
+            tf.io.decode_jpeg, channels=1, ratio=ratio, dct_method="INTEGER_ACCURATE"
+        )
+        return [decode(x) for x in encoded]
+
+    whole, half = decoded(1), decoded(2)
+
+    @tf.function(input_signature=[tf.TensorSpec([], tf.string)])
+    def ours(file: tf.Tensor) -> tf.Tensor:
+        return pipeline.decode_radiograph(file, size)
+
+    def resized(images: list[tf.Tensor], antialias: bool) -> None:
+        for image in images:
+            tf.image.resize(image, [size, size], antialias=antialias)
+
+    parts: dict[str, Way] = {
+        "decoder, whole": lambda: decoded(1),
+        "decoder, at half the size": lambda: decoded(2),
+        "decoder, at an eighth: little but the Huffman codes": lambda: decoded(8),
+        "from whole to size, four pixels for one (Keras)": lambda: resized(whole, False),
+        "from whole to size, antialiased": lambda: resized(whole, True),
+        "from half to size, antialiased": lambda: resized(half, True),
+        "all of ours": lambda: [ours(x) for x in encoded],
+    }
+    width, height = (
+        ORIGINAL_SIZE if not settings.data else np.mean([x.shape[1::-1] for x in whole], axis=0)
+    )
+    job = f"JPEG of {width:.0f} x {height:.0f} to {size}, a thread"
+    for part, way in parts.items():
+        yield Figure(job, part, 1000 * fastest(way, repeats) / len(encoded), "ms")
