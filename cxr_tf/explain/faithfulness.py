@@ -20,7 +20,7 @@ import numpy as np
 import tensorflow as tf
 from scipy import ndimage, stats
 
-from cxr_tf.explain.occlusion import cover_images, in_chunks
+from cxr_tf.explain.occlusion import cover_images, equal_splits, in_chunks
 from cxr_tf.models.network import read_network
 
 # Steps of insertion and deletion: 3.6 % of the pixels each.
@@ -61,7 +61,9 @@ def insertion_deletion(
             taken = rank[None] < tf.gather(limits, rows)[:, None, None]
             return network.scores(tf.where(taken[..., None], other, plain), weights)
 
-        return tf.nn.softmax(in_chunks(chunk, tf.size(limits), batch_size, network.classes))
+        return tf.nn.softmax(
+            in_chunks(chunk, equal_splits(tf.size(limits), batch_size), network.classes)
+        )
 
     def areas(
         images: np.ndarray, maps: np.ndarray, targets: np.ndarray

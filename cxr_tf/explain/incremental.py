@@ -6,15 +6,18 @@ over a flat Keras graph.
 
 The plain image's activations are computed once. Of a covered patch at a known place one knows for
 each layer which rows and columns can differ from the plain ones: the patch, a halo of the kernel
-more with each convolution, fewer with each stride. All patches have windows of one size, so that
-they go through a layer as one batch. What a window's border needs from around it is taken from the
-plain activation, and the layer's padding from beyond the map. Nothing is approximated: where a
-window has grown to the whole map, whole maps go on from there.
+more with each convolution, fewer with each stride. Patches go through a layer as one batch, so that
+their windows are of one size. It is that of the largest among them; and because the border of the
+map cuts windows off, patches near it go in batches of their own (`bands`). What a window's border
+needs from around it is taken from the plain activation, and the layer's padding from beyond the
+map. Nothing is approximated: where windows have grown to the whole map, whole maps go on from
+there.
 
 Windows that would reach over the border are moved inwards. They then recompute some numbers that
-have not changed, which is harmless, and keep their common size.
+have not changed, which is harmless, and keep the size of their batch.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +39,9 @@ _POINTWISE_LAYERS = (
 )
 _POINTWISE_OPERATIONS = ("Add", "Subtract", "Multiply", "TrueDivide", "Divide")
 
+# More of them would leave batches too small to be worth their start.
+BANDS = 3
+
 Weights = dict[int, tuple[tf.Tensor, tf.Tensor]]
 
 
@@ -46,22 +52,29 @@ Weights = dict[int, tuple[tf.Tensor, tf.Tensor]]
 class Windows:
     """Where a map [N, H, W, C] can differ from its plain value, patch by patch.
 
-    rows, columns: int [G], first row (column) of the window for each row (column) of the grid of
-    patches. height, width: size of all windows.
+    rows, heights: int [G], first row and height of the window for each row of the grid of patches,
+    or [1], the same for all. columns, widths: the same of its columns.
     """
 
     rows: np.ndarray
     columns: np.ndarray
-    height: int
-    width: int
+    heights: np.ndarray
+    widths: np.ndarray
 
     def same(self, other: "Windows") -> bool:
         """Whether they are at the same places."""
-        return (
-            (self.height, self.width) == (other.height, other.width)
-            and np.array_equal(self.rows, other.rows)
-            and np.array_equal(self.columns, other.columns)
+        return all(
+            np.array_equal(getattr(self, f.name), getattr(other, f.name))
+            for f in dataclasses.fields(self)
         )
+
+    def cover(self, shape: Any) -> bool:
+        """Whether every one is all of a map [N, H, W, C]."""
+        return bool(self.heights.min() >= shape[1] and self.widths.min() >= shape[2])
+
+    def share(self, shape: Any) -> float:
+        """Part of a map [N, H, W, C] that they take up in the mean."""
+        return float(self.heights.mean() * self.widths.mean() / (shape[1] * shape[2]))
 
 
 @dataclass(frozen=True)
@@ -95,12 +108,22 @@ class Plan:
     share: float
 
 
+def bands(count: int) -> np.ndarray:
+    """How far from the border each row (column) of a grid of so many lies: int [count], from 0.
+
+    Patches in one band of the rows and one of the columns make a batch.
+    """
+    number = np.arange(count)
+    return BANDS * np.minimum(number, count - 1 - number) // ((count + 1) // 2)
+
+
 def make_plan(network: Network, starts: np.ndarray, patch: int) -> Plan:
     """Plans for patches of a size at every pair of `starts` (int [G], the grid's rows)."""
     split = _front(network)
     front, rest = network.after[:split], network.after[split:]
     start = front[-1].output if front else network.standardised
-    window = Windows(starts, starts, patch, patch)
+    sizes = np.full(len(starts), patch)
+    window = Windows(starts, starts, sizes, sizes)
     where: dict[int, Windows | None] = {id(start): window}
     planned: dict[int, Planned] = {}
     needed = total = 0.0
@@ -111,14 +134,14 @@ def make_plan(network: Network, starts: np.ndarray, patch: int) -> Plan:
         plan = _plan_step(step, changed, where)
         windows = plan.windows
         shape = step.output.shape
-        if windows and windows.height >= shape[1] and windows.width >= shape[2]:
+        if windows and windows.cover(shape):
             plan = Planned(plan.kind, None, plan.reads)
         planned[id(step)] = plan
         where[id(step.output)] = plan.windows
         cost = step.multiplications
         total += cost
         if windows and len(shape) == 4:
-            cost *= windows.height * windows.width / (shape[1] * shape[2])
+            cost *= windows.share(shape)
         needed += cost
     return Plan(front, start, rest, window, planned, needed / max(total, 1.0))
 
@@ -133,7 +156,7 @@ def _plan_step(step: Step, changed: list[Any], where: dict[int, Windows | None])
             (top, _), (left, _) = step.operation.padding
             return Planned(
                 "padding",
-                Windows(first.rows + top, first.columns + left, first.height, first.width),
+                Windows(first.rows + top, first.columns + left, first.heights, first.widths),
             )
         if isinstance(step.operation, keras.layers.GlobalAveragePooling2D):
             return Planned("average", None)
@@ -154,7 +177,7 @@ def _local_windows(step: Step, windows: Windows) -> tuple[Windows, Windows]:
     source, target = step.inputs[0].shape, operation.output.shape
     written, read = [], []
     for axis, (first, size) in enumerate(
-        ((windows.rows, windows.height), (windows.columns, windows.width))
+        ((windows.rows, windows.heights), (windows.columns, windows.widths))
     ):
         length, out_length = source[axis + 1], target[axis + 1]
         k, s = kernel[axis], operation.strides[axis]
@@ -165,7 +188,7 @@ def _local_windows(step: Step, windows: Windows) -> tuple[Windows, Windows]:
         # Output o reads the inputs from o * s - pad to o * s - pad + k - 1.
         low = np.clip(-((k - 1 - pad - first) // s), 0, out_length - 1)
         high = np.clip((first + size - 1 + pad) // s, low, out_length - 1)
-        out_size = int(np.max(high - low)) + 1
+        out_size = _common(high - low + 1)
         out_first = np.clip(low, 0, out_length - out_size)
         written.append((out_first, out_size))
         read.append((out_first * s - pad, (out_size - 1) * s + k))
@@ -175,24 +198,30 @@ def _local_windows(step: Step, windows: Windows) -> tuple[Windows, Windows]:
     )
 
 
+def _common(sizes: np.ndarray) -> np.ndarray:
+    """Of each size the largest in its band."""
+    of = bands(len(sizes))
+    return np.array([sizes[of == band].max() for band in of])
+
+
 def _union(parts: list[Windows], shape: Any) -> Windows:
     """The smallest common windows that contain all the given ones, on a map of this shape."""
     found = []
     for length, firsts, sizes in (
-        (shape[1], [w.rows for w in parts], [w.height for w in parts]),
-        (shape[2], [w.columns for w in parts], [w.width for w in parts]),
+        (shape[1], [w.rows for w in parts], [w.heights for w in parts]),
+        (shape[2], [w.columns for w in parts], [w.widths for w in parts]),
     ):
         starts = np.broadcast_arrays(*firsts)
         low = np.min(starts, axis=0)
         high = np.max([a + n for a, n in zip(starts, sizes, strict=True)], axis=0)
-        size = min(int(np.max(high - low)), length)
+        size = np.minimum(_common(high - low), length)
         found.append((np.clip(low, 0, length - size), size))
     return Windows(found[0][0], found[1][0], found[0][1], found[1][1])
 
 
 def _everything(shape: Any) -> Windows:
     zero = np.zeros(1, np.int64)
-    return Windows(zero, zero, int(shape[1]), int(shape[2]))
+    return Windows(zero, zero, np.array([shape[1]]), np.array([shape[2]]))
 
 
 def is_local(operation: Any) -> bool:
@@ -282,7 +311,8 @@ def scores(
     """Scores [P, C] of one image with each of P patches covered.
 
     plain: of `plain_values`. cover: float32 [1, S, S, 3], what patches are covered with, as a whole
-    image, standardised. rows, columns: int32 [P], places of the patches in the grid.
+    image, standardised. rows, columns: int32 [P], places of the patches in the grid, all in one
+    band of its rows and in one of its columns.
     """
     covered = {id(network.standardised): cover}
     run(plan.front, covered, weights)
@@ -360,14 +390,14 @@ def read(
     _, height, width, channels = x.plain.shape
     table = [tf.reshape(x.plain, [-1, channels])]
     size = height * width
-    row = _first(places.rows, rows)[:, None] + tf.range(places.height)
-    column = _first(places.columns, columns)[:, None] + tf.range(places.width)
+    row = _at(places.rows, rows)[:, None] + tf.range(_at(places.heights, rows)[0])
+    column = _at(places.columns, columns)[:, None] + tf.range(_at(places.widths, columns)[0])
     index = row[:, :, None] * width + column[:, None, :]
     if (
         places.rows.min() < 0
         or places.columns.min() < 0
-        or places.rows.max() + places.height > height
-        or places.columns.max() + places.width > width
+        or (places.rows + places.heights).max() > height
+        or (places.columns + places.widths).max() > width
     ):
         within = ((row >= 0) & (row < height))[:, :, None]
         within &= ((column >= 0) & (column < width))[:, None, :]
@@ -376,20 +406,22 @@ def read(
         size += 1
     if x.windows is not None:
         own = x.windows
-        row -= _first(own.rows, rows)[:, None]
-        column -= _first(own.columns, columns)[:, None]
-        within = ((row >= 0) & (row < own.height))[:, :, None]
-        within &= ((column >= 0) & (column < own.width))[:, None, :]
+        row -= _at(own.rows, rows)[:, None]
+        column -= _at(own.columns, columns)[:, None]
+        own_height, own_width = _at(own.heights, rows)[0], _at(own.widths, columns)[0]
+        within = ((row >= 0) & (row < own_height))[:, :, None]
+        within &= ((column >= 0) & (column < own_width))[:, None, :]
         patch = tf.range(tf.shape(row)[0])[:, None, None]
-        place = (patch * own.height + row[:, :, None]) * own.width + column[:, None, :]
+        place = (patch * own_height + row[:, :, None]) * own_width + column[:, None, :]
         index = tf.where(within, size + place, index)
         table.append(tf.reshape(x.contents, [-1, channels]))
     pixels = tf.gather(tf.concat(table, axis=0) if len(table) > 1 else table[0], index)
-    return tf.ensure_shape(pixels, [None, places.height, places.width, channels])
+    sides = [int(s[0]) if len(set(s)) == 1 else None for s in (places.heights, places.widths)]
+    return tf.ensure_shape(pixels, [None, *sides, channels])
 
 
-def _first(starts: np.ndarray, places: tf.Tensor) -> tf.Tensor:
-    """Where each patch's window starts; whole maps start at 0 for every patch."""
-    if len(starts) == 1:
-        return tf.fill(tf.shape(places), tf.constant(starts[0], tf.int32))
-    return tf.gather(tf.constant(starts, tf.int32), places)
+def _at(values: np.ndarray, places: tf.Tensor) -> tf.Tensor:
+    """One of [G] values for each patch; a single one is that of every patch."""
+    if len(values) == 1:
+        return tf.fill(tf.shape(places), tf.constant(values[0], tf.int32))
+    return tf.gather(tf.constant(values, tf.int32), places)

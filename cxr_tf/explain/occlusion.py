@@ -172,18 +172,20 @@ class Occluder:
             found = self._plain(standardised, cover, places, weights)
             return plain, tf.reshape(found, [count, patches, network.classes])
         plan = self.plan
+        order, splits = self._batches(places)
 
         def of_image(pair: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
             values = incremental.plain_values(network, pair[0][None], weights)
 
-            def chunk(rows: tf.Tensor) -> tf.Tensor:
-                row, column = self._rows_columns(tf.gather(places, rows))
+            def chunk(numbers: tf.Tensor) -> tf.Tensor:
+                row, column = self._rows_columns(tf.gather(places, tf.gather(order, numbers)))
                 return incremental.scores(
                     network, plan, values, weights, pair[1][None], row, column
                 )
 
             plain = network.as_scores(values[id(network.result)])[0]
-            return plain, in_chunks(chunk, patches, self.batch_size, network.classes)
+            found = in_chunks(chunk, splits, network.classes)
+            return plain, tf.gather(found, tf.math.invert_permutation(order))
 
         return tf.map_fn(
             of_image,
@@ -212,7 +214,22 @@ class Occluder:
             return self.network.scores(x, weights)
 
         total = tf.shape(standardised)[0] * patches
-        return in_chunks(chunk, total, self.batch_size, self.network.classes)
+        return in_chunks(chunk, equal_splits(total, self.batch_size), self.network.classes)
+
+    def _batches(self, places: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The order in which patches [K] are computed, int32 [K], and where a batch ends in it.
+
+        Those of one band of rows and one of columns follow each other, and no batch holds others.
+        """
+        band = tf.constant(incremental.bands(len(self.grid.starts)), tf.int32)
+        row, column = self._rows_columns(places)
+        number = incremental.BANDS * tf.gather(band, row) + tf.gather(band, column)
+        order = tf.argsort(number, stable=True)
+        number, count = tf.gather(number, order), tf.size(order)
+        within = tf.range(count) - tf.searchsorted(number, number)
+        begins = (within % self.batch_size == 0) & (tf.range(count) > 0)
+        ends = tf.cast(tf.where(begins)[:, 0], tf.int32)
+        return order, tf.concat([[0], ends, [count]], axis=0)
 
     def _rows_columns(self, places: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         side = len(self.grid.starts)
@@ -249,21 +266,27 @@ def compiled(occluder: Occluder) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
     )
 
 
+def equal_splits(total: tf.Tensor, largest: int) -> tf.Tensor:
+    """Where equal chunks of at most `largest` of 0..total-1 begin and end: int32 [chunks + 1]."""
+    chunks = tf.maximum((total + largest - 1) // largest, 1)
+    size = (total + chunks - 1) // chunks
+    return tf.minimum(tf.range(chunks + 1) * size, total)
+
+
 def in_chunks(
-    function: Callable[[tf.Tensor], tf.Tensor], total: tf.Tensor, largest: int, width: int
+    function: Callable[[tf.Tensor], tf.Tensor], splits: tf.Tensor, width: int
 ) -> tf.Tensor:
-    """Applies a function of row numbers [B] to 0..total-1 in equal chunks of at most `largest`.
+    """Applies a function of row numbers [B] to splits[0]..splits[1]-1, splits[1].. and so on.
 
     Returns its results [B, width] one below the other. One chunk is in memory at a time.
     """
-    chunks = tf.maximum((total + largest - 1) // largest, 1)
-    size = (total + chunks - 1) // chunks
+    chunks = tf.size(splits) - 1
     results = tf.TensorArray(
         tf.float32, size=chunks, element_shape=[None, width], infer_shape=False
     )
 
     def step(number: tf.Tensor, written: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
-        rows = tf.range(number * size, tf.minimum((number + 1) * size, total))
+        rows = tf.range(splits[number], splits[number + 1])
         return number + 1, written.write(number, function(rows))
 
     _, results = tf.while_loop(
