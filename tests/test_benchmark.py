@@ -9,6 +9,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from cxr_tf import benchmark as bm
 from cxr_tf import projection
@@ -63,6 +64,7 @@ def test_table_says_what_was_missed_and_what_is_not_the_same() -> None:
 
 def test_bounds_are_of_this_machine_these_networks_and_these_files(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(bounding, "SIDE", 64)
+    monkeypatch.setattr(bounding, "READ", 2**16)
     settings = Benchmark(image_size=64, images=16, backbones=("alexnet", "vgg16"), repeats=1)
     found = list(bounding.bounds(settings, tmp_path))
     values = {(x.job, x.of): x.value for x in found}
@@ -72,14 +74,32 @@ def test_bounds_are_of_this_machine_these_networks_and_these_files(tmp_path, mon
     by_hand += 3**2 * 9 * (192 * 384 + 384 * 256 + 256 * 256)
     by_hand += 9216 * 4096 + 4096 * 4096 + 4096 * 2
     assert values["one image through alexnet at 64", "multiplications"] == by_hand / 1e9
-    (speed,) = [v for (job, of), v in values.items() if of == "float32"]
+    speed, reading = (v for (job, of), v in values.items() if of == "float32")
     slowest = values["one image through alexnet at 64", "at that speed, float32"]
     assert slowest == pytest.approx(1000 * by_hand / 1e9 / speed)
+    # Its kernels and biases, by hand.
+    parameters = 11**2 * 3 * 64 + 25 * 64 * 192
+    parameters += 9 * (192 * 384 + 384 * 256 + 256 * 256) + 64 + 192 + 384 + 256 + 256
+    parameters += 9216 * 4096 + 4096 * 4096 + 4096 * 2 + 2 * 4096 + 2
+    assert values["one image through alexnet at 64", "weights, float32"] == 4e-6 * parameters
+    slowest = values["one image through alexnet at 64", "weights read from memory"]
+    assert slowest == pytest.approx(4e-6 * parameters / reading)
     shares = [v for (job, _), v in values.items() if job.startswith("multiplications")]
     assert len(shares) == 2 and all(0 < v <= 100 for v in shares)
     assert values["JPEG of 1300 x 900 to 64, a thread", "all of ours"] > 0
     text = telling.table(found, measuring.machine())
     assert "| one image through alexnet at 64 | multiplications | 0.0941 billion |" in text
+
+
+def test_without_a_jpeg_its_parts_are_left_out(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(bounding, "SIDE", 64)
+    monkeypatch.setattr(bounding, "READ", 2**16)
+    monkeypatch.setattr(bounding, "radiographs", lambda *_: tmp_path)
+    settings = Benchmark(backbones=(), repeats=1, data="pngs")
+    assert isinstance(list(bounding.bounds(settings, tmp_path))[-1], Skipped)
+    data = tf.io.encode_jpeg(np.zeros((32, 32, 1), np.uint8)).numpy()
+    (tmp_path / "1.JPG").write_bytes(data)
+    assert list(bounding.bounds(settings, tmp_path))[-1].job.startswith("JPEG of 32 x 32 to 224")
 
 
 def test_memory_and_costs_have_tables_of_their_own() -> None:

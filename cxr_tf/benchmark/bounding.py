@@ -1,7 +1,8 @@
 """What bounds the ratios: the machine's arithmetic, what networks ask of it, the JPEG decoder.
 
 No way of computing the same thing takes less than its multiplications at the speed of a bare
-product of matrices, or reads a file in less than the decoder takes.
+product of matrices, or than it takes to fetch the weights from memory, or reads a file in less than
+the decoder takes.
 """
 
 import functools
@@ -13,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from cxr_tf.benchmark.material import ORIGINAL_SIZE, radiographs
-from cxr_tf.benchmark.measuring import Figure, Found, Way, timed
+from cxr_tf.benchmark.measuring import Figure, Found, Skipped, Way, timed
 from cxr_tf.data import pipeline
 from cxr_tf.explain import incremental
 from cxr_tf.explain import occlusion as occlusions
@@ -24,6 +25,9 @@ from cxr_tf.training import resolve_precision
 
 # Side of the matrices: large enough that the product waits for arithmetic, not for memory.
 SIDE = 2048
+
+# Numbers that are read to see how fast memory is: more than any cache holds.
+READ = 2**26
 
 FILES = 16
 
@@ -37,8 +41,10 @@ def bounds(settings: Benchmark, place: Path) -> Found:
         speeds["bfloat16"] = products_a_second(tf.bfloat16, repeats)
     for precision, speed in speeds.items():
         yield Figure(f"product of matrices of {SIDE:,}", precision, speed / 1e9, "billion mult./s")
+    reading = bytes_a_second(repeats)
+    yield Figure(f"sum of {READ:,} numbers", "float32", reading / 1e9, "GB/s")
     for name in settings.backbones:
-        yield from _network(name, settings.image_size, speeds)
+        yield from _network(name, settings.image_size, speeds, reading)
     yield from _jpeg(settings, place, repeats)
 
 
@@ -52,35 +58,44 @@ def products_a_second(dtype: tf.DType, repeats: int) -> float:
     return SIDE**3 / fastest(multiply, repeats)
 
 
+def bytes_a_second(repeats: int) -> float:
+    """Bytes a second at which memory is read, by the fastest call."""
+    values = tf.ones([READ])
+    return 4 * READ / fastest(lambda: tf.reduce_sum(values).numpy(), repeats)
+
+
 def fastest(way: Way, repeats: int) -> float:
     """Seconds of the fastest call after a warm-up: a bound is what goes undisturbed."""
     way()
     return min(timed(way) for _ in range(repeats))
 
 
-def _network(name: str, size: int, speeds: dict[str, float]) -> Iterator[Figure]:
+def _network(name: str, size: int, speeds: dict[str, float], reading: float) -> Iterator[Figure]:
     images = keras.Input((size, size, 3))
-    network = read_network(
-        keras.Model(
-            images, keras.layers.Dense(2, "softmax")(backbones.backbone(name).features(images))
-        )
-    )
+    features = backbones.backbone(name).features(images)
+    model = keras.Model(images, keras.layers.Dense(2, "softmax")(features))
+    network = read_network(model)
     wanted = sum(step.multiplications for step in network.after)
     job = f"one image through {name} at {size}"
     yield Figure(job, "multiplications", wanted / 1e9, "billion")
     for precision, speed in speeds.items():
         yield Figure(job, f"at that speed, {precision}", 1000 * wanted / speed, "ms")
+    weights = 4 * model.count_params()
+    yield Figure(job, "weights, float32", weights / 1e6, "MB")
+    yield Figure(job, "weights read from memory", 1000 * weights / reading, "ms")
     grid = occlusions.make_grid(size)
     share = incremental.make_plan(network, grid.starts, grid.patch).share
     job = f"multiplications that a patch of {grid.patch} pixels changes"
     yield Figure(job, f"{name} at {size}", 100 * share, "%")
 
 
-def _jpeg(settings: Benchmark, place: Path, repeats: int) -> Iterator[Figure]:
+def _jpeg(settings: Benchmark, place: Path, repeats: int) -> Found:
     size = settings.image_size
-    paths = sorted(radiographs(settings, place).rglob("*.jp*g"))[:FILES]
-    encoded = [tf.constant(path.read_bytes()) for path in paths]
+    folder = radiographs(settings, place)
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg"))
+    encoded = [tf.constant(path.read_bytes()) for path in paths[:FILES]]
     if not encoded:
+        yield Skipped("parts of reading a JPEG", "", f"{settings.data} has none")
         return
 
     def decoded(ratio: int) -> list[tf.Tensor]:

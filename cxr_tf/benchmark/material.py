@@ -150,10 +150,14 @@ def spread_logits(model: keras.Model, images: np.ndarray) -> None:
 def exported(
     name: str, settings: Benchmark, place: Path
 ) -> tuple[keras.Model, serving.ServedModel]:
-    """One of our classifiers with random weights, and its SavedModel, written once a run."""
+    """One of our classifiers and its SavedModel, written once a run.
+
+    Weights are random, but for VGG16 those of --vgg16-weights.
+    """
     keras.utils.set_random_seed(settings.seed)  # so that it is the same model for every job
     model = build_classifier(name, classes=2, image_size=settings.image_size)
-    backbones.load_weights(model, name, "none")
+    weights = settings.vgg16_weights if name == "vgg16" else "none"
+    backbones.load_weights(model, name, weights)
     drawn = phantom("viral", seed=settings.seed, patient=1, size=settings.image_size).image
     spread_logits(model, np.repeat(drawn[None, ..., None], 3, 3).astype(np.float32))
     base, classes = place / "saved_models" / name, ("normal", "pneumonia")
