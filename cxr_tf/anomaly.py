@@ -206,6 +206,7 @@ def train_and_evaluate(settings: TrainAutoencoder) -> Run:
         threshold=threshold,
         healthy_scores=healthy_scores,
         card=model_card(settings, data, results),
+        resumed=settings.resume,
     )
     results["model"]["saved_model"] = str(folder)
     run.write_metrics(results)
@@ -652,11 +653,15 @@ def draw_split(
     """
     sick = part.labels == 1
     if sick.any():
-        # The ROC figure takes one column for each class; of a score, only the order matters.
+        # One column for each class; of a score, only the order matters.
         columns = np.stack([-scores, scores], axis=1)
-        run.write_figure(
-            f"roc-{split}", figures.roc(part.labels, columns, part.classes, threshold), writer
-        )
+        called = (scores >= threshold).astype(np.int64)
+        for name, figure in {
+            "roc": figures.roc(part.labels, columns, part.classes, threshold),
+            "precision_recall": figures.precision_recall(part.labels, columns, part.classes),
+            "confusion": figures.confusion(part.labels, called, part.classes),
+        }.items():
+            run.write_figure(f"{name}-{split}", figure, writer)
     findings = np.array([r.finding for r in part.catalog.radiographs])
     run.write_figure(
         f"scores-{split}", figures.score_histogram(scores, findings, threshold), writer
@@ -725,6 +730,7 @@ def export(
     threshold: float,
     healthy_scores: np.ndarray,
     card: dict[str, Any],
+    resumed: bool = False,
 ) -> Path:
     """Writes the autoencoder as the next version under `base`; returns its folder.
 
@@ -768,13 +774,15 @@ def export(
         "serving_default": (detect, image_bytes),
         "explain": (explain, image_bytes),
     }
-    return serving.write_version(base, lambda folder: serving.save(signatures, folder), card=card)
+    return serving.write_version(
+        base, lambda folder: serving.save(signatures, folder), card=card, resumed=resumed
+    )
 
 
 def evaluate(settings: Evaluate, served: serving.ServedModel) -> Run:
     """Scores an exported autoencoder on a folder, by its own signatures and threshold."""
     part = evaluation.open_part(settings, served, "binary", catalogs.task_classes("binary"))
-    run = evaluation.open_evaluation(settings, served, part)
+    run = open_run(settings.logs, "evaluate", settings.name, settings, part.catalog)
     paths, split = part.catalog.paths, settings.split
     detect, explain = served.ask_files("serving_default"), served.ask_files("explain")
     batches = range(0, len(paths), settings.batch_size)
@@ -820,10 +828,10 @@ def model_card(settings: TrainAutoencoder, data: Data, results: dict[str, Any]) 
         "image_size": settings.image_size,
         "threshold": results["model"]["threshold"],
         "threshold_rule": results["model"]["threshold_rule"],
-        "data_fingerprint": data.catalog.fingerprint(),
+        **data.catalog.about(),
+        "images": seen.about()["images"],
         "learnt_from": seen.learnt_from(),
         "seed": settings.seed,
-        "data_is_phantom": data.catalog.is_phantom,
         "metrics": {s: {k: results[s][k] for k in shown} for s in ("val", "test")},
         "input": "bytes of a JPEG or PNG of one frontal chest radiograph",
         "limits": "Research software, no medical device. Not tested beyond the data named here.",

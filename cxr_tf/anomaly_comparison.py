@@ -56,15 +56,15 @@ def compare(settings: CompareAutoencoders) -> Run:
     tf.config.experimental.enable_op_determinism()
     features = feature_maps(settings)  # weights that cannot be had are known before the hours
     data = load_data(settings)
-    run = open_run(settings.logs, "compare", settings.name, settings, data.catalog)
+    train, val = data.split("train"), data.split("val")
+    healthy = train.take(np.flatnonzero(train.labels == 0))
+    settled = dataclasses.replace(settings, epochs=anomaly.epochs_of(settings, len(healthy.labels)))
+    run = open_run(settings.logs, "compare", settings.name, settings, data.catalog, settled)
     if run.finished:
         log.info("%s is finished already; nothing to do", run.directory)
         return run
 
-    train, val = data.split("train"), data.split("val")
-    healthy = train.take(np.flatnonzero(train.labels == 0))
-    epochs = anomaly.epochs_of(settings, len(healthy.labels))
-    material = make_material(dataclasses.replace(settings, epochs=epochs), healthy, val)
+    material = make_material(settled, healthy, val)
     rows = Rows(run.directory, material.sick)
     for name, make in variants(material, features).items():
         if not settings.variants or name in (DEFAULT, *settings.variants):

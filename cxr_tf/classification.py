@@ -1,4 +1,4 @@
-"""Fit, calibrate, evaluate and export one classifier; compare several.
+"""Fit, calibrate, evaluate and export one classifier.
 
     python scripts/train_classifier.py --data chest_xray --backbone vgg16 --name mine
     tensorboard --logdir logs
@@ -13,6 +13,7 @@ anything, so everything (epoch, temperature, backbone) is chosen on validation *
 of it: the same images under 2.5 times the default augmentation. Test is looked at once, at the end.
 """
 
+import dataclasses
 import logging
 import time
 from pathlib import Path
@@ -85,18 +86,15 @@ def train_and_evaluate(settings: TrainClassifier, data: Data | None = None) -> R
     `data` spares a caller who compares several backbones the decoding. Raises UserError on a
     user's mistake, before anything is written wherever it can be known before.
     """
-    check_numbers(settings)
-    name = settings.name or f"{settings.backbone}-{settings.task}".replace("_", "-")
-    refuse_existing(settings.logs, "classifier", name, settings)
-    serving.check_saved_models(settings.saved_models)
-    entry = backbones.backbone(settings.backbone)
+    name = check(settings)
     pretrained = settings.weights != "none"
 
     # ------------------------------------------------------------------ machine
     # Same seed, same machine, same numbers: bit for bit.
     keras.utils.set_random_seed(settings.seed)
     tf.config.experimental.enable_op_determinism()
-    precision = resolve_precision(settings.precision, settings.image_size)
+    settled = settle(settings)
+    precision = settled.precision
     strategy = distribution()
 
     # ------------------------------------------------------------------ data
@@ -116,19 +114,16 @@ def train_and_evaluate(settings: TrainClassifier, data: Data | None = None) -> R
             precision=precision,
         )
         backbones.load_weights(model, settings.backbone, settings.weights)
-        blocks = settings.trainable_blocks
-        if blocks is None:
-            blocks = entry.tuned_blocks if pretrained else len(entry.blocks)
+        blocks = settled.trainable_blocks
+        assert blocks is not None
         backbones.freeze(
             model, settings.backbone, trainable_blocks=blocks, batch_norm=not pretrained
         )
         trainer = trainer_of(
             model, settings.backbone, pretrained=pretrained, augmentation=settings.augmentation
         )
-    if not pretrained and (settings.epochs == 0 or blocks == 0):
-        raise UserError("--weights none needs --epochs and --trainable-blocks of at least 1")
 
-    run = open_run(settings.logs, "classifier", name, settings, data.catalog)
+    run = open_run(settings.logs, "classifier", name, settings, data.catalog, settled)
     writer = run.writer()
     log.info(
         "%s on %s, %d classes, %d px, %s, weights %s",
@@ -146,10 +141,7 @@ def train_and_evaluate(settings: TrainClassifier, data: Data | None = None) -> R
         fit_head(model, train, val, settings.batch_size)
         state.begin(judge(epoch=0), trainer)
         log.info("  head on frozen features: %s", _epoch_line(state.history[-1]))
-    fine_tune(
-        trainer, train, judge, state, writer, settings, entry=entry, pretrained=pretrained,
-        strategy=strategy,
-    )  # fmt: skip
+    fine_tune(trainer, train, judge, state, writer, settled, strategy=strategy)
     best = state.restore_best(trainer)
     train_seconds = state.seconds + time.perf_counter() - started
 
@@ -206,7 +198,7 @@ def train_and_evaluate(settings: TrainClassifier, data: Data | None = None) -> R
     run.write_figure(
         "training_curves", figures.training_curves(state.history, int(best["epoch"])), writer
     )
-    write_tensorboard_summary(writer, settings, results, name)
+    write_tensorboard_summary(writer, settled, results, name)
 
     # ------------------------------------------------------------------ export
     atomically(
@@ -219,6 +211,7 @@ def train_and_evaluate(settings: TrainClassifier, data: Data | None = None) -> R
         classes=data.classes,
         threshold=threshold,
         card=model_card(settings, data, results),
+        resumed=settings.resume,
     )
     results["model"]["saved_model"] = str(folder)
     run.write_metrics(results)
@@ -284,6 +277,34 @@ def fit_head(model: keras.Model, train: Data, val: Data, batch_size: int) -> Non
     model.get_layer("logits").set_weights([kernel.T, bias - kernel @ mean])
 
 
+def check(settings: TrainClassifier) -> str:
+    """Raises UserError for what can be known before anything is read; returns the run's name."""
+    check_numbers(settings)
+    name = settings.name or f"{settings.backbone}-{settings.task}".replace("_", "-")
+    refuse_existing(settings.logs, "classifier", name, settings)
+    serving.check_saved_models(settings.saved_models)
+    if settings.weights == "none" and (settings.epochs == 0 or settings.trainable_blocks == 0):
+        raise UserError("--weights none needs --epochs and --trainable-blocks of at least 1")
+    if settings.trainable_blocks is not None:
+        backbones.check_blocks(settings.backbone, settings.trainable_blocks)
+    return name
+
+
+def settle(settings: TrainClassifier) -> TrainClassifier:
+    """The settings with a value for what they leave open: precision, depth and learning rate."""
+    entry = backbones.backbone(settings.backbone)
+    pretrained = settings.weights != "none"
+    blocks = settings.trainable_blocks
+    if blocks is None:
+        blocks = entry.tuned_blocks if pretrained else len(entry.blocks)
+    return dataclasses.replace(
+        settings,
+        precision=resolve_precision(settings.precision, settings.image_size),
+        trainable_blocks=blocks,
+        learning_rate=settings.learning_rate or (1e-4 if pretrained else entry.scratch_rate),
+    )
+
+
 def fine_tune(
     trainer: keras.Model,
     train: Data,
@@ -292,22 +313,24 @@ def fine_tune(
     writer: tf.summary.SummaryWriter,
     settings: TrainClassifier,
     *,
-    entry: backbones.Backbone,
-    pretrained: bool,
     strategy: tf.distribute.Strategy,
 ) -> None:
-    """AdamW with warm-up and cosine from the state's epoch to the last, one checkpoint an epoch."""
+    """AdamW with warm-up and cosine from the state's epoch to the last, one checkpoint an epoch.
+
+    settings: those of `settle`.
+    """
     if settings.epochs == 0 or settings.trainable_blocks == 0:
         return
     batch_size = min(settings.batch_size, len(train.labels))
     steps = pipeline.steps_per_epoch(len(train.labels), batch_size)
-    rate = settings.learning_rate or (1e-4 if pretrained else entry.scratch_rate)
+    rate = settings.learning_rate
+    assert rate is not None
     with strategy.scope():
         optimizer = training.averaged_adamw(
             rate,
             steps=steps * settings.epochs,
             weight_decay=0.05,
-            precision=resolve_precision(settings.precision, settings.image_size),
+            precision=settings.precision,
         )
         trainer.compile(
             optimizer,
@@ -408,7 +431,10 @@ def write_tensorboard_summary(
     """Final scores as scalars, and the settings for the HParams table."""
     from tensorboard.plugins.hparams import api as hparams
 
-    shown = ("backbone", "task", "weights", "image_size", "epochs", "batch_size", "augmentation")
+    shown = (
+        *("backbone", "task", "weights", "image_size", "epochs", "batch_size", "augmentation"),
+        *("trainable_blocks", "learning_rate", "precision"),
+    )
     with writer.as_default(step=0):
         hparams.hparams({k: getattr(settings, k) for k in shown}, trial_id=name)
         for split in ("val", "test"):
@@ -436,10 +462,9 @@ def model_card(settings: TrainClassifier, data: Data, results: dict[str, Any]) -
         "image_size": settings.image_size,
         "threshold": results["model"]["threshold"],
         "temperature": results["model"]["temperature"],
-        "data_fingerprint": data.catalog.fingerprint(),
+        **data.catalog.about(),
         "learnt_from": data.catalog.learnt_from(),
         "seed": settings.seed,
-        "data_is_phantom": data.catalog.is_phantom,
         "metrics": {s: {k: results[s][k] for k in evaluation.HEADLINE} for s in ("val", "test")},
         "input": "bytes of a JPEG or PNG of one frontal chest radiograph",
         "limits": "Research software, no medical device. Not tested beyond the data named here.",

@@ -1,6 +1,7 @@
 """From a script's flags to one call, and from a user's mistake to one line and exit code 2."""
 
 import contextlib
+import dataclasses
 import gc
 import io
 import logging
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from cxr_tf.errors import UserError
+from cxr_tf.paths import expanded
 
 Settings = TypeVar("Settings")
 
@@ -21,7 +23,7 @@ def run(settings_type: type[Settings], job: Callable[[Settings], Any]) -> None:
 
     Exit codes: 0 done, 2 a mistake the user can mend (one line on stderr), 130 interrupted.
     """
-    settings = _parse(settings_type)
+    settings = _with_home(_parse(settings_type))
     logging.basicConfig(stream=sys.stdout, level=logging.WARNING, format="%(message)s", force=True)
     logging.getLogger("cxr_tf").setLevel(logging.INFO)
     _settle_environment()
@@ -64,6 +66,15 @@ def _parse(settings_type: type[Settings]) -> Settings:
             raise
         _fail(_one_line(captured.getvalue()) + " (see --help)", 2)
         raise AssertionError from None  # _fail does not return
+
+
+def _with_home(settings: Any) -> Any:
+    """The settings with `~` in full where results go: a shell leaves it in `--logs=~/runs`."""
+    given = {k: getattr(settings, k, None) for k in ("logs", "saved_models")}
+    return dataclasses.replace(
+        settings,
+        **{k: str(expanded(v)) for k, v in given.items() if isinstance(v, str) and v[:1] == "~"},
+    )
 
 
 def _one_line(box: str) -> str:

@@ -169,6 +169,8 @@ def _open_rest(
         try:
             answer = reply.json()
         except ValueError:
+            answer = None
+        if not isinstance(answer, dict):
             answer = {"error": reply.text}
         if reply.ok and "error" not in answer:
             return answer

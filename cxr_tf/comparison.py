@@ -15,9 +15,11 @@ import numpy as np
 import tensorflow as tf
 
 from cxr_tf import figures, metrics
-from cxr_tf.classification import load_data, train_and_evaluate
+from cxr_tf.classification import check, load_data, train_and_evaluate
 from cxr_tf.errors import UserError
 from cxr_tf.evaluation import HEADLINE
+from cxr_tf.models import backbones
+from cxr_tf.models.classifier import build_classifier
 from cxr_tf.runs import Run, check_name, open_run, refuse_existing, write_csv
 from cxr_tf.settings import (
     BackboneName,
@@ -58,19 +60,11 @@ def compare(settings: CompareBackbones) -> Run:
     else:
         name = settings.name or f"backbones-{settings.task}".replace("_", "-")
         refuse_existing(settings.logs, "compare", name, settings)
+        planned = trainings(settings, name)
+        for one in planned:
+            check_before(one)
         data = load_data(settings)
-        trained = []
-        for backbone in get_args(BackboneName):
-            one = TrainClassifier(
-                **{f.name: getattr(settings, f.name) for f in dataclasses.fields(TrainingBudget)}
-            )
-            one = dataclasses.replace(
-                one,
-                backbone=backbone,
-                weights=getattr(settings, f"{backbone}_weights"),
-                name=f"{name}-{backbone}",
-            )
-            trained.append(train_and_evaluate(one, data))
+        trained = [train_and_evaluate(one, data) for one in planned]
     _check_same(trained)
 
     results = {r.directory.name: r.metrics() for r in trained}
@@ -94,6 +88,31 @@ def compare(settings: CompareBackbones) -> Run:
         *(task, " / ".join(results[chosen]["model"]["classes"]), chosen, run.directory),
     )
     return run
+
+
+def trainings(settings: CompareBackbones, name: str) -> list[TrainClassifier]:
+    """What is trained for a comparison of this name: the same budget for every backbone."""
+    budget = {f.name: getattr(settings, f.name) for f in dataclasses.fields(TrainingBudget)}
+    return [
+        dataclasses.replace(
+            TrainClassifier(**budget),
+            backbone=backbone,
+            weights=getattr(settings, f"{backbone}_weights"),
+            name=f"{name}-{backbone}",
+        )
+        for backbone in get_args(BackboneName)
+    ]
+
+
+def check_before(settings: TrainClassifier) -> None:
+    """Raises UserError for what this training would stop at, while none before it has begun.
+
+    It loads the weights into a small network: they must be there and fit.
+    """
+    check(settings)
+    if settings.weights != "none":
+        small = build_classifier(settings.backbone, classes=2, image_size=backbones.SMALLEST_SIZE)
+        backbones.load_weights(small, settings.backbone, settings.weights)
 
 
 def paired_tests(

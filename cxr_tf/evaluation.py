@@ -18,13 +18,18 @@ from cxr_tf.data import catalog as catalogs
 from cxr_tf.data import medmnist, pipeline
 from cxr_tf.data.shifts import SHIFTS
 from cxr_tf.errors import UserError
-from cxr_tf.runs import Run, as_name, open_run
+from cxr_tf.runs import Run, as_name, open_run, refuse_existing
 from cxr_tf.settings import Evaluate, check_numbers
 
 log = logging.getLogger(__name__)
 
 # What a faster way to calculate may cost on validation, before it is advised against.
 MOST_AUROC_LOST = 0.002
+
+OTHER_DATA = (
+    "the classifier was trained on other data, or on other splits of them: what is test here it "
+    "may have seen"
+)
 
 HEADLINE = ("auroc", "accuracy", "balanced_accuracy", "recall", "specificity", "f1")
 
@@ -123,13 +128,15 @@ def evaluate(settings: Evaluate) -> Run:
     served = serving.load_served(
         settings.model, engine=settings.engine, precision=settings.engine_precision
     )
+    settings = replace(settings, name=settings.name or name_of(settings, served))
+    refuse_existing(settings.logs, "evaluate", settings.name, settings)
     if served.card["kind"] == "autoencoder":
         from cxr_tf import anomaly  # which imports this module
 
         return anomaly.evaluate(settings, served)
     part = open_part(settings, served, served.card["task"], served.classes)
     cost = precision_cost(settings, served) if served.precision != "float32" else {}
-    run = open_evaluation(settings, served, part)
+    run = open_run(settings.logs, "evaluate", settings.name, settings, part.catalog)
     probabilities, predicted = serving.predict_files(
         served, part.catalog.paths, batch_size=settings.batch_size
     )
@@ -196,7 +203,11 @@ def precision_cost(settings: Evaluate, served: serving.ServedModel) -> dict[str,
     Of a folder without split folders, on all of it. Both take the same batches in turn, from files
     to answers, after a warm-up.
     """
-    part = open_part(replace(settings, split="val"), served, served.card["task"], served.classes)
+    try:
+        on_val = replace(settings, split="val")
+        part = open_part(on_val, served, served.card["task"], served.classes)
+    except UserError as error:
+        raise UserError(f"--engine-precision is judged on validation: {error}") from None
     exact = replace(served, engine="tensorflow", precision="float32")
     began = time.perf_counter()
     fast = served.ask("serving_default")
@@ -225,7 +236,7 @@ def precision_cost(settings: Evaluate, served: serving.ServedModel) -> dict[str,
         "%s on OpenVINO against float32 on TensorFlow, %d validation images: AUROC %.4f against "
         "%.4f (%.4f lost), %.1f times as fast after %.0f s to get ready%s",
         *(served.precision, len(paths), auroc[1], auroc[0], lost, gain, preparing),
-        "" if lost <= MOST_AUROC_LOST else ". That is too much: leave out --engine-precision",
+        ". That is too much: leave out --engine-precision" if lost > MOST_AUROC_LOST else "",
     )
     return {
         "val_auroc": auroc[1],
@@ -281,13 +292,16 @@ def as_trained_on(
     return again if again.fingerprint() == trained else None
 
 
-def open_evaluation(settings: Evaluate, served: serving.ServedModel, part: Data) -> Run:
-    """The run directory of an evaluation, named after model and data unless the settings do."""
-    name = settings.name
-    if not name:
-        split = "" if settings.split == "test" else f"-{settings.split}"
-        name = as_name(f"{served.card['name']}-{Path(settings.data).resolve().name}{split}")
-    return open_run(settings.logs, "evaluate", name, settings, part.catalog)
+def name_of(settings: Evaluate, served: serving.ServedModel) -> str:
+    """A name for an evaluation that has none: model, data, and what else it was asked for."""
+    parts = [served.card["name"], Path(settings.data).resolve().name]
+    if settings.split != "test":
+        parts.append(settings.split)
+    if served.precision != "float32":
+        parts.append(served.precision)
+    if settings.shifts:
+        parts.append("shifts")
+    return as_name("-".join(parts))
 
 
 def score_split(
@@ -312,7 +326,7 @@ def score(
     table: dict[str, Any] = metrics.classification_scores(
         part.labels, probabilities, predicted, part.classes
     )
-    if part.catalog.published_split:
+    if part.catalog.published_split and part.classes == catalogs.task_classes("binary"):
         table |= medmnist.scores(part.labels, probabilities)
     table["images"], table["patients"] = len(part.labels), len(set(part.catalog.patients))
     table["ci95"] = metrics.confidence_intervals(
@@ -337,8 +351,6 @@ def draw_split(
     scores: dict[str, Any],
 ) -> None:
     """The figures of one split, as PNGs and in TensorBoard, with its PR curves."""
-    from tensorboard.plugins.pr_curve import summary as pr_curve
-
     labels, classes = part.labels, part.classes
     predicted = serving.decide(tf.constant(probabilities), threshold).numpy()
     drawn = {
@@ -351,6 +363,19 @@ def draw_split(
     }
     for name, figure in drawn.items():
         run.write_figure(f"{name}-{split}", figure, writer)
+    write_pr_curves(writer, split, labels, probabilities, classes)
+
+
+def write_pr_curves(
+    writer: tf.summary.SummaryWriter,
+    split: str,
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    classes: tuple[str, ...],
+) -> None:
+    """For TensorBoard's PR-curve plugin: the second of two classes, or every one of more."""
+    from tensorboard.plugins.pr_curve import summary as pr_curve
+
     with writer.as_default(step=0):
         for k in range(1 if len(classes) == 2 else 0, len(classes)):
             summary = pr_curve.pb(

@@ -234,7 +234,8 @@ def comparison(
     )
     for axes, metric in zip(np.atleast_1d(panels), metrics, strict=True):
         for row, (name, table) in enumerate(zip(names, tables, strict=True)):
-            low, high = table["ci95"][metric]
+            # Of one patient there is no interval.
+            low, high = table["ci95"].get(metric, (table[metric], table[metric]))
             colour = _CYCLE[0] if name == chosen else "0.5"
             axes.plot([low, high], [row, row], color=colour, linewidth=2)
             axes.plot(table[metric], row, "o", color=colour)

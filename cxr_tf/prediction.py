@@ -23,6 +23,7 @@ from cxr_tf.client import Ask, BadImages, connect, read_image
 from cxr_tf.data import dicom
 from cxr_tf.data.catalog import IMAGE_SUFFIXES, check_utf8, visible_files
 from cxr_tf.errors import UserError
+from cxr_tf.paths import expanded
 from cxr_tf.runs import write_csv, write_json
 from cxr_tf.settings import Predict, check_numbers
 
@@ -375,11 +376,13 @@ def put_in_place(folder: Path, output: Path) -> None:
 def find_images(wanted: tuple[str, ...]) -> list[str]:
     """Files, folders (recursively) and glob patterns -> image paths, each once, in that order.
 
-    Raises UserError for one that names nothing.
+    Raises UserError for one that names nothing, and for none at all.
     """
+    if not wanted:
+        raise UserError("--images names no image: a file, a folder or a pattern")
     found: dict[str, None] = {}
     for item in wanted:
-        path = Path(item).expanduser()
+        path = expanded(item)
         if path.is_dir():
             inside = [
                 str(p)

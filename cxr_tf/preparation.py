@@ -4,6 +4,7 @@ python scripts/prepare_data.py --source kermany
 python scripts/prepare_data.py --check data/kermany
 """
 
+import dataclasses
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,8 @@ from cxr_tf.data.catalog import (
 )
 from cxr_tf.data.inspection import Inspection, inspect_images, warnings
 from cxr_tf.errors import UserError
-from cxr_tf.runs import Run, as_name, numbered, write_csv
+from cxr_tf.paths import expanded
+from cxr_tf.runs import Run, as_name, facts, numbered, versions, write_csv, write_json
 from cxr_tf.settings import PrepareData, check_numbers
 
 log = logging.getLogger(__name__)
@@ -80,7 +82,7 @@ def _dicom(settings: PrepareData) -> Path | None:
     if not settings.from_:
         raise UserError("--source dicom needs --from: a DICOM file, a folder, or a .csv list")
     catalogue, unlabelled = dicom.convert(
-        Path(settings.from_).expanduser(),
+        expanded(settings.from_),
         Path(settings.out or "data/dicom"),
         laterals=settings.laterals,
     )
@@ -116,6 +118,16 @@ def _check(settings: PrepareData) -> None:
     # The page is of the data as they are now: an earlier one makes way.
     for left in run.directory.glob("events.out.*"):
         left.unlink()
+    write_json(
+        run.directory / "config.json",
+        {
+            "job": "data",
+            "name": name,
+            "settings": dataclasses.asdict(settings),
+            **facts(catalog),
+            **versions(),
+        },
+    )
     write_csv(
         run.directory / "near-duplicates.csv",
         ["path", "label", "split", "other", "other_label", "other_split"],

@@ -35,6 +35,9 @@ RECORDED_PACKAGES = ("tensorflow", "keras", "scikit-learn", "numpy", "tensorboar
 # are compared by content, so a moved folder is the same; the name is the directory's.
 NOT_COMPARED = ("resume", "name", "data", "logs", "saved_models", "engine")
 
+# Open descriptors of the directories that `claim` keeps, by device and inode.
+_claimed: dict[tuple[int, int], int] = {}
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -58,6 +61,7 @@ class Run:
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         """`metrics.json`, which also marks the run as finished."""
         write_json(self.directory / "metrics.json", metrics)
+        release(self.directory)
 
     def write_predictions(
         self,
@@ -109,36 +113,92 @@ def numbered(name: str) -> Iterator[str]:
     yield from (f"{name}-{number}" for number in itertools.count(2))
 
 
-def open_run(logs: str, job: str, name: str, settings: Any, data: "Catalog | Run") -> Run:
+def open_run(
+    logs: str, job: str, name: str, settings: Any, data: "Catalog | Run", resolved: Any = None
+) -> Run:
     """A new run directory, or with `settings.resume` the one of that name.
 
-    data: what it runs on, or a run on the same, whose record is taken over. An interrupted run of a
-    job that has no `resume`, because it takes a minute, is begun again in an empty directory.
+    data: what it runs on, or a run on the same, whose record is taken over. resolved: the settings
+    with a value for everything that they left open; what it adds is recorded. An interrupted run of
+    a job that has no `resume`, because it takes a minute, is begun again in an empty directory.
 
     Raises UserError for a name that is no file name, for a run that exists where none is to be
-    resumed, and for a resumed run whose settings or data have changed.
+    resumed or that another process is working on, and for a resumed run whose settings or data have
+    changed.
     """
     run = refuse_existing(logs, job, name, settings)
+    if run.directory.exists() and not run.finished:
+        claim(run.directory)
     config = {
         "job": job,
         "name": name,
         "settings": dataclasses.asdict(settings),
-        **_facts(data),
-        "packages": {p: _version(p) for p in RECORDED_PACKAGES},
-        "python": platform.python_version(),
-        "git_commit": _git_commit(),
+        "resolved": _added(settings, resolved or settings),
+        **facts(data),
+        **versions(),
     }
     if (run.directory / "config.json").exists():
         if getattr(settings, "resume", False):
             _check_unchanged(run, config)
             return run
+        release(run.directory)
         shutil.rmtree(run.directory)  # what it left would stand among what comes
     run.directory.mkdir(parents=True, exist_ok=True)
+    claim(run.directory)
     write_json(run.directory / "config.json", config)
     return run
 
 
-def _facts(data: "Catalog | Run") -> dict[str, Any]:
+def claim(directory: Path) -> None:
+    """Keeps a directory for this process until `release`, or its end: two would write one file.
+
+    Raises UserError where another process has it. Does nothing on a file system or a system that
+    knows no locks.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    state = os.fstat(descriptor)
+    key = state.st_dev, state.st_ino
+    if key in _claimed:
+        os.close(descriptor)
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise UserError(f"another process is working on {directory}; wait for it") from None
+    except OSError:
+        os.close(descriptor)
+        return
+    _claimed[key] = descriptor
+
+
+def release(directory: Path) -> None:
+    """Lets others have a directory that `claim` kept, if it did."""
+    state = directory.stat()
+    descriptor = _claimed.pop((state.st_dev, state.st_ino), None)
+    if descriptor is not None:
+        os.close(descriptor)
+
+
+def versions() -> dict[str, Any]:
+    """What `config.json` says of the software."""
+    return {
+        "packages": {p: _version(p) for p in RECORDED_PACKAGES},
+        "python": platform.python_version(),
+        "git_commit": _git_commit(),
+    }
+
+
+def _added(settings: Any, resolved: Any) -> dict[str, Any]:
+    asked = dataclasses.asdict(settings)
+    return {k: v for k, v in dataclasses.asdict(resolved).items() if v != asked[k]}
+
+
+def facts(data: "Catalog | Run") -> dict[str, Any]:
     """What `config.json` says of the data."""
     if isinstance(data, Run):
         config = data.config()
@@ -178,7 +238,7 @@ def refuse_existing(logs: str, job: str, name: str, settings: Any) -> Run:
 
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON whole or not at all; numbers that are not finite become null."""
-    text = json.dumps(_plain(content), indent=2, allow_nan=False) + "\n"
+    text = json.dumps(plain(content), indent=2, allow_nan=False) + "\n"
     atomically(path, lambda p: p.write_text(text))
 
 
@@ -212,7 +272,7 @@ def _check_unchanged(run: Run, config: dict[str, Any]) -> None:
                 f"{run.directory} was begun by a version without {flag}: choose another --name"
             )
         old = before["settings"].get(key)
-        if key not in NOT_COMPARED and _plain(old) != _plain(value):
+        if key not in NOT_COMPARED and plain(old) != plain(value):
             raise UserError(
                 f"{run.directory} began with {flag} {old}, not {value}: give the same settings to "
                 "--resume, or choose another --name"
@@ -221,16 +281,16 @@ def _check_unchanged(run: Run, config: dict[str, Any]) -> None:
         raise UserError(f"the data are not those {run.directory} began with; choose another --name")
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """The value in types that JSON has."""
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, np.generic):
-        return _plain(value.item())
+        return plain(value.item())
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Path):

@@ -23,7 +23,7 @@ import tensorflow as tf
 from cxr_tf import bare_process
 from cxr_tf.client import read_image
 from cxr_tf.errors import UserError
-from cxr_tf.runs import Run, numbered, refuse_existing, write_json
+from cxr_tf.runs import Run, numbered, refuse_existing, versions, write_json
 from cxr_tf.settings import CheckServed
 
 log = logging.getLogger(__name__)
@@ -73,6 +73,7 @@ def check_served(settings: CheckServed) -> Run:
             log.info("%s", result_line(found[-1]))
     run.directory.mkdir(parents=True, exist_ok=True)
     asked = {"job": "served", "name": name, "settings": dataclasses.asdict(settings)}
+    asked |= versions()
     write_json(run.directory / "config.json", asked)
     run.write_metrics({"agreed": all(f["equal"] == f["images"] for f in found), "models": found})
     return run

@@ -41,7 +41,8 @@ from cxr_tf.errors import UserError
 from cxr_tf.explain import occlusion
 from cxr_tf.models.classifier import embedding_of
 from cxr_tf.models.folding import fold_norms
-from cxr_tf.runs import write_json
+from cxr_tf.paths import expanded
+from cxr_tf.runs import plain, write_json
 
 log = logging.getLogger(__name__)
 
@@ -222,6 +223,7 @@ def export_classifier(
     classes: tuple[str, ...],
     threshold: float,
     card: dict[str, Any],
+    resumed: bool = False,
 ) -> Path:
     """Writes a calibrated float32 classifier as the next version under `base`; returns its folder.
 
@@ -277,7 +279,7 @@ def export_classifier(
         "embed": (lambda x: {"embedding": network(decode(x))["embedding"]}, image_bytes),
         "occlusion": (lambda x: explain(decode(x)), image_bytes),
     }
-    return write_version(base, lambda folder: save(signatures, folder), card=card)
+    return write_version(base, lambda folder: save(signatures, folder), card=card, resumed=resumed)
 
 
 def save(signatures: dict[str, Signature], folder: str) -> None:
@@ -306,7 +308,9 @@ def decide(probabilities: tf.Tensor, threshold: float) -> tf.Tensor:
     return tf.argmax(probabilities, axis=-1)
 
 
-def write_version(base: Path, write: Callable[[str], Any], *, card: dict[str, Any]) -> Path:
+def write_version(
+    base: Path, write: Callable[[str], Any], *, card: dict[str, Any], resumed: bool = False
+) -> Path:
     """Writes the next version `<base>/<n>/`, which appears whole or not at all.
 
     `write` fills the folder it is given, whose name TF Serving does not take for a version. A
@@ -314,7 +318,8 @@ def write_version(base: Path, write: Callable[[str], Any], *, card: dict[str, An
     `write` put there come the warm-up requests and the model card, which is `card` with name,
     version, signatures and the versions of the software; then `models.config` is brought up to
     date. What `card` has under `learnt_from`, digests of files, becomes a file of its own, one to a
-    line: thousands of them would bury the card.
+    line: thousands of them would bury the card. Of a training that is `resumed`, the newest version
+    is what it exported before it was interrupted, if its card says the same; then it is taken.
 
     Raises UserError where the disk is full or must not be written.
     """
@@ -323,7 +328,11 @@ def write_version(base: Path, write: Callable[[str], Any], *, card: dict[str, An
     base.mkdir(parents=True, exist_ok=True)
     for left in base.glob(".writing-*"):
         shutil.rmtree(left)
-    version = max(versions(base), default=0) + 1
+    last = max(versions(base), default=0)
+    if resumed and last and _says_the_same(base / str(last), card):
+        write_models_config(base.parent)
+        return base / str(last)
+    version = last + 1
     beside = base / f".writing-{version}"
     try:
         write(str(beside))
@@ -357,13 +366,23 @@ def write_version(base: Path, write: Callable[[str], Any], *, card: dict[str, An
     return target
 
 
+def _says_the_same(version: Path, card: dict[str, Any]) -> bool:
+    """Whether a version has this card, but for what `write_version` adds to it."""
+    try:
+        written = json.loads((version / CARD).read_text())
+    except (OSError, ValueError):
+        return False
+    told = {k: v for k, v in card.items() if k != "learnt_from"}
+    return plain(told) == {k: written.get(k) for k in told}
+
+
 def check_saved_models(path: str) -> None:
     """Raises UserError where models cannot be exported to a folder, before the work is done.
 
     It need not exist. A `models.config` in it that is no such file is an error too: somebody wrote
     it by hand, and an export would have to overwrite it.
     """
-    root = Path(path).expanduser()
+    root = expanded(path)
     if root.exists() and not root.is_dir():
         raise UserError(f"--saved-models {path} is a file, not a folder: choose another")
     there = root
@@ -615,7 +634,7 @@ def load_served(
     """
     if not engines.takes_openvino(engine, precision):
         engine = "tensorflow"
-    folder = Path(model).expanduser()
+    folder = expanded(model)
     if not folder.is_dir():
         raise UserError(f"no such model: {model} (expected saved_models/<name> or .../<version>)")
     if not (folder / "saved_model.pb").exists():

@@ -217,7 +217,8 @@ class PrepareData:
     """kermany, pneumoniamnist: a mirror's URL, or the published file on disk. dicom: a file, a
     folder (NORMAL/ and PNEUMONIA/ in it give the labels), or a .csv list of path and label."""
     out: str = ""
-    """Folder to write (pneumoniamnist: file); default data/<source>."""
+    """Folder to write (pneumoniamnist: file); default data/phantom-v1, data/kermany, data/dicom,
+    data/pneumoniamnist_<size>.npz."""
     size: int | None = None
     """Side in pixels. pneumoniamnist: 28, 64, 128 or 224 (default); phantom: default 128."""
     count: int = 800
@@ -478,20 +479,21 @@ class Benchmark:
     """Which rows: bounds, startup, knn, tsne, input, occlusion, savedmodel, folder, finetuning,
     transfer, memory, scaling; default all whose alternatives are installed."""
     data: str = ""
-    """Folder of radiographs to measure input, folder and transfer on; default: phantoms of
+    """Folder of radiographs to measure bounds, input, folder and transfer on; default: phantoms of
     realistic size (1300 x 900 pixels, JPEG)."""
     images: int = 160
-    """How many images folder and transfer take; input takes four times as many."""
+    """How many images folder and transfer take; input takes four times as many, bounds few."""
     image_size: int = 224
     points: int = 5000
     """How many embeddings knn and tsne take."""
     width: int = 512
     """How many numbers one of those embeddings has."""
     backbones: tuple[BackboneName, ...] = ("vgg16", "resnet50", "alexnet")
-    """Which networks occlusion, savedmodel, folder and finetuning take, with random weights: they
-    cost the same."""
+    """Which networks bounds, occlusion, savedmodel, folder and finetuning take, with random
+    weights: they cost the same."""
     vgg16_weights: str = "none"
-    """What transfer starts from: imagenet, none (random), or a weights file; both sides alike."""
+    """What transfer starts from, and VGG16 has in savedmodel and folder: imagenet, none (random),
+    or a weights file; both sides alike."""
     sizes: tuple[int, ...] = (500, 1000, 2000, 4000)
     """How many images or embeddings scaling takes, in turn."""
     repeats: int | None = None

@@ -44,7 +44,17 @@ from cxr_tf.explain import explanation, occlusion
 from cxr_tf.models import autoencoder, backbones
 from cxr_tf.models.classifier import build_classifier
 from cxr_tf.report import NAMES, write_report
-from cxr_tf.runs import NOT_COMPARED, Run, check_name, numbered, open_run, write_json
+from cxr_tf.runs import (
+    NOT_COMPARED,
+    Run,
+    check_name,
+    claim,
+    facts,
+    numbered,
+    open_run,
+    versions,
+    write_json,
+)
 from cxr_tf.settings import (
     BackboneName,
     CheckServed,
@@ -611,6 +621,7 @@ class Study:
     def begin(self, settings: RunStudy, catalog: catalogs.Catalog) -> None:
         """Writes what the study was asked for."""
         self.directory.mkdir(parents=True, exist_ok=True)
+        claim(self.directory)
         write_json(
             self.directory / "config.json",
             {
@@ -618,9 +629,9 @@ class Study:
                 "name": settings.name,
                 "settings": dataclasses.asdict(settings),
                 "command": command(settings),
+                **facts(catalog),
                 "data_fingerprint": self._data,
-                "data_is_phantom": catalog.is_phantom,
-                "images": len(catalog),
+                **versions(),
             },
         )
 

@@ -17,11 +17,12 @@ import tensorflow as tf
 from cxr_tf.data.pipeline import to_rgb
 from cxr_tf.errors import UserError
 from cxr_tf.runs import atomically
+from cxr_tf.settings import Precision
 
 log = logging.getLogger(__name__)
 
 
-def resolve_precision(wanted: str, image_size: int) -> str:
+def resolve_precision(wanted: Precision, image_size: int) -> Precision:
     """The dtype policy behind `auto`: bfloat16 where the hardware multiplies it natively.
 
     On CPUs that is AVX512-BF16 or AMX, on GPUs compute capability 8. Under 96 px it gains nothing.

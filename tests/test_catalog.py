@@ -266,6 +266,26 @@ def test_linked_folders_are_read_once(tmp_path: Path, write: Write) -> None:
     assert [Path(path).name for path in catalog.paths] == ["1.png", "2.png"]
 
 
+def test_what_cannot_be_reached_is_not_left_out_in_silence(
+    tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write("NORMAL/1.png")
+    link = tmp_path / "NORMAL" / "2.png"
+    link.symlink_to(tmp_path / "unmounted" / "2.png")
+    assert "2.png: a link that leads nowhere" in refusal(lambda: open_catalog(str(tmp_path)))
+    link.unlink()
+    shut = write("NORMAL/patient/3.png").parent
+    scan = os.scandir
+
+    def scandir(path: str) -> object:
+        if Path(path) == shut:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert "patient: Permission denied" in refusal(lambda: open_catalog(str(tmp_path)))
+
+
 def test_what_viewers_name_alike_is_told_apart_by_the_folder(tmp_path: Path, write: Write) -> None:
     for number in (7, 8):
         write(f"NORMAL/patient{number}/IM-0001-0001.png")
@@ -358,6 +378,15 @@ def test_labels_of_ones_own_stay_as_they_are_written(tmp_path: Path, write: Writ
     assert turned.classes("labels") == ("Sick", "Healthy")
     # The named tasks know what the words mean, and what the files' names tell of the cause.
     assert open_catalog(source, task="three_class").findings == ("normal", "viral")
+
+
+@pytest.mark.parametrize("label", ["patient", "label", "path", "predicted"])
+def test_a_label_is_not_called_like_a_column(tmp_path: Path, write: Write, label: str) -> None:
+    for k in range(40):
+        write(f"{k}.png")
+    text = "path,label\n" + "".join(f"{k}.png,{(label, 'control')[k % 2]}\n" for k in range(40))
+    catalog = open_catalog(listing(tmp_path, text), task="labels")
+    assert f"cannot be called '{label}'" in refusal(lambda: check(catalog, task="labels"))
 
 
 def test_positive_is_the_second_of_two(tmp_path: Path, write: Write) -> None:

@@ -177,6 +177,38 @@ def test_pydicoms_own_files_read_or_are_refused_clearly() -> None:
             read_radiograph(path)
 
 
+def test_an_empty_function_of_the_window_is_a_linear_one(write: Callable[..., Path]) -> None:
+    window = {"WindowCenter": 2000, "WindowWidth": 1000}
+    linear = shown(write("linear.dcm", **window))
+    np.testing.assert_array_equal(shown(write("empty.dcm", VOILUTFunction="", **window)), linear)
+
+
+def test_one_file_cut_in_a_sequence_does_not_stop_the_others(
+    write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    item = Dataset()
+    item.CodeValue = "1" * 16
+    sound = write("ward/NORMAL/a.dcm")
+    whole = write("ward/NORMAL/b.dcm", ProcedureCodeSequence=[item] * 3)
+    data = whole.read_bytes()
+    # Of undefined length, and the file ends in it.
+    at = data.index(b"\x08\x00\x32\x10SQ\x00\x00") + 8
+    cut = tmp_path / "ward/NORMAL/c.dcm"
+    cut.write_bytes(data[:at] + b"\xff\xff\xff\xff" + data[at + 4 : at + 30])
+    with pytest.raises(UserError, match="truncated or corrupt"):
+        read_radiograph(cut)
+    opened = Path.open
+
+    def shut(path: Path, *mode: Any, **more: Any) -> Any:
+        if path == sound:
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *mode, **more)
+
+    monkeypatch.setattr(Path, "open", shut)
+    catalogue, _ = convert(tmp_path / "ward", tmp_path / "o")
+    assert len(catalogue.read_text().splitlines()) == 2  # the header, and b
+
+
 def test_a_phantom_survives(write: Callable[..., Path], tmp_path: Path) -> None:
     image = phantom("bacterial", seed=1, patient=1, size=64).image
     path = write("scan", image.astype(np.uint16) * 16, BitsStored=12)

@@ -213,6 +213,8 @@ def test_what_cannot_be_had_is_one_clear_error(
 def test_no_server_at_all(server: Server, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="refused"):
         prepare(server.source(), tmp_path / "a", origin="http://127.0.0.1:1/x", pause=0)
+    with pytest.raises(UserError, match="no address"):
+        prepare(server.source(), tmp_path / "a", origin=f"{server.url}/R\xf6ntgen", pause=0)
     with pytest.raises(UserError, match="only http"):
         prepare(server.source(), tmp_path / "a", origin="file:///etc/passwd", pause=0)
 

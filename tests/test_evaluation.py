@@ -156,3 +156,71 @@ def test_each_shift_is_scored_on_images_shifted_by_it(unsplit: Path) -> None:
     for name, shift in SHIFTS.items():
         means = shift(images).mean(axis=(1, 2, 3))
         assert [found[name][f"image {k}"] for k in range(len(images))] == pytest.approx(list(means))
+
+
+def test_a_comparison_finds_mistakes_before_it_trains(
+    phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cxr_tf import comparison
+    from cxr_tf.errors import UserError
+    from cxr_tf.settings import CompareBackbones
+
+    def never(*_: object) -> None:
+        raise AssertionError("it has begun")
+
+    monkeypatch.setattr(comparison, "load_data", never)
+    plain = CompareBackbones(
+        data=str(phantoms),
+        name="c",
+        resnet50_weights="none",
+        vgg16_weights="none",
+        logs=str(tmp_path / "logs"),
+        saved_models=str(tmp_path / "models"),
+    )
+    finished = tmp_path / "logs" / "classifier" / "c-alexnet"
+    for changed, said in (
+        ({"vgg16_weights": str(tmp_path / "none.h5")}, "no such weights file"),
+        ({"epochs": 0}, "--weights none needs"),
+        ({"trainable_blocks": 6}, "--trainable-blocks for resnet50 goes from 0 to 5, not 6"),
+    ):
+        with pytest.raises(UserError, match=said):
+            comparison.compare(dataclasses.replace(plain, **changed))
+    finished.mkdir(parents=True)
+    for name in ("config.json", "metrics.json"):
+        (finished / name).write_text("{}")
+    with pytest.raises(UserError, match="c-alexnet exists and is finished"):
+        comparison.compare(plain)
+    with pytest.raises(AssertionError, match="begun"):
+        comparison.compare(dataclasses.replace(plain, name="d"))
+
+
+def test_an_evaluation_that_exists_is_refused_before_an_image_is_read(
+    phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cxr_tf import evaluation
+    from cxr_tf.errors import UserError
+
+    served = exported(tmp_path / "models" / "one", kind="classifier", task="binary")
+    settings = Evaluate(model=str(served.folder), data=str(phantoms), logs=str(tmp_path / "logs"))
+    names = {
+        evaluation.name_of(dataclasses.replace(settings, **changed), served)
+        for changed in ({}, {"split": "val"}, {"shifts": True})
+    }
+    place = phantoms.name
+    assert names == {f"one-{place}", f"one-{place}-val", f"one-{place}-shifts"}
+    folder = tmp_path / "logs" / "evaluate" / f"one-{place}"
+    folder.mkdir(parents=True)
+    for name in ("config.json", "metrics.json"):
+        (folder / name).write_text("{}")
+    monkeypatch.setattr(evaluation, "open_part", lambda *_: pytest.fail("it reads"))
+    with pytest.raises(UserError, match="exists and is finished"):
+        evaluation.evaluate(settings)
+
+
+def test_scores_without_an_interval_are_drawn() -> None:
+    from cxr_tf import figures
+
+    tables = [{"auroc": 0.9, "ci95": {}}, {"auroc": 0.8, "ci95": {"auroc": [0.7, 0.9]}}]
+    drawn = figures.comparison(["one", "two"], tables, ["auroc"], "one")
+    ends = [list(line.get_xdata()) for line in drawn.axes[0].lines[::2]]
+    assert ends == [[0.9, 0.9], [0.7, 0.9]]

@@ -12,6 +12,7 @@ import tensorflow as tf
 from random_classifier import random_classifier
 
 from cxr_tf import serving
+from cxr_tf.data.catalog import open_catalog
 from cxr_tf.errors import UserError
 from cxr_tf.explain import cams, explanation, faithfulness
 from cxr_tf.explain import occlusion as oc
@@ -34,8 +35,12 @@ def classifier(
 
 def write_run(folder: Path, model: keras.Model, data: str) -> None:
     folder.mkdir()
-    settings = {"data": data, "seed": 0}
-    write_json(folder / "config.json", {"job": "classifier", "settings": settings})
+    config = {
+        "job": "classifier",
+        "settings": {"data": data, "seed": 0},
+        "data_fingerprint": open_catalog(data).fingerprint(),
+    }
+    write_json(folder / "config.json", config)
     facts = {"classes": ["normal", "pneumonia"], "task": "binary", "threshold": THRESHOLD}
     write_json(folder / "metrics.json", {"model": facts})
     keras.saving.save_model(model, folder / "model.keras")
@@ -455,3 +460,17 @@ def test_the_pointing_game_is_told_with_and_without_its_tolerance() -> None:
     assert row["phantoms"] == 3
     assert row["pointing_game"] == pytest.approx(2 / 3)
     assert row["pointing_game_exact"] == pytest.approx(1 / 3)
+
+
+def test_images_that_have_changed_since_the_training_are_told(
+    classifier: Path, phantoms: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    loaded = explanation.open_classifier(str(classifier))
+    explanation.load(Explain(classifier="", data=str(phantoms), count=2), loaded)
+    assert "may have seen" not in caplog.text
+    changed = tmp_path / "phantoms"
+    shutil.copytree(phantoms, changed)
+    next(changed.glob("train/*/*.png")).unlink()
+    explanation.load(Explain(classifier="", data=str(changed), count=2), loaded)
+    assert "what is test here it may have seen" in caplog.text

@@ -87,6 +87,13 @@ def test_a_truncated_file_is_refused() -> None:
     Path("p.npz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="damaged"):
         open_catalog("p.npz")
+    # A sound directory over a stream that is not.
+    np.savez_compressed("p.npz", **arrays())
+    spoilt = bytearray(Path("p.npz").read_bytes())
+    spoilt[60:160] = bytes(100)
+    Path("p.npz").write_bytes(spoilt)
+    with pytest.raises(UserError, match="damaged"):
+        open_catalog("p.npz")
     Path("p.npz").write_bytes(b"text")
     with pytest.raises(UserError, match="damaged"):
         open_catalog("p.npz")

@@ -3,6 +3,7 @@
 import importlib.util
 from pathlib import Path
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -233,6 +234,11 @@ def test_the_layer_that_differs_is_named_and_nothing_is_loaded(
             backbones.load_weights(model, tiny_backbone, str(tmp_path / name))
     with pytest.raises(UserError, match="no such weights file"):
         backbones.load_weights(model, tiny_backbone, str(tmp_path))
+    for name in ("images", "layers"):  # HDF5, but of something else
+        with h5py.File(tmp_path / "data.h5", "w") as file:
+            file[name] = np.zeros((2, 3))
+        with pytest.raises(UserError, match="first differing layer 'conv1_conv'"):
+            backbones.load_weights(model, tiny_backbone, str(tmp_path / "data.h5"))
     for value, kept in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(value, kept)
     right = bare(16)

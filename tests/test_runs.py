@@ -3,6 +3,8 @@
 import errno
 import json
 import math
+import subprocess
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -48,7 +50,7 @@ def test_a_run_that_exists_is_refused_or_resumed_with_the_same_settings(tmp_path
 
     run = opened()
     config = run.config()
-    assert config["settings"]["runs"] == ["a", "b"]
+    assert config["settings"]["runs"] == ["a", "b"] and config["resolved"] == {}
     assert config["data_fingerprint"] == CATALOG.fingerprint()
     assert config["packages"]["tensorflow"][0].isdigit()
     with pytest.raises(UserError, match="was interrupted"):
@@ -164,3 +166,37 @@ def test_predictions_are_csv_that_reads_back(tmp_path: Path) -> None:
     ]
     read = np.array([[float(r["normal"]), float(r["pneumonia"])] for r in rows])
     np.testing.assert_allclose(read, probabilities, rtol=1e-7)
+
+
+def test_what_settings_left_open_is_recorded_beside_them(tmp_path: Path) -> None:
+    asked = Settings()
+    run = runs.open_run(str(tmp_path), "job", "a", asked, CATALOG, replace(asked, rate=0.1))
+    assert run.config()["settings"]["rate"] is None
+    assert run.config()["resolved"] == {"rate": 0.1}
+
+
+def test_a_run_that_another_process_works_on_is_left_alone(tmp_path: Path) -> None:
+    pytest.importorskip("fcntl", reason="no such locks here")
+    code = (
+        "import sys; from cxr_tf import runs; from pathlib import Path\n"
+        "runs.claim(Path(sys.argv[1])); print('mine', flush=True); sys.stdin.read()"
+    )
+    run = runs.open_run(str(tmp_path), "job", "a", Settings(), CATALOG)
+    runs.release(run.directory)
+    before = sorted(p.name for p in run.directory.iterdir())
+    with subprocess.Popen(
+        [sys.executable, "-c", code, run.directory],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as other:  # fmt: skip
+        assert other.stdout is not None and other.stdin is not None
+        assert other.stdout.readline() == "mine\n"
+        with pytest.raises(UserError, match="another process is working on"):
+            runs.open_run(str(tmp_path), "job", "a", Settings(resume=True), CATALOG)
+        assert sorted(p.name for p in run.directory.iterdir()) == before
+        other.stdin.close()
+    resumed = runs.open_run(str(tmp_path), "job", "a", Settings(resume=True), CATALOG)
+    # The same process may open it twice; once it is finished, nobody keeps it.
+    runs.open_run(str(tmp_path), "job", "a", Settings(resume=True), CATALOG)
+    resumed.write_metrics({"auroc": 1.0})
+    state = resumed.directory.stat()
+    assert (state.st_dev, state.st_ino) not in runs._claimed

@@ -404,3 +404,23 @@ def test_weights_are_stored_once(finished: TrainClassifier) -> None:
         Path(finished.logs) / "classifier" / finished.name / "model.keras", compile=False
     )
     assert sum(int(np.prod(shape)) for shape in stored) == model.count_params()
+
+
+def test_what_was_exported_before_an_interruption_is_not_exported_again(tmp_path: Path) -> None:
+    base = tmp_path / "models" / "one"
+    card = {"kind": "classifier", "metrics": {"auroc": 0.1 + 0.2}, "classes": ("a", "b")}
+    written: list[str] = []
+
+    def write(folder: str) -> None:
+        written.append(folder)
+        tf.saved_model.save(tf.Module(), folder)
+
+    first = serving.write_version(base, write, card={**card, "learnt_from": {"00"}})
+    (base.parent / "models.config").unlink()  # interrupted before it was brought up to date
+    again = serving.write_version(base, write, card={**card, "learnt_from": {"00"}}, resumed=True)
+    assert again == first and len(written) == 1
+    assert (base.parent / "models.config").exists()
+    other = {**card, "metrics": {"auroc": 0.4}}
+    assert serving.write_version(base, write, card=other, resumed=True) == base / "2"
+    # Without an interruption every export is a version.
+    assert serving.write_version(base, write, card=other) == base / "3"

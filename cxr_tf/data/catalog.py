@@ -27,12 +27,17 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from cxr_tf.errors import UserError
+from cxr_tf.paths import expanded
 
 SPLITS = ("train", "val", "test")
+
+# Of tables of predictions, beside those of the classes.
+COLUMNS = {"path", "patient", "label", "predicted", "novelty", "reason"}
 FRACTIONS = {"train": 0.70, "val": 0.15, "test": 0.15}
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png")
 
@@ -144,6 +149,15 @@ class Catalog:
         """Row numbers of a split, int64 [n]."""
         return np.array([i for i, r in enumerate(self.radiographs) if r.split == split], np.int64)
 
+    def about(self) -> dict[str, Any]:
+        """What a model's card says of the data; of the folder the name alone, not where it is."""
+        return {
+            "data": Path(self.source).resolve().name,
+            "images": {split: len(self.rows(split)) for split in SPLITS},
+            "data_fingerprint": self.fingerprint(),
+            "data_is_phantom": self.is_phantom,
+        }
+
     def learnt_from(self) -> set[str]:
         """Digests of the files that a model is trained on or chosen by."""
         return {r.digest for r in self.radiographs if r.split in ("train", "val")}
@@ -196,7 +210,7 @@ def open_catalog(
 
     Raises UserError where there is nothing to read.
     """
-    root = phantom_folder() if source == "phantom" else Path(source).expanduser()
+    root = phantom_folder() if source == "phantom" else expanded(source)
     if not root.exists():
         raise UserError(f"no such folder or file: {source}{_did_you_mean(root)}")
     if root.is_dir():
@@ -243,6 +257,11 @@ def check(
         raise UserError(
             f"{catalog.source} has {len(classes)} different labels ({shown}); "
             f"2 to {MOST_LABELS} can be told apart"
+        )
+    if taken := sorted(set(classes) & COLUMNS):
+        raise UserError(
+            f"{catalog.source}: a label cannot be called '{taken[0]}': tables of predictions have "
+            "a column of that name"
         )
     for split in SPLITS:
         rows = catalog.rows(split)
@@ -668,7 +687,7 @@ def visible_files(folder: Path) -> list[Path]:
     """Files at any depth; nothing hidden: Kermany's archive carries ._ files of another system."""
     found, entered = [], set()
     # Links to folders are followed: that is how a collection on another disk is put together.
-    for here, folders, files in os.walk(folder, followlinks=True):
+    for here, folders, files in os.walk(folder, followlinks=True, onerror=_stop):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         state = os.stat(here)
         if (state.st_dev, state.st_ino) in entered:  # a link to a folder around it
@@ -676,7 +695,14 @@ def visible_files(folder: Path) -> list[Path]:
             continue
         entered.add((state.st_dev, state.st_ino))
         found += [Path(here, name) for name in files if not name.startswith(".")]
+    if lost := sorted(p for p in found if p.is_symlink() and not p.exists()):
+        raise UserError(f"{lost[0]}: a link that leads nowhere; is a disk missing?")
     return sorted(p for p in found if p.is_file())
+
+
+def _stop(error: OSError) -> None:
+    """A folder that cannot be read must not be taken for an empty one."""
+    raise UserError(f"{error.filename}: {error.strerror}")
 
 
 def check_utf8(path: Path) -> None:

@@ -90,9 +90,12 @@ def read_radiograph(path: Path) -> DicomRadiograph:
             return _read(pydicom.dcmread(file, specific_tags=_ELEMENTS), path)
     except pydicom.errors.InvalidDicomError:
         raise UserError(f"{path}: no DICOM file") from None
-    except (UserError, OSError, MemoryError):
+    except (UserError, MemoryError):
         raise
-    except Exception:  # what it says could quote the file
+    except Exception as error:  # what it says could quote the file
+        # Of the disk only what has a number: pydicom raises a bare OSError where a file ends early.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         raise UserError(f"{path}: truncated or corrupt DICOM file") from None
 
 
@@ -150,9 +153,12 @@ def convert(origin: Path, folder: Path, *, laterals: bool = False) -> tuple[Path
                 radiograph = read_radiograph(item.path)
                 if radiograph.lateral and not laterals:
                     raise UserError(f"{item.path}: a lateral view (see --laterals)")
-            except UserError as error:
-                reasons.append(str(error))
-                log.info("  left out: %s", error)
+            except (UserError, OSError) as error:
+                told = str(error)
+                if isinstance(error, OSError):
+                    told = f"{item.path}: {error.strerror}"
+                reasons.append(told)
+                log.info("  left out: %s", told)
                 continue
             identity = (item.patient or radiograph.patient).encode()
             patient = hashlib.blake2b(identity, key=key, digest_size=8).hexdigest()
@@ -202,6 +208,8 @@ def _render(dataset: "pydicom.Dataset") -> np.ndarray:
         shown = table[np.clip(np.round(values).astype(np.int64) - first, 0, len(table) - 1)]
         low, high = float(table.min()), float(table.max())
     elif dataset.get("WindowCenter") is not None and dataset.get("WindowWidth") is not None:
+        if "VOILUTFunction" in dataset and not dataset.VOILUTFunction:
+            del dataset.VOILUTFunction  # empty means LINEAR, as does absence, which pydicom knows
         shown = apply_windowing(values, dataset)
         # What is below and above every window, whatever the range it maps to.
         with np.errstate(over="ignore"):

@@ -25,6 +25,7 @@ from pathlib import Path, PurePosixPath
 
 from cxr_tf.data.catalog import IMAGE_SUFFIXES
 from cxr_tf.errors import UserError
+from cxr_tf.paths import expanded
 from cxr_tf.runs import atomically
 
 log = logging.getLogger(__name__)
@@ -123,7 +124,7 @@ def prepare(source: Source, target: Path, *, origin: str = "", pause: float = 1.
         log.info("%s is there already", target)
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    local = Path(origin).expanduser() if origin and "://" not in origin else None
+    local = expanded(origin) if origin and "://" not in origin else None
     if local is not None:
         if not local.is_file():
             raise UserError(f"--from {origin}: no such file")
@@ -195,6 +196,8 @@ def _fetch(source: Source, url: str, part: Path, pause: float) -> None:
                 part.unlink(missing_ok=True)
             elif error.code < 500 and error.code not in (408, 429):
                 failures = TRIES
+        except UnicodeError:
+            raise UserError(f"{url} is no address: give it in ASCII, %-encoded") from None
         except (
             urllib.error.URLError,
             http.client.HTTPException,

@@ -12,6 +12,7 @@ import os
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -97,7 +98,7 @@ def _arrays(file: Path) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
                 yield split, images, labels.reshape(-1).astype(int)
     except KeyError as error:
         raise UserError(f"{file}: {error.args[0]}; {expected}") from None
-    except (zipfile.BadZipFile, EOFError, ValueError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{file} is damaged or no .npz file; {expected}") from None

@@ -8,6 +8,7 @@ Writes under logs/explain/<name>/:
     heatmaps/<nn>-<file>-<method>.png   the radiograph and the heatmap over it
     heatmaps-<method>.npz               heatmaps float32 [N, S, S], paths, targets, probabilities
     figures/contact_sheet.png           all of them, or the first of many
+    figures/heatmaps_alone.png          the same over no radiograph but their mean
     figures/mean_by_class.png           mean heatmap by class, with the share outside of the chest
     metrics.json                        one table by method; last
 """
@@ -32,6 +33,7 @@ from cxr_tf.data import pipeline
 from cxr_tf.errors import UserError
 from cxr_tf.explain import cams, faithfulness, occlusion
 from cxr_tf.models.network import in_float32
+from cxr_tf.paths import expanded
 from cxr_tf.prediction import find_images
 from cxr_tf.runs import Run, as_name, atomically, check_name, open_run, refuse_existing
 from cxr_tf.settings import Explain, check_numbers
@@ -60,6 +62,7 @@ class Classifier:
     task: str
     threshold: float
     settings: dict[str, Any]
+    data_fingerprint: str
 
     @property
     def size(self) -> int:
@@ -255,7 +258,7 @@ def check(settings: Explain) -> None:
 
 def open_classifier(folder: str) -> Classifier:
     """A classifier from its run's folder, in float32; UserError where there is none."""
-    run = Run(Path(folder).expanduser())
+    run = Run(expanded(folder))
     if not (run.directory / "config.json").exists():
         if (run.directory / "saved_model.pb").exists() or serving.versions(run.directory):
             raise UserError(
@@ -282,6 +285,7 @@ def open_classifier(folder: str) -> Classifier:
         task=facts["task"],
         threshold=float(facts["threshold"]),
         settings=run.config()["settings"],
+        data_fingerprint=run.config()["data_fingerprint"],
     )
 
 
@@ -294,6 +298,13 @@ def load(settings: Explain, classifier: Classifier) -> Radiographs:
         seed = classifier.settings.get("seed", 0)
         catalog = catalogs.open_catalog(settings.data, seed=seed, task=classifier.task)
         log.info(catalogs.describe(catalog))
+        known = {
+            "seed": seed,
+            "data_fingerprint": classifier.data_fingerprint,
+            "image_size": classifier.size,
+        }
+        if evaluation.as_trained_on(catalog, known, skip=settings.skip_unreadable) is None:
+            log.info("  note: %s", evaluation.OTHER_DATA)
         if settings.split != "all":
             catalog = catalog.take(catalog.rows(settings.split))
         if not len(catalog):
@@ -326,6 +337,9 @@ def decode(paths: list[str], size: int) -> tuple[np.ndarray, dict[int, str]]:
         if dicom.is_dicom(Path(paths[row])):
             try:
                 encoded = tf.constant(read_image(paths[row]))
+            except OSError as error:
+                unreadable[row] = error.strerror or "cannot be read"
+                continue
             except UserError as error:
                 unreadable[row] = str(error).removeprefix(f"{paths[row]}: ")
                 continue

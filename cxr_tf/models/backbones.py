@@ -20,6 +20,7 @@ import numpy as np
 from cxr_tf.data.phantom import FINDINGS, phantom
 from cxr_tf.errors import UserError
 from cxr_tf.models.alexnet import alexnet_features
+from cxr_tf.paths import expanded
 from cxr_tf.settings import LARGEST_SEED
 
 SMALLEST_SIZE = 64
@@ -139,6 +140,13 @@ def backbone_layers(model: keras.Model, name: str) -> list[keras.layers.Layer]:
     return [x for x in model.layers if x.weights and x.name.startswith(blocks)]
 
 
+def check_blocks(name: str, count: int) -> None:
+    """Raises UserError for more blocks than a backbone has, or fewer than none."""
+    most = len(backbone(name).blocks)
+    if not 0 <= count <= most:
+        raise UserError(f"--trainable-blocks for {name} goes from 0 to {most}, not {count}")
+
+
 def freeze(model: keras.Model, name: str, *, trainable_blocks: int, batch_norm: bool) -> None:
     """Leaves only the last `trainable_blocks` blocks trainable; BatchNorm as well if `batch_norm`.
 
@@ -146,10 +154,7 @@ def freeze(model: keras.Model, name: str, *, trainable_blocks: int, batch_norm: 
     images, are better than what a few thousand radiographs in small batches give.
     """
     blocks = backbone(name).blocks
-    if not 0 <= trainable_blocks <= len(blocks):
-        raise UserError(
-            f"--trainable-blocks for {name} goes from 0 to {len(blocks)}, not {trainable_blocks}"
-        )
+    check_blocks(name, trainable_blocks)
     moving = blocks[len(blocks) - trainable_blocks :]
     for layer in backbone_layers(model, name):
         is_norm = isinstance(layer, keras.layers.BatchNormalization)
@@ -174,7 +179,7 @@ def load_weights(model: keras.Model, name: str, weights: str) -> None:
     elif weights == "imagenet":
         _copy(_imagenet(name), model, name)
     else:
-        _copy(_from_file(model, name, Path(weights).expanduser()), model, name)
+        _copy(_from_file(model, name, expanded(weights)), model, name)
 
 
 def _initialise(model: keras.Model, name: str) -> None:
@@ -305,7 +310,9 @@ def _stored_layers(file: Any, reference: keras.Model) -> list[tuple[str, list[tu
     """Layer names and weight shapes in an open HDF5 weights file, in the reference's order."""
     import h5py
 
-    def shapes(group: h5py.Group) -> list[tuple[int, ...]]:
+    def shapes(group: h5py.Group | h5py.Dataset) -> list[tuple[int, ...]]:
+        if isinstance(group, h5py.Dataset):
+            return [group.shape]
         found: list[tuple[int, ...]] = []
         group.visititems(
             lambda _, item: found.append(item.shape) if isinstance(item, h5py.Dataset) else None
@@ -318,6 +325,8 @@ def _stored_layers(file: Any, reference: keras.Model) -> list[tuple[str, list[tu
     # Keras 3 counts layers by class (conv2d, batch_normalization, conv2d_1, ...), so only the
     # reference tells in which order the classes take turns.
     group = file.get("layers", file)
+    if isinstance(group, h5py.Dataset):  # no weights file; that nothing fits is said below
+        group = file
     by_class: dict[str, list[str]] = {}
     for name in sorted(group, key=_natural):
         if shapes(group[name]):

@@ -28,6 +28,7 @@ from cxr_tf.data import pipeline
 from cxr_tf.errors import UserError
 from cxr_tf.models import backbones
 from cxr_tf.models.classifier import build_classifier, embedding_of
+from cxr_tf.paths import expanded
 from cxr_tf.runs import Run, atomically
 from cxr_tf.settings import FitKnn
 from cxr_tf.training import compiled, infer
@@ -86,7 +87,7 @@ class Embeddings:
 
 def open_classifier(folder: str, engine: str = "tensorflow") -> Classifier:
     """A classifier from its run's folder or its SavedModel's; UserError where it is neither."""
-    path = Path(folder).expanduser()
+    path = expanded(folder)
     settings = None
     if (path / "config.json").exists():
         run = Run(path)

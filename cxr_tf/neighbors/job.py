@@ -69,10 +69,7 @@ def fit_knn(settings: FitKnn) -> Run:
     catalog, thumbnails = catalog.take(order), thumbnails[order]
     same_data = catalog.fingerprint() == card["data_fingerprint"]
     if not same_data:
-        log.info(
-            "  note: the classifier was trained on other data, or on other splits of them: what "
-            "is test here it may have seen"
-        )
+        log.info("  note: %s", evaluation.OTHER_DATA)
     run = open_run(settings.logs, "knn", settings.name, settings, catalog)
     if run.finished:
         log.info("%s is finished already; nothing to do", run.directory)
@@ -207,10 +204,9 @@ def fit_knn(settings: FitKnn) -> Run:
             "backbone": card["backbone"],
             "image_size": card["image_size"],
             "threshold": 0.5,
-            "data_fingerprint": catalog.fingerprint(),
+            **catalog.about(),
             "learnt_from": catalog.learnt_from() | classifier.served.learnt_from(),
             "seed": settings.seed,
-            "data_is_phantom": catalog.is_phantom,
             "metrics": {s: {m: results[s][m] for m in evaluation.HEADLINE} for s in results
                         if s in ("val", "test")},
             "input": card["input"],
@@ -293,14 +289,16 @@ def draw_split(
     scores: dict[str, Any],
     writer: tf.summary.SummaryWriter,
 ) -> None:
-    """ROC, confusion and reliability of one split; the headline scores as scalars."""
+    """ROC, PR, confusion and reliability of one split; the headline scores as scalars."""
     labels, classes = part.labels, part.classes
     for name, figure in {
         "roc": figures.roc(labels, shares, classes),
+        "precision_recall": figures.precision_recall(labels, shares, classes),
         "confusion": figures.confusion(labels, predicted, classes),
         "reliability": figures.reliability_diagram(labels, shares, scores["ece"]),
     }.items():
         run.write_figure(f"{name}-{split}", figure, writer)
+    evaluation.write_pr_curves(writer, split, labels, shares, classes)
     with writer.as_default(step=0):
         for metric in evaluation.HEADLINE:
             tf.summary.scalar(f"final/{split}_{metric}", scores[metric])

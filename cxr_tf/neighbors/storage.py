@@ -23,6 +23,7 @@ from cxr_tf import serving
 from cxr_tf.errors import UserError
 from cxr_tf.neighbors.choice import before_knn
 from cxr_tf.neighbors.embeddings import batches, embed_files
+from cxr_tf.paths import expanded
 from cxr_tf.runs import write_json
 
 MANIFEST = "knn.json"
@@ -59,7 +60,7 @@ def load_knn(
     Raises UserError where the file is not the one of the manifest, or the width another. Warns
     where scikit-learn is of another version than the one that fitted it.
     """
-    folder = Path(model).expanduser()
+    folder = expanded(model)
     if not (folder / MANIFEST).exists():
         found = serving.versions(folder)
         if not found or not (folder / str(found[-1]) / MANIFEST).exists():
