@@ -39,8 +39,9 @@ _POINTWISE_LAYERS = (
 )
 _POINTWISE_OPERATIONS = ("Add", "Subtract", "Multiply", "TrueDivide", "Divide")
 
-# More of them would leave batches too small to be worth their start.
-BANDS = 3
+# At most so many, and one for every so many rows: a batch of few patches takes longer for each than
+# windows that the border cuts off make up for.
+BANDS, ROWS_OF_A_BAND = 3, 4
 
 Weights = dict[int, tuple[tf.Tensor, tf.Tensor]]
 
@@ -114,7 +115,8 @@ def bands(count: int) -> np.ndarray:
     Patches in one band of the rows and one of the columns make a batch.
     """
     number = np.arange(count)
-    return BANDS * np.minimum(number, count - 1 - number) // ((count + 1) // 2)
+    wanted = min(BANDS, max(1, count // ROWS_OF_A_BAND))
+    return wanted * np.minimum(number, count - 1 - number) // ((count + 1) // 2)
 
 
 def make_plan(network: Network, starts: np.ndarray, patch: int) -> Plan:
