@@ -21,8 +21,14 @@ from cxr_tf.models.network import in_float32, read_network
     [("vgg16", 70, 11, 7), ("resnet50", 96, 15, 13), ("alexnet", 96, 9, 7), ("tiny", 65, 7, 3)],
 )
 def test_incremental_is_plain(
-    name: str, size: int, patch: int, stride: int, tiny_backbone: str
+    name: str,
+    size: int,
+    patch: int,
+    stride: int,
+    tiny_backbone: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(incremental, "SMALLEST_WITH_BANDS", size)
     model = random_classifier(name, size)
     images = drawings(2, size)
     grid = oc.make_grid(size, patch, stride)
@@ -215,12 +221,16 @@ def test_where_windows_pay_is_known_beforehand(tiny_backbone: str) -> None:
 
 
 @pytest.mark.parametrize("chosen", [225, 23, 1])
-def test_a_batch_has_patches_equally_far_from_the_border(tiny_backbone: str, chosen: int) -> None:
+def test_a_batch_has_patches_equally_far_from_the_border(
+    tiny_backbone: str, chosen: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(incremental, "SMALLEST_WITH_BANDS", 64)
     grid = oc.make_grid(64, 10, 4)
     model = random_classifier(tiny_backbone, 64)
     occluder = oc.make_occluder(model, grid, batch_size=7, way="incremental")
     places = np.random.default_rng(0).permutation(oc.all_places(grid))[:chosen]
-    order, splits = (x.numpy() for x in occluder._batches(tf.constant(places)))
+    assert occluder.plan is not None
+    order, splits = (x.numpy() for x in occluder._batches(tf.constant(places), occluder.plan.bands))
     assert sorted(order) == list(range(len(places)))
     assert splits[0] == 0 and splits[-1] == len(places)
     far = np.minimum(np.arange(15), 14 - np.arange(15)) // 3

@@ -40,8 +40,8 @@ _POINTWISE_LAYERS = (
 _POINTWISE_OPERATIONS = ("Add", "Subtract", "Multiply", "TrueDivide", "Divide")
 
 # At most so many, and one for every so many rows: a batch of few patches takes longer for each than
-# windows that the border cuts off make up for.
-BANDS, ROWS_OF_A_BAND = 3, 4
+# windows that the border cuts off make up for. In small images even of many patches.
+BANDS, ROWS_OF_A_BAND, SMALLEST_WITH_BANDS = 3, 4, 160
 
 Weights = dict[int, tuple[tf.Tensor, tf.Tensor]]
 
@@ -96,11 +96,13 @@ class Planned:
 class Plan:
     """The walk of a grid of patches through a network, settled before any number is computed.
 
+    `bands` says which rows (columns) of the grid may share a batch, int [G]: see the function.
     `front` steps work pixel by pixel (the backbone's own preprocessing) and run on whole images;
     `start` is the tensor after them, `rest` what follows. `share` is the part of the plain way's
     multiplications that the walk needs.
     """
 
+    bands: np.ndarray
     front: tuple[Step, ...]
     start: Any
     rest: tuple[Step, ...]
@@ -109,13 +111,13 @@ class Plan:
     share: float
 
 
-def bands(count: int) -> np.ndarray:
+def bands(count: int, size: int) -> np.ndarray:
     """How far from the border each row (column) of a grid of so many lies: int [count], from 0.
 
-    Patches in one band of the rows and one of the columns make a batch.
+    Patches in one band of the rows and one of the columns make a batch. size: side of the images.
     """
     number = np.arange(count)
-    wanted = min(BANDS, max(1, count // ROWS_OF_A_BAND))
+    wanted = min(BANDS, max(1, count // ROWS_OF_A_BAND)) if size >= SMALLEST_WITH_BANDS else 1
     return wanted * np.minimum(number, count - 1 - number) // ((count + 1) // 2)
 
 
@@ -124,6 +126,7 @@ def make_plan(network: Network, starts: np.ndarray, patch: int) -> Plan:
     split = _front(network)
     front, rest = network.after[:split], network.after[split:]
     start = front[-1].output if front else network.standardised
+    band = bands(len(starts), network.size)
     sizes = np.full(len(starts), patch)
     window = Windows(starts, starts, sizes, sizes)
     where: dict[int, Windows | None] = {id(start): window}
@@ -133,7 +136,7 @@ def make_plan(network: Network, starts: np.ndarray, patch: int) -> Plan:
         changed = [x for x in step.inputs if id(x) in where]
         if not changed:
             continue
-        plan = _plan_step(step, changed, where)
+        plan = _plan_step(step, changed, where, band)
         windows = plan.windows
         shape = step.output.shape
         if windows and windows.cover(shape):
@@ -145,10 +148,12 @@ def make_plan(network: Network, starts: np.ndarray, patch: int) -> Plan:
         if windows and len(shape) == 4:
             cost *= windows.share(shape)
         needed += cost
-    return Plan(front, start, rest, window, planned, needed / max(total, 1.0))
+    return Plan(band, front, start, rest, window, planned, needed / max(total, 1.0))
 
 
-def _plan_step(step: Step, changed: list[Any], where: dict[int, Windows | None]) -> Planned:
+def _plan_step(
+    step: Step, changed: list[Any], where: dict[int, Windows | None], band: np.ndarray
+) -> Planned:
     given = [where[id(x)] for x in changed]
     if not any(given) or len(changed) < len(step.inputs):
         return Planned("whole", None)
@@ -163,16 +168,16 @@ def _plan_step(step: Step, changed: list[Any], where: dict[int, Windows | None])
         if isinstance(step.operation, keras.layers.GlobalAveragePooling2D):
             return Planned("average", None)
         if is_local(step.operation):
-            return Planned("local", *_local_windows(step, first))
+            return Planned("local", *_local_windows(step, first, band))
     if is_pointwise(step):
         shape = changed[0].shape
-        shared = _union([w or _everything(shape) for w in given], shape)
+        shared = _union([w or _everything(shape) for w in given], shape, band)
         return Planned("pointwise", shared, shared)
     # Of what is not known to be local, every output may depend on every input.
     return Planned("whole", None)
 
 
-def _local_windows(step: Step, windows: Windows) -> tuple[Windows, Windows]:
+def _local_windows(step: Step, windows: Windows, band: np.ndarray) -> tuple[Windows, Windows]:
     """Windows of the output of a convolution or pooling, and what is read to fill them."""
     operation = step.operation
     kernel = operation.kernel_size if is_convolution(operation) else operation.pool_size
@@ -190,7 +195,7 @@ def _local_windows(step: Step, windows: Windows) -> tuple[Windows, Windows]:
         # Output o reads the inputs from o * s - pad to o * s - pad + k - 1.
         low = np.clip(-((k - 1 - pad - first) // s), 0, out_length - 1)
         high = np.clip((first + size - 1 + pad) // s, low, out_length - 1)
-        out_size = _common(high - low + 1)
+        out_size = _common(high - low + 1, band)
         out_first = np.clip(low, 0, out_length - out_size)
         written.append((out_first, out_size))
         read.append((out_first * s - pad, (out_size - 1) * s + k))
@@ -200,13 +205,12 @@ def _local_windows(step: Step, windows: Windows) -> tuple[Windows, Windows]:
     )
 
 
-def _common(sizes: np.ndarray) -> np.ndarray:
-    """Of each size the largest in its band."""
-    of = bands(len(sizes))
-    return np.array([sizes[of == band].max() for band in of])
+def _common(sizes: np.ndarray, band: np.ndarray) -> np.ndarray:
+    """Of each size the largest in its band; a single one is that of all."""
+    return sizes if len(sizes) == 1 else np.array([sizes[band == b].max() for b in band])
 
 
-def _union(parts: list[Windows], shape: Any) -> Windows:
+def _union(parts: list[Windows], shape: Any, band: np.ndarray) -> Windows:
     """The smallest common windows that contain all the given ones, on a map of this shape."""
     found = []
     for length, firsts, sizes in (
@@ -216,7 +220,7 @@ def _union(parts: list[Windows], shape: Any) -> Windows:
         starts = np.broadcast_arrays(*firsts)
         low = np.min(starts, axis=0)
         high = np.max([a + n for a, n in zip(starts, sizes, strict=True)], axis=0)
-        size = np.minimum(_common(high - low), length)
+        size = np.minimum(_common(high - low, band), length)
         found.append((np.clip(low, 0, length - size), size))
     return Windows(found[0][0], found[1][0], found[0][1], found[1][1])
 

@@ -172,7 +172,7 @@ class Occluder:
             found = self._plain(standardised, cover, places, weights)
             return plain, tf.reshape(found, [count, patches, network.classes])
         plan = self.plan
-        order, splits = self._batches(places)
+        order, splits = self._batches(places, plan.bands)
 
         def of_image(pair: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
             values = incremental.plain_values(network, pair[0][None], weights)
@@ -216,12 +216,12 @@ class Occluder:
         total = tf.shape(standardised)[0] * patches
         return in_chunks(chunk, equal_splits(total, self.batch_size), self.network.classes)
 
-    def _batches(self, places: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def _batches(self, places: tf.Tensor, bands: np.ndarray) -> tuple[tf.Tensor, tf.Tensor]:
         """The order in which patches [K] are computed, int32 [K], and where a batch ends in it.
 
         Those of one band of rows and one of columns follow each other, and no batch holds others.
         """
-        band = tf.constant(incremental.bands(len(self.grid.starts)), tf.int32)
+        band = tf.constant(bands, tf.int32)
         row, column = self._rows_columns(places)
         number = incremental.BANDS * tf.gather(band, row) + tf.gather(band, column)
         order = tf.argsort(number, stable=True)
