@@ -4,7 +4,6 @@ python scripts/prepare_data.py --source kermany
 python scripts/prepare_data.py --check data/kermany
 """
 
-import dataclasses
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +23,7 @@ from cxr_tf.data.catalog import (
 from cxr_tf.data.inspection import Inspection, inspect_images, warnings
 from cxr_tf.errors import UserError
 from cxr_tf.paths import expanded
-from cxr_tf.runs import Run, as_name, facts, numbered, versions, write_csv, write_json
+from cxr_tf.runs import Run, as_name, numbered, record, write_csv, write_json
 from cxr_tf.settings import PrepareData, check_numbers
 
 log = logging.getLogger(__name__)
@@ -118,16 +117,7 @@ def _check(settings: PrepareData) -> None:
     # The page is of the data as they are now: an earlier one makes way.
     for left in run.directory.glob("events.out.*"):
         left.unlink()
-    write_json(
-        run.directory / "config.json",
-        {
-            "job": "data",
-            "name": name,
-            "settings": dataclasses.asdict(settings),
-            **facts(catalog),
-            **versions(),
-        },
-    )
+    write_json(run.directory / "config.json", record("data", name, settings, catalog))
     write_csv(
         run.directory / "near-duplicates.csv",
         ["path", "label", "split", "other", "other_label", "other_split"],

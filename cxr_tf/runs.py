@@ -129,14 +129,8 @@ def open_run(
     run = refuse_existing(logs, job, name, settings)
     if run.directory.exists() and not run.finished:
         claim(run.directory)
-    config = {
-        "job": job,
-        "name": name,
-        "settings": dataclasses.asdict(settings),
-        "resolved": _added(settings, resolved or settings),
-        **facts(data),
-        **versions(),
-    }
+    config = record(job, name, settings, data)
+    config["resolved"] = _added(settings, resolved or settings)
     if (run.directory / "config.json").exists():
         if getattr(settings, "resume", False):
             _check_unchanged(run, config)
@@ -184,9 +178,13 @@ def release(directory: Path) -> None:
         os.close(descriptor)
 
 
-def versions() -> dict[str, Any]:
-    """What `config.json` says of the software."""
+def record(job: str, name: str, settings: Any, data: "Catalog | Run | None") -> dict[str, Any]:
+    """What `config.json` holds: the settings, the data where there are any, and the software."""
     return {
+        "job": job,
+        "name": name,
+        "settings": dataclasses.asdict(settings),
+        **(_facts(data) if data is not None else {}),
         "packages": {p: _version(p) for p in RECORDED_PACKAGES},
         "python": platform.python_version(),
         "git_commit": _git_commit(),
@@ -198,7 +196,7 @@ def _added(settings: Any, resolved: Any) -> dict[str, Any]:
     return {k: v for k, v in dataclasses.asdict(resolved).items() if v != asked[k]}
 
 
-def facts(data: "Catalog | Run") -> dict[str, Any]:
+def _facts(data: "Catalog | Run") -> dict[str, Any]:
     """What `config.json` says of the data."""
     if isinstance(data, Run):
         config = data.config()

@@ -8,7 +8,6 @@ imports only TensorFlow (`cxr_tf.bare_process`). The answers are compared with t
 """
 
 import csv
-import dataclasses
 import logging
 import subprocess
 import sys
@@ -23,7 +22,7 @@ import tensorflow as tf
 from cxr_tf import bare_process
 from cxr_tf.client import read_image
 from cxr_tf.errors import UserError
-from cxr_tf.runs import Run, numbered, refuse_existing, versions, write_json
+from cxr_tf.runs import Run, numbered, record, refuse_existing, write_json
 from cxr_tf.settings import CheckServed
 
 log = logging.getLogger(__name__)
@@ -72,9 +71,7 @@ def check_served(settings: CheckServed) -> Run:
                 found.append(one.compare(dict(answers)))
             log.info("%s", result_line(found[-1]))
     run.directory.mkdir(parents=True, exist_ok=True)
-    asked = {"job": "served", "name": name, "settings": dataclasses.asdict(settings)}
-    asked |= versions()
-    write_json(run.directory / "config.json", asked)
+    write_json(run.directory / "config.json", record("served", name, settings, None))
     run.write_metrics({"agreed": all(f["equal"] == f["images"] for f in found), "models": found})
     return run
 

@@ -49,10 +49,9 @@ from cxr_tf.runs import (
     Run,
     check_name,
     claim,
-    facts,
     numbered,
     open_run,
-    versions,
+    record,
     write_json,
 )
 from cxr_tf.settings import (
@@ -622,18 +621,8 @@ class Study:
         """Writes what the study was asked for."""
         self.directory.mkdir(parents=True, exist_ok=True)
         claim(self.directory)
-        write_json(
-            self.directory / "config.json",
-            {
-                "job": "study",
-                "name": settings.name,
-                "settings": dataclasses.asdict(settings),
-                "command": command(settings),
-                **facts(catalog),
-                "data_fingerprint": self._data,
-                **versions(),
-            },
-        )
+        config = record("study", settings.name, settings, catalog)
+        write_json(self.directory / "config.json", {**config, "command": command(settings)})
 
     def task_of(self, step: Step) -> tuple[Any, str]:
         """The settings of a step and the name of its run: that of an interrupted one, or a new."""

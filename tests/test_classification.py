@@ -355,6 +355,14 @@ def test_tensorboard_shows_it(finished: TrainClassifier) -> None:
     assert plugins["_hparams_/session_start_info"] == "hparams"
 
 
+def test_what_was_left_open_is_recorded(finished: TrainClassifier) -> None:
+    run = Path(finished.logs) / "classifier" / finished.name
+    resolved = json.loads((run / "config.json").read_text())["resolved"]
+    left = {"precision": "auto", "trainable_blocks": None, "learning_rate": None}
+    assert set(resolved) == {k for k, v in left.items() if getattr(finished, k) == v}
+    assert resolved and None not in resolved.values() and "auto" not in resolved.values()
+
+
 def test_training_on_two_devices(phantoms: Path, tmp_path: Path) -> None:
     """By MirroredStrategy, from the first step to the SavedModel, in a process of its own."""
     script = Path(__file__).parent / "mirrored_training.py"

@@ -98,6 +98,8 @@ def test_a_page_a_table_and_warnings(
 ) -> None:
     with caplog.at_level("INFO", logger="cxr_tf"):
         run = check(data, tmp_path)
+    config = json.loads((run / "config.json").read_text())
+    assert config["job"] == "data" and config["packages"]["tensorflow"][0].isdigit()
     said = caplog.text
     assert "size alone tells" in said
     assert "aspect alone tells 'normal' from the rest with AUROC 1.00 (lower in it)" in said
