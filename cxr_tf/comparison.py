@@ -18,8 +18,7 @@ from cxr_tf import figures, metrics
 from cxr_tf.classification import check, load_data, train_and_evaluate
 from cxr_tf.errors import UserError
 from cxr_tf.evaluation import HEADLINE
-from cxr_tf.models import backbones
-from cxr_tf.models.classifier import build_classifier
+from cxr_tf.models.classifier import check_weights
 from cxr_tf.runs import Run, check_name, open_run, refuse_existing, write_csv
 from cxr_tf.settings import (
     BackboneName,
@@ -61,8 +60,9 @@ def compare(settings: CompareBackbones) -> Run:
         name = settings.name or f"backbones-{settings.task}".replace("_", "-")
         refuse_existing(settings.logs, "compare", name, settings)
         planned = trainings(settings, name)
-        for one in planned:
-            check_before(one)
+        for one in planned:  # mistakes, while nothing is trained
+            check(one)
+            check_weights(one.backbone, one.weights)
         data = load_data(settings)
         trained = [train_and_evaluate(one, data) for one in planned]
     _check_same(trained)
@@ -102,17 +102,6 @@ def trainings(settings: CompareBackbones, name: str) -> list[TrainClassifier]:
         )
         for backbone in get_args(BackboneName)
     ]
-
-
-def check_before(settings: TrainClassifier) -> None:
-    """Raises UserError for what this training would stop at, while none before it has begun.
-
-    It loads the weights into a small network: they must be there and fit.
-    """
-    check(settings)
-    if settings.weights != "none":
-        small = build_classifier(settings.backbone, classes=2, image_size=backbones.SMALLEST_SIZE)
-        backbones.load_weights(small, settings.backbone, settings.weights)
 
 
 def paired_tests(

@@ -24,7 +24,7 @@ import keras
 
 from cxr_tf.benchmark.bounding import bounds
 from cxr_tf.benchmark.embeddings import knn, tsne
-from cxr_tf.benchmark.measuring import Cost, Figure, Found, Memory, Row, Skipped, load, machine
+from cxr_tf.benchmark.measuring import Bound, Cost, Found, Memory, Row, Skipped, load, machine
 from cxr_tf.benchmark.memory import peaks_of_memory
 from cxr_tf.benchmark.occlusion import occlusion_maps
 from cxr_tf.benchmark.reading import reading, startup
@@ -34,6 +34,7 @@ from cxr_tf.benchmark.telling import line, table
 from cxr_tf.benchmark.training import finetuning, transfer
 from cxr_tf.errors import UserError
 from cxr_tf.models import backbones
+from cxr_tf.models.classifier import check_weights
 from cxr_tf.runs import check_name, write_json
 from cxr_tf.settings import Benchmark, check_numbers
 
@@ -68,7 +69,7 @@ def benchmark(settings: Benchmark) -> Path:
         raise UserError(f"{file} exists: choose another --name")
     keras.utils.set_random_seed(settings.seed)
 
-    found: list[Row | Memory | Cost | Figure | Skipped] = []
+    found: list[Row | Memory | Cost | Bound | Skipped] = []
     about: dict[str, Any] = {
         "settings": dataclasses.asdict(settings),
         "machine": machine(),
@@ -82,7 +83,7 @@ def benchmark(settings: Benchmark) -> Path:
             "rows": [x.record() for x in found if isinstance(x, Row)],
             "memory": [x.record() for x in found if isinstance(x, Memory)],
             "costs": [x.record() for x in found if isinstance(x, Cost)],
-            "figures": [x.record() for x in found if isinstance(x, Figure)],
+            "bounds": [x.record() for x in found if isinstance(x, Bound)],
             "skipped": [dataclasses.asdict(x) for x in found if isinstance(x, Skipped)],
         }
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -118,3 +119,4 @@ def check(settings: Benchmark) -> None:
             raise UserError(f"{flag} must be at least {least}, not {value}")
     if len(settings.sizes) < 2 or sorted(set(settings.sizes)) != list(settings.sizes):
         raise UserError("--sizes must be two or more, each larger than the one before")
+    check_weights("vgg16", settings.vgg16_weights)

@@ -13,8 +13,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from cxr_tf.benchmark.material import ORIGINAL_SIZE, radiographs
-from cxr_tf.benchmark.measuring import Figure, Found, Skipped, Way, timed
+from cxr_tf.benchmark.material import radiographs
+from cxr_tf.benchmark.measuring import Bound, Found, Skipped, Way, timed
 from cxr_tf.data import pipeline
 from cxr_tf.explain import incremental
 from cxr_tf.explain import occlusion as occlusions
@@ -40,9 +40,9 @@ def bounds(settings: Benchmark, place: Path) -> Found:
     if resolve_precision("auto", 224) == "mixed_bfloat16":
         speeds["bfloat16"] = products_a_second(tf.bfloat16, repeats)
     for precision, speed in speeds.items():
-        yield Figure(f"product of matrices of {SIDE:,}", precision, speed / 1e9, "billion mult./s")
+        yield Bound(f"product of matrices of {SIDE:,}", precision, speed / 1e9, "billion mult./s")
     reading = bytes_a_second(repeats)
-    yield Figure(f"sum of {READ:,} numbers", "float32", reading / 1e9, "GB/s")
+    yield Bound(f"sum of {READ:,} numbers", "float32", reading / 1e9, "GB/s")
     for name in settings.backbones:
         yield from _network(name, settings.image_size, speeds, reading)
     yield from _jpeg(settings, place, repeats)
@@ -70,23 +70,23 @@ def fastest(way: Way, repeats: int) -> float:
     return min(timed(way) for _ in range(repeats))
 
 
-def _network(name: str, size: int, speeds: dict[str, float], reading: float) -> Iterator[Figure]:
+def _network(name: str, size: int, speeds: dict[str, float], reading: float) -> Iterator[Bound]:
     images = keras.Input((size, size, 3))
     features = backbones.backbone(name).features(images)
     model = keras.Model(images, keras.layers.Dense(2, "softmax")(features))
     network = read_network(model)
     wanted = sum(step.multiplications for step in network.after)
     job = f"one image through {name} at {size}"
-    yield Figure(job, "multiplications", wanted / 1e9, "billion")
+    yield Bound(job, "multiplications", wanted / 1e9, "billion")
     for precision, speed in speeds.items():
-        yield Figure(job, f"at that speed, {precision}", 1000 * wanted / speed, "ms")
+        yield Bound(job, f"at that speed, {precision}", 1000 * wanted / speed, "ms")
     weights = 4 * model.count_params()
-    yield Figure(job, "weights, float32", weights / 1e6, "MB")
-    yield Figure(job, "weights read from memory", 1000 * weights / reading, "ms")
+    yield Bound(job, "weights, float32", weights / 1e6, "MB")
+    yield Bound(job, "weights read from memory", 1000 * weights / reading, "ms")
     grid = occlusions.make_grid(size)
     share = incremental.make_plan(network, grid.starts, grid.patch).share
     job = f"multiplications that a patch of {grid.patch} pixels changes"
-    yield Figure(job, f"{name} at {size}", 100 * share, "%")
+    yield Bound(job, f"{name} at {size}", 100 * share, "%")
 
 
 def _jpeg(settings: Benchmark, place: Path, repeats: int) -> Found:
@@ -95,7 +95,7 @@ def _jpeg(settings: Benchmark, place: Path, repeats: int) -> Found:
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg"))
     encoded = [tf.constant(path.read_bytes()) for path in paths[:FILES]]
     if not encoded:
-        yield Skipped("parts of reading a JPEG", "", f"{settings.data} has none")
+        yield Skipped("bounds", "parts of reading a JPEG", f"{settings.data} has none")
         return
 
     def decoded(ratio: int) -> list[tf.Tensor]:
@@ -124,9 +124,7 @@ def _jpeg(settings: Benchmark, place: Path, repeats: int) -> Found:
         "from half to size, antialiased": lambda: resized(half, True),
         "all of ours": lambda: [ours(x) for x in encoded],
     }
-    width, height = (
-        ORIGINAL_SIZE if not settings.data else np.mean([x.shape[1::-1] for x in whole], axis=0)
-    )
+    width, height = np.mean([x.shape[1::-1] for x in whole], axis=0)
     job = f"JPEG of {width:.0f} x {height:.0f} to {size}, a thread"
     for part, way in parts.items():
-        yield Figure(job, part, 1000 * fastest(way, repeats) / len(encoded), "ms")
+        yield Bound(job, part, 1000 * fastest(way, repeats) / len(encoded), "ms")

@@ -112,7 +112,7 @@ class Cost:
 
 
 @dataclasses.dataclass(frozen=True)
-class Figure:
+class Bound:
     """What bounds a ratio: of the machine, a network or a file."""
 
     job: str
@@ -134,7 +134,7 @@ class Skipped:
     reason: str
 
 
-Found = Iterator[Row | Memory | Cost | Figure | Skipped]
+Found = Iterator[Row | Memory | Cost | Bound | Skipped]
 
 
 # ---------------------------------------------------------------------- time

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from cxr_tf.benchmark.measuring import Cost, Figure, Memory, Row, Skipped, Timing
+from cxr_tf.benchmark.measuring import Bound, Cost, Memory, Row, Skipped, Timing
 
 
-def line(found: Row | Memory | Cost | Figure | Skipped) -> str:
+def line(found: Row | Memory | Cost | Bound | Skipped) -> str:
     """One row in a line of the log."""
     if isinstance(found, Row):
         lowest, highest = min(found.ratios), max(found.ratios)
@@ -22,12 +22,12 @@ def line(found: Row | Memory | Cost | Figure | Skipped) -> str:
         pairs = zip(found.seconds, found.sizes, strict=True)
         spent = ", ".join(f"{s:.3g} s for {n:,}" for s, n in pairs)
         return f"{found.job}: {spent} {found.what}; slope {found.slope:.2f}"
-    if isinstance(found, Figure):
+    if isinstance(found, Bound):
         return f"{found.job}: {found.of}: {number(found.value)} {found.unit}"
     return f"left out: {found.alternative}: {found.reason}"
 
 
-def table(found: Sequence[Row | Memory | Cost | Figure | Skipped], about: dict[str, Any]) -> str:
+def table(found: Sequence[Row | Memory | Cost | Bound | Skipped], about: dict[str, Any]) -> str:
     """Markdown: what it ran on, a table for each kind of row there is, and what was left out."""
     lines = [
         f"{about['processor']}, {about['cores']} cores, {about['memory_gb']} GB, "
@@ -40,9 +40,9 @@ def table(found: Sequence[Row | Memory | Cost | Figure | Skipped], about: dict[s
         lines += _memory(memory)
     for sizes in dict.fromkeys(tuple(x.sizes) for x in found if isinstance(x, Cost)):
         lines += _costs([x for x in found if isinstance(x, Cost)], sizes)
-    if figures := [x for x in found if isinstance(x, Figure)]:
+    if bounds := [x for x in found if isinstance(x, Bound)]:
         lines += ["", "| what bounds the ratios | of | is |", "| --- | --- | --- |"]
-        lines += [f"| {x.job} | {x.of} | {number(x.value)} {x.unit} |" for x in figures]
+        lines += [f"| {x.job} | {x.of} | {number(x.value)} {x.unit} |" for x in bounds]
     lines += [
         f"\nleft out: {x.job}, {x.alternative}: {x.reason}" for x in found if isinstance(x, Skipped)
     ]

@@ -17,8 +17,7 @@ Windows that would reach over the border are moved inwards. They then recompute 
 have not changed, which is harmless, and keep the size of their batch.
 """
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import keras
@@ -65,8 +64,7 @@ class Windows:
     def same(self, other: "Windows") -> bool:
         """Whether they are at the same places."""
         return all(
-            np.array_equal(getattr(self, f.name), getattr(other, f.name))
-            for f in dataclasses.fields(self)
+            np.array_equal(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)
         )
 
     def cover(self, shape: Any) -> bool:
