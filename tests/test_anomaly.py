@@ -253,6 +253,8 @@ def test_a_white_out_raises_score_and_map(finished: TrainAutoencoder) -> None:
 
 
 def test_everything_promised_is_written(finished: TrainAutoencoder) -> None:
+    from cxr_tf.data.catalog import open_catalog
+
     folder = Path(finished.logs) / "autoencoder" / "run"
     metrics = json.loads((folder / "metrics.json").read_text())
     wanted = ("auroc", "auprc", "recall", "specificity", "f1", "accuracy")
@@ -263,6 +265,17 @@ def test_everything_promised_is_written(finished: TrainAutoencoder) -> None:
     assert set(localised) <= set(metrics["test"])
     figures = {p.stem for p in (folder / "figures").glob("*.png")}
     assert {"roc-test", "scores-test", "typical-test", "training_curves"} <= figures
+    assert {"precision_recall-test", "confusion-test"} <= figures
+    card = json.loads(
+        (Path(metrics["model"]["saved_model"]) / "assets.extra/model_card.json").read_text()
+    )
+    catalog = open_catalog(finished.data, seed=finished.seed)
+    healthy = [r for r in catalog.radiographs if r.split == "train" and r.finding == "normal"]
+    assert card["data"] == Path(finished.data).name
+    # Of the training images those that it has learnt from.
+    assert card["images"] == {
+        "train": len(healthy), **{s: len(catalog.rows(s)) for s in ("val", "test")}
+    }  # fmt: skip
     assert not list(folder.glob("*.npz"))  # the checkpoint is gone
 
 

@@ -68,7 +68,14 @@ def test_run_holds_what_a_run_holds(fitted: Fitted) -> None:
     for table in (metrics["test"], metrics["classifier"]["test"]):
         assert table["images"] == metrics["test"]["images"]
         assert len(table["ci95"]["auroc"]) == 2
-    for name in ("grid", "tsne", "neighbors", "roc-test", "confusion-test"):
+    for name in (
+        "grid",
+        "tsne",
+        "neighbors",
+        "roc-test",
+        "confusion-test",
+        "precision_recall-test",
+    ):
         assert (fitted.run / "figures" / f"{name}.png").stat().st_size > 5000
     config = json.loads((fitted.run / "config.json").read_text())
     # Left to the classifier, and recorded as resolved.
