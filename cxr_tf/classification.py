@@ -299,7 +299,9 @@ def settle(settings: TrainClassifier) -> TrainClassifier:
         blocks = entry.tuned_blocks if pretrained else len(entry.blocks)
     return dataclasses.replace(
         settings,
-        precision=resolve_precision(settings.precision, settings.image_size),
+        precision=resolve_precision(
+            settings.precision, gains=entry.gains_in_bfloat16(settings.image_size)
+        ),
         trainable_blocks=blocks,
         learning_rate=settings.learning_rate or (1e-4 if pretrained else entry.scratch_rate),
     )

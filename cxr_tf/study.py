@@ -806,12 +806,12 @@ def _classifier(backbone: str, settings: RunStudy) -> keras.Model:
     """A classifier as training would begin with it."""
     assert settings.image_size
     weights = getattr(settings, f"{backbone}_weights")
-    precision = resolve_precision("auto", settings.image_size)
+    entry = backbones.backbone(backbone)
+    precision = resolve_precision("auto", gains=entry.gains_in_bfloat16(settings.image_size))
     model = build_classifier(
         backbone, classes=2, image_size=settings.image_size, precision=precision
     )
     backbones.load_weights(model, backbone, weights)
-    entry = backbones.backbone(backbone)
     blocks = len(entry.blocks) if weights == "none" else entry.tuned_blocks
     backbones.freeze(model, backbone, trainable_blocks=blocks, batch_norm=weights == "none")
     return model

@@ -22,10 +22,11 @@ from cxr_tf.settings import Precision
 log = logging.getLogger(__name__)
 
 
-def resolve_precision(wanted: Precision, image_size: int) -> Precision:
+def resolve_precision(wanted: Precision, *, gains: bool = True) -> Precision:
     """The dtype policy behind `auto`: bfloat16 where the hardware multiplies it natively.
 
-    On CPUs that is AVX512-BF16 or AMX, on GPUs compute capability 8. Under 96 px it gains nothing.
+    On CPUs that is AVX512-BF16 or AMX, on GPUs compute capability 8. gains: whether the network is
+    the faster for it, which small images may not be (`Backbone.bfloat16_from`).
     """
     if wanted != "auto":
         return wanted
@@ -39,7 +40,7 @@ def resolve_precision(wanted: Precision, image_size: int) -> Precision:
         except OSError:
             flags = ""
         native = "avx512_bf16" in flags or "amx_bf16" in flags
-    return "mixed_bfloat16" if native and image_size >= 96 else "float32"
+    return "mixed_bfloat16" if native and gains else "float32"
 
 
 def distribution() -> tf.distribute.Strategy:

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from cxr_tf.classification import settle
 from cxr_tf.errors import UserError
+from cxr_tf.settings import TrainClassifier
 from cxr_tf.training import FusedAdamW, TrainingState, averaged_adamw
 
 
@@ -59,6 +61,26 @@ def test_the_loss_is_scaled_for_float16(precision: str, learns: bool) -> None:
     network.compile(optimizer, lambda _, y: 1e-8 * tf.cast(y, tf.float32), jit_compile=False)
     network.fit(np.ones((32, 1)), np.ones((32, 1)), batch_size=4, verbose=0)
     assert (float(network.layers[0].kernel.numpy()[0, 0]) != 1.0) is learns
+
+
+@pytest.mark.parametrize(
+    ("flags", "backbone", "size", "precision"),
+    [
+        ("avx512f avx512_bf16", "vgg16", 64, "mixed_bfloat16"),
+        ("avx512f avx512_bf16", "resnet50", 95, "float32"),
+        ("avx512f avx512_bf16", "resnet50", 96, "mixed_bfloat16"),
+        ("avx512f", "vgg16", 224, "float32"),
+    ],
+)
+def test_bfloat16_where_the_processor_and_the_network_gain(
+    flags: str, backbone: str, size: int, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda _=None: [])
+    monkeypatch.setattr(Path, "read_text", lambda _: flags)
+    left_open = TrainClassifier(backbone=backbone, image_size=size)  # type: ignore[arg-type]
+    assert settle(left_open).precision == precision
+    named = TrainClassifier(backbone="vgg16", image_size=64, precision="float32")
+    assert settle(named).precision == "float32"
 
 
 def test_biases_and_norms_do_not_decay() -> None:

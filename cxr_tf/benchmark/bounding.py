@@ -36,8 +36,7 @@ def bounds(settings: Benchmark, place: Path) -> Found:
     """Arithmetic of this machine and of the networks, and the parts of reading a JPEG."""
     repeats = settings.repeats or 9
     speeds = {"float32": products_a_second(tf.float32, repeats)}
-    # Asked for a size at which it would be taken, whatever the size of the rows.
-    if resolve_precision("auto", 224) == "mixed_bfloat16":
+    if resolve_precision("auto") == "mixed_bfloat16":
         speeds["bfloat16"] = products_a_second(tf.bfloat16, repeats)
     for precision, speed in speeds.items():
         yield Bound(f"product of matrices of {SIDE:,}", precision, speed / 1e9, "billion mult./s")

@@ -36,8 +36,7 @@ def savedmodel(settings: Benchmark, place: Path) -> Found:
     for name in settings.backbones:
         model, served = exported(name, settings, place)
         ways = {"float32": (model, served.signature("tensor"), 1e-5)}
-        # Asked for a size at which it would be taken, whatever the size of the rows.
-        if resolve_precision("auto", 224) == "mixed_bfloat16":
+        if resolve_precision("auto") == "mixed_bfloat16":
             # Ours are exported in float32. The same network in bfloat16 shows what of the gain is
             # the export's and what the precision's.
             short, loaded = _in_bfloat16(name, model, place)

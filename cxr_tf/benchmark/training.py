@@ -54,7 +54,9 @@ def transfer(settings: Benchmark, place: Path) -> Found:
             images, _ = pipeline.load_images([path for path, _ in labelled], size)
             labels = np.array([k for _, k in labelled], np.int64)
             parts[split] = Data(catalog_of([split] * len(labelled)), images, labels, classes)
-        precision = resolve_precision("auto", size)
+        precision = resolve_precision(
+            "auto", gains=backbones.backbone("vgg16").gains_in_bfloat16(size)
+        )
         model = build_classifier("vgg16", classes=2, image_size=size, precision=precision)
         model.set_weights(weights)
         fit_head(model, parts["train"], parts["val"], BATCH)
@@ -151,7 +153,7 @@ def _finetuning_of(name: str, images: np.ndarray, labels: np.ndarray, settings: 
     from cxr_tf.classification import trainer_of
 
     size, repeats = settings.image_size, settings.repeats or 3
-    precision = resolve_precision("auto", size)
+    precision = resolve_precision("auto", gains=backbones.backbone(name).gains_in_bfloat16(size))
 
     def build(dtype: str) -> keras.Model:
         model = build_classifier(name, classes=2, image_size=size, precision=dtype)

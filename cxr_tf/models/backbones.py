@@ -39,6 +39,8 @@ class Backbone:
     `tuned_blocks` is how many of them, from the last, move by default from pretrained weights;
     `scratch_rate` is the peak learning rate without pretrained weights. `styled` are the layers, of
     the first blocks, behind which styles are mixed (`styles`) in training from pretrained weights.
+    `bfloat16_from` is the side of an image, in pixels, from which a training step is faster in
+    bfloat16 than in float32, on hardware that multiplies both.
     """
 
     features: Callable[[keras.KerasTensor], keras.KerasTensor]
@@ -46,8 +48,13 @@ class Backbone:
     tuned_blocks: int
     scratch_rate: float
     styled: tuple[str, ...]
+    bfloat16_from: int
     imagenet: Callable[[], keras.Model] | None
     where_to_get: str
+
+    def gains_in_bfloat16(self, image_size: int) -> bool:
+        """Whether images of this side, in pixels, train faster in bfloat16 than in float32."""
+        return image_size >= self.bfloat16_from
 
     def build(self, images: keras.KerasTensor) -> keras.KerasTensor:
         """Images [N, S, S, 3] in 0..255 -> embedding [N, D], in the caller's graph."""
@@ -101,6 +108,7 @@ BACKBONES: dict[str, Backbone] = {
         tuned_blocks=5,
         scratch_rate=1e-3,
         styled=("conv2_block3_out", "conv3_block4_out"),
+        bfloat16_from=96,  # its narrow layers wait for memory before they wait for arithmetic
         imagenet=lambda: keras.applications.ResNet50(include_top=False, weights="imagenet"),
         where_to_get="resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5 of Keras Applications",
     ),
@@ -112,6 +120,7 @@ BACKBONES: dict[str, Backbone] = {
         # Without normalisation layers, VGG16 from scratch diverges at higher rates.
         scratch_rate=2e-4,
         styled=("block1_pool", "block2_pool"),
+        bfloat16_from=SMALLEST_SIZE,
         imagenet=lambda: keras.applications.VGG16(include_top=False, weights="imagenet"),
         where_to_get="vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5 of Keras Applications",
     ),
@@ -121,6 +130,7 @@ BACKBONES: dict[str, Backbone] = {
         tuned_blocks=7,
         scratch_rate=2e-4,
         styled=("conv1_pool", "conv2_pool"),
+        bfloat16_from=SMALLEST_SIZE,
         imagenet=None,
         where_to_get="torchvision's weights, converted by scripts/convert_alexnet_weights.py",
     ),
