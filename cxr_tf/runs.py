@@ -220,14 +220,17 @@ def check_name(name: str) -> None:
 def refuse_existing(logs: str, job: str, name: str, settings: Any) -> Run:
     """The run of this name, which `open_run` will open; to be asked before anything costs time.
 
-    Raises UserError for a name that is no file name, and for a run that exists where none is to be
-    resumed.
+    Raises UserError for a name that is no file name, for a run that exists where none is to be
+    resumed, and for one that another process is working on; else this process has it from here on.
     """
     check_name(name)
     run = Run(Path(logs) / job / name)
     begun = (run.directory / "config.json").exists()
     resumable = hasattr(settings, "resume")
+    if begun and not run.finished:
+        claim(run.directory)
     if begun and not getattr(settings, "resume", False) and (run.finished or resumable):
+        release(run.directory)
         state = "is finished" if run.finished else "was interrupted"
         ways = ", or --resume" if resumable else ""
         raise UserError(f"the run {run.directory} exists and {state}: choose another --name{ways}")

@@ -190,8 +190,9 @@ def test_a_run_that_another_process_works_on_is_left_alone(tmp_path: Path) -> No
     ) as other:  # fmt: skip
         assert other.stdout is not None and other.stdin is not None
         assert other.stdout.readline() == "mine\n"
-        with pytest.raises(UserError, match="another process is working on"):
-            runs.open_run(str(tmp_path), "job", "a", Settings(resume=True), CATALOG)
+        for resume in (True, False):
+            with pytest.raises(UserError, match="another process is working on"):
+                runs.open_run(str(tmp_path), "job", "a", Settings(resume=resume), CATALOG)
         assert sorted(p.name for p in run.directory.iterdir()) == before
         other.stdin.close()
     resumed = runs.open_run(str(tmp_path), "job", "a", Settings(resume=True), CATALOG)
