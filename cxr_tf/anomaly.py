@@ -16,7 +16,6 @@ choices are the only use of a sick image before the test.
 import dataclasses
 import logging
 import math
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -142,10 +141,9 @@ def train_and_evaluate(settings: TrainAutoencoder) -> Run:
     )
     state = training.TrainingState(run.directory)
     judge = Judge(trainer, val, settings, writer)
-    started = time.perf_counter()
     fit(trainer, shrunk, judge, state, writer, settings)
     best = state.restore_best(trainer)
-    train_seconds = state.seconds + time.perf_counter() - started
+    train_seconds = state.seconds
     # A network that was never compiled: what is saved needs no optimizer of ours to be loaded.
     network = autoencoder.build_network(settings.model, settings.image_size)
     network.set_weights(trainer.get_weights())
@@ -543,7 +541,7 @@ def choose_threshold(
 
 
 def score_split(
-    part: Data, scores: np.ndarray, threshold: float, *, resamples: int
+    part: Data, scores: np.ndarray, threshold: float, *, resamples: int, seed: int = 0
 ) -> dict[str, Any]:
     """The table of one split for `metrics.json`, with `<metric>/bacterial` and `<metric>/viral`.
 
@@ -569,7 +567,7 @@ def score_split(
 
     scored: dict[str, Any] = table(np.ones(len(scores)))
     scored["images"], scored["patients"] = len(scores), len(set(part.catalog.patients))
-    scored["ci95"] = metrics.intervals(table, part.catalog.patients, resamples=resamples)
+    scored["ci95"] = metrics.intervals(table, part.catalog.patients, resamples=resamples, seed=seed)
     return scored
 
 
@@ -789,26 +787,22 @@ def evaluate(settings: Evaluate, served: serving.ServedModel) -> Run:
     parts = [detect(paths[start : start + settings.batch_size]) for start in batches]
     outputs = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
     threshold = float(outputs["threshold"][0])
-    scores = score_split(part, outputs["score"], threshold, resamples=settings.resamples)
+    scores = score_split(
+        part, outputs["score"], threshold, resamples=settings.resamples, seed=settings.seed
+    )
     write_predictions(run, split, part, outputs["score"], threshold, outputs["percentile"])
     shown = examples(part.labels == 1, outputs["score"], threshold)
     seen = {kind: explain([paths[i] for i in rows]) for kind, rows in shown.items()}
     writer = run.writer()
     draw_split(run, split, part, outputs["score"], threshold, shown, seen, writer)
-    shifted: dict[str, Any] = {}
-    if settings.shifts:
 
-        def scored(answers: dict[str, np.ndarray]) -> dict[str, float]:
-            return metrics.detection_scores(part.labels == 1, answers["score"], threshold)
+    def scored(answers: dict[str, np.ndarray]) -> dict[str, float]:
+        return metrics.detection_scores(part.labels == 1, answers["score"], threshold)
 
-        shifted["shifts"] = evaluation.under_shifts(
-            served, part.images, scored, batch_size=settings.batch_size
-        )
-        recalls = {
-            name: dict(zip(part.classes, (table["specificity"], table["recall"]), strict=True))
-            for name, table in {"as they are": scores, **shifted["shifts"]}.items()
-        }
-        run.write_figure(f"shifts-{split}", figures.shifts(recalls, part.classes), writer)
+    def recalls(table: dict[str, Any]) -> list[float]:
+        return [table["specificity"], table["recall"]]
+
+    shifted = evaluation.score_shifts(settings, served, part, run, writer, scores, scored, recalls)
     model = {"saved_model": str(served.folder), **served.card}
     run.write_metrics({split: scores, **shifted, "model": model})
     log.info("%s\nrun: %s", result_line(split, scores), run.directory)

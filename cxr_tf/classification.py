@@ -93,13 +93,14 @@ def train_and_evaluate(settings: TrainClassifier, data: Data | None = None) -> R
     # Same seed, same machine, same numbers: bit for bit.
     keras.utils.set_random_seed(settings.seed)
     tf.config.experimental.enable_op_determinism()
-    settled = settle(settings)
+    begun = Run(Path(settings.logs) / "classifier" / name)
+    settled = settle(settings, begun)
     precision = settled.precision
     strategy = distribution()
 
     # ------------------------------------------------------------------ data
     data = data or load_data(settings)
-    if settings.resume and Run(Path(settings.logs) / "classifier" / name).finished:
+    if settings.resume and begun.finished:
         run = open_run(settings.logs, "classifier", name, settings, data.catalog)
         log.info("%s is finished already; nothing to do", run.directory)
         return run
@@ -134,7 +135,6 @@ def train_and_evaluate(settings: TrainClassifier, data: Data | None = None) -> R
     # ------------------------------------------------------------------ training
     judge = Judge(trainer, val, settings.batch_size, class_weights(train.labels))
     state = TrainingState(run.directory)
-    started = time.perf_counter()
     if state.exists():
         log.info("going on from the checkpoint of epoch %d", state.epochs_done())
     elif pretrained:
@@ -143,7 +143,7 @@ def train_and_evaluate(settings: TrainClassifier, data: Data | None = None) -> R
         log.info("  head on frozen features: %s", _epoch_line(state.history[-1]))
     fine_tune(trainer, train, judge, state, writer, settled, strategy=strategy)
     best = state.restore_best(trainer)
-    train_seconds = state.seconds + time.perf_counter() - started
+    train_seconds = state.seconds
 
     # ------------------------------------------------------------------ calibration, on validation
     # In float32 on one device from here on: what is measured is what is exported.
@@ -290,8 +290,14 @@ def check(settings: TrainClassifier) -> str:
     return name
 
 
-def settle(settings: TrainClassifier) -> TrainClassifier:
-    """The settings with a value for what they leave open: precision, depth and learning rate."""
+def settle(settings: TrainClassifier, begun: Run | None = None) -> TrainClassifier:
+    """The settings with a value for what they leave open: precision, depth and learning rate.
+
+    begun: the run of that name. What is resumed goes on as it began, whatever this machine or this
+    version would take.
+    """
+    if begun is not None and settings.resume and (begun.directory / "config.json").exists():
+        settings = dataclasses.replace(settings, **begun.config().get("resolved", {}))
     entry = backbones.backbone(settings.backbone)
     pretrained = settings.weights != "none"
     blocks = settings.trainable_blocks

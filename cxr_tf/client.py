@@ -14,7 +14,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 from urllib.parse import quote, urlsplit
 
 import numpy as np
@@ -24,6 +24,8 @@ from cxr_tf.errors import UserError
 log = logging.getLogger(__name__)
 
 Ask = Callable[[Sequence[bytes]], dict[str, np.ndarray]]
+P = ParamSpec("P")
+T = TypeVar("T")
 
 # What `serving.decode_images` says of an image: its position, what is wrong, its size.
 FAULT = re.compile(r"image_bytes\[(\d+)\]: ([^;()\[\]]+?) \((\d+) bytes\)")
@@ -78,24 +80,26 @@ def connect(
     open_protocol = {"http": _open_rest, "https": _open_rest, "grpc": _open_grpc}.get(parts.scheme)
     if open_protocol is None or not parts.netloc:
         raise UserError(f"--server {url}: give http://host:8501, https://host or grpc://host:8500")
-    try:
-        outputs, ask = open_protocol(url, model, signature, version, label, timeout)
-    except Unreachable as error:
-        raise UserError(f"no TF Serving answers at {url} ({error}): is it running?") from None
-    except Overloaded as error:
-        raise UserError(f"{url} is overloaded ({error}): try again later") from None
+
+    def opened() -> tuple[Sequence[str], Ask]:
+        try:
+            return open_protocol(url, model, signature, version, label, timeout)
+        except Unreachable as error:
+            raise UserError(f"no TF Serving answers at {url} ({error}): is it running?") from None
+
+    outputs, ask = persistent(opened)()
     log.debug("%s of %s at %s: %s", signature, model, url, ", ".join(outputs))
     return persistent(ask)
 
 
-def persistent(ask: Ask, retries: int = RETRIES) -> Ask:
+def persistent(ask: Callable[P, T], retries: int = RETRIES) -> Callable[P, T]:
     """The same, which asks again after a growing pause where the server is overloaded."""
 
-    def asked(contents: Sequence[bytes]) -> dict[str, np.ndarray]:
+    def asked(*args: P.args, **kwargs: P.kwargs) -> T:
         pause = FIRST_PAUSE
         for attempt in range(retries + 1):
             try:
-                return ask(contents)
+                return ask(*args, **kwargs)
             except Overloaded as error:
                 if attempt == retries:
                     raise UserError(

@@ -7,6 +7,7 @@ python scripts/compare_backbones.py --runs logs/classifier/a logs/classifier/b -
 import csv
 import dataclasses
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -30,6 +31,12 @@ from cxr_tf.settings import (
 
 log = logging.getLogger(__name__)
 
+# What a comparison of finished runs is of, and what of its own settings is not about training.
+OF_DATA = ("data", "task", "positive", "seed")
+NOT_OF_TRAINING = {
+    *("name", "logs", "saved_models", "resume", "resamples", "allow_leakage", "skip_unreadable")
+}
+
 
 @dataclass(frozen=True)
 class Predictions:
@@ -51,11 +58,8 @@ def compare(settings: CompareBackbones) -> Run:
         trained = [_finished(Path(folder)) for folder in settings.runs]
         name = settings.name or "-vs-".join(r.directory.name for r in trained)
         check_name(name)
-        began = trained[0].config()["settings"]
-        # What the record of the comparison says of the data is what they were trained on.
-        on = {key: began[key] for key in ("data", "task", "seed", "positive")}
-        settings = dataclasses.replace(settings, **on)
         check_numbers(settings)
+        settings = as_trained(settings, [r.config()["settings"] for r in trained])
     else:
         name = settings.name or f"backbones-{settings.task}".replace("_", "-")
         refuse_existing(settings.logs, "compare", name, settings)
@@ -102,6 +106,25 @@ def trainings(settings: CompareBackbones, name: str) -> list[TrainClassifier]:
         )
         for backbone in get_args(BackboneName)
     ]
+
+
+def as_trained(settings: CompareBackbones, began: Sequence[dict[str, Any]]) -> CompareBackbones:
+    """The settings with what finished runs began with, for the record; None where they differ.
+
+    Raises UserError for a flag of training that says something else than the runs.
+    """
+    of_training = {f.name for f in dataclasses.fields(TrainingBudget)} - NOT_OF_TRAINING
+    taken: dict[str, Any] = {}
+    for key in sorted(of_training):
+        known, asked = [one.get(key) for one in began], getattr(settings, key)
+        if asked not in (getattr(CompareBackbones(), key), *known):
+            flag = "--" + key.replace("_", "-")
+            raise UserError(f"{flag} {asked} is for training, and --runs are trained: leave it out")
+        taken[key] = known[0] if key in OF_DATA or len(set(known)) == 1 else None
+    for backbone in get_args(BackboneName):
+        known = [one["weights"] for one in began if one["backbone"] == backbone]
+        taken[f"{backbone}_weights"] = known[0] if len(set(known)) == 1 else None
+    return dataclasses.replace(settings, **taken)
 
 
 def paired_tests(
@@ -216,7 +239,9 @@ def check_same_rows(predictions: dict[str, Predictions]) -> None:
     first, *others = predictions
     for other in others:
         one, two = predictions[first], predictions[other]
-        if one.patients != two.patients or not np.array_equal(one.labels, two.labels):
+        names = [[Path(path).name for path in p.paths] for p in (one, two)]
+        same = names[0] == names[1] and one.patients == two.patients
+        if not same or not np.array_equal(one.labels, two.labels):
             raise UserError(
                 f"{first} and {other} list their test images in another order: train both from the "
                 "same --data"

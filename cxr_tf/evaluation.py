@@ -5,7 +5,7 @@ python scripts/evaluate.py --model saved_models/vgg16-binary --data other_hospit
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,8 @@ def leave_out_unreadable(
             "--skip-unreadable"
         )
     keep = np.setdiff1d(np.arange(len(catalog)), list(unreadable))
+    if not len(keep):
+        raise UserError("none of the images can be read")
     return catalog.take(keep), images[keep]
 
 
@@ -142,31 +144,50 @@ def evaluate(settings: Evaluate) -> Run:
     )
     split, threshold = settings.split, served.card.get("threshold", 0.5)
     run.write_predictions(split, part.catalog, part.labels, probabilities, predicted, part.classes)
-    scores = score(part, probabilities, predicted, resamples=settings.resamples)
+    scores = score(part, probabilities, predicted, resamples=settings.resamples, seed=settings.seed)
     writer = run.writer()
     draw_split(run, split, part, probabilities, threshold, writer, scores)
-    shifted: dict[str, Any] = {}
-    if settings.shifts:
 
-        def scored(answers: dict[str, np.ndarray]) -> dict[str, float]:
-            called = np.array([part.classes.index(label) for label in answers["label"]])
-            return metrics.classification_scores(
-                part.labels, answers["probabilities"], called, part.classes
-            )
-
-        shifted["shifts"] = under_shifts(
-            served, part.images, scored, batch_size=settings.batch_size
+    def scored(answers: dict[str, np.ndarray]) -> dict[str, float]:
+        called = np.array([part.classes.index(label) for label in answers["label"]])
+        return metrics.classification_scores(
+            part.labels, answers["probabilities"], called, part.classes
         )
-        recalls = {
-            name: {kind: table[f"recall/{kind}"] for kind in part.classes}
-            for name, table in {"as they are": scores, **shifted["shifts"]}.items()
-        }
-        run.write_figure(f"shifts-{split}", figures.shifts(recalls, part.classes), writer)
+
+    def recalls(table: dict[str, Any]) -> list[float]:
+        return [table[f"recall/{kind}"] for kind in part.classes]
+
+    shifted = score_shifts(settings, served, part, run, writer, scores, scored, recalls)
     ran_on = {"name": served.engine_of("serving_default"), "precision": served.precision, **cost}
     model = {"saved_model": str(served.folder), **served.card}
     run.write_metrics({split: scores, **shifted, "model": model, "engine": ran_on})
     log.info("%s\nrun: %s", result_line(split, scores), run.directory)
     return run
+
+
+def score_shifts(
+    settings: Evaluate,
+    served: serving.ServedModel,
+    part: Data,
+    run: Run,
+    writer: tf.summary.SummaryWriter,
+    scores: dict[str, Any],
+    scored: Callable[[dict[str, np.ndarray]], dict[str, float]],
+    recalls: Callable[[dict[str, Any]], Sequence[float]],
+) -> dict[str, Any]:
+    """With `--shifts` {"shifts": table of each}, and their figure beside `scores`; else empty.
+
+    scored: from answers to a table; recalls: of a table, one for each of the part's classes.
+    """
+    if not settings.shifts:
+        return {}
+    shifted = under_shifts(served, part.images, scored, batch_size=settings.batch_size)
+    drawn = {
+        name: dict(zip(part.classes, recalls(table), strict=True))
+        for name, table in {"as they are": scores, **shifted}.items()
+    }
+    run.write_figure(f"shifts-{settings.split}", figures.shifts(drawn, part.classes), writer)
+    return {"shifts": shifted}
 
 
 def under_shifts(

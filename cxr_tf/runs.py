@@ -4,6 +4,7 @@ A run is finished when `metrics.json` is there; it is written last. Every file a
 at all: it is written beside and renamed.
 """
 
+import contextlib
 import csv
 import dataclasses
 import itertools
@@ -14,7 +15,7 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -170,6 +171,26 @@ def claim(directory: Path) -> None:
     _claimed[key] = descriptor
 
 
+@contextlib.contextmanager
+def turn(directory: Path) -> Iterator[None]:
+    """Waits until no other process is in such a block with the same directory.
+
+    Does not wait on a file system or a system that knows no locks.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def release(directory: Path) -> None:
     """Lets others have a directory that `claim` kept, if it did."""
     state = directory.stat()
@@ -241,6 +262,17 @@ def write_json(path: Path, content: Any) -> None:
     """Writes JSON whole or not at all; numbers that are not finite become null."""
     text = json.dumps(plain(content), indent=2, allow_nan=False) + "\n"
     atomically(path, lambda p: p.write_text(text))
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], *, compressed: bool = False) -> None:
+    """Writes an .npz whole or not at all."""
+    save = np.savez_compressed if compressed else np.savez
+
+    def write(p: Path) -> None:
+        with p.open("wb") as file:  # a file object, because savez adds .npz to names
+            save(file, allow_pickle=False, **arrays)
+
+    atomically(path, write)
 
 
 def write_csv(path: Path, header: list[str], rows: list[list[Any]]) -> None:

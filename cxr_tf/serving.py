@@ -42,7 +42,7 @@ from cxr_tf.explain import occlusion
 from cxr_tf.models.classifier import embedding_of
 from cxr_tf.models.folding import fold_norms
 from cxr_tf.paths import expanded
-from cxr_tf.runs import plain, write_json
+from cxr_tf.runs import plain, turn, write_json
 
 log = logging.getLogger(__name__)
 
@@ -234,7 +234,8 @@ def export_classifier(
     - `tensor`: images float32 [N, S, S, 3] in 0..255 -> the same;
     - `embed`: image_bytes -> embedding float32 [N, D];
     - `occlusion`: image_bytes -> heatmap float32 [N, S, S] (by how much the probability of the
-      label falls where the image is covered, as of scripts/explain.py), label, probabilities.
+      label falls where the image is covered, as of scripts/explain.py), and what
+      `serving_default` answers.
 
     `threshold` is the probability of the second class from which on it is the label (two classes);
     with more classes the label is the most probable one.
@@ -255,29 +256,30 @@ def export_classifier(
     def decode(image_bytes: tf.Tensor) -> tf.Tensor:
         return to_rgb(decode_images(image_bytes, size))
 
-    def classify(images: tf.Tensor) -> dict[str, tf.Tensor]:
-        probabilities = network(images)["probabilities"]
-        predicted = decide(probabilities, threshold)
+    def answered(probabilities: tf.Tensor, predicted: tf.Tensor) -> dict[str, tf.Tensor]:
         return {
             "probabilities": probabilities,
             "classes": tf.tile(names[None], [tf.shape(probabilities)[0], 1]),
             "label": tf.gather(names, predicted),
         }
 
-    def explain(images: tf.Tensor) -> dict[str, tf.Tensor]:
+    def classify(images: tf.Tensor) -> dict[str, tf.Tensor]:
+        probabilities = network(images)["probabilities"]
+        return answered(probabilities, decide(probabilities, threshold))
+
+    def heat(images: tf.Tensor) -> dict[str, tf.Tensor]:
         probabilities = network(images)["probabilities"]
         predicted = decide(probabilities, threshold)
         return {
             "heatmap": occlusion.heatmaps_of(occluder, images, predicted, classes),
-            "label": tf.gather(names, predicted),
-            "probabilities": probabilities,
+            **answered(probabilities, predicted),
         }
 
     signatures: dict[str, Signature] = {
         "serving_default": (lambda x: classify(decode(x)), image_bytes),
         "tensor": (classify, images),
         "embed": (lambda x: {"embedding": network(decode(x))["embedding"]}, image_bytes),
-        "occlusion": (lambda x: explain(decode(x)), image_bytes),
+        "occlusion": (lambda x: heat(decode(x)), image_bytes),
     }
     return write_version(base, lambda folder: save(signatures, folder), card=card, resumed=resumed)
 
@@ -325,6 +327,19 @@ def write_version(
     """
     check_saved_models(str(base.parent))
     is_first = not base.parent.exists()
+    base.parent.mkdir(parents=True, exist_ok=True)
+    with turn(base.parent):  # which has one models.config
+        return _write_version(base, write, card, resumed=resumed, is_first=is_first)
+
+
+def _write_version(
+    base: Path,
+    write: Callable[[str], Any],
+    card: dict[str, Any],
+    *,
+    resumed: bool,
+    is_first: bool,
+) -> Path:
     base.mkdir(parents=True, exist_ok=True)
     for left in base.glob(".writing-*"):
         shutil.rmtree(left)
@@ -644,14 +659,17 @@ def load_served(
         folder = folder / str(found[-1])
     if not (folder / CARD).exists():
         raise UserError(f"{folder} is not a SavedModel of cxr_tf: it has no {CARD}")
-    card = json.loads((folder / CARD).read_text())
+    try:
+        card = json.loads((folder / CARD).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: its {CARD} is damaged; export or copy it again") from error
     if precision != "float32" and card["kind"] != "classifier":
         raise UserError(f"--engine-precision {precision} is for classifiers: leave it out")
     if engine == "auto" and card.get("backbone") in engines.SLOWER_ON_OPENVINO:
         engine = "tensorflow"
     try:
         loaded = tf.saved_model.load(str(folder))
-    except (OSError, tf.errors.OpError) as error:
+    except (OSError, ValueError, IndexError, tf.errors.OpError) as error:
         raise UserError(f"{folder} cannot be loaded: {str(error).splitlines()[0]}") from error
     return ServedModel(folder, card, loaded, engine, precision)
 
@@ -683,6 +701,7 @@ def export_knn(
     novelty_limit: float,
     card: dict[str, Any],
     write_beside: Callable[[Path], Any],
+    resumed: bool = False,
 ) -> Path:
     """Writes a nearest-neighbours model as the next version under `base`; returns its folder.
 
@@ -695,7 +714,8 @@ def export_knn(
     `pipeline` is the fitted scikit-learn one, with steps among `standardise`, `project`,
     `unit_length`, and last `knn`; index: float32 [M, E], its training rows after those steps;
     index_labels: int [M]. `write_beside` puts further files into the version's folder, and may
-    look at the finished SavedModel there and raise.
+    look at the finished SavedModel there and raise; of a `resumed` job neither may be needed, see
+    `write_version`.
     """
     steps = dict(pipeline.steps)
     knn = steps["knn"]
@@ -752,7 +772,7 @@ def export_knn(
         tf.saved_model.save(module, folder, signatures={"serving_default": classify})
         write_beside(Path(folder))
 
-    return write_version(base, write, card=card)
+    return write_version(base, write, card=card, resumed=resumed)
 
 
 def nearest_rows(

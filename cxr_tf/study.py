@@ -43,6 +43,7 @@ from cxr_tf.errors import UserError
 from cxr_tf.explain import explanation, occlusion
 from cxr_tf.models import autoencoder, backbones
 from cxr_tf.models.classifier import build_classifier
+from cxr_tf.paths import expanded
 from cxr_tf.report import NAMES, write_report
 from cxr_tf.runs import (
     NOT_COMPARED,
@@ -535,8 +536,7 @@ def _refusal(catalog: catalogs.Catalog, task: str) -> str:
         # Leaks are another matter, and settled before.
         catalogs.check(catalog, task=task, allow_leakage=True)
     except UserError as error:
-        reason = str(error).removeprefix(f"{catalog.source}: ")
-        return reason.partition("; else use --task")[0]  # a flag that a study does not have
+        return str(error).removeprefix(f"{catalog.source}: ")
     return ""
 
 
@@ -586,10 +586,10 @@ class Study:
         self.runs: dict[str, Run] = {}
         self._logs, self._data = logs, data_fingerprint
         self._file = self.directory / "study.json"
-        self._known: dict[str, dict[str, Any]] = {}
         self._taken: dict[str, str] = {}
-        if self._file.exists():
-            self._known = json.loads(self._file.read_text())["runs"]
+        if self.directory.exists():
+            claim(self.directory)  # before it is read: another study may be adding to it
+        self._known = self._read()
 
     def is_kept(self, step: Step, steps: Sequence[Step]) -> bool:
         """Whether a finished run of the step's present settings is there."""
@@ -621,6 +621,7 @@ class Study:
         """Writes what the study was asked for."""
         self.directory.mkdir(parents=True, exist_ok=True)
         claim(self.directory)
+        self._known = self._read()
         config = record("study", settings.name, settings, catalog)
         write_json(self.directory / "config.json", {**config, "command": command(settings)})
 
@@ -678,6 +679,9 @@ class Study:
             }
         )
 
+    def _read(self) -> dict[str, dict[str, Any]]:
+        return json.loads(self._file.read_text())["runs"] if self._file.exists() else {}
+
     def _save(self) -> None:
         write_json(self._file, {"runs": self._known})
 
@@ -692,9 +696,10 @@ class Study:
             for key, value in dataclasses.asdict(settings).items()
             if key not in (*NOT_COMPARED, "check")
         }
-        for key, value in told.items():
-            if key.endswith("weights") and isinstance(value, str) and Path(value).is_file():
-                told[key] = [value, _content_hash(value, Path(value).stat().st_mtime_ns)]
+        for key in told:
+            file = expanded(getattr(settings, key)) if key.endswith("weights") else None
+            if file is not None and file.is_file():
+                told[key] = [told[key], _content_hash(str(file), file.stat().st_mtime_ns)]
         text = json.dumps([job, told, self._data], sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from cxr_tf.data.pipeline import to_rgb
 from cxr_tf.errors import UserError
-from cxr_tf.runs import atomically
+from cxr_tf.runs import write_arrays
 from cxr_tf.settings import Precision
 
 log = logging.getLogger(__name__)
@@ -133,13 +133,14 @@ class TrainingState:
     """What a killed training needs to go on: `checkpoint.npz` and `best.npz` in the run directory.
 
     The checkpoint holds every variable of model (dropout's seeds included) and optimizer, and the
-    history; `best.npz` the averaged weights of the best epoch. Both are replaced whole.
+    history; `best.npz` the averaged weights of the best epoch. Both are replaced whole. Its clock
+    runs from when it is made.
     """
 
     def __init__(self, directory: Path) -> None:
         self._checkpoint, self._best = directory / "checkpoint.npz", directory / "best.npz"
         self.history: list[dict[str, float]] = []
-        self.seconds = 0.0
+        self._started, self._before = time.perf_counter(), 0.0
         if self._checkpoint.exists():
             with np.load(self._checkpoint, allow_pickle=False) as stored:
                 self.history = [
@@ -148,11 +149,16 @@ class TrainingState:
                 ]
                 for entry in self.history:
                     entry["epoch"] = int(entry["epoch"])
-                self.seconds = float(stored["seconds"])
+                self._before = float(stored["seconds"])
 
     def exists(self) -> bool:
         """Whether there is a checkpoint to go on from."""
         return self._checkpoint.exists()
+
+    @property
+    def seconds(self) -> float:
+        """Of this process, and of those before it up to the checkpoint that each left."""
+        return self._before + time.perf_counter() - self._started
 
     def epochs_done(self) -> int:
         """Epochs of fine-tuning that are behind."""
@@ -171,13 +177,7 @@ class TrainingState:
         self.history = [{**entry, "train_loss": float("nan"), "learning_rate": 0.0}]
         self._save_best(trainer)
 
-    def save(
-        self,
-        entry: dict[str, float],
-        averaged: keras.Model,
-        raw: list[np.ndarray],
-        seconds: float,
-    ) -> None:
+    def save(self, entry: dict[str, float], averaged: keras.Model, raw: list[np.ndarray]) -> None:
         """Records an epoch: the model holds averaged weights, `raw` the variables to go on with.
 
         `raw` is empty after the last epoch, from which nothing goes on.
@@ -187,13 +187,12 @@ class TrainingState:
             self._save_best(averaged)
         keys = sorted(entry)
         arrays = {f"v{i:05d}": v for i, v in enumerate(raw)}
-        _write_arrays(
-            self._checkpoint,
-            history_keys=np.array(keys),
-            history=np.array([[h[k] for k in keys] for h in self.history]),
-            seconds=np.array(seconds),
-            **arrays,
-        )
+        about = {
+            "history_keys": np.array(keys),
+            "history": np.array([[h[k] for k in keys] for h in self.history]),
+            "seconds": np.array(self.seconds),
+        }
+        write_arrays(self._checkpoint, about | arrays)
 
     def load(self, trainer: keras.Model) -> None:
         """Puts the checkpoint's variables into the model and its optimizer.
@@ -227,7 +226,7 @@ class TrainingState:
 
     def _save_best(self, trainer: keras.Model) -> None:
         weights = {f"w{i:05d}": w for i, w in enumerate(trainer.get_weights())}
-        _write_arrays(self._best, **weights)
+        write_arrays(self._best, weights)
 
 
 class EpochEnd(keras.callbacks.Callback):
@@ -253,7 +252,6 @@ class EpochEnd(keras.callbacks.Callback):
         self._trainer, self._judge, self._state, self._writer = trainer, judge, state, writer
         self._epochs, self._patience, self._line = epochs, patience, line
         self._started = time.perf_counter()
-        self._seconds_before = state.seconds
         self._first_epoch = state.epochs_done()
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
@@ -293,7 +291,7 @@ class EpochEnd(keras.callbacks.Callback):
             "learning_rate": rate,
         }
         spent = time.perf_counter() - self._started
-        self._state.save(entry, self._trainer, raw, self._seconds_before + spent)
+        self._state.save(entry, self._trainer, raw)
         if raw:
             for variable, value in zip(variables, raw, strict=True):
                 variable.assign(value)
@@ -350,14 +348,6 @@ def _is_finite(variable: keras.Variable) -> bool:
 
 def _all_variables(trainer: keras.Model) -> list[keras.Variable]:
     return [*trainer.variables, *trainer.optimizer.variables]
-
-
-def _write_arrays(path: Path, **arrays: np.ndarray) -> None:
-    def write(p: Path) -> None:
-        with p.open("wb") as file:  # a file object, because savez adds .npz to names
-            np.savez(file, allow_pickle=False, **arrays)
-
-    atomically(path, write)
 
 
 def duration(seconds: float) -> str:

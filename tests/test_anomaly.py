@@ -234,6 +234,25 @@ def test_evaluating_the_export_repeats_the_run(
     assert row["auroc"] == pytest.approx(roc_auc_score(test.labels, scores), abs=1e-9)
 
 
+def test_the_threshold_is_of_validation(finished: TrainAutoencoder) -> None:
+    import keras
+
+    from cxr_tf import anomaly
+
+    folder = Path(finished.logs) / "autoencoder" / finished.name
+    threshold = json.loads((folder / "metrics.json").read_text())["model"]["threshold"]
+    model = keras.saving.load_model(folder / "model.keras", compile=False)
+    data = anomaly.load_data(finished)
+
+    def chosen(split: str) -> float:
+        part = data.split(split)
+        scores = anomaly.score_versions({"own": anomaly.asked(model, ["score"])}, part, finished)
+        return anomaly.choose_threshold(part.labels == 1, scores["own"], finished)[0]
+
+    assert threshold == pytest.approx(chosen("val"), rel=1e-4)
+    assert threshold != pytest.approx(chosen("test"), rel=1e-3)
+
+
 def test_a_white_out_raises_score_and_map(finished: TrainAutoencoder) -> None:
     """Of a saved and reloaded model; the network's two epochs teach little, its context enough."""
     import keras

@@ -7,10 +7,12 @@ import math
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.special import softmax
 
 from cxr_tf.errors import UserError
 from cxr_tf.settings import TrainClassifier
@@ -50,7 +52,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def kept_state(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaves the checkpoint of a finished run, which holds every variable of the last epoch."""
+    """Leaves what a finished run compares by: its history, and the weights of its best epoch."""
     from cxr_tf.classification import TrainingState
 
     monkeypatch.setattr(TrainingState, "remove", lambda self: None)
@@ -361,6 +363,84 @@ def test_what_was_left_open_is_recorded(finished: TrainClassifier) -> None:
     left = {"precision": "auto", "trainable_blocks": None, "learning_rate": None}
     assert set(resolved) == {k for k, v in left.items() if getattr(finished, k) == v}
     assert resolved and None not in resolved.values() and "auto" not in resolved.values()
+
+
+def test_validation_decides_and_test_nothing(finished: TrainClassifier) -> None:
+    """Threshold, temperature and the loss by which the epoch is chosen, computed again."""
+    import keras
+    from sklearn.metrics import log_loss
+
+    from cxr_tf import metrics
+    from cxr_tf.classification import STRESS_SEED, class_weights, load_data
+    from cxr_tf.data import pipeline
+    from cxr_tf.models.classifier import logits_of
+    from cxr_tf.training import compiled, infer
+
+    folder = Path(finished.logs) / "classifier" / finished.name
+    told = json.loads((folder / "metrics.json").read_text())
+    data = load_data(finished)
+    to_logits = compiled(logits_of(keras.saving.load_model(folder / "model.keras", compile=False)))
+
+    def chosen(split: str) -> tuple[float, float, float]:
+        part = data.split(split)
+        logits = [
+            infer(to_logits, pipeline.evaluation_batches(part.images, batch_size=32, **stress))
+            for stress in ({}, {"stress_seed": STRESS_SEED})
+        ]
+        temperature = metrics.fit_temperature(
+            np.concatenate(logits), np.concatenate([part.labels, part.labels])
+        )
+        probabilities = [softmax(own / t, axis=1) for own in logits for t in (1.0, temperature)]
+        weights = class_weights(data.split("train").labels)
+        losses = [
+            log_loss(part.labels, own, sample_weight=[weights[k] for k in part.labels])
+            for own in probabilities[::2]
+        ]
+        threshold = metrics.operating_point(part.labels, probabilities[1][:, 1], "youden")
+        return temperature, threshold, float(np.mean(losses))
+
+    model = told["model"]
+    found = model["temperature"], model["threshold"], model["selection_loss"]
+    assert found == pytest.approx(chosen("val"), rel=1e-4)
+    for own, of_test in zip(found, chosen("test"), strict=True):
+        assert own != pytest.approx(of_test, rel=1e-3)
+
+
+def test_two_classes_count_alike_and_of_three_each_by_the_root_of_its_images() -> None:
+    from cxr_tf.classification import class_weights
+
+    assert class_weights(np.repeat([0, 1], [30, 10])) == pytest.approx({0: 2 / 3, 1: 2.0})
+    counts = np.array([10, 40, 90])
+    weights = class_weights(np.repeat([0, 1, 2], counts))
+    assert [weights[k] / weights[0] for k in range(3)] == pytest.approx([1, 1 / 2, 1 / 3])
+    assert np.dot(counts, list(weights.values())) == pytest.approx(counts.sum())
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_resumed_training_keeps_the_arithmetic_that_it_began_with(
+    tiny_backbone: str, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cxr_tf import classification
+
+    def taking(precision: str) -> Callable[..., str]:
+        return lambda wanted, **_: precision if wanted == "auto" else wanted
+
+    settings = tiny_settings(phantoms, tmp_path, precision="auto", epochs=2)
+    on_epoch_end = classification.EpochEnd.on_epoch_end
+
+    def kill(self, epoch, logs=None):
+        on_epoch_end(self, epoch, logs)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(classification, "resolve_precision", taking("float32"))
+        patch.setattr(classification.EpochEnd, "on_epoch_end", kill)
+        with pytest.raises(KeyboardInterrupt):
+            classification.train_and_evaluate(settings)
+    monkeypatch.setattr(classification, "resolve_precision", taking("mixed_bfloat16"))
+    run = classification.train_and_evaluate(dataclasses.replace(settings, resume=True))
+    assert run.config()["resolved"]["precision"] == "float32"
+    assert run.metrics()["model"]["precision"] == "float32"
 
 
 def test_training_on_two_devices(phantoms: Path, tmp_path: Path) -> None:

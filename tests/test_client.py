@@ -145,7 +145,7 @@ def test_messages_may_be_larger_than_grpc_starts_with(address: str) -> None:
 @pytest.mark.parametrize(
     "model, signature, columns",
     [
-        ("tiny", "occlusion", {"label", "probabilities"}),
+        ("tiny", "occlusion", {"label", "normal", "bacterial", "viral"}),
         ("tiny-autoencoder", "explain", {"score"}),
         ("tiny-autoencoder", "serving_default", {"score", "threshold", "is_anomaly"}),
     ],
@@ -279,6 +279,23 @@ def test_an_overloaded_server_is_asked_again_after_growing_pauses(
     assert len(models.requests) == 4
     for pause, least in zip(pauses, (0.5, 1.0, 2.0), strict=True):
         assert least <= pause <= 1.5 * least
+
+
+def test_a_server_that_is_busy_at_first_is_asked_again_what_it_serves(
+    models: Models, address: str, contents: list[bytes], pauses: list[float], monkeypatch
+) -> None:
+    asked, find = [], models.find
+
+    def busy(*which: str) -> object:
+        asked.append(which)
+        if len(asked) <= 2:
+            raise Refused("UNAVAILABLE", "still loading")
+        return find(*which)
+
+    monkeypatch.setattr(models, "find", busy)
+    ask = client.connect(address, "tiny")
+    assert len(asked) == 3 and len(pauses) == 2
+    assert ask(contents)["label"].shape == (len(contents),)
 
 
 def test_server_may_say_how_long_to_wait(

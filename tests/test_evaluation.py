@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from cxr_tf.data import catalog as catalogs
 from cxr_tf.serving import ServedModel
-from cxr_tf.settings import Evaluate
+from cxr_tf.settings import Evaluate, TrainClassifier
 
 CLASSES = ("normal", "pneumonia")
 
@@ -129,6 +129,11 @@ def test_runs_that_list_their_images_in_another_order_are_not_compared() -> None
     two = Predictions(names, names, labels[order], probabilities[order], one.predicted[order])
     with pytest.raises(UserError, match="another order"):
         check_same_rows({"one": one, "two": two})
+    # Nor where two images of a patient have changed places, which have one label.
+    paths = patients[:2][::-1] + patients[2:]
+    same = dataclasses.replace(one, patients=["p"] * 20, labels=np.zeros(20, int))
+    with pytest.raises(UserError, match="another order"):
+        check_same_rows({"one": same, "two": dataclasses.replace(same, paths=paths)})
 
 
 def test_each_shift_is_scored_on_images_shifted_by_it(unsplit: Path) -> None:
@@ -215,6 +220,40 @@ def test_an_evaluation_that_exists_is_refused_before_an_image_is_read(
     monkeypatch.setattr(evaluation, "open_part", lambda *_: pytest.fail("it reads"))
     with pytest.raises(UserError, match="exists and is finished"):
         evaluation.evaluate(settings)
+
+
+def test_a_folder_of_which_nothing_can_be_read_is_told(unsplit: Path, tmp_path: Path) -> None:
+    from cxr_tf.errors import UserError
+    from cxr_tf.evaluation import open_part
+
+    served = exported(tmp_path / "models" / "one")
+    for path in unsplit.glob("*/*.png"):
+        path.write_bytes(path.read_bytes()[:200])
+    settings = Evaluate(model="", data=str(unsplit), skip_unreadable=True)
+    with pytest.raises(UserError, match="none of the images can be read"):
+        open_part(settings, served, "binary", CLASSES)
+
+
+def test_the_seed_of_an_evaluation_draws_its_resamples(finished: TrainClassifier) -> None:
+    from cxr_tf.evaluation import evaluate
+    from cxr_tf.runs import Run
+
+    run = Run(Path(finished.logs) / "classifier" / finished.name)
+
+    def intervals(seed: int) -> dict[str, list[float]]:
+        settings = Evaluate(
+            model=f"{finished.saved_models}/{finished.name}",
+            data=finished.data,
+            resamples=finished.resamples,
+            seed=seed,
+            name=f"seed-{seed}",
+            logs=finished.logs,
+        )
+        return evaluate(settings).metrics()["test"]["ci95"]
+
+    # Of decisions, which the last digit of a probability does not change.
+    measured = run.metrics()["test"]["ci95"]["accuracy"]
+    assert intervals(0)["accuracy"] == measured != intervals(1)["accuracy"]
 
 
 def test_scores_without_an_interval_are_drawn() -> None:

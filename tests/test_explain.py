@@ -110,6 +110,7 @@ def test_served_heatmaps_are_those_of_the_script(
     out = served.signature("occlusion")(image_bytes=tf.constant(contents))
     assert {k: v.shape.as_list() for k, v in out.items()} == {
         "heatmap": [4, 64, 64],
+        "classes": [4, 2],
         "label": [4],
         "probabilities": [4, 2],
     }
@@ -460,6 +461,26 @@ def test_the_pointing_game_is_told_with_and_without_its_tolerance() -> None:
     assert row["phantoms"] == 3
     assert row["pointing_game"] == pytest.approx(2 / 3)
     assert row["pointing_game_exact"] == pytest.approx(1 / 3)
+
+
+def test_a_small_folder_without_splits_is_that_of_the_training(
+    classifier: Path, phantoms: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    unsplit = tmp_path / "unsplit"
+    for path in phantoms.glob("t*/*/*.png"):
+        (unsplit / path.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, unsplit / path.parent.name)
+    model = keras.saving.load_model(classifier / "model.keras", compile=False)
+    write_run(tmp_path / "run", model, str(unsplit))
+    shown = explanation.load(
+        Explain(classifier="", data=str(unsplit), count=100),
+        explanation.open_classifier(str(tmp_path / "run")),
+    )
+    assert "may have seen" not in caplog.text
+    trained_on = open_catalog(str(unsplit))
+    expected = trained_on.take(trained_on.rows("test")).paths
+    assert sorted(shown.catalog.paths) == sorted(expected)
 
 
 def test_images_that_have_changed_since_the_training_are_told(

@@ -302,8 +302,15 @@ def test_an_interrupted_export_leaves_no_version_and_resumes_without_embedding_a
     assert not (fitted.run.parent / "again" / "metrics.json").exists()
     with pytest.raises(UserError, match="--resume"):
         job.fit_knn(settings)
-    run = job.fit_knn(dataclasses.replace(settings, resume=True))
+    resumed = dataclasses.replace(settings, resume=True)
+    with monkeypatch.context() as patched:  # between the export and the end
+        patched.setattr(job.Run, "write_metrics", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            job.fit_knn(resumed)
+    run = job.fit_knn(resumed)
+    assert [p.name for p in (tmp_path / "again").iterdir()] == ["1"]
     assert (tmp_path / "again" / "1" / "knn.pkl").exists()
+    assert run.metrics()["served_agreement"] == fitted.metrics["served_agreement"]
     # Same seed, same numbers, and those from before training found beside.
     again, first = run.metrics(), fitted.metrics
     assert again["test"] == first["test"]

@@ -5,6 +5,7 @@ import json
 import math
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -173,6 +174,33 @@ def test_what_settings_left_open_is_recorded_beside_them(tmp_path: Path) -> None
     run = runs.open_run(str(tmp_path), "job", "a", asked, CATALOG, replace(asked, rate=0.1))
     assert run.config()["settings"]["rate"] is None
     assert run.config()["resolved"] == {"rate": 0.1}
+
+
+def test_one_process_after_the_other_has_its_turn(tmp_path: Path) -> None:
+    pytest.importorskip("fcntl", reason="no such locks here")
+    code = (
+        "import sys; from cxr_tf import runs; from pathlib import Path\n"
+        "with runs.turn(Path(sys.argv[1])): print('mine', flush=True); sys.stdin.read()"
+    )
+    order: list[str] = []
+
+    def second() -> None:
+        with runs.turn(tmp_path):
+            order.append("second")
+
+    with subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as other:  # fmt: skip
+        assert other.stdout is not None and other.stdin is not None
+        assert other.stdout.readline() == "mine\n"
+        waiting = threading.Thread(target=second)
+        waiting.start()
+        waiting.join(0.5)
+        order.append("first")
+        other.stdin.close()
+        waiting.join(30)
+    assert order == ["first", "second"]
 
 
 def test_a_run_that_another_process_works_on_is_left_alone(tmp_path: Path) -> None:

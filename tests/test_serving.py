@@ -257,9 +257,20 @@ def test_what_is_no_model_of_ours_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a SavedModel of cxr_tf"):
         serving.load_served(str(tmp_path))
     (tmp_path / "1" / "assets.extra").mkdir()
-    (tmp_path / "1" / "assets.extra" / "model_card.json").write_text("{}")
+    for card, said in (("{", "model_card.json is damaged"), ("{}", "cannot be loaded")):
+        (tmp_path / "1" / "assets.extra" / "model_card.json").write_text(card)
+        with pytest.raises(UserError, match=said):
+            serving.load_served(str(tmp_path))
+
+
+def test_a_model_that_was_not_copied_whole_is_refused(
+    finished: TrainClassifier, tmp_path: Path
+) -> None:
+    shutil.copytree(Path(finished.saved_models) / finished.name, tmp_path / "copied")
+    variables = next(tmp_path.glob("copied/1/variables/*.data*"))
+    variables.write_bytes(variables.read_bytes()[:1000])
     with pytest.raises(UserError, match="cannot be loaded"):
-        serving.load_served(str(tmp_path))
+        serving.load_served(str(tmp_path / "copied"))
 
 
 def test_predictions_name_the_file_that_cannot_be_read(

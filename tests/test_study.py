@@ -9,6 +9,8 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -202,13 +204,13 @@ def test_a_changed_setting_redoes_what_depends_on_it(settings: RunStudy, called:
 
 @pytest.mark.parametrize("changed", BACKBONES)
 def test_other_weights_of_one_backbone_train_that_one_alone(
-    settings: RunStudy, called: list[str], tmp_path: Path, changed: str
+    settings: RunStudy, called: list[str], changed: str
 ) -> None:
     from cxr_tf.study import run_study
 
     before = runs_of(settings)
     chosen = Run(Path(settings.logs) / before["binary"]).metrics()["chosen"]
-    weights = tmp_path / "weights.h5"
+    weights = Path(settings.logs) / "weights.h5"  # where those of our own runs are
     weights.write_bytes(b"first")
     other = dataclasses.replace(settings, **{f"{changed}_weights": str(weights)})
     expected = [f"tiny-binary-{changed}-2", "tiny-binary-2"]
@@ -259,6 +261,35 @@ def test_finished_trainings_are_compared_without_their_data(
         assert after.config()[key] == before.config()[key]
     assert after.config()["settings"]["data"] == before.config()["settings"]["data"]
     assert not (tmp_path / "data").exists()  # no phantoms in the place of what is gone
+    # The record says how they were trained, and flags of training that say otherwise are refused.
+    recorded = after.config()["settings"]
+    assert (recorded["epochs"], recorded["image_size"]) == (1, 64)
+    assert recorded["vgg16_weights"] == "none"
+    with pytest.raises(UserError, match="--epochs 7 is for training"):
+        compare(CompareBackbones(runs=trained, name="other", epochs=7, logs=settings.logs))
+
+
+def test_a_study_that_another_process_works_on_is_left_alone(
+    settings: RunStudy, called: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("fcntl", reason="no such locks here")
+    from cxr_tf import study
+
+    code = (
+        "import sys; from cxr_tf import runs; from pathlib import Path\n"
+        "runs.claim(Path(sys.argv[1])); print('mine', flush=True); sys.stdin.read()"
+    )
+    monkeypatch.setattr(study, "measure", lambda *_: pytest.fail("it has begun"))
+    with subprocess.Popen(
+        [sys.executable, "-c", code, directory(settings)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as other:  # fmt: skip
+        assert other.stdout is not None and other.stdin is not None
+        assert other.stdout.readline() == "mine\n"
+        with pytest.raises(UserError, match="another process is working on"):
+            study.run_study(settings)
+        other.stdin.close()
+    assert called == []
 
 
 def test_models_that_are_gone_are_made_again(settings: RunStudy, called: list[str]) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from cxr_tf import training
 from cxr_tf.classification import settle
 from cxr_tf.errors import UserError
 from cxr_tf.settings import TrainClassifier
@@ -94,6 +95,22 @@ def test_biases_and_norms_do_not_decay() -> None:
     assert decayed == [True, False, False, False]
 
 
+def test_the_clock_goes_on_over_an_interruption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From before the head is fitted to the last checkpoint, and on from there."""
+    network = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    now = 100.0
+    monkeypatch.setattr(training.time, "perf_counter", lambda: now)
+    state = TrainingState(tmp_path)
+    now = 130.0
+    state.save({"epoch": 1, "selection_loss": 0.5}, network, [])
+    now = 500.0  # killed, and started again
+    resumed = TrainingState(tmp_path)
+    now = 510.0
+    assert resumed.seconds == 40.0
+
+
 def test_a_checkpoint_of_other_variables_is_refused_before_any_is_loaded(tmp_path: Path) -> None:
     def network(width: int) -> keras.Model:
         built = keras.Sequential([keras.Input((4,)), keras.layers.Dense(width)])
@@ -104,7 +121,7 @@ def test_a_checkpoint_of_other_variables_is_refused_before_any_is_loaded(tmp_pat
     first, other = network(3), network(5)
     raw = [np.full(v.shape, 7, v.dtype) for v in (*first.variables, *first.optimizer.variables)]
     entry = {"epoch": 1, "selection_loss": 0.5}
-    TrainingState(tmp_path).save(entry, first, raw, seconds=1.0)
+    TrainingState(tmp_path).save(entry, first, raw)
     before = other.get_weights()
     with pytest.raises(UserError, match="does not fit the network"):
         TrainingState(tmp_path).load(other)

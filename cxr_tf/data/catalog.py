@@ -641,13 +641,13 @@ def _unsupported(unknown: list[str], task: str, classes: Sequence[str]) -> str:
     if task == "three_class" and unknown == ["pneumonia"]:
         return (
             "of some images only 'pneumonia' is known, not bacterial or viral: three_class needs "
-            "folders BACTERIAL and VIRAL, or Kermany's file names; else use --task binary"
+            "folders BACTERIAL and VIRAL, or Kermany's file names; the task binary needs neither"
         )
     # One strange label makes a list one of the user's own, in which the usual ones are strange too.
     usual = {u: _as_class(_FINDING_FOLDERS.get(u.lower(), u), task) for u in unknown}
     unknown = [u for u in unknown if usual[u] not in classes] or unknown
     named = ", ".join(f"'{u}'" for u in unknown[:3]) + (", ..." if len(unknown) > 3 else "")
-    hint = "" if task == "labels" else "; for labels of your own use --task labels"
+    hint = "" if task == "labels" else "; for others there is train_classifier.py --task labels"
     return f"label {named} is none of the classes {', '.join(classes)}{hint}"
 
 

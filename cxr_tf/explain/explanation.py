@@ -35,7 +35,15 @@ from cxr_tf.explain import cams, faithfulness, occlusion
 from cxr_tf.models.network import in_float32
 from cxr_tf.paths import expanded
 from cxr_tf.prediction import find_images
-from cxr_tf.runs import Run, as_name, atomically, check_name, open_run, refuse_existing
+from cxr_tf.runs import (
+    Run,
+    as_name,
+    atomically,
+    check_name,
+    open_run,
+    refuse_existing,
+    write_arrays,
+)
 from cxr_tf.settings import Explain, check_numbers
 
 log = logging.getLogger(__name__)
@@ -180,7 +188,7 @@ def explain(settings: Explain) -> Run:
     units = {m: unit_of(m, settings.drop) for m in methods}
     write_heatmaps(run, writer, shown, explained, titles, units)
     for method, e in explained.items():
-        write_arrays(run, method, e, shown, classifier, probabilities, predicted, targets)
+        write_maps(run, method, e, shown, classifier, probabilities, predicted, targets)
     first = spread_out(shown, LARGEST_CONTACT_SHEET if len(methods) == 1 else 8)
     run.write_figure(
         "contact_sheet",
@@ -296,14 +304,16 @@ def load(settings: Explain, classifier: Classifier) -> Radiographs:
         labels = np.full(len(catalog), -1)
     else:
         seed = classifier.settings.get("seed", 0)
-        catalog = catalogs.open_catalog(settings.data, seed=seed, task=classifier.task)
-        log.info(catalogs.describe(catalog))
+        given = catalogs.open_catalog(settings.data, resplit=False, task=classifier.task)
         known = {
             "seed": seed,
             "data_fingerprint": classifier.data_fingerprint,
             "image_size": classifier.size,
         }
-        if evaluation.as_trained_on(catalog, known, skip=settings.skip_unreadable) is None:
+        trained_on = evaluation.as_trained_on(given, known, skip=settings.skip_unreadable)
+        catalog = catalogs.settle_splits(given, seed) if trained_on is None else trained_on
+        log.info(catalogs.describe(catalog))
+        if trained_on is None:
             log.info("  note: %s", evaluation.OTHER_DATA)
         if settings.split != "all":
             catalog = catalog.take(catalog.rows(settings.split))
@@ -317,8 +327,6 @@ def load(settings: Explain, classifier: Classifier) -> Radiographs:
     catalog, images = evaluation.leave_out_unreadable(
         catalog, images, unreadable, skip=settings.skip_unreadable
     )
-    if not len(catalog):
-        raise UserError("none of the images can be read")
     return Radiographs(
         catalog,
         images,
@@ -647,7 +655,7 @@ def write_heatmaps(
                     tf.summary.image(f"{method}/{stem}", drawn)
 
 
-def write_arrays(
+def write_maps(
     run: Run,
     method: str,
     explained: Explained,
@@ -658,22 +666,19 @@ def write_arrays(
     targets: np.ndarray,
 ) -> None:
     """`heatmaps-<method>.npz`: what the pictures were drawn from."""
-
-    def write(path: Path) -> None:
-        with path.open("wb") as file:  # a file object, because savez adds .npz to names
-            np.savez_compressed(
-                file,
-                heatmaps=explained.maps,
-                paths=np.array(shown.catalog.paths),
-                findings=np.array(shown.findings),
-                classes=np.array(classifier.classes),
-                probabilities=probabilities,
-                predicted=predicted,
-                targets=targets,
-                allow_pickle=False,
-            )
-
-    atomically(run.directory / f"heatmaps-{method.replace('+', 'p')}.npz", write)
+    write_arrays(
+        run.directory / f"heatmaps-{method.replace('+', 'p')}.npz",
+        {
+            "heatmaps": explained.maps,
+            "paths": np.array(shown.catalog.paths),
+            "findings": np.array(shown.findings),
+            "classes": np.array(classifier.classes),
+            "probabilities": probabilities,
+            "predicted": predicted,
+            "targets": targets,
+        },
+        compressed=True,
+    )
 
 
 def _heading(settings: Explain, classifier: Classifier, catalog: catalogs.Catalog) -> str:

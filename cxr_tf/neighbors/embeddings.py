@@ -29,7 +29,7 @@ from cxr_tf.errors import UserError
 from cxr_tf.models import backbones
 from cxr_tf.models.classifier import build_classifier, embedding_of
 from cxr_tf.paths import expanded
-from cxr_tf.runs import Run, atomically
+from cxr_tf.runs import Run, atomically, write_arrays
 from cxr_tf.settings import FitKnn
 from cxr_tf.training import compiled, infer
 
@@ -171,18 +171,20 @@ def embed(
             classifier.served, judged, batch_size=settings.batch_size
         )
         stressed = embed_stressed(classifier.served, catalog.take(val).paths, settings.batch_size)
-        _write_npz(
+        write_arrays(
             file,
-            embeddings=values,
-            stressed=stressed,
-            probabilities=probabilities,
-            labels=labels,
-            splits=splits,
-            paths=np.array(catalog.paths),
-            patients=np.array(catalog.patients),
-            digests=digests,
-            model=np.array(classifier.embedder),
-            data=np.array(catalog.fingerprint()),
+            {
+                "embeddings": values,
+                "stressed": stressed,
+                "probabilities": probabilities,
+                "labels": labels,
+                "splits": splits,
+                "paths": np.array(catalog.paths),
+                "patients": np.array(catalog.patients),
+                "digests": digests,
+                "model": np.array(classifier.embedder),
+                "data": np.array(catalog.fingerprint()),
+            },
         )
         del values
     with np.load(file, allow_pickle=False) as stored:
@@ -294,22 +296,16 @@ def stored_before(
             return stored["embeddings"]
     values = embed_before(classifier, shown.paths, settings.batch_size)
     if values is not None:
-        _write_npz(
+        write_arrays(
             file,
-            embeddings=values,
-            digests=digests,
-            splits=splits,
-            model=np.array(classifier.fingerprint),
+            {
+                "embeddings": values,
+                "digests": digests,
+                "splits": splits,
+                "model": np.array(classifier.fingerprint),
+            },
         )
     return values
-
-
-def _write_npz(file: Path, **arrays: np.ndarray) -> None:
-    def write(p: Path) -> None:
-        with p.open("wb") as opened:  # a file object, because savez adds .npz to names
-            np.savez(opened, allow_pickle=False, **arrays)
-
-    atomically(file, write)
 
 
 def _link(source: Path, target: Path) -> None:

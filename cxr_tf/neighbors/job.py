@@ -181,15 +181,16 @@ def fit_knn(settings: FitKnn) -> Run:
     }
     agreement: dict[str, Any] = {}
 
-    def write_beside(folder: Path) -> None:
-        write_knn(knn, folder, manifest)
+    def agree(folder: Path) -> dict[str, Any]:
         # The exported model embeds with TensorFlow, and between near neighbours OpenVINO's last
         # digits can decide: then both are given TensorFlow's.
         same = classifier.served.engine_of("embed") == "tensorflow"
         asked = values[test] if same else None
-        agreement.update(
-            check_agreement(folder, knn, asked, catalog.paths[test], settings.batch_size)
-        )
+        return check_agreement(folder, knn, asked, catalog.paths[test], settings.batch_size)
+
+    def write_beside(folder: Path) -> None:
+        write_knn(knn, folder, manifest)
+        agreement.update(agree(folder))
 
     folder = serving.export_knn(
         classifier.served,
@@ -214,7 +215,10 @@ def fit_knn(settings: FitKnn) -> Run:
             "tensorflow": tf.__version__,
         },
         write_beside=write_beside,
+        resumed=settings.resume,
     )  # fmt: skip
+    if not agreement:  # taken over from before an interruption
+        agreement.update(agree(folder))
     results["model"]["saved_model"] = str(folder)
     results["served_agreement"] = agreement
     run.write_metrics(results)
