@@ -113,7 +113,7 @@ def train_and_evaluate(settings: TrainAutoencoder) -> Run:
     name = settings.name or f"autoencoder-{settings.model}"
     known = known_scores(settings)
     refuse_existing(settings.logs, "autoencoder", name, settings)
-    serving.check_saved_models(settings.saved_models)
+    serving.check_saved_models(settings.saved_models, name)
     _check_numbers(settings)
 
     # ------------------------------------------------------------------ machine

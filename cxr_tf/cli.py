@@ -7,6 +7,7 @@ import io
 import logging
 import os
 import re
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -24,9 +25,15 @@ def run(settings_type: type[Settings], job: Callable[[Settings], Any]) -> None:
     Exit codes: 0 done, 2 a mistake the user can mend (one line on stderr), 130 interrupted.
     """
     settings = _with_home(_parse(settings_type))
-    logging.basicConfig(stream=sys.stdout, level=logging.WARNING, format="%(message)s", force=True)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal cannot show is escaped
+        sys.stdout.reconfigure(errors="backslashreplace")
+    logging.basicConfig(
+        handlers=[_Lines(sys.stdout)], level=logging.WARNING, format="%(message)s", force=True
+    )
     logging.getLogger("cxr_tf").setLevel(logging.INFO)
     _settle_environment()
+    # Containers and schedulers stop a process so: it cleans up as after Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with _without_start_up_noise():
             import tensorflow  # noqa: F401
@@ -34,6 +41,7 @@ def run(settings_type: type[Settings], job: Callable[[Settings], Any]) -> None:
         # garbage would go through them in vain.
         gc.freeze()
         job(settings)
+        sys.stdout.flush()
     except UserError as error:
         _fail(str(error), 2)
     except KeyboardInterrupt:
@@ -90,8 +98,21 @@ def _one_line(box: str) -> str:
     return " ".join(filter(None, lines)) or "wrong command line"
 
 
+class _Lines(logging.StreamHandler):
+    """Lines of the log; one that cannot be written stops the job, as one of `print` would."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Called where a line could not be put together, or written."""
+        if isinstance(sys.exc_info()[1], OSError):
+            raise
+        super().handleError(record)
+
+
 def _fail(message: str, code: int) -> None:
-    sys.stdout.flush()
+    try:
+        sys.stdout.flush()
+    except OSError:  # nor must it be tried again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if message:
         print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(code)

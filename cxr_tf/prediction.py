@@ -3,6 +3,7 @@
 python scripts/predict.py --model saved_models/vgg16-binary --images ward/*.jpeg --output out.csv
 """
 
+import contextlib
 import glob
 import json
 import logging
@@ -10,8 +11,8 @@ import math
 import os
 import shutil
 import sys
-import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from cxr_tf.client import Ask, BadImages, connect, read_image
 from cxr_tf.data import dicom
 from cxr_tf.data.catalog import IMAGE_SUFFIXES, check_utf8, visible_files
 from cxr_tf.errors import UserError
-from cxr_tf.paths import expanded
+from cxr_tf.paths import beside, expanded, short_stem
 from cxr_tf.runs import write_csv, write_json
 from cxr_tf.settings import Predict, check_numbers
 
@@ -61,13 +62,11 @@ def predict(settings: Predict) -> None:
     output = check_output(settings)
     paths = find_images(settings.images)
     ask = open_model(settings)
-    folder = None
-    if drawn and output:
-        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.writing-", dir=output.parent))
-        folder.chmod(0o755)  # mkdtemp lets nobody else in, which would outlive the renaming
-    try:
+    with beside(output) if drawn and output else contextlib.nullcontext() as folder:
         told, reasons = collect(settings, ask, paths, folder)
         marked = settings.on_bad_image == "nan"
+        if output:
+            check_output(settings)  # again: another process may have written it
         if folder and output:
             write_table(folder / "predictions.csv", paths, told, reasons, marked)
             put_in_place(folder, output)
@@ -75,9 +74,6 @@ def predict(settings: Predict) -> None:
             write_table(output, paths, told, reasons, marked)
         else:
             print_table(paths, told, reasons, marked)
-    finally:
-        if folder:
-            shutil.rmtree(folder, ignore_errors=True)
     if reasons:
         log.info("%d of %d images could not be read", len(reasons), len(paths))
     if output:
@@ -156,7 +152,7 @@ def collect(
             if folder:
                 file = Path(paths[row])
                 title = f"{file.name}  {told[row].get('label', '')}"
-                draw(answers, k, folder / f"{row:05d}-{file.stem}", title)
+                draw(answers, k, folder / f"{row:05d}-{short_stem(file)}", title)
         show(len(told) + len(reasons))
     if reasons:
         if not told:
@@ -365,6 +361,7 @@ def put_in_place(folder: Path, output: Path) -> None:
         os.rename(folder, output)
         return
     old = folder.with_name(f"{folder.name}-old")
+    shutil.rmtree(old, ignore_errors=True)  # of a process that was killed at the last line
     os.rename(output, old)
     os.rename(folder, output)
     shutil.rmtree(old)
@@ -381,14 +378,18 @@ def find_images(wanted: tuple[str, ...]) -> list[str]:
     if not wanted:
         raise UserError("--images names no image: a file, a folder or a pattern")
     found: dict[str, None] = {}
+    others = Counter[str]()
     for item in wanted:
+        if not item:
+            raise UserError("--images names no image: one of its values is empty")
         path = expanded(item)
         if path.is_dir():
-            inside = [
-                str(p)
-                for p in visible_files(path)
-                if p.suffix.lower() in IMAGE_SUFFIXES or dicom.is_dicom(p)
-            ]
+            inside = []
+            for p in visible_files(path):
+                if p.suffix.lower() in IMAGE_SUFFIXES or dicom.is_dicom(p):
+                    inside.append(str(p))
+                else:
+                    others[p.suffix.lower() or "no suffix"] += 1
             if not inside:
                 raise UserError(f"no JPEG, PNG or DICOM image in {item}")
         elif path.is_file():
@@ -398,6 +399,9 @@ def find_images(wanted: tuple[str, ...]) -> list[str]:
             if not inside:
                 raise UserError(f"no such image, folder or pattern: {item}")
         found |= dict.fromkeys(inside)
+    if others:
+        named = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common())
+        print(f"left out, being neither JPEG, PNG nor DICOM: {named}", file=sys.stderr)
     for name in found:
         check_utf8(Path(name))
     return list(found)

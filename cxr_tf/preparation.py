@@ -5,6 +5,7 @@ python scripts/prepare_data.py --check data/kermany
 """
 
 import logging
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,7 +44,8 @@ def prepare(settings: PrepareData) -> None:
         return
     catalog = open_catalog(str(data), seed=settings.seed)
     log.info(describe(catalog))
-    log.info("Look at it with --check %s; train on it with --data %s", data, data)
+    quoted = shlex.quote(str(data))
+    log.info("Look at it with --check %s; train on it with --data %s", quoted, quoted)
     check(catalog, task=settings.task)
 
 

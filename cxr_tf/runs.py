@@ -4,7 +4,6 @@ A run is finished when `metrics.json` is there; it is written last. Every file a
 at all: it is written beside and renamed.
 """
 
-import contextlib
 import csv
 import dataclasses
 import itertools
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cxr_tf.errors import UserError
+from cxr_tf.paths import lock
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -53,11 +53,11 @@ class Run:
 
     def metrics(self) -> dict[str, Any]:
         """What `write_metrics` wrote."""
-        return json.loads((self.directory / "metrics.json").read_text())
+        return read_json(self.directory / "metrics.json")
 
     def config(self) -> dict[str, Any]:
         """What the run was started with."""
-        return json.loads((self.directory / "config.json").read_text())
+        return read_json(self.directory / "config.json")
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         """`metrics.json`, which also marks the run as finished."""
@@ -150,45 +150,16 @@ def claim(directory: Path) -> None:
     Raises UserError where another process has it. Does nothing on a file system or a system that
     knows no locks.
     """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return
-    descriptor = os.open(directory, os.O_RDONLY)
-    state = os.fstat(descriptor)
+    state = directory.stat()
     key = state.st_dev, state.st_ino
     if key in _claimed:
-        os.close(descriptor)
         return
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        descriptor = lock(directory, wait=False)
     except BlockingIOError:
-        os.close(descriptor)
         raise UserError(f"another process is working on {directory}; wait for it") from None
-    except OSError:
-        os.close(descriptor)
-        return
-    _claimed[key] = descriptor
-
-
-@contextlib.contextmanager
-def turn(directory: Path) -> Iterator[None]:
-    """Waits until no other process is in such a block with the same directory.
-
-    Does not wait on a file system or a system that knows no locks.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+    if descriptor is not None:
+        _claimed[key] = descriptor
 
 
 def release(directory: Path) -> None:
@@ -256,6 +227,17 @@ def refuse_existing(logs: str, job: str, name: str, settings: Any) -> Run:
         ways = ", or --resume" if resumable else ""
         raise UserError(f"the run {run.directory} exists and {state}: choose another --name{ways}")
     return run
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file of ours; UserError where it is damaged."""
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): copy it again, or remove it") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged: copy it again, or remove it")
+    return content
 
 
 def write_json(path: Path, content: Any) -> None:

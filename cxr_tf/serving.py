@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import platform
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -41,8 +42,8 @@ from cxr_tf.errors import UserError
 from cxr_tf.explain import occlusion
 from cxr_tf.models.classifier import embedding_of
 from cxr_tf.models.folding import fold_norms
-from cxr_tf.paths import expanded
-from cxr_tf.runs import plain, turn, write_json
+from cxr_tf.paths import expanded, turn
+from cxr_tf.runs import Run, plain, read_json, write_json
 
 log = logging.getLogger(__name__)
 
@@ -391,8 +392,8 @@ def _says_the_same(version: Path, card: dict[str, Any]) -> bool:
     return plain(told) == {k: written.get(k) for k in told}
 
 
-def check_saved_models(path: str) -> None:
-    """Raises UserError where models cannot be exported to a folder, before the work is done.
+def check_saved_models(path: str, name: str = "") -> None:
+    """Raises UserError where a model cannot be exported to a folder, before the work is done.
 
     It need not exist. A `models.config` in it that is no such file is an error too: somebody wrote
     it by hand, and an export would have to overwrite it.
@@ -401,12 +402,16 @@ def check_saved_models(path: str) -> None:
     if root.exists() and not root.is_dir():
         raise UserError(f"--saved-models {path} is a file, not a folder: choose another")
     there = root
-    while not there.exists():
+    while not os.path.lexists(there):
         there = there.parent
+    if not there.exists():
+        raise UserError(f"--saved-models {path}: {there} is a link that leads nowhere")
     if not there.is_dir():
         raise UserError(f"--saved-models {path}: {there} is a file, not a folder: choose another")
     if not os.access(there, os.W_OK | os.X_OK):
         raise UserError(f"--saved-models {path}: no permission to write to {there}")
+    if name and os.path.lexists(root / name) and not (root / name).is_dir():
+        raise UserError(f"--saved-models {path}: {root / name} is in the way, and no folder")
     read_models_config(root)
 
 
@@ -635,7 +640,28 @@ def versions(base: Path) -> list[int]:
     """Versions under a model's folder, ascending."""
     if not base.is_dir():
         return []
-    return sorted(int(d.name) for d in base.iterdir() if d.is_dir() and d.name.isdigit())
+    named = (d for d in base.iterdir() if re.fullmatch("[0-9]+", d.name))
+    return sorted(int(d.name) for d in named if d.is_dir())
+
+
+def exported_by(run: Run) -> Path:
+    """The folder of the version that a finished run exported.
+
+    Its path is recorded as the run knew it: from the working directory, or from the folder in which
+    `logs/` lies. Raises UserError where no model stands there, or another one.
+    """
+    told = run.metrics()["model"]["saved_model"]
+    project = run.directory.resolve().parents[2]
+    there = [place for place in (Path(told), project / told) if (place / CARD).exists()]
+    for place in there:
+        scored = read_json(place / CARD).get("metrics", {}).get("test", {})
+        if scored and scored == {k: run.metrics()["test"].get(k) for k in scored}:
+            return place
+    what = "is another model's" if there else "is not here"
+    raise UserError(
+        f"{run.directory} exported to {told}, which {what}: start where it was trained, or name "
+        "the SavedModel's folder"
+    )
 
 
 def load_served(
@@ -659,10 +685,7 @@ def load_served(
         folder = folder / str(found[-1])
     if not (folder / CARD).exists():
         raise UserError(f"{folder} is not a SavedModel of cxr_tf: it has no {CARD}")
-    try:
-        card = json.loads((folder / CARD).read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: its {CARD} is damaged; export or copy it again") from error
+    card = read_json(folder / CARD)
     if precision != "float32" and card["kind"] != "classifier":
         raise UserError(f"--engine-precision {precision} is for classifiers: leave it out")
     if engine == "auto" and card.get("backbone") in engines.SLOWER_ON_OPENVINO:

@@ -52,6 +52,7 @@ from cxr_tf.runs import (
     claim,
     numbered,
     open_run,
+    read_json,
     record,
     write_json,
 )
@@ -680,7 +681,7 @@ class Study:
         )
 
     def _read(self) -> dict[str, dict[str, Any]]:
-        return json.loads(self._file.read_text())["runs"] if self._file.exists() else {}
+        return read_json(self._file)["runs"] if self._file.exists() else {}
 
     def _save(self) -> None:
         write_json(self._file, {"runs": self._known})

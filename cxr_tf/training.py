@@ -4,9 +4,12 @@ A run that is killed at any moment goes on from its last epoch, and ends with th
 undisturbed one.
 """
 
+import contextlib
 import logging
 import time
-from collections.abc import Callable
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -142,7 +145,7 @@ class TrainingState:
         self.history: list[dict[str, float]] = []
         self._started, self._before = time.perf_counter(), 0.0
         if self._checkpoint.exists():
-            with np.load(self._checkpoint, allow_pickle=False) as stored:
+            with _stored(self._checkpoint) as stored:
                 self.history = [
                     dict(zip(stored["history_keys"].tolist(), row, strict=True))
                     for row in stored["history"].tolist()
@@ -200,7 +203,7 @@ class TrainingState:
         Raises UserError for a checkpoint of other variables, such as one of a version before.
         KeyError for the checkpoint of the last epoch, which holds none.
         """
-        with np.load(self._checkpoint, allow_pickle=False) as stored:
+        with _stored(self._checkpoint) as stored:
             variables = _all_variables(trainer)
             held = [stored[f"v{i:05d}"] for i in range(sum(k.startswith("v") for k in stored))]
             if not held:
@@ -215,7 +218,7 @@ class TrainingState:
 
     def restore_best(self, trainer: keras.Model) -> dict[str, float]:
         """Puts the best epoch's weights into the model; returns its history entry."""
-        with np.load(self._best, allow_pickle=False) as stored:
+        with _stored(self._best) as stored:
             trainer.set_weights([stored[f"w{i:05d}"] for i in range(len(trainer.weights))])
         return self.best()
 
@@ -339,6 +342,18 @@ def save_keras(model: keras.Model, path: Path) -> None:
         named.replace(path)
     finally:
         named.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _stored(file: Path) -> Iterator[Any]:
+    """The arrays in a file of a `TrainingState`; UserError where it is damaged."""
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            yield arrays
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
+        raise UserError(
+            f"{file} is damaged ({error}): nothing can go on from it; choose another --name"
+        ) from None
 
 
 def _is_finite(variable: keras.Variable) -> bool:

@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from cxr_tf.data import catalog as catalogs
-from cxr_tf.data.catalog import Catalog, check, describe, leakage, open_catalog
+from cxr_tf.data.catalog import Catalog, check, describe, leakage, open_catalog, read_list
 from cxr_tf.errors import UserError
 
 Write = Callable[..., Path]
@@ -257,6 +258,32 @@ def test_images_beside_the_known_folders_are_told(tmp_path: Path, write: Write) 
     assert "3 in COVID, 1 in extra" in said
 
 
+def test_images_that_lie_loose_are_told(tmp_path: Path, write: Write) -> None:
+    for split in ("train", "test"):
+        write(f"{split}/NORMAL/1.png")
+        write(f"{split}/PNEUMONIA/2.png")
+    write("train/loose.png")
+    write("forgotten.png")
+    catalog = open_catalog(str(tmp_path))
+    assert len(catalog) == 4
+    assert f"1 in {tmp_path.name} itself, 1 in train itself" in " ".join(catalog.notes)
+
+
+def test_folders_in_folders_tell_the_cause_or_contradict(tmp_path: Path, write: Write) -> None:
+    for name in ("NORMAL/a/1.png", "PNEUMONIA/VIRUS/2.png", "pneumonia/Bacteria/3.png"):
+        write(name)
+    write("PNEUMONIA/4.png")
+    catalog = open_catalog(str(tmp_path))
+    found = {Path(r.path).stem: r.finding for r in catalog.radiographs}
+    assert found == {"1": "normal", "2": "viral", "3": "bacterial", "4": "pneumonia"}
+    slip = write("NORMAL/PNEUMONIA/5.png")
+    said = refusal(lambda: open_catalog(str(tmp_path)))
+    assert "5.png lies in folders of normal and pneumonia" in said
+    slip.unlink()
+    write("NORMAL/train/6.png")
+    assert "put the splits outside" in refusal(lambda: open_catalog(str(tmp_path)))
+
+
 def test_linked_folders_are_read_once(tmp_path: Path, write: Write) -> None:
     write("NORMAL/1.png")
     elsewhere = write("disk/2.png").parent
@@ -353,6 +380,21 @@ def test_a_list_with_labels_of_its_own(tmp_path: Path, write: Write) -> None:
     said = refusal(lambda: catalog.labels("labels", ("normal", "nodule")))
     assert "'effusion'" in said
     assert "--task labels" in refusal(lambda: catalog.labels("binary"))
+
+
+def test_a_list_from_a_spreadsheet(tmp_path: Path, write: Write) -> None:
+    for name in ("1.png", "2.png"):
+        write(name)
+    rows = "1.png;normal;train\n2.png;viral;test\n"
+    plain = read_list(Path(listing(tmp_path, "path;label;split\n" + rows)))
+    marked = read_list(Path(listing(tmp_path, "sep=;\npath;label;split\n" + rows)))
+    assert [(r.path.name, r.label, r.split) for r in plain] == [
+        ("1.png", "normal", "train"),
+        ("2.png", "viral", "test"),
+    ]
+    assert [replace(row, where="") for row in marked] == [replace(row, where="") for row in plain]
+    twice = listing(tmp_path, "path;label;label\n" + rows)
+    assert "more than one column label" in refusal(lambda: read_list(Path(twice)))
 
 
 def test_one_strange_label_is_the_only_one_named(tmp_path: Path, write: Write) -> None:

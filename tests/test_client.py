@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import runpy
+import shutil
 import socket
 import sys
 import threading
@@ -261,6 +262,19 @@ def test_anothers_bad_image_in_the_same_batch_costs_us_a_pause(
     models.before = merged_once
     answer = client.connect(address, "tiny")(contents[:3])
     assert answer["label"].shape == (3,) and len(pauses) == 1
+
+
+def test_files_of_other_kinds_in_a_folder_are_told(
+    images: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("scan.tif", "scan.webp", "notes"):
+        (tmp_path / name).write_bytes(b"another kind")
+    shutil.copy(images[0], tmp_path)
+    found = prediction.find_images((str(tmp_path),))
+    assert [Path(p).name for p in found] == [Path(images[0]).name]
+    assert "neither JPEG, PNG nor DICOM: 1 no suffix, 1 .tif, 1 .webp" in capsys.readouterr().err
+    with pytest.raises(UserError, match="empty"):
+        prediction.find_images(("",))
 
 
 # ---------------------------------------------------------------------- overload and no server

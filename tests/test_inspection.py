@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
+from PIL.PngImagePlugin import PngInfo
 
 from cxr_tf.data.catalog import open_catalog
 from cxr_tf.data.inspection import inspect_images, near_duplicates, perceptual_hash, warnings
@@ -49,6 +50,23 @@ def test_copies_are_found_and_strangers_are_not(drawn: list[Image.Image]) -> Non
     ]
     found = near_duplicates(thumbnails([*drawn, *copies]))
     assert found == [(3, 60), (10, 61), (20, 62), (30, 63), (40, 64)]
+
+
+def test_images_that_are_all_but_black_are_told(drawn: list[Image.Image], tmp_path: Path) -> None:
+    """As of 12 bits in a file of 16; and what a file says besides of itself does not matter."""
+    said = PngInfo()
+    said.add_text("note", "x" * 2**21, zip=True)
+    for k, image in enumerate(drawn[:12]):
+        folder = tmp_path / FINDINGS[k % 3].upper()
+        folder.mkdir(exist_ok=True)
+        values = np.asarray(image, np.uint16) * (16 if k < 5 else 256)
+        Image.fromarray(values).save(folder / f"{k}.png", pnginfo=said if k == 7 else None)
+    found = inspect_images(open_catalog(str(tmp_path)))
+    assert not found.unreadable
+    assert any(line.startswith("5 images are all but black") for line in warnings(found))
+    row = next(k for k, path in enumerate(found.catalog.paths) if path.endswith("/7.png"))
+    assert np.isnan(found.measures["width"][row])
+    assert np.isfinite(np.delete(found.measures["width"], row)).all()
 
 
 def test_the_hash_tells_left_from_right_and_sees_through_exposure(
@@ -172,7 +190,7 @@ def test_the_page_of_a_study_or_of_other_data_is_left_alone(data: Path, tmp_path
 
 
 def test_what_a_training_would_refuse_is_refused_here(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--task binary"):
+    with pytest.raises(UserError, match="task binary needs neither"):
         prepare(PrepareData(check=str(data), task="three_class", logs=str(tmp_path / "logs")))
 
 

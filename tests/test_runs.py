@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cxr_tf import runs
+from cxr_tf import paths, runs
 from cxr_tf.data.catalog import Catalog, Radiograph
 from cxr_tf.errors import UserError
 
@@ -176,16 +176,25 @@ def test_what_settings_left_open_is_recorded_beside_them(tmp_path: Path) -> None
     assert run.config()["resolved"] == {"rate": 0.1}
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]"])
+def test_a_damaged_record_is_one_line(tmp_path: Path, content: str) -> None:
+    for name in ("metrics.json", "config.json"):
+        (tmp_path / name).write_text(content)
+    for read in (runs.Run(tmp_path).metrics, runs.Run(tmp_path).config):
+        with pytest.raises(UserError, match="is damaged"):
+            read()
+
+
 def test_one_process_after_the_other_has_its_turn(tmp_path: Path) -> None:
     pytest.importorskip("fcntl", reason="no such locks here")
     code = (
-        "import sys; from cxr_tf import runs; from pathlib import Path\n"
-        "with runs.turn(Path(sys.argv[1])): print('mine', flush=True); sys.stdin.read()"
+        "import sys; from cxr_tf import paths; from pathlib import Path\n"
+        "with paths.turn(Path(sys.argv[1])): print('mine', flush=True); sys.stdin.read()"
     )
     order: list[str] = []
 
     def second() -> None:
-        with runs.turn(tmp_path):
+        with paths.turn(tmp_path):
             order.append("second")
 
     with subprocess.Popen(

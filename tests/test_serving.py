@@ -21,6 +21,7 @@ from cxr_tf import client, serving
 from cxr_tf.data.pipeline import decode_radiograph
 from cxr_tf.errors import UserError
 from cxr_tf.models.classifier import build_classifier
+from cxr_tf.runs import Run
 from cxr_tf.settings import TrainClassifier
 
 CLIENT = """
@@ -231,6 +232,13 @@ def test_a_place_that_cannot_take_models_is_refused_before_the_work(tmp_path: Pa
     for path in ("file", "file/saved_models"):
         with pytest.raises(UserError, match="is a file, not a folder: choose another"):
             serving.check_saved_models(str(tmp_path / path))
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    for path in ("link", "link/saved_models"):
+        with pytest.raises(UserError, match="link is a link that leads nowhere"):
+            serving.check_saved_models(str(tmp_path / path))
+    serving.check_saved_models(str(tmp_path), "vgg16")
+    with pytest.raises(UserError, match="file is in the way"):
+        serving.check_saved_models(str(tmp_path), "file")
     (tmp_path / "models.config").write_text("model_config_list { my notes }")
     with pytest.raises(UserError, match="no ModelServerConfig"):
         serving.check_saved_models(str(tmp_path))
@@ -261,6 +269,45 @@ def test_what_is_no_model_of_ours_is_refused(tmp_path: Path) -> None:
         (tmp_path / "1" / "assets.extra" / "model_card.json").write_text(card)
         with pytest.raises(UserError, match=said):
             serving.load_served(str(tmp_path))
+
+
+def test_the_model_of_a_run_is_found_and_anothers_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its path is recorded as it was from where it was trained."""
+
+    def trained(project: Path, auroc: float) -> Run:
+        card = {"kind": "classifier", "metrics": {"test": {"auroc": auroc}}}
+
+        def write(folder: str) -> None:
+            tf.saved_model.save(tf.Module(), folder)
+
+        serving.write_version(project / "saved_models" / "one", write, card=card)
+        run = Run(project / "logs" / "classifier" / "one")
+        run.directory.mkdir(parents=True)
+        model = {"saved_model": "saved_models/one/1"}
+        run.write_metrics({"test": {"auroc": auroc, "accuracy": 0.5}, "model": model})
+        return run
+
+    mine, other = trained(tmp_path / "mine", 0.9), trained(tmp_path / "other", 0.8)
+    for place in ("mine", "other", "."):
+        monkeypatch.chdir(tmp_path / place)
+        found = tmp_path / "mine" / "saved_models" / "one" / "1"
+        assert serving.exported_by(mine).resolve() == found
+    shutil.rmtree(tmp_path / "mine" / "saved_models")
+    with pytest.raises(UserError, match="which is not here"):
+        serving.exported_by(mine)
+    monkeypatch.chdir(tmp_path / "other")
+    with pytest.raises(UserError, match="which is another model's"):
+        serving.exported_by(mine)
+    assert serving.exported_by(other) == Path("saved_models/one/1")
+
+
+def test_a_folder_beside_the_versions_is_none(tmp_path: Path) -> None:
+    for name in ("1", "10", "²", "old", ".writing-11"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "12").write_text("a file")
+    assert serving.versions(tmp_path) == [1, 10]
 
 
 def test_a_model_that_was_not_copied_whole_is_refused(

@@ -128,4 +128,11 @@ def test_a_checkpoint_of_other_variables_is_refused_before_any_is_loaded(tmp_pat
     for kept, value in zip(other.get_weights(), before, strict=True):
         np.testing.assert_array_equal(kept, value)
     TrainingState(tmp_path).load(first)
+    for name in ("checkpoint.npz", "best.npz"):
+        file = tmp_path / name
+        file.write_bytes(file.read_bytes()[:-100])
+        with pytest.raises(UserError, match=f"{name} is damaged"):
+            TrainingState(tmp_path).restore_best(first)
+        if name == "checkpoint.npz":
+            file.unlink()
     assert np.all(first.get_weights()[0] == 7)

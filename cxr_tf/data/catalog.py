@@ -16,6 +16,7 @@ The rows are settled before any image is decoded: a split that leaks must stop a
 cost an hour.
 """
 
+import contextlib
 import csv
 import difflib
 import hashlib
@@ -235,8 +236,8 @@ def phantom_folder() -> Path:
 
     folder = Path("data") / f"phantom-v{phantom.GENERATOR_VERSION}"
     if not folder.exists():
-        folder.parent.mkdir(exist_ok=True)
-        phantom.write_phantoms(folder, count=PHANTOM_COUNT, size=PHANTOM_SIZE, seed=0)
+        with contextlib.suppress(FileExistsError):  # written by another process meanwhile
+            phantom.write_phantoms(folder, count=PHANTOM_COUNT, size=PHANTOM_SIZE, seed=0)
     return folder
 
 
@@ -456,8 +457,13 @@ def _read_folder(root: Path) -> Catalog:
                 if path.suffix.lower() not in IMAGE_SUFFIXES:
                     others[path.suffix.lower() or "no suffix"] += 1
                     continue
-                finding = _finding(_FINDING_FOLDERS[folder.name.lower()], path)
-                rows.append((path, finding, patient_of(path, root), split))
+                named, inner = label_of_folders(path, top)
+                if inner and inner != split:
+                    raise UserError(
+                        f"{path} lies in a folder of a split inside of {folder.name}: put the "
+                        "splits outside, as in train/NORMAL"
+                    )
+                rows.append((path, _finding(named, path), patient_of(path, root), split))
     if not rows:
         raise UserError(
             f"no .jpeg, .jpg or .png image in the class folders of {root}"
@@ -474,11 +480,13 @@ def _read_folder(root: Path) -> Catalog:
 
 
 def _strangers(top: Path, known: Iterable[Path]) -> Counter[str]:
-    """How many images lie in folders beside those that are known, by the folder's name."""
+    """How many images lie beside the folders that are known, or in others, by the folder's name."""
     # Beside phantoms lie the masks of their lesions.
     others = [d for d in _folders(top) if d not in set(known) and d.name != "masks"]
+    places = [(d.name, visible_files(d)) for d in others]
+    places.append((f"{top.name} itself", [p for p in top.iterdir() if p.is_file()]))
     return Counter(
-        d.name for d in others for p in visible_files(d) if p.suffix.lower() in IMAGE_SUFFIXES
+        name for name, files in places for p in files if p.suffix.lower() in IMAGE_SUFFIXES
     )
 
 
@@ -520,10 +528,12 @@ def read_list(file: Path) -> list[Listed]:
     """
     try:
         with file.open(encoding="utf-8-sig", newline="") as lines:
-            header = lines.readline()
+            begin, header = 0, lines.readline()
+            if header.lower().startswith("sep="):  # which Excel takes for itself
+                begin, header = lines.tell(), lines.readline()
             # Spreadsheets of half the world write semicolons.
             delimiter = max(",;\t", key=header.count)
-            lines.seek(0)
+            lines.seek(begin)
             reader = csv.DictReader(lines, delimiter=delimiter, skipinitialspace=True)
             columns = [str(name).strip().lower() for name in reader.fieldnames or ()]
             reader.fieldnames = columns
@@ -538,6 +548,9 @@ def read_list(file: Path) -> list[Listed]:
             f"{file} has no column {' and '.join(sorted(missing))}; "
             f"its first line names {', '.join(columns) or 'nothing'}"
         )
+    for name in ("path", "label", "patient", "split"):
+        if columns.count(name) > 1:
+            raise UserError(f"{file} has more than one column {name}: leave one")
     if not table:
         raise UserError(f"{file} lists no image")
     some_split = any(row.get("split") for _, row in table)
@@ -562,10 +575,21 @@ def read_list(file: Path) -> list[Listed]:
 
 
 def label_of_folders(path: Path, root: Path) -> tuple[str, str]:
-    """(finding, split) that the folders from `root` to a file tell of; empty where none does."""
+    """(finding, split) that the folders from `root` to a file tell of; empty where none does.
+
+    Raises UserError where they contradict each other.
+    """
     parts = [part.lower() for part in path.relative_to(root).parts[:-1]]
-    finding = next((_FINDING_FOLDERS[part] for part in parts if part in _FINDING_FOLDERS), "")
-    return finding, next((_SPLIT_FOLDERS[part] for part in parts if part in _SPLIT_FOLDERS), "")
+    told = {_FINDING_FOLDERS[part] for part in parts if part in _FINDING_FOLDERS}
+    if len(told) == 2 and "normal" not in told:
+        told.discard("pneumonia")  # PNEUMONIA/VIRUS tells the cause
+    splits = {_SPLIT_FOLDERS[part] for part in parts if part in _SPLIT_FOLDERS}
+    for names in (told, splits):
+        if len(names) > 1:
+            raise UserError(
+                f"{path} lies in folders of {' and '.join(sorted(names))}: move it where it belongs"
+            )
+    return next(iter(told), ""), next(iter(splits), "")
 
 
 def _catalog(

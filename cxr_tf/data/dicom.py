@@ -14,8 +14,6 @@ import io
 import logging
 import os
 import secrets
-import shutil
-import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -27,6 +25,7 @@ import numpy as np
 
 from cxr_tf.data.catalog import Listed, label_of_folders, read_list, visible_files
 from cxr_tf.errors import UserError
+from cxr_tf.paths import beside
 from cxr_tf.runs import write_csv
 
 if TYPE_CHECKING:
@@ -143,10 +142,9 @@ def convert(origin: Path, folder: Path, *, laterals: bool = False) -> tuple[Path
     images_of: Counter[str] = Counter()
     rows: list[list[str]] = []
     reasons: list[str] = []
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
-    partial.chmod(0o755)  # mkdtemp lets nobody else in, which would outlive the renaming
-    try:
+    with beside(folder) as partial:
+        if folder.exists():  # another process was at it
+            raise UserError(f"{folder} exists; remove it or choose another --out")
         (partial / "images").mkdir()
         for item in listed:
             try:
@@ -176,9 +174,6 @@ def convert(origin: Path, folder: Path, *, laterals: bool = False) -> tuple[Path
             )
         write_csv(partial / "catalogue.csv", ["path", "label", "patient", "split"], rows)
         os.rename(partial, folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     log.info("%d of %d DICOM files converted, to %s", len(rows), len(listed), folder)
     return folder / "catalogue.csv", sum(not row[1] for row in rows)
 

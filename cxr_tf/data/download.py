@@ -14,7 +14,6 @@ import os
 import shutil
 import stat
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -25,7 +24,7 @@ from pathlib import Path, PurePosixPath
 
 from cxr_tf.data.catalog import IMAGE_SUFFIXES
 from cxr_tf.errors import UserError
-from cxr_tf.paths import expanded
+from cxr_tf.paths import beside, expanded
 from cxr_tf.runs import atomically
 
 log = logging.getLogger(__name__)
@@ -290,10 +289,8 @@ def unpack(archive: Path, folder: Path, *, inside: str, terms: str) -> None:
     Raises UserError for an archive that would write outside the folder, holds a link, unpacks to
     far more than its own size, or has no image there.
     """
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
-    partial.chmod(0o755)  # mkdtemp lets nobody else in, which would outlive the renaming
     try:
-        with zipfile.ZipFile(archive) as content:
+        with beside(folder) as partial, zipfile.ZipFile(archive) as content:
             members = _members(content, archive, inside)
             _check_space(folder.parent, sum(m.file_size for m in members.values()))
             log.info("unpacking %d images to %s", len(members), folder)
@@ -302,12 +299,10 @@ def unpack(archive: Path, folder: Path, *, inside: str, terms: str) -> None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with content.open(member) as packed, path.open("xb") as out:
                     shutil.copyfileobj(packed, out)
-        (partial / "LICENCE.txt").write_text(terms)
-        os.rename(partial, folder)
+            (partial / "LICENCE.txt").write_text(terms)
+            os.rename(partial, folder)
     except (zipfile.BadZipFile, EOFError, zlib.error, RuntimeError) as error:
         raise UserError(f"{archive} is damaged: {error}") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _members(

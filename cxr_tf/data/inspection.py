@@ -10,6 +10,7 @@ their own? A network takes such a shortcut where there is one, and loses it in t
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from warnings import catch_warnings, simplefilter
 
 import numpy as np
 
@@ -23,6 +24,9 @@ THUMBNAIL = 64  # pixels a side
 # in 38 of 255; with 63 bits, as is usual, hundreds of strangers lie within 5.
 HASH_SIDE = 16
 NEAR = 20
+
+# Values of 12 bits in a file of 16 end at 16 of 255.
+DARK = 24
 
 # A shortcut is worth a warning from this AUROC on, where chance is an unlikely explanation.
 SHORTCUT_AUROC = 0.70
@@ -68,12 +72,15 @@ class Inspection:
 
 def inspect_images(catalog: Catalog) -> Inspection:
     """Reads every image, by the decoder that training and serving use."""
+    from PIL import Image
+
     from cxr_tf.data.pipeline import load_images
 
     images, unreadable = load_images(catalog.paths, THUMBNAIL)
     thumbnails = np.asarray(images)[..., 0]
     readable = np.setdiff1d(np.arange(len(catalog)), list(unreadable))
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor() as pool, catch_warnings():
+        simplefilter("ignore", Image.DecompressionBombWarning)  # only headers are read
         sizes = np.array(list(pool.map(_size, catalog.paths)), float).reshape(-1, 2)
     sizes[list(unreadable)] = np.nan
     measures = {
@@ -156,6 +163,12 @@ def warnings(found: Inspection) -> list[str]:
                 f"({'higher' if s.higher else 'lower'} in it): a shortcut that a network can take"
             )
     rows = found.catalog.radiographs
+    brightest = np.delete(found.thumbnails.max(axis=(1, 2), initial=0), list(found.unreadable))
+    if dark := int(np.sum(brightest < DARK)):
+        said.append(
+            f"{dark} images are all but black, no grey level of {DARK} of 255 or above: 12 bits in "
+            "files of 16, or blank?"
+        )
     count = len(found.near)
     if count:
         said.append(f"{count} pairs of images look the same and are not the same file")
@@ -173,5 +186,6 @@ def _size(path: str) -> tuple[float, float]:
     try:
         with Image.open(path) as image:
             return float(image.width), float(image.height)
-    except (OSError, Image.DecompressionBombError):
+    # ValueError for a text in a PNG that is larger than Pillow likes: of no interest here.
+    except (OSError, ValueError, Image.DecompressionBombError):
         return float("nan"), float("nan")

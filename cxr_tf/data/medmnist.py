@@ -9,8 +9,6 @@ prediction and the exported model's own decoder, has one kind of input: files.
 
 import hashlib
 import os
-import shutil
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -20,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from cxr_tf.errors import UserError
+from cxr_tf.paths import beside
 
 SPLITS = ("train", "val", "test")
 CLASSES = ("NORMAL", "PNEUMONIA")  # by label, 0 and 1
@@ -39,10 +38,9 @@ def unpack(file: Path) -> Path:
     folder = Path("data") / f"{file.stem}-{digest.hexdigest()}"
     if folder.exists():
         return folder
-    folder.parent.mkdir(exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
-    partial.chmod(0o755)  # mkdtemp lets nobody else in, which would outlive the renaming
-    try:
+    with beside(folder) as partial:
+        if folder.exists():  # another process was at it
+            return folder
         with ThreadPoolExecutor() as pool:
             for split, images, labels in _arrays(file):
                 for name in CLASSES:
@@ -53,9 +51,6 @@ def unpack(file: Path) -> Path:
                 ]
                 list(pool.map(_write_png, paths, images))
         os.rename(partial, folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return folder
 
 

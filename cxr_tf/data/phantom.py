@@ -17,12 +17,12 @@ the patient's right is on the image's left.
 """
 
 import os
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from cxr_tf.paths import beside
 
 GENERATOR_VERSION = 1  # bump when any pixel changes: it is a part of the folder's fingerprint
 FINDINGS = ("normal", "bacterial", "viral")
@@ -106,10 +106,9 @@ def write_phantoms(folder: Path, *, count: int = 600, size: int = 128, seed: int
     if count < 12:
         raise ValueError(f"at least 12 phantoms are needed to fill every split, got {count}")
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
-    partial.chmod(0o755)  # mkdtemp lets nobody else in, which would outlive the renaming
-    try:
+    with beside(folder) as partial:
+        if folder.exists():  # another process was at it
+            raise FileExistsError(f"{folder} exists; remove it or choose another folder")
         for split, finding, patient, index in _plan(count, seed):
             drawn = phantom(finding, seed=seed, patient=patient, index=index, size=size)
             path = Path(split, finding.upper(), f"{drawn.patient}_{index:02d}.png")
@@ -128,9 +127,6 @@ def write_phantoms(folder: Path, *, count: int = 600, size: int = 128, seed: int
             "its lesion: 255 where it was painted, 0 elsewhere.\n"
         )
         os.rename(partial, folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def paint_lobar(

@@ -32,8 +32,9 @@ from cxr_tf.data import catalog as catalogs
 from cxr_tf.data import pipeline
 from cxr_tf.errors import UserError
 from cxr_tf.explain import cams, faithfulness, occlusion
+from cxr_tf.models import backbones
 from cxr_tf.models.network import in_float32
-from cxr_tf.paths import expanded
+from cxr_tf.paths import expanded, short_stem
 from cxr_tf.prediction import find_images
 from cxr_tf.runs import (
     Run,
@@ -281,10 +282,7 @@ def open_classifier(folder: str) -> Classifier:
     path = run.directory / "model.keras"
     if not path.exists():
         raise UserError(f"{folder} lacks model.keras: train it again")
-    try:
-        model = keras.saving.load_model(path, compile=False)
-    except Exception as error:
-        raise UserError(f"{path} is not a Keras model: {str(error).splitlines()[0]}") from error
+    model = backbones.load_keras(path)
     facts = run.metrics()["model"]
     return Classifier(
         name=run.directory.resolve().name,
@@ -643,7 +641,7 @@ def write_heatmaps(
     folder.mkdir(exist_ok=True)
     digits = len(str(max(len(titles) - 1, 1)))
     for k, title in enumerate(titles):
-        stem = f"{k:0{digits}d}-{Path(shown.catalog.paths[k]).stem}"
+        stem = f"{k:0{digits}d}-{short_stem(Path(shown.catalog.paths[k]))}"
         for method, e in explained.items():
             figure = figures.heatmap_overlay(shown.images[k], e.maps[k], title, units[method])
             path = folder / f"{stem}-{method.replace('+', 'p')}.png"

@@ -9,6 +9,7 @@ that must not move are set `trainable=False` (`freeze`), which in Keras also sto
 """
 
 import re
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -248,15 +249,22 @@ def _imagenet(name: str) -> keras.Model:
         ) from error
 
 
+def load_keras(path: Path) -> keras.Model:
+    """The model in a .keras file that is there; UserError where it is none, or damaged."""
+    if not zipfile.is_zipfile(path):  # of which Keras says that there is no such file
+        raise UserError(f"{path} is not a Keras model, or damaged: copy it again")
+    try:
+        return keras.saving.load_model(path, compile=False)
+    except Exception as error:
+        raise UserError(f"{path} is not a Keras model: {str(error).splitlines()[0]}") from error
+
+
 def _from_file(model: keras.Model, name: str, path: Path) -> keras.Model:
     if not path.is_file():
         raise UserError(f"no such weights file: {path} (or use imagenet or none)")
     size = model.input_shape[1:3]
     if path.suffix == ".keras":
-        try:
-            return keras.saving.load_model(path, compile=False)
-        except Exception as error:
-            raise UserError(f"{path} is not a Keras model: {str(error).splitlines()[0]}") from error
+        return load_keras(path)
     reference = _reference(name, (*size, 3))
     # Compared before loading: Keras leaves layers that a file lacks as they are, with a warning.
     if difference := _first_difference(path, reference):

@@ -96,13 +96,7 @@ def open_classifier(folder: str, engine: str = "tensorflow") -> Classifier:
             raise UserError(f"{folder} is the run of another job, not of a classifier")
         if not run.finished:
             raise UserError(f"the run {folder} is not finished: go on with it by --resume first")
-        model = run.metrics()["model"]["saved_model"]
-        if not Path(model).is_dir():
-            raise UserError(
-                f"{folder} exported to {model}, which is not here: start where it was trained, or "
-                "name the SavedModel's folder"
-            )
-        folder = model
+        folder = str(serving.exported_by(run))
     served = serving.load_served(folder, engine=engine)
     if served.card.get("kind") != "classifier":
         raise UserError(f"{served.folder} is no classifier but: {served.card.get('kind')}")

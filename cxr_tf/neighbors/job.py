@@ -246,7 +246,7 @@ def resolve(settings: FitKnn, classifier: Classifier) -> FitKnn:
         name=settings.name or f"{classifier.served.card['name']}-knn",
     )
     refuse_existing(settings.logs, "knn", settings.name, settings)
-    serving.check_saved_models(settings.saved_models)
+    serving.check_saved_models(settings.saved_models, settings.name)
     return settings
 
 

@@ -1,0 +1,73 @@
+"""What a shell sees of a script: output that cannot be written, and a process that is stopped."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# TensorFlow, which every job loads first, has no part in it.
+SCRIPT = """
+import logging, sys, time, types
+from dataclasses import dataclass
+sys.modules["tensorflow"] = types.ModuleType("tensorflow")
+from cxr_tf import cli
+
+@dataclass
+class Settings:
+    seconds: float = 0.0
+
+def job(settings):
+    try:
+        for line in range(3):
+            logging.getLogger("cxr_tf").info("line %d \\u4e2d", line)
+        time.sleep(settings.seconds)
+    except KeyboardInterrupt:
+        print("cleared", file=sys.stderr)
+        raise
+
+cli.run(Settings, job)
+"""
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> list[str]:
+    (tmp_path / "job.py").write_text(SCRIPT)
+    return [sys.executable, str(tmp_path / "job.py")]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_output_that_cannot_be_written_is_one_line(command: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "error: No space left on device: while writing\n"
+
+
+def test_a_reader_that_has_read_enough_is_no_mistake(command: list[str]) -> None:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
+
+
+def test_names_that_a_terminal_cannot_show_are_escaped(command: list[str]) -> None:
+    ascii_only = {"PYTHONIOENCODING": "ascii", "PATH": ""}
+    done = subprocess.run(command, capture_output=True, text=True, env=ascii_only)
+    assert done.returncode == 0
+    assert done.stdout.splitlines() == [f"line {k} \\u4e2d" for k in range(3)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_process_that_is_stopped_cleans_up(command: list[str], number: signal.Signals) -> None:
+    with subprocess.Popen(
+        [*command, "--seconds", "60"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline() == "line 0 中\n"  # it is at work
+        process.send_signal(number)
+        said = process.stderr.read().splitlines()
+    assert process.returncode == 130
+    assert said[0] == "cleared" and said[1].startswith("error: interrupted") and len(said) == 2
