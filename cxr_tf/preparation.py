@@ -132,26 +132,7 @@ def _check(settings: PrepareData) -> None:
             for a, b in found.near
         ],
     )
-    writer = run.writer()
-    run.write_figure(
-        "data",
-        figures.data_page(
-            [r.finding for r in catalog.radiographs],
-            [r.split for r in catalog.radiographs],
-            catalog.patients,
-            catalog.findings,
-            found.measures,
-            found.thumbnails,
-            len(catalog) - len({r.digest for r in catalog.radiographs}),
-            found.near,
-            [(s.measure, s.finding, s.auroc, s.suspicious) for s in found.shortcuts],
-            heading=f"{name}: {len(catalog)} images, {len(set(catalog.patients))} patients"
-            + (", synthetic phantoms" if catalog.is_phantom else ""),
-            remarks=[*notes(catalog), *said],
-        ),
-        writer,
-    )
-    writer.close()
+    draw_page(run, found)
     run.write_metrics(
         {
             "source": str(Path(catalog.source).resolve()),
@@ -165,6 +146,32 @@ def _check(settings: PrepareData) -> None:
     )
     log.info("picture: %s", run.directory / "figures" / "data.png")
     _stop_if_untrainable(catalog, found, settings)
+
+
+def draw_page(run: Run, found: Inspection) -> None:
+    """The data set on one page: `figures/data.png`, and in TensorBoard."""
+    catalog = found.catalog
+    kind = ", synthetic phantoms" if catalog.is_phantom else ""
+    writer = run.writer()
+    run.write_figure(
+        "data",
+        figures.data_page(
+            [r.finding for r in catalog.radiographs],
+            [r.split for r in catalog.radiographs],
+            catalog.patients,
+            catalog.findings,
+            found.measures,
+            found.thumbnails,
+            len(catalog) - len({r.digest for r in catalog.radiographs}),
+            found.near,
+            [(s.measure, s.finding, s.auroc, s.suspicious) for s in found.shortcuts],
+            heading=f"{run.directory.name}: {len(catalog)} images, "
+            f"{len(set(catalog.patients))} patients{kind}",
+            remarks=[*notes(catalog), *warnings(found)],
+        ),
+        writer,
+    )
+    writer.close()
 
 
 def _page_of(catalog: Catalog, root: Path) -> Run:

@@ -32,7 +32,6 @@ from cxr_tf import (
     classification,
     comparison,
     evaluation,
-    figures,
     neighbors,
     served_check,
     serving,
@@ -44,6 +43,7 @@ from cxr_tf.explain import explanation, occlusion
 from cxr_tf.models import autoencoder, backbones
 from cxr_tf.models.classifier import build_classifier
 from cxr_tf.paths import expanded
+from cxr_tf.preparation import draw_page
 from cxr_tf.report import NAMES, write_report
 from cxr_tf.runs import (
     NOT_COMPARED,
@@ -860,27 +860,7 @@ def inspect_data(settings: PrepareData, catalog: catalogs.Catalog, name: str) ->
         log.info("  warning: %s", line)
     run = open_run(settings.logs, "data", name, settings, catalog)
     rows = catalog.radiographs
-    copies = len(catalog) - len({r.digest for r in rows})
-    writer = run.writer()
-    run.write_figure(
-        "data",
-        figures.data_page(
-            [r.finding for r in rows],
-            [r.split for r in rows],
-            catalog.patients,
-            catalog.findings,
-            found.measures,
-            found.thumbnails,
-            copies,
-            found.near,
-            [(s.measure, s.finding, s.auroc, s.suspicious) for s in found.shortcuts],
-            heading=f"{name}: {len(catalog)} images, {len(set(catalog.patients))} patients"
-            + (", synthetic phantoms" if catalog.is_phantom else ""),
-            remarks=[*catalogs.notes(catalog), *said],
-        ),
-        writer,
-    )
-    writer.close()
+    draw_page(run, found)
     splits = {split: [r for r in rows if r.split == split] for split in catalogs.SPLITS}
     run.write_metrics(
         {
@@ -896,7 +876,7 @@ def inspect_data(settings: PrepareData, catalog: catalogs.Catalog, name: str) ->
                 for split, own in splits.items()
             },
             "unreadable": len(found.unreadable),
-            "identical_copies": copies,
+            "identical_copies": len(catalog) - len({r.digest for r in rows}),
             "near_duplicates": len(found.near),
             "leaks": len(catalogs.leakage(catalog)),
             "without_patient": catalog.without_patient,
