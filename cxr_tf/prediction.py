@@ -22,7 +22,7 @@ import numpy as np
 
 from cxr_tf.client import Ask, BadImages, connect, read_image
 from cxr_tf.data import dicom
-from cxr_tf.data.catalog import IMAGE_SUFFIXES, check_utf8, visible_files
+from cxr_tf.data.reading import IMAGE_SUFFIXES, check_utf8, visible_files
 from cxr_tf.errors import UserError
 from cxr_tf.paths import beside, expanded, short_stem
 from cxr_tf.runs import write_csv, write_json

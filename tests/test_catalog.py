@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from cxr_tf.data import catalog as catalogs
-from cxr_tf.data.catalog import Catalog, check, describe, leakage, open_catalog, read_list
+from cxr_tf.data.catalog import Catalog, check, describe, leakage, open_catalog
+from cxr_tf.data.reading import patient_of, read_list
 from cxr_tf.errors import UserError
 
 Write = Callable[..., Path]
@@ -325,7 +326,7 @@ def test_what_viewers_name_alike_is_told_apart_by_the_folder(tmp_path: Path, wri
     ]
     # The folders around the classes tell nothing: a list of the same files has the same patients.
     above = tmp_path.parent
-    assert catalogs.patient_of(tmp_path / "NORMAL/IM-0001-0001.png", above) == "IM-0001"
+    assert patient_of(tmp_path / "NORMAL/IM-0001-0001.png", above) == "IM-0001"
 
 
 def test_a_name_that_is_no_utf8_is_one_clear_line(tmp_path: Path, write: Write) -> None:

@@ -17,12 +17,8 @@ cost an hour.
 """
 
 import contextlib
-import csv
 import difflib
 import hashlib
-import itertools
-import os
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +28,14 @@ from typing import Any
 
 import numpy as np
 
+from cxr_tf.data.reading import (
+    FINDING_FOLDERS,
+    PHANTOM_NAME,
+    Row,
+    check_utf8,
+    read_folder,
+    rows_of_list,
+)
 from cxr_tf.errors import UserError
 from cxr_tf.paths import expanded
 
@@ -40,7 +44,6 @@ SPLITS = ("train", "val", "test")
 # Of tables of predictions, beside those of the classes.
 COLUMNS = {"path", "patient", "label", "predicted", "novelty", "reason"}
 FRACTIONS = {"train": 0.70, "val": 0.15, "test": 0.15}
-IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png")
 
 # A validation split below this cannot rank models or place a threshold: the published Kermany `val`
 # has 16 images.
@@ -59,36 +62,6 @@ TASKS: dict[str, tuple[str, ...]] = {
 
 # More labels than this are rather a column of numbers or names, taken for labels.
 MOST_LABELS = 20
-
-_SPLIT_FOLDERS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
-_FINDING_FOLDERS = {
-    "normal": "normal",
-    "healthy": "normal",
-    "pneumonia": "pneumonia",
-    "sick": "pneumonia",
-    "bacterial": "bacterial",
-    "bacteria": "bacterial",
-    "viral": "viral",
-    "virus": "viral",
-}
-# Kermany's names carry the cause and the patient: `person12_bacteria_46.jpeg`, `IM-0115-0001.jpeg`,
-# `NORMAL2-IM-0437-0001.jpeg`; in version 3 of the data `VIRUS-1980593-0001.jpeg` and
-# `NORMAL-28501-0001.jpeg`. The same number with another cause is another patient.
-_KERMANY_PNEUMONIA = re.compile(
-    r"(?:(?P<patient>person\d+)_(?P<cause>bacteria|virus)(?:_|$)"
-    r"|(?P<cause3>bacteria|virus)-(?P<patient3>\d+)-\d+$)",
-    re.IGNORECASE,
-)
-_KERMANY_NORMAL = re.compile(r"((?:NORMAL\d*-)?IM-\d+|NORMAL-\d+)(?:-|$)", re.IGNORECASE)
-_PHANTOM = re.compile(r"(phantom\d+)_")
 
 
 @dataclass(frozen=True)
@@ -144,7 +117,7 @@ class Catalog:
     @property
     def is_phantom(self) -> bool:
         """Whether the images are synthetic: reports must say so."""
-        return bool(self.radiographs) and all(_PHANTOM.match(Path(p).name) for p in self.paths)
+        return bool(self.radiographs) and all(PHANTOM_NAME.match(Path(p).name) for p in self.paths)
 
     def rows(self, split: str) -> np.ndarray:
         """Row numbers of a split, int64 [n]."""
@@ -215,13 +188,14 @@ def open_catalog(
     if not root.exists():
         raise UserError(f"no such folder or file: {source}{_did_you_mean(root)}")
     if root.is_dir():
-        catalog = _read_folder(root)
+        catalog = _catalog(root, *read_folder(root))
     elif root.suffix.lower() == ".csv":
-        catalog = _read_csv(root, as_written=task == "labels")
+        catalog = _catalog(root, rows_of_list(root, as_written=task == "labels"))
     elif root.suffix.lower() == ".npz":
         from cxr_tf.data import medmnist
 
-        catalog = replace(_read_folder(medmnist.unpack(root)), published_split=True)
+        unpacked = medmnist.unpack(root)
+        catalog = replace(_catalog(unpacked, *read_folder(unpacked)), published_split=True)
     else:
         raise UserError(f"not a folder, nor a .csv or .npz file: {source}")
     catalog = replace(catalog, source=str(root if source == "phantom" else source))
@@ -435,167 +409,8 @@ def _groups(catalog: Catalog) -> np.ndarray:
     return connected_components(graph, directed=False)[1][:n]
 
 
-def _read_folder(root: Path) -> Catalog:
-    split_folders = {
-        d: _SPLIT_FOLDERS[d.name.lower()]
-        for d in _folders(root)
-        if d.name.lower() in _SPLIT_FOLDERS
-    }
-    finding_folders = [d for d in _folders(root) if d.name.lower() in _FINDING_FOLDERS]
-    if split_folders and finding_folders:
-        raise UserError(
-            f"{root} has both split folders ({_names(split_folders)}) and class folders "
-            f"({_names(finding_folders)}); keep one layout"
-        )
-    rows, others = [], Counter[str]()
-    strangers = _strangers(root, split_folders) if split_folders else Counter[str]()
-    for top, split in (split_folders or {root: ""}).items():
-        known = _finding_folders(top)
-        strangers += _strangers(top, known)
-        for folder in known:
-            for path in visible_files(folder):
-                if path.suffix.lower() not in IMAGE_SUFFIXES:
-                    others[path.suffix.lower() or "no suffix"] += 1
-                    continue
-                named, inner = label_of_folders(path, top)
-                if inner and inner != split:
-                    raise UserError(
-                        f"{path} lies in a folder of a split inside of {folder.name}: put the "
-                        "splits outside, as in train/NORMAL"
-                    )
-                rows.append((path, _finding(named, path), patient_of(path, root), split))
-    if not rows:
-        raise UserError(
-            f"no .jpeg, .jpg or .png image in the class folders of {root}"
-            + ("; convert DICOM with prepare_data.py --source dicom" if others[".dcm"] else "")
-        )
-    notes: tuple[str, ...] = ()
-    if others:
-        named = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common())
-        notes = (f"left out, being neither JPEG nor PNG: {named}",)
-    if strangers:
-        named = ", ".join(f"{count} in {folder}" for folder, count in sorted(strangers.items()))
-        notes += (f"left out, being in no folder of a split or a class: {named}",)
-    return _catalog(root, rows, notes)
-
-
-def _strangers(top: Path, known: Iterable[Path]) -> Counter[str]:
-    """How many images lie beside the folders that are known, or in others, by the folder's name."""
-    # Beside phantoms lie the masks of their lesions.
-    others = [d for d in _folders(top) if d not in set(known) and d.name != "masks"]
-    places = [(d.name, visible_files(d)) for d in others]
-    places.append((f"{top.name} itself", [p for p in top.iterdir() if p.is_file()]))
-    return Counter(
-        name for name, files in places for p in files if p.suffix.lower() in IMAGE_SUFFIXES
-    )
-
-
-def _read_csv(file: Path, *, as_written: bool) -> Catalog:
-    listed = read_list(file)
-    # The words of the folders mean the same here, but only where all labels are such words.
-    named = not as_written and all(row.label.lower() in _FINDING_FOLDERS for row in listed)
-    rows = []
-    for row in listed:
-        if row.path.suffix.lower() not in IMAGE_SUFFIXES:
-            raise UserError(
-                f"{row.where}: neither .jpeg, .jpg nor .png: {row.path}; "
-                "convert DICOM with prepare_data.py --source dicom"
-            )
-        finding = row.label
-        if named:
-            finding = _finding(_FINDING_FOLDERS[finding.lower()], row.path)
-        rows.append(
-            (row.path, finding, row.patient or patient_of(row.path, file.parent), row.split)
-        )
-    return _catalog(file, rows)
-
-
-@dataclass(frozen=True)
-class Listed:
-    """One line of a list; patient and split are empty where it does not tell."""
-
-    where: str
-    path: Path
-    label: str
-    patient: str
-    split: str
-
-
-def read_list(file: Path) -> list[Listed]:
-    """A .csv with the columns path (relative to it) and label, optionally patient and split.
-
-    Raises UserError that names the line.
-    """
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as lines:
-            begin, header = 0, lines.readline()
-            if header.lower().startswith("sep="):  # which Excel takes for itself
-                begin, header = lines.tell(), lines.readline()
-            # Spreadsheets of half the world write semicolons.
-            delimiter = max(",;\t", key=header.count)
-            lines.seek(begin)
-            reader = csv.DictReader(lines, delimiter=delimiter, skipinitialspace=True)
-            columns = [str(name).strip().lower() for name in reader.fieldnames or ()]
-            reader.fieldnames = columns
-            table = [
-                (reader.line_num, {k: (v or "").strip() for k, v in row.items() if k in columns})
-                for row in reader
-            ]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{file} is no list of comma-separated values in UTF-8: {error}") from None
-    if missing := {"path", "label"} - set(columns):
-        raise UserError(
-            f"{file} has no column {' and '.join(sorted(missing))}; "
-            f"its first line names {', '.join(columns) or 'nothing'}"
-        )
-    for name in ("path", "label", "patient", "split"):
-        if columns.count(name) > 1:
-            raise UserError(f"{file} has more than one column {name}: leave one")
-    if not table:
-        raise UserError(f"{file} lists no image")
-    some_split = any(row.get("split") for _, row in table)
-    listed: list[Listed] = []
-    seen: dict[Path, int] = {}
-    for number, row in table:
-        where = f"{file}, line {number}"
-        if not row["path"] or not row["label"]:
-            raise UserError(f"{where}: no {'label' if row['path'] else 'path'}")
-        path = file.parent / row["path"]
-        if path in seen:
-            raise UserError(f"{where}: {row['path']} stands in line {seen[path]} already")
-        if not path.is_file():
-            raise UserError(f"{where}: no such file: {path}")
-        seen[path] = number
-        split = row.get("split", "").lower()
-        if some_split and split not in _SPLIT_FOLDERS:
-            raise UserError(f"{where}: split is '{split}'; it must be train, val or test")
-        split = _SPLIT_FOLDERS[split] if split else ""
-        listed.append(Listed(where, path, row["label"], row.get("patient", ""), split))
-    return listed
-
-
-def label_of_folders(path: Path, root: Path) -> tuple[str, str]:
-    """(finding, split) that the folders from `root` to a file tell of; empty where none does.
-
-    Raises UserError where they contradict each other.
-    """
-    parts = [part.lower() for part in path.relative_to(root).parts[:-1]]
-    told = {_FINDING_FOLDERS[part] for part in parts if part in _FINDING_FOLDERS}
-    if len(told) == 2 and "normal" not in told:
-        told.discard("pneumonia")  # PNEUMONIA/VIRUS tells the cause
-    splits = {_SPLIT_FOLDERS[part] for part in parts if part in _SPLIT_FOLDERS}
-    for names in (told, splits):
-        if len(names) > 1:
-            raise UserError(
-                f"{path} lies in folders of {' and '.join(sorted(names))}: move it where it belongs"
-            )
-    return next(iter(told), ""), next(iter(splits), "")
-
-
-def _catalog(
-    source: Path, rows: Sequence[tuple[Path, str, str, str]], notes: tuple[str, ...] = ()
-) -> Catalog:
-    """The catalogue of rows of (path, finding, patient, split)."""
+def _catalog(source: Path, rows: Sequence[Row], notes: tuple[str, ...] = ()) -> Catalog:
+    """The catalogue of rows as `reading` gives them."""
     for path, *_ in rows:
         check_utf8(path)
     # Threads, because hashing and reading both let go of the interpreter lock.
@@ -629,33 +444,6 @@ def _positive_last(catalog: Catalog, positive: str) -> tuple[str, ...]:
     return (*(f for f in catalog.findings if f != positive), positive)
 
 
-def patient_of(path: Path, root: Path) -> str:
-    """The patient a file name tells of; where it tells none, the image is its own patient."""
-    if match := _KERMANY_PNEUMONIA.match(path.stem):
-        number, cause = match["patient"] or match["patient3"], match["cause"] or match["cause3"]
-        return f"{number}_{cause}".lower()
-    if match := _KERMANY_NORMAL.match(path.stem):
-        # Viewers name the images of every export IM-0001-0001: there a folder tells the patient.
-        inside = path.parent.relative_to(root).parts if path.is_relative_to(root) else ()
-        below = itertools.takewhile(
-            lambda part: part.lower() not in (_SPLIT_FOLDERS | _FINDING_FOLDERS), reversed(inside)
-        )
-        return "/".join([*reversed([*below]), match[1].upper()])
-    if match := _PHANTOM.match(path.name):
-        return match[1]
-    # With the folders, because `NORMAL/1.png` and `VIRAL/1.png` are two people; from the root on,
-    # because a folder that is moved holds the same people.
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
-
-
-def _finding(named: str, path: Path) -> str:
-    """What a folder or a list calls it, or the cause where Kermany's file name tells that."""
-    if named == "pneumonia" and (match := _KERMANY_PNEUMONIA.match(path.stem)):
-        cause = match["cause"] or match["cause3"]
-        return {"bacteria": "bacterial", "virus": "viral"}[cause.lower()]
-    return named
-
-
 def _as_class(finding: str, task: str) -> str:
     """The class of a finding in a task, or the finding itself where the task has none for it."""
     return "pneumonia" if task == "binary" and finding in ("bacterial", "viral") else finding
@@ -668,7 +456,7 @@ def _unsupported(unknown: list[str], task: str, classes: Sequence[str]) -> str:
             "folders BACTERIAL and VIRAL, or Kermany's file names; the task binary needs neither"
         )
     # One strange label makes a list one of the user's own, in which the usual ones are strange too.
-    usual = {u: _as_class(_FINDING_FOLDERS.get(u.lower(), u), task) for u in unknown}
+    usual = {u: _as_class(FINDING_FOLDERS.get(u.lower(), u), task) for u in unknown}
     unknown = [u for u in unknown if usual[u] not in classes] or unknown
     named = ", ".join(f"'{u}'" for u in unknown[:3]) + (", ..." if len(unknown) > 3 else "")
     hint = "" if task == "labels" else "; for others there is train_classifier.py --task labels"
@@ -685,67 +473,8 @@ def _did_you_mean(path: Path) -> str:
     return f"; did you mean {path.parent / close[0]}?" if close else ""
 
 
-def _finding_folders(top: Path) -> list[Path]:
-    folders = _folders(top)
-    known = [d for d in folders if d.name.lower() in _FINDING_FOLDERS]
-    if known:
-        return known
-    # One level too high is the usual slip: archives unpack to a folder in a folder.
-    inner = [
-        d
-        for d in folders
-        if any(e.name.lower() in {**_SPLIT_FOLDERS, **_FINDING_FOLDERS} for e in _folders(d))
-    ]
-    hint = f"; did you mean {inner[0]}?" if inner else ""
-    raise UserError(
-        f"no class folder in {top}: expected NORMAL and PNEUMONIA, or NORMAL, BACTERIAL and VIRAL"
-        f"{f', found {_names(folders)}' if folders else ''}{hint}"
-    )
-
-
-def _folders(path: Path) -> list[Path]:
-    return sorted(d for d in path.iterdir() if d.is_dir() and not d.name.startswith((".", "__")))
-
-
-def visible_files(folder: Path) -> list[Path]:
-    """Files at any depth; nothing hidden: Kermany's archive carries ._ files of another system."""
-    found, entered = [], set()
-    # Links to folders are followed: that is how a collection on another disk is put together.
-    for here, folders, files in os.walk(folder, followlinks=True, onerror=_stop):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        state = os.stat(here)
-        if (state.st_dev, state.st_ino) in entered:  # a link to a folder around it
-            folders.clear()
-            continue
-        entered.add((state.st_dev, state.st_ino))
-        found += [Path(here, name) for name in files if not name.startswith(".")]
-    if lost := sorted(p for p in found if p.is_symlink() and not p.exists()):
-        raise UserError(f"{lost[0]}: a link that leads nowhere; is a disk missing?")
-    return sorted(p for p in found if p.is_file())
-
-
-def _stop(error: OSError) -> None:
-    """A folder that cannot be read must not be taken for an empty one."""
-    raise UserError(f"{error.filename}: {error.strerror}")
-
-
-def check_utf8(path: Path) -> None:
-    """Raises UserError for a name that is no UTF-8: no table or report could hold it."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        shown = str(path).encode("utf-8", "backslashreplace").decode()
-        raise UserError(
-            f"{shown}: the file's name is not UTF-8, as in archives of old systems; rename it"
-        ) from None
-
-
 def _digest(path: Path) -> str:
     return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
-
-
-def _names(folders: Iterable[Path]) -> str:
-    return ", ".join(d.name for d in folders)
 
 
 def _short(path: str) -> str:

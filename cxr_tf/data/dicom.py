@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cxr_tf.data.catalog import Listed, label_of_folders, read_list, visible_files
+from cxr_tf.data.reading import Listed, label_of_folders, read_list, visible_files
 from cxr_tf.errors import UserError
 from cxr_tf.paths import beside
 from cxr_tf.runs import write_csv

@@ -22,7 +22,7 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from cxr_tf.data.catalog import IMAGE_SUFFIXES
+from cxr_tf.data.reading import IMAGE_SUFFIXES
 from cxr_tf.errors import UserError
 from cxr_tf.paths import beside, expanded
 from cxr_tf.runs import atomically

@@ -29,7 +29,7 @@ import tensorflow as tf
 from cxr_tf import evaluation, figures, serving
 from cxr_tf.client import read_image
 from cxr_tf.data import catalog as catalogs
-from cxr_tf.data import pipeline
+from cxr_tf.data import pipeline, reading
 from cxr_tf.errors import UserError
 from cxr_tf.explain import cams, faithfulness, occlusion
 from cxr_tf.models import backbones
@@ -359,7 +359,7 @@ def catalog_of_images(paths: list[str]) -> catalogs.Catalog:
     rows = []
     for path in paths:
         digest = hashlib.blake2b(Path(path).read_bytes(), digest_size=16).hexdigest()
-        patient = catalogs.patient_of(Path(path), Path(path).parent)
+        patient = reading.patient_of(Path(path), Path(path).parent)
         rows.append(catalogs.Radiograph(path, "", patient, "", digest))
     return catalogs.Catalog("images", tuple(rows), ())
 
