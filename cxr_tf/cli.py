@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -119,6 +120,8 @@ def _fail(message: str, code: int) -> None:
 
 
 def _settle_environment() -> None:
+    # Of a label in a script that the font lacks, figures show boxes; it need not be said each time.
+    warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
     # TensorFlow reads these once, when it is imported.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
