@@ -65,6 +65,7 @@ def write_report(study: Path) -> Path:
         "of_hundred": of_hundred,
         "signed": lambda number: "unknown" if number is None else f"{number:+.3f}",
         "p_value": p_value,
+        "p_equals": lambda p: p_value(p) if p_value(p)[:1] == "<" else f"= {p_value(p)}",
         "count": lambda number: f"{number:,}",
         "duration": duration,
         "weights_name": weights_name,
