@@ -24,7 +24,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from cxr_tf import evaluation, figures, metrics, serving, training
+from cxr_tf import evaluation, figures, metrics, serving, store, training
 from cxr_tf.data import catalog as catalogs
 from cxr_tf.data import exposures, opacities, pipeline
 from cxr_tf.errors import UserError
@@ -113,7 +113,7 @@ def train_and_evaluate(settings: TrainAutoencoder) -> Run:
     name = settings.name or f"autoencoder-{settings.model}"
     known = known_scores(settings)
     refuse_existing(settings.logs, "autoencoder", name, settings)
-    serving.check_saved_models(settings.saved_models, name)
+    store.check_saved_models(settings.saved_models, name)
     _check_numbers(settings)
 
     # ------------------------------------------------------------------ machine
@@ -772,7 +772,7 @@ def export(
         "serving_default": (detect, image_bytes),
         "explain": (explain, image_bytes),
     }
-    return serving.write_version(
+    return store.write_version(
         base, lambda folder: serving.save(signatures, folder), card=card, resumed=resumed
     )
 

@@ -25,7 +25,7 @@ import tensorflow as tf
 from scipy import special
 from sklearn.linear_model import LogisticRegression
 
-from cxr_tf import evaluation, figures, metrics, serving, training
+from cxr_tf import evaluation, figures, metrics, serving, store, training
 from cxr_tf.data import catalog as catalogs
 from cxr_tf.data import pipeline
 from cxr_tf.errors import UserError
@@ -282,7 +282,7 @@ def check(settings: TrainClassifier) -> str:
     check_numbers(settings)
     name = settings.name or f"{settings.backbone}-{settings.task}".replace("_", "-")
     refuse_existing(settings.logs, "classifier", name, settings)
-    serving.check_saved_models(settings.saved_models, name)
+    store.check_saved_models(settings.saved_models, name)
     if settings.weights == "none" and (settings.epochs == 0 or settings.trainable_blocks == 0):
         raise UserError("--weights none needs --epochs and --trainable-blocks of at least 1")
     if settings.trainable_blocks is not None:

@@ -157,7 +157,7 @@ def collect(
     if reasons:
         if not told:
             # Which columns there are, only an answer tells.
-            from cxr_tf.serving import phantom_file
+            from cxr_tf.store import phantom_file
 
             told[-1] = plain(ask([phantom_file()]), 0)
         told |= {row: blank(next(iter(told.values()))) for row in reasons}

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from cxr_tf import bare_process, serving
+from cxr_tf import bare_process, store
 from cxr_tf.client import read_image
 from cxr_tf.errors import UserError
 from cxr_tf.runs import Run, numbered, record, refuse_existing, write_json
@@ -91,7 +91,7 @@ class _Checked:
                 f"{folder} has no exported model with predictions on test; classifiers, "
                 "neighbours and autoencoders have"
             )
-        self.folder, self.model = folder, serving.exported_by(run)
+        self.folder, self.model = folder, store.exported_by(run)
         with predictions.open(newline="") as file:
             self.rows = list(csv.DictReader(file))
         self.paths = tuple(row["path"] for row in self.rows)

@@ -34,7 +34,7 @@ from cxr_tf import (
     evaluation,
     neighbors,
     served_check,
-    serving,
+    store,
 )
 from cxr_tf.data import catalog as catalogs
 from cxr_tf.data.inspection import inspect_images, warnings
@@ -157,7 +157,7 @@ def run_study(settings: RunStudy) -> Path:
     settings = resolve(settings)
     # Every job traces its functions once; TensorFlow takes those of a dozen jobs for one in a loop.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    serving.check_saved_models(settings.saved_models)
+    store.check_saved_models(settings.saved_models)
     catalog = read_catalog(settings)
     study = Study(Path(settings.logs), settings.name, catalog.fingerprint())
     images = Images(settings, catalog)
@@ -716,7 +716,7 @@ def _exported(run: Run, settings: Any) -> bool:
     """Whether the model of a finished run, where its job exports one, is where it is asked for."""
     if not run.metrics().get("model", {}).get("saved_model"):
         return True
-    return bool(serving.versions(Path(settings.saved_models) / run.directory.name))
+    return bool(store.versions(Path(settings.saved_models) / run.directory.name))
 
 
 def _within(value: Any, logs: str) -> Any:

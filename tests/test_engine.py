@@ -21,7 +21,7 @@ import pytest
 import tensorflow as tf
 from random_classifier import random_classifier
 
-from cxr_tf import anomaly, engine, evaluation, serving
+from cxr_tf import anomaly, engine, evaluation, serving, store
 from cxr_tf.client import BadImages
 from cxr_tf.errors import UserError
 from cxr_tf.models.autoencoder import build_autoencoder, build_network
@@ -311,8 +311,8 @@ def test_auto_leaves_to_tensorflow_what_is_faster_there(
 ) -> None:
     monkeypatch.setattr(engine, "takes_openvino", lambda *_: True)
     folder = shutil.copytree(models / "tiny" / "1", tmp_path / "1")
-    card = json.loads((folder / serving.CARD).read_text())
-    (folder / serving.CARD).write_text(json.dumps({**card, "backbone": backbone}))
+    card = json.loads((folder / store.CARD).read_text())
+    (folder / store.CARD).write_text(json.dumps({**card, "backbone": backbone}))
     assert serving.load_served(str(folder), engine="auto").engine == taken
     assert serving.load_served(str(folder), engine="openvino").engine == "openvino"
 

@@ -28,12 +28,12 @@ def unsplit(phantoms: Path, tmp_path: Path) -> Path:
 
 def exported(folder: Path, **card: object) -> ServedModel:
     """A version of a model that has nothing but its card."""
-    from cxr_tf import serving
+    from cxr_tf import serving, store
 
     def write(beside: str) -> None:
         tf.saved_model.save(tf.Module(), beside)
 
-    version = serving.write_version(folder, write, card={"image_size": 64, **card})
+    version = store.write_version(folder, write, card={"image_size": 64, **card})
     return serving.load_served(str(version))
 
 

@@ -450,11 +450,11 @@ def test_a_class_that_the_data_lack_is_named_before_any_work(
 ) -> None:
     import tensorflow as tf
 
-    from cxr_tf import serving
+    from cxr_tf import store
     from cxr_tf.neighbors import fit_knn
 
     card = {"kind": "classifier", "task": "labels", "classes": ["a", "b", "c"], "image_size": 64}
-    model = serving.write_version(
+    model = store.write_version(
         tmp_path / "models" / "abc", lambda f: tf.saved_model.save(tf.Module(), f), card=card
     )
     images = sorted(phantoms.glob("*/*/*.png"))[:40]

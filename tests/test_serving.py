@@ -17,7 +17,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from cxr_tf import client, serving
+from cxr_tf import client, serving, store
 from cxr_tf.data.pipeline import decode_radiograph
 from cxr_tf.errors import UserError
 from cxr_tf.models.classifier import build_classifier
@@ -155,7 +155,7 @@ def exported(brightness: keras.Model, tmp_path_factory: pytest.TempPathFactory) 
 
 def copy(exported: Path, base: Path) -> Path:
     """The same model as the next version under `base`, without waiting for Keras."""
-    return serving.write_version(base, lambda f: shutil.copytree(exported, f), card={})
+    return store.write_version(base, lambda f: shutil.copytree(exported, f), card={})
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -203,17 +203,17 @@ def test_an_export_that_stops_half_way_leaves_nothing(
     told = None if error is KeyboardInterrupt else "No space left on device; nothing was exported"
     with monkeypatch.context() as patch:
         if where != "write":
-            patch.setattr(serving.os if where == "rename" else serving, where, broken)
+            patch.setattr(store.os if where == "rename" else store, where, broken)
         for before in ([], ["1"]):
             for name in before:
                 (base / name).mkdir(parents=True)
             with pytest.raises(error, match=told):
-                serving.write_version(base, write, card={})
+                store.write_version(base, write, card={})
             assert [p.name for p in tmp_path.rglob("*") if p not in (base, base.parent)] == before
             assert base.parent.exists() == bool(before)
     if where == "write":
         return
-    assert serving.write_version(base, write, card={}) == base / "2"
+    assert store.write_version(base, write, card={}) == base / "2"
 
 
 def test_other_errors_of_tensorflow_are_not_taken_for_a_full_disk(tmp_path: Path) -> None:
@@ -221,34 +221,34 @@ def test_other_errors_of_tensorflow_are_not_taken_for_a_full_disk(tmp_path: Path
         raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
 
     with pytest.raises(tf.errors.ResourceExhaustedError):
-        serving.write_version(tmp_path / "bright", write, card={})
+        store.write_version(tmp_path / "bright", write, card={})
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_place_that_cannot_take_models_is_refused_before_the_work(tmp_path: Path) -> None:
-    serving.check_saved_models(str(tmp_path / "new" / "saved_models"))
+    store.check_saved_models(str(tmp_path / "new" / "saved_models"))
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").write_text("text")
     for path in ("file", "file/saved_models"):
         with pytest.raises(UserError, match="is a file, not a folder: choose another"):
-            serving.check_saved_models(str(tmp_path / path))
+            store.check_saved_models(str(tmp_path / path))
     (tmp_path / "link").symlink_to(tmp_path / "gone")
     for path in ("link", "link/saved_models"):
         with pytest.raises(UserError, match="link is a link that leads nowhere"):
-            serving.check_saved_models(str(tmp_path / path))
-    serving.check_saved_models(str(tmp_path), "vgg16")
+            store.check_saved_models(str(tmp_path / path))
+    store.check_saved_models(str(tmp_path), "vgg16")
     with pytest.raises(UserError, match="file is in the way"):
-        serving.check_saved_models(str(tmp_path), "file")
+        store.check_saved_models(str(tmp_path), "file")
     (tmp_path / "models.config").write_text("model_config_list { my notes }")
     with pytest.raises(UserError, match="no ModelServerConfig"):
-        serving.check_saved_models(str(tmp_path))
+        store.check_saved_models(str(tmp_path))
 
 
 def test_what_a_killed_export_left_is_no_version_and_goes(exported: Path, tmp_path: Path) -> None:
     base = tmp_path / "bright"
     (base / ".writing-1" / "variables").mkdir(parents=True)
     (base / ".writing-1" / "saved_model.pb").write_bytes(b"half")
-    assert serving.versions(base) == []
+    assert store.versions(base) == []
     with pytest.raises(UserError, match="no versions"):
         serving.load_served(str(base))
     assert copy(exported, base) == base / "1"
@@ -282,7 +282,7 @@ def test_the_model_of_a_run_is_found_and_anothers_is_not(
         def write(folder: str) -> None:
             tf.saved_model.save(tf.Module(), folder)
 
-        serving.write_version(project / "saved_models" / "one", write, card=card)
+        store.write_version(project / "saved_models" / "one", write, card=card)
         run = Run(project / "logs" / "classifier" / "one")
         run.directory.mkdir(parents=True)
         model = {"saved_model": "saved_models/one/1"}
@@ -293,21 +293,21 @@ def test_the_model_of_a_run_is_found_and_anothers_is_not(
     for place in ("mine", "other", "."):
         monkeypatch.chdir(tmp_path / place)
         found = tmp_path / "mine" / "saved_models" / "one" / "1"
-        assert serving.exported_by(mine).resolve() == found
+        assert store.exported_by(mine).resolve() == found
     shutil.rmtree(tmp_path / "mine" / "saved_models")
     with pytest.raises(UserError, match="which is not here"):
-        serving.exported_by(mine)
+        store.exported_by(mine)
     monkeypatch.chdir(tmp_path / "other")
     with pytest.raises(UserError, match="which is another model's"):
-        serving.exported_by(mine)
-    assert serving.exported_by(other) == Path("saved_models/one/1")
+        store.exported_by(mine)
+    assert store.exported_by(other) == Path("saved_models/one/1")
 
 
 def test_a_folder_beside_the_versions_is_none(tmp_path: Path) -> None:
     for name in ("1", "10", "²", "old", ".writing-11"):
         (tmp_path / name).mkdir()
     (tmp_path / "12").write_text("a file")
-    assert serving.versions(tmp_path) == [1, 10]
+    assert store.versions(tmp_path) == [1, 10]
 
 
 def test_a_model_that_was_not_copied_whole_is_refused(
@@ -473,12 +473,12 @@ def test_what_was_exported_before_an_interruption_is_not_exported_again(tmp_path
         written.append(folder)
         tf.saved_model.save(tf.Module(), folder)
 
-    first = serving.write_version(base, write, card={**card, "learnt_from": {"00"}})
+    first = store.write_version(base, write, card={**card, "learnt_from": {"00"}})
     (base.parent / "models.config").unlink()  # interrupted before it was brought up to date
-    again = serving.write_version(base, write, card={**card, "learnt_from": {"00"}}, resumed=True)
+    again = store.write_version(base, write, card={**card, "learnt_from": {"00"}}, resumed=True)
     assert again == first and len(written) == 1
     assert (base.parent / "models.config").exists()
     other = {**card, "metrics": {"auroc": 0.4}}
-    assert serving.write_version(base, write, card=other, resumed=True) == base / "2"
+    assert store.write_version(base, write, card=other, resumed=True) == base / "2"
     # Without an interruption every export is a version.
-    assert serving.write_version(base, write, card=other) == base / "3"
+    assert store.write_version(base, write, card=other) == base / "3"

@@ -18,7 +18,7 @@ from google.protobuf import (
 )
 from tensorflow_serving.config import model_server_config_pb2
 
-from cxr_tf import serving
+from cxr_tf import store
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "scripts" / "serve.sh"
@@ -38,7 +38,7 @@ def root(tmp_path: Path) -> Path:
     (folder / "lungs" / ".writing-3").mkdir()
     (folder / "lungs" / "9").mkdir()  # holds no model
     (folder / "notes").mkdir()
-    serving.write_models_config(folder)
+    store.write_models_config(folder)
     return folder
 
 
@@ -80,7 +80,7 @@ def by_hand(root: Path) -> None:
 def test_labels_and_models_from_elsewhere_are_kept(root: Path, caplog) -> None:
     by_hand(root)
     model(root, "lungs", 3)
-    serving.write_models_config(root)
+    store.write_models_config(root)
     entries = written(root)
     assert versions(entries["lungs"]) == [1, 2, 3]
     assert dict(entries["lungs"].version_labels) == {"stable": 1}
@@ -89,7 +89,7 @@ def test_labels_and_models_from_elsewhere_are_kept(root: Path, caplog) -> None:
     shutil.rmtree(root / "lungs" / "1")
     shutil.rmtree(root / "knn")
     with caplog.at_level(logging.WARNING, "cxr_tf"):
-        serving.write_models_config(root)
+        store.write_models_config(root)
     entries = written(root)
     assert set(entries) == {"lungs", "theirs"} and versions(entries["lungs"]) == [2, 3]
     assert not entries["lungs"].version_labels and "'stable' dropped" in caplog.text
@@ -98,7 +98,7 @@ def test_labels_and_models_from_elsewhere_are_kept(root: Path, caplog) -> None:
 def test_a_file_that_cannot_be_parsed_is_left_as_it_is(root: Path, caplog) -> None:
     (root / "models.config").write_text("half a change {")
     with caplog.at_level(logging.WARNING, "cxr_tf"):
-        serving.write_models_config(root)
+        store.write_models_config(root)
     assert (root / "models.config").read_text() == "half a change {"
     assert "left as it is" in caplog.text
 
@@ -107,25 +107,25 @@ def test_an_export_at_the_same_moment_is_not_lost(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another export finishes after this one has looked, and before it has written."""
-    look = serving.models
+    look = store.models
 
     def slow(folder: Path) -> dict[str, list[int]]:
         found = look(folder)
         if not (folder / "other").exists():
             model(folder, "other", 1)
-            monkeypatch.setattr(serving, "models", look)
-            serving.write_models_config(folder)
+            monkeypatch.setattr(store, "models", look)
+            store.write_models_config(folder)
         return found
 
-    monkeypatch.setattr(serving, "models", slow)
-    serving.write_models_config(root)
+    monkeypatch.setattr(store, "models", slow)
+    store.write_models_config(root)
     assert set(written(root)) == {"knn", "lungs", "other"}
 
 
 def test_many_exports_at_once_leave_a_whole_file(root: Path) -> None:
     def export(number: int) -> None:
         model(root, f"m{number}", 1)
-        serving.write_models_config(root)
+        store.write_models_config(root)
 
     threads = [threading.Thread(target=export, args=(n,)) for n in range(8)]
     for thread in threads:
@@ -157,7 +157,7 @@ def test_batching_is_written_once_and_parses(root: Path) -> None:
     assert parsed.max_batch_size.value >= 32 and parsed.num_batch_threads.value >= 1
     assert parsed.HasField("batch_timeout_micros") and parsed.max_enqueued_batches.value > 0
     path.write_text("max_batch_size { value: 7 }")
-    serving.write_models_config(root)
+    store.write_models_config(root)
     assert path.read_text() == "max_batch_size { value: 7 }"
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from cxr_tf import anomaly, serving
+from cxr_tf import anomaly, serving, store
 from cxr_tf.models.autoencoder import build_autoencoder, build_network
 from cxr_tf.models.classifier import build_classifier
 
@@ -137,7 +137,7 @@ def test_a_bad_image_is_named_by_its_position(found: dict, name: str) -> None:
 @models()
 def test_warm_up_asks_every_signature_once(found: dict, name: str, served_models: Path) -> None:
     records = found[name]["warm_up"]
-    card = json.loads((served_models / name / "1" / serving.CARD).read_text())
+    card = json.loads((served_models / name / "1" / store.CARD).read_text())
     assert [r["signature"] for r in records] == sorted(card["signatures"])
     for record in records:
         assert record["kind"] == "predict_log" and record["model"] == name
@@ -177,7 +177,7 @@ def test_graph_holds_only_what_stock_tensorflow_has(found: dict, name: str) -> N
 
 @models()
 def test_card_describes_the_signatures(served_models: Path, name: str) -> None:
-    card = json.loads((served_models / name / "1" / serving.CARD).read_text())
+    card = json.loads((served_models / name / "1" / store.CARD).read_text())
     assert card["signatures"]["serving_default"]["inputs"] == {
         "image_bytes": {"dtype": "string", "shape": [None]}
     }

@@ -26,7 +26,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from cxr_tf import evaluation, figures, serving
+from cxr_tf import evaluation, figures, serving, store
 from cxr_tf.client import read_image
 from cxr_tf.data import catalog as catalogs
 from cxr_tf.data import pipeline, reading
@@ -269,7 +269,7 @@ def open_classifier(folder: str) -> Classifier:
     """A classifier from its run's folder, in float32; UserError where there is none."""
     run = Run(expanded(folder))
     if not (run.directory / "config.json").exists():
-        if (run.directory / "saved_model.pb").exists() or serving.versions(run.directory):
+        if (run.directory / "saved_model.pb").exists() or store.versions(run.directory):
             raise UserError(
                 f"{folder} is a SavedModel: name the run's folder, logs/classifier/<name>; the "
                 "SavedModel itself explains by its signature occlusion (predict.py --signature)"

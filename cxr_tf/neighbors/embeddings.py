@@ -21,7 +21,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from cxr_tf import serving
+from cxr_tf import serving, store
 from cxr_tf.classification import STRESS_SEED
 from cxr_tf.data import catalog as catalogs
 from cxr_tf.data import pipeline
@@ -96,7 +96,7 @@ def open_classifier(folder: str, engine: str = "tensorflow") -> Classifier:
             raise UserError(f"{folder} is the run of another job, not of a classifier")
         if not run.finished:
             raise UserError(f"the run {folder} is not finished: go on with it by --resume first")
-        folder = str(serving.exported_by(run))
+        folder = str(store.exported_by(run))
     served = serving.load_served(folder, engine=engine)
     if served.card.get("kind") != "classifier":
         raise UserError(f"{served.folder} is no classifier but: {served.card.get('kind')}")

@@ -18,7 +18,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from cxr_tf import evaluation, figures, projection, serving
+from cxr_tf import evaluation, figures, projection, serving, store
 from cxr_tf.comparison import Predictions, paired_tests
 from cxr_tf.data import catalog as catalogs
 from cxr_tf.data import pipeline
@@ -246,7 +246,7 @@ def resolve(settings: FitKnn, classifier: Classifier) -> FitKnn:
         name=settings.name or f"{classifier.served.card['name']}-knn",
     )
     refuse_existing(settings.logs, "knn", settings.name, settings)
-    serving.check_saved_models(settings.saved_models, settings.name)
+    store.check_saved_models(settings.saved_models, settings.name)
     return settings
 
 

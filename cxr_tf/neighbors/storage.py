@@ -19,7 +19,7 @@ import sklearn
 import tensorflow as tf
 from sklearn.pipeline import Pipeline
 
-from cxr_tf import serving
+from cxr_tf import serving, store
 from cxr_tf.errors import UserError
 from cxr_tf.neighbors.choice import before_knn
 from cxr_tf.neighbors.embeddings import batches, embed_files
@@ -62,7 +62,7 @@ def load_knn(
     """
     folder = expanded(model)
     if not (folder / MANIFEST).exists():
-        found = serving.versions(folder)
+        found = store.versions(folder)
         if not found or not (folder / str(found[-1]) / MANIFEST).exists():
             raise UserError(f"{model} holds no {MANIFEST}: it is no nearest-neighbours model")
         folder = folder / str(found[-1])
