@@ -42,7 +42,7 @@ def run(settings_type: type[Settings], job: Callable[[Settings], Any]) -> None:
         # garbage would go through them in vain.
         gc.freeze()
         job(settings)
-        sys.stdout.flush()
+        _flush()
     except UserError as error:
         _fail(str(error), 2)
     except KeyboardInterrupt:
@@ -109,9 +109,14 @@ class _Lines(logging.StreamHandler):
         super().handleError(record)
 
 
+def _flush() -> None:
+    if sys.stdout is not None:  # closed by whoever started the process
+        sys.stdout.flush()
+
+
 def _fail(message: str, code: int) -> None:
     try:
-        sys.stdout.flush()
+        _flush()
     except OSError:  # nor must it be tried again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if message:

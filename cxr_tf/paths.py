@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,16 @@ def expanded(path: str) -> Path:
 def short_stem(path: Path) -> str:
     """The file's name without its ending, cut so that a name made of it fits into 255 bytes."""
     return os.fsencode(path.stem)[:150].decode(errors="ignore")
+
+
+# Descriptors of the folders that this process keeps, by device and inode (see `runs.claim`).
+held: dict[tuple[int, int], int] = {}
+
+
+def identity(folder: Path) -> tuple[int, int]:
+    """Device and inode, which a folder keeps when it is renamed."""
+    state = folder.stat()
+    return state.st_dev, state.st_ino
 
 
 def lock(folder: Path, *, wait: bool) -> int | None:
@@ -45,7 +56,8 @@ def lock(folder: Path, *, wait: bool) -> int | None:
 @contextlib.contextmanager
 def turn(folder: Path) -> Iterator[None]:
     """Waits until no other process is in such a block with the same folder."""
-    descriptor = lock(folder, wait=True)
+    # What this process keeps anyway it would wait for in vain.
+    descriptor = None if identity(folder) in held else lock(folder, wait=True)
     try:
         yield
     finally:
@@ -58,27 +70,48 @@ def beside(folder: Path) -> Iterator[Path]:
     """An empty hidden folder beside `folder`, to be filled, and renamed at the end of the block.
 
     Where it is not, it goes. What a killed process left of one is cleared away first, and a process
-    that is filling one is waited for: look for `folder` again then.
+    that is filling one is waited for: look for `folder` again then. Without locks nobody can know
+    of the other, and each has a folder of its own.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f".{folder.name}.writing")
-    while True:
-        partial.mkdir(exist_ok=True)
-        descriptor = lock(partial, wait=True)
-        # Whoever had it has renamed or removed it, perhaps.
-        if descriptor is None or (partial.exists() and _same(descriptor, partial)):
-            break
-        os.close(descriptor)
+    partial, descriptor = _taken(folder.with_name(f".{folder.name}.writing"))
     try:
-        for left in partial.iterdir():
-            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
         yield partial
     finally:
-        if descriptor is None or (partial.exists() and _same(descriptor, partial)):
+        if descriptor is None or _is(partial, descriptor):
             shutil.rmtree(partial, ignore_errors=True)
         if descriptor is not None:
             os.close(descriptor)
 
 
-def _same(descriptor: int, folder: Path) -> bool:
-    return os.path.samestat(os.fstat(descriptor), folder.stat())
+def _taken(partial: Path) -> tuple[Path, int | None]:
+    """The folder, empty and locked; one with another name where there are no locks."""
+    while True:
+        try:
+            partial.mkdir(exist_ok=True)
+            descriptor = lock(partial, wait=True)
+        except (
+            FileExistsError,
+            FileNotFoundError,
+        ):  # whoever had it has just renamed or removed it
+            continue
+        if descriptor is None:
+            own = Path(tempfile.mkdtemp(prefix=f"{partial.name}-", dir=partial.parent))
+            own.chmod(0o755)  # mkdtemp lets nobody else in, which would outlive the renaming
+            with contextlib.suppress(OSError):  # another process's, perhaps
+                partial.rmdir()
+            return own, None
+        if _is(partial, descriptor):
+            break
+        os.close(descriptor)
+    for left in partial.iterdir():
+        shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+    return partial, descriptor
+
+
+def _is(folder: Path, descriptor: int) -> bool:
+    """Whether the folder of that name is still the one that was opened."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), folder.stat())
+    except FileNotFoundError:
+        return False

@@ -63,10 +63,10 @@ def predict(settings: Predict) -> None:
     paths = find_images(settings.images)
     ask = open_model(settings)
     with beside(output) if drawn and output else contextlib.nullcontext() as folder:
+        check_output(settings)  # again: another process, which was waited for, may have written it
         told, reasons = collect(settings, ask, paths, folder)
         marked = settings.on_bad_image == "nan"
-        if output:
-            check_output(settings)  # again: another process may have written it
+        check_output(settings)
         if folder and output:
             write_table(folder / "predictions.csv", paths, told, reasons, marked)
             put_in_place(folder, output)

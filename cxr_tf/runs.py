@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cxr_tf.errors import UserError
-from cxr_tf.paths import lock
+from cxr_tf.paths import held, identity, lock
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -35,9 +35,6 @@ RECORDED_PACKAGES = ("tensorflow", "keras", "scikit-learn", "numpy", "tensorboar
 # Settings that say where and how to run, not what comes out: a resumed run may change them. Data
 # are compared by content, so a moved folder is the same; the name is the directory's.
 NOT_COMPARED = ("resume", "name", "data", "logs", "saved_models", "engine")
-
-# Open descriptors of the directories that `claim` keeps, by device and inode.
-_claimed: dict[tuple[int, int], int] = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,22 +147,19 @@ def claim(directory: Path) -> None:
     Raises UserError where another process has it. Does nothing on a file system or a system that
     knows no locks.
     """
-    state = directory.stat()
-    key = state.st_dev, state.st_ino
-    if key in _claimed:
+    if identity(directory) in held:
         return
     try:
         descriptor = lock(directory, wait=False)
     except BlockingIOError:
         raise UserError(f"another process is working on {directory}; wait for it") from None
     if descriptor is not None:
-        _claimed[key] = descriptor
+        held[identity(directory)] = descriptor
 
 
 def release(directory: Path) -> None:
     """Lets others have a directory that `claim` kept, if it did."""
-    state = directory.stat()
-    descriptor = _claimed.pop((state.st_dev, state.st_ino), None)
+    descriptor = held.pop(identity(directory), None)
     if descriptor is not None:
         os.close(descriptor)
 

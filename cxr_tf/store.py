@@ -373,8 +373,9 @@ def exported_by(run: Run) -> Path:
     `logs/` lies. Raises UserError where no model stands there, or another one.
     """
     told = run.metrics()["model"]["saved_model"]
-    project = run.directory.resolve().parents[2]
-    there = [place for place in (Path(told), project / told) if (place / CARD).exists()]
+    around = run.directory.resolve().parents
+    places = [Path(told), *(project / told for project in around[2:3])]
+    there = [place for place in places if (place / CARD).exists()]
     for place in there:
         scored = read_json(place / CARD).get("metrics", {}).get("test", {})
         if scored and scored == {k: run.metrics()["test"].get(k) for k in scored}:

@@ -4,12 +4,11 @@ A run that is killed at any moment goes on from its last epoch, and ends with th
 undisturbed one.
 """
 
-import contextlib
 import logging
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -145,14 +144,14 @@ class TrainingState:
         self.history: list[dict[str, float]] = []
         self._started, self._before = time.perf_counter(), 0.0
         if self._checkpoint.exists():
-            with _stored(self._checkpoint) as stored:
-                self.history = [
-                    dict(zip(stored["history_keys"].tolist(), row, strict=True))
-                    for row in stored["history"].tolist()
-                ]
-                for entry in self.history:
-                    entry["epoch"] = int(entry["epoch"])
-                self._before = float(stored["seconds"])
+            stored = _stored(self._checkpoint, "history_keys", "history", "seconds")
+            self.history = [
+                dict(zip(stored["history_keys"].tolist(), row, strict=True))
+                for row in stored["history"].tolist()
+            ]
+            for entry in self.history:
+                entry["epoch"] = int(entry["epoch"])
+            self._before = float(stored["seconds"])
 
     def exists(self) -> bool:
         """Whether there is a checkpoint to go on from."""
@@ -203,23 +202,22 @@ class TrainingState:
         Raises UserError for a checkpoint of other variables, such as one of a version before.
         KeyError for the checkpoint of the last epoch, which holds none.
         """
-        with _stored(self._checkpoint) as stored:
-            variables = _all_variables(trainer)
-            held = [stored[f"v{i:05d}"] for i in range(sum(k.startswith("v") for k in stored))]
-            if not held:
-                raise KeyError("the checkpoint of the last epoch holds no variables")
-            if [v.shape for v in held] != [tuple(v.shape) for v in variables]:
-                raise UserError(
-                    f"{self._checkpoint} does not fit the network: it was written by another "
-                    "version; choose another --name"
-                )
-            for variable, value in zip(variables, held, strict=True):
-                variable.assign(value)
+        stored, variables = _stored(self._checkpoint), _all_variables(trainer)
+        held = [stored[f"v{i:05d}"] for i in range(sum(k.startswith("v") for k in stored))]
+        if not held:
+            raise KeyError("the checkpoint of the last epoch holds no variables")
+        if [v.shape for v in held] != [tuple(v.shape) for v in variables]:
+            raise UserError(
+                f"{self._checkpoint} does not fit the network: it was written by another "
+                "version; choose another --name"
+            )
+        for variable, value in zip(variables, held, strict=True):
+            variable.assign(value)
 
     def restore_best(self, trainer: keras.Model) -> dict[str, float]:
         """Puts the best epoch's weights into the model; returns its history entry."""
-        with _stored(self._best) as stored:
-            trainer.set_weights([stored[f"w{i:05d}"] for i in range(len(trainer.weights))])
+        stored = _stored(self._best)
+        trainer.set_weights([stored[f"w{i:05d}"] for i in range(len(trainer.weights))])
         return self.best()
 
     def remove(self) -> None:
@@ -344,13 +342,12 @@ def save_keras(model: keras.Model, path: Path) -> None:
         named.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def _stored(file: Path) -> Iterator[Any]:
-    """The arrays in a file of a `TrainingState`; UserError where it is damaged."""
+def _stored(file: Path, *names: str) -> dict[str, np.ndarray]:
+    """The arrays in a file of a `TrainingState`, or some of them; UserError where it is damaged."""
     try:
         with np.load(file, allow_pickle=False) as arrays:
-            yield arrays
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
+            return {name: arrays[name] for name in names or arrays.files}
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError) as error:
         raise UserError(
             f"{file} is damaged ({error}): nothing can go on from it; choose another --name"
         ) from None

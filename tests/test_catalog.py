@@ -264,6 +264,7 @@ def test_images_that_lie_loose_are_told(tmp_path: Path, write: Write) -> None:
         write(f"{split}/NORMAL/1.png")
         write(f"{split}/PNEUMONIA/2.png")
     write("train/loose.png")
+    write("train/._loose.png")  # of another system
     write("forgotten.png")
     catalog = open_catalog(str(tmp_path))
     assert len(catalog) == 4
@@ -393,7 +394,9 @@ def test_a_list_from_a_spreadsheet(tmp_path: Path, write: Write) -> None:
         ("1.png", "normal", "train"),
         ("2.png", "viral", "test"),
     ]
-    assert [replace(row, where="") for row in marked] == [replace(row, where="") for row in plain]
+    for number, (row, same) in enumerate(zip(plain, marked, strict=True), 2):
+        assert row.where.endswith(f"line {number}") and same.where.endswith(f"line {number + 1}")
+        assert replace(row, where="") == replace(same, where="")
     twice = listing(tmp_path, "path;label;label\n" + rows)
     assert "more than one column label" in refusal(lambda: read_list(Path(twice)))
 

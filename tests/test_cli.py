@@ -9,7 +9,7 @@ import pytest
 
 # TensorFlow, which every job loads first, has no part in it.
 SCRIPT = """
-import logging, sys, time, types
+import logging, signal, sys, time, types
 from dataclasses import dataclass
 sys.modules["tensorflow"] = types.ModuleType("tensorflow")
 from cxr_tf import cli
@@ -27,6 +27,7 @@ def job(settings):
         print("cleared", file=sys.stderr)
         raise
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background of a shell
 cli.run(Settings, job)
 """
 
@@ -51,6 +52,14 @@ def test_a_reader_that_has_read_enough_is_no_mistake(command: list[str]) -> None
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 1
+
+
+def test_without_a_stdout_the_work_is_done(command: list[str]) -> None:
+    script = "import os, sys; os.close(1); os.execv(sys.argv[1], sys.argv[1:])"
+    done = subprocess.run(
+        [sys.executable, "-c", script, *command], stderr=subprocess.PIPE, text=True
+    )
+    assert done.returncode == 0 and "Traceback" not in done.stderr
 
 
 def test_names_that_a_terminal_cannot_show_are_escaped(command: list[str]) -> None:

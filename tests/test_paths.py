@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cxr_tf import paths
+from cxr_tf import paths, runs
 
 
 def names(folder: Path) -> list[str]:
@@ -49,6 +49,45 @@ def test_the_second_to_write_a_folder_waits_and_finds_it(tmp_path: Path) -> None
     waiting.join(30)
     assert found == [(True, [])]
     assert names(tmp_path) == ["set"] and names(folder) == ["whole"]
+
+
+def test_without_locks_each_fills_a_folder_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paths, "lock", lambda *_, **__: None)
+    with paths.beside(tmp_path / "set") as one, paths.beside(tmp_path / "set") as two:
+        assert one != two
+        (one / "1").write_text("one")
+        assert names(two) == []
+        os.rename(one, tmp_path / "set")
+    assert names(tmp_path) == ["set"] and names(tmp_path / "set") == ["1"]
+
+
+def test_a_turn_in_a_folder_of_ones_own_does_not_wait(tmp_path: Path) -> None:
+    runs.claim(tmp_path)
+    with paths.turn(tmp_path):
+        pass
+    runs.release(tmp_path)
+    assert paths.identity(tmp_path) not in paths.held
+
+
+def test_many_writers_of_one_folder_do_not_stumble(tmp_path: Path) -> None:
+    failed: list[BaseException] = []
+
+    def write() -> None:
+        try:
+            for _ in range(60):
+                with paths.beside(tmp_path / "set") as partial:
+                    (partial / "file").write_text("whole")
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=write) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert failed == [] and names(tmp_path) == []
 
 
 @pytest.mark.parametrize("stem", ["image", "x" * 250, "図" * 80])

@@ -236,5 +236,4 @@ def test_a_run_that_another_process_works_on_is_left_alone(tmp_path: Path) -> No
     # The same process may open it twice; once it is finished, nobody keeps it.
     runs.open_run(str(tmp_path), "job", "a", Settings(resume=True), CATALOG)
     resumed.write_metrics({"auroc": 1.0})
-    state = resumed.directory.stat()
-    assert (state.st_dev, state.st_ino) not in runs._claimed
+    assert paths.identity(resumed.directory) not in paths.held

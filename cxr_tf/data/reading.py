@@ -104,7 +104,8 @@ def _strangers(top: Path, known: Iterable[Path]) -> Counter[str]:
     # Beside phantoms lie the masks of their lesions.
     others = [d for d in _folders(top) if d not in set(known) and d.name != "masks"]
     places = [(d.name, visible_files(d)) for d in others]
-    places.append((f"{top.name} itself", [p for p in top.iterdir() if p.is_file()]))
+    loose = [p for p in top.iterdir() if p.is_file() and not p.name.startswith(".")]
+    places.append((f"{top.resolve().name} itself", loose))
     return Counter(
         name for name, files in places for p in files if p.suffix.lower() in IMAGE_SUFFIXES
     )
@@ -158,8 +159,12 @@ def read_list(file: Path) -> list[Listed]:
             reader = csv.DictReader(lines, delimiter=delimiter, skipinitialspace=True)
             columns = [str(name).strip().lower() for name in reader.fieldnames or ()]
             reader.fieldnames = columns
+            skipped = 1 if begin else 0
             table = [
-                (reader.line_num, {k: (v or "").strip() for k, v in row.items() if k in columns})
+                (
+                    skipped + reader.line_num,
+                    {k: (v or "").strip() for k, v in row.items() if k in columns},
+                )
                 for row in reader
             ]
     except (UnicodeDecodeError, csv.Error) as error:
