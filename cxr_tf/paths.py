@@ -90,11 +90,8 @@ def _taken(partial: Path) -> tuple[Path, int | None]:
         try:
             partial.mkdir(exist_ok=True)
             descriptor = lock(partial, wait=True)
-        except (
-            FileExistsError,
-            FileNotFoundError,
-        ):  # whoever had it has just renamed or removed it
-            continue
+        except (FileExistsError, FileNotFoundError):
+            continue  # whoever had it has just renamed or removed it
         if descriptor is None:
             own = Path(tempfile.mkdtemp(prefix=f"{partial.name}-", dir=partial.parent))
             own.chmod(0o755)  # mkdtemp lets nobody else in, which would outlive the renaming
