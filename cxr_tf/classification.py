@@ -306,7 +306,7 @@ def settle(settings: TrainClassifier, begun: Run | None = None) -> TrainClassifi
     return dataclasses.replace(
         settings,
         precision=resolve_precision(
-            settings.precision, gains=entry.gains_in_bfloat16(settings.image_size)
+            settings.precision, gains=entry.gains_in_bfloat16(settings.image_size, pretrained)
         ),
         trainable_blocks=blocks,
         learning_rate=settings.learning_rate or (1e-4 if pretrained else entry.scratch_rate),

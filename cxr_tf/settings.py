@@ -84,8 +84,8 @@ class TrainingBudget:
     """Threshold on the probability of pneumonia, chosen on validation: half (0.5), youden,
     min-sensitivity:0.95 or min-specificity:0.95. Binary task only."""
     precision: Precision = "auto"
-    """Arithmetic of training; auto takes bfloat16 where this machine is faster with it. The
-    exported model is always float32."""
+    """Arithmetic of training; auto takes bfloat16 from pretrained weights, where this machine is
+    faster with it. The exported model is always float32."""
     resamples: int = 1000
     """Bootstrap resamples (of patients) behind each 95 % interval."""
     seed: int = 0

@@ -813,7 +813,8 @@ def _classifier(backbone: str, settings: RunStudy) -> keras.Model:
     assert settings.image_size
     weights = getattr(settings, f"{backbone}_weights")
     entry = backbones.backbone(backbone)
-    precision = resolve_precision("auto", gains=entry.gains_in_bfloat16(settings.image_size))
+    gains = entry.gains_in_bfloat16(settings.image_size, weights != "none")
+    precision = resolve_precision("auto", gains=gains)
     model = build_classifier(
         backbone, classes=2, image_size=settings.image_size, precision=precision
     )

@@ -1,5 +1,6 @@
 """What every training shares: the optimizer is AdamW, and a step is traced once."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -76,10 +77,12 @@ def test_the_loss_is_scaled_for_float16(precision: str, learns: bool) -> None:
 def test_bfloat16_where_the_processor_and_the_network_gain(
     flags: str, backbone: str, size: int, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """And never from scratch."""
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda _=None: [])
     monkeypatch.setattr(Path, "read_text", lambda _: flags)
     left_open = TrainClassifier(backbone=backbone, image_size=size)  # type: ignore[arg-type]
     assert settle(left_open).precision == precision
+    assert settle(replace(left_open, weights="none")).precision == "float32"
     named = TrainClassifier(backbone="vgg16", image_size=64, precision="float32")
     assert settle(named).precision == "float32"
 

@@ -55,7 +55,7 @@ def transfer(settings: Benchmark, place: Path) -> Found:
             labels = np.array([k for _, k in labelled], np.int64)
             parts[split] = Data(catalog_of([split] * len(labelled)), images, labels, classes)
         precision = resolve_precision(
-            "auto", gains=backbones.backbone("vgg16").gains_in_bfloat16(size)
+            "auto", gains=backbones.backbone("vgg16").gains_in_bfloat16(size, True)
         )
         model = build_classifier("vgg16", classes=2, image_size=size, precision=precision)
         model.set_weights(weights)
@@ -153,7 +153,9 @@ def _finetuning_of(name: str, images: np.ndarray, labels: np.ndarray, settings: 
     from cxr_tf.classification import trainer_of
 
     size, repeats = settings.image_size, settings.repeats or 3
-    precision = resolve_precision("auto", gains=backbones.backbone(name).gains_in_bfloat16(size))
+    precision = resolve_precision(
+        "auto", gains=backbones.backbone(name).gains_in_bfloat16(size, True)
+    )
 
     def build(dtype: str) -> keras.Model:
         model = build_classifier(name, classes=2, image_size=size, precision=dtype)

@@ -53,9 +53,12 @@ class Backbone:
     imagenet: Callable[[], keras.Model] | None
     where_to_get: str
 
-    def gains_in_bfloat16(self, image_size: int) -> bool:
-        """Whether images of this side, in pixels, train faster in bfloat16 than in float32."""
-        return image_size >= self.bfloat16_from
+    def gains_in_bfloat16(self, image_size: int, pretrained: bool) -> bool:
+        """Whether images of this side, in pixels, train faster in bfloat16, and as well.
+
+        From scratch they do not: the first epochs, on which all others rest, learn less in it.
+        """
+        return pretrained and image_size >= self.bfloat16_from
 
     def build(self, images: keras.KerasTensor) -> keras.KerasTensor:
         """Images [N, S, S, 3] in 0..255 -> embedding [N, D], in the caller's graph."""
