@@ -63,11 +63,13 @@ def _training(settings: Benchmark, place: Path) -> Found:
 def train(folder: str, place: str, size: int) -> float:
     """Peak MB of one epoch of our training, and all that comes before and after it."""
     from cxr_tf.classification import train_and_evaluate
+    from cxr_tf.training import resolve_precision
 
     settings = TrainClassifier(
         data=folder,
         backbone="vgg16",
-        weights="none",  # so that all blocks are trained
+        weights="none",  # so that all blocks are trained; else as from pretrained ones
+        precision=resolve_precision("auto"),
         image_size=size,
         batch_size=BATCH,
         epochs=1,
