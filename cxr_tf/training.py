@@ -28,7 +28,7 @@ def resolve_precision(wanted: Precision, *, gains: bool = True) -> Precision:
     """The dtype policy behind `auto`: bfloat16 where the hardware multiplies it natively.
 
     On CPUs that is AVX512-BF16 or AMX, on GPUs compute capability 8. gains: whether the network is
-    the faster for it, which small images may not be (`Backbone.bfloat16_from`).
+    the faster for it and learns as well, see `Backbone.gains_in_bfloat16`.
     """
     if wanted != "auto":
         return wanted
