@@ -377,8 +377,12 @@ def exported_by(run: Run) -> Path:
     places = [Path(told), *(project / told for project in around[2:3])]
     there = [place for place in places if (place / CARD).exists()]
     for place in there:
-        scored = read_json(place / CARD).get("metrics", {}).get("test", {})
-        if scored and scored == {k: run.metrics()["test"].get(k) for k in scored}:
+        card = read_json(place / CARD)
+        scored = card.get("metrics", {}).get("test", {})
+        same_data = "data_fingerprint" not in card or (
+            card["data_fingerprint"] == run.config()["data_fingerprint"]
+        )
+        if same_data and scored and scored == {k: run.metrics()["test"].get(k) for k in scored}:
             return place
     what = "is another model's" if there else "is not here"
     raise UserError(

@@ -21,7 +21,7 @@ from cxr_tf import client, serving, store
 from cxr_tf.data.pipeline import decode_radiograph
 from cxr_tf.errors import UserError
 from cxr_tf.models.classifier import build_classifier
-from cxr_tf.runs import Run
+from cxr_tf.runs import Run, write_json
 from cxr_tf.settings import TrainClassifier
 
 CLIENT = """
@@ -277,7 +277,11 @@ def test_the_model_of_a_run_is_found_and_anothers_is_not(
     """Its path is recorded as it was from where it was trained."""
 
     def trained(project: Path, auroc: float) -> Run:
-        card = {"kind": "classifier", "metrics": {"test": {"auroc": auroc}}}
+        card = {
+            "kind": "classifier",
+            "data_fingerprint": project.name,
+            "metrics": {"test": {"auroc": auroc}},
+        }
 
         def write(folder: str) -> None:
             tf.saved_model.save(tf.Module(), folder)
@@ -286,10 +290,11 @@ def test_the_model_of_a_run_is_found_and_anothers_is_not(
         run = Run(project / "logs" / "classifier" / "one")
         run.directory.mkdir(parents=True)
         model = {"saved_model": "saved_models/one/1"}
+        write_json(run.directory / "config.json", {"data_fingerprint": project.name})
         run.write_metrics({"test": {"auroc": auroc, "accuracy": 0.5}, "model": model})
         return run
 
-    mine, other = trained(tmp_path / "mine", 0.9), trained(tmp_path / "other", 0.8)
+    mine, other = trained(tmp_path / "mine", 1.0), trained(tmp_path / "other", 1.0)
     for place in ("mine", "other", "."):
         monkeypatch.chdir(tmp_path / place)
         found = tmp_path / "mine" / "saved_models" / "one" / "1"
