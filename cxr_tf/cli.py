@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from cxr_tf.errors import UserError
-from cxr_tf.paths import expanded
+from cxr_tf.files import expand_user
 
 Settings = TypeVar("Settings")
 
@@ -82,7 +82,7 @@ def _with_home(settings: Any) -> Any:
     given = {k: getattr(settings, k, None) for k in ("logs", "saved_models")}
     return dataclasses.replace(
         settings,
-        **{k: str(expanded(v)) for k, v in given.items() if isinstance(v, str) and v[:1] == "~"},
+        **{k: str(expand_user(v)) for k, v in given.items() if isinstance(v, str) and v[:1] == "~"},
     )
 
 

@@ -4,31 +4,51 @@ A run is finished when `metrics.json` is there; it is written last. Every file a
 at all: it is written beside and renamed.
 """
 
-import csv
 import dataclasses
 import itertools
-import json
-import math
-import os
 import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from cxr_tf.errors import UserError
-from cxr_tf.paths import held, identity, lock
+from cxr_tf.files import (
+    acquire_lock,
+    read_json,
+    release_lock,
+    to_json_types,
+    write_atomically,
+    write_csv,
+    write_json,
+)
 
 if TYPE_CHECKING:
     import tensorflow as tf
     from matplotlib.figure import Figure
 
-    from cxr_tf.data.catalog import Catalog
+
+class Catalog(Protocol):
+    """What a run records of the data it ran on: `cxr_tf.data.catalog.Catalog` is one."""
+
+    @property
+    def radiographs(self) -> Sequence[Any]:
+        """The images, in order."""
+
+    @property
+    def is_phantom(self) -> bool:
+        """Whether the images are synthetic."""
+
+    def fingerprint(self) -> str:
+        """A hash of labels, splits and contents."""
+
+    def __len__(self) -> int: ...
+
 
 RECORDED_PACKAGES = ("tensorflow", "keras", "scikit-learn", "numpy", "tensorboard", "cxr_tf")
 
@@ -59,12 +79,12 @@ class Run:
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         """`metrics.json`, which also marks the run as finished."""
         write_json(self.directory / "metrics.json", metrics)
-        release(self.directory)
+        release_lock(self.directory)
 
     def write_predictions(
         self,
         split: str,
-        catalog: "Catalog",
+        catalog: Catalog,
         labels: np.ndarray,
         probabilities: np.ndarray,
         predicted: np.ndarray,
@@ -88,7 +108,7 @@ class Run:
 
         path = self.directory / "figures" / f"{name}.png"
         path.parent.mkdir(exist_ok=True)
-        atomically(path, lambda p: figure.savefig(p, dpi=110, format="png"))
+        write_atomically(path, lambda p: figure.savefig(p, dpi=110, format="png"))
         plt.close(figure)
         with writer.as_default():
             tf.summary.image(name, tf.io.decode_png(path.read_bytes(), channels=3)[None], step=0)
@@ -100,19 +120,19 @@ class Run:
         return tf.summary.create_file_writer(str(self.directory))
 
 
-def as_name(text: str) -> str:
+def to_run_name(text: str) -> str:
     """A text as `check_name` wants it: what no file name should hold becomes a hyphen."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:100]
 
 
-def numbered(name: str) -> Iterator[str]:
+def numbered_names(name: str) -> Iterator[str]:
     """The name, then with -2, -3 and so on behind it: for what must not take another's place."""
     yield name
     yield from (f"{name}-{number}" for number in itertools.count(2))
 
 
 def open_run(
-    logs: str, job: str, name: str, settings: Any, data: "Catalog | Run", resolved: Any = None
+    logs: str, job: str, name: str, settings: Any, data: Catalog | Run, resolved: Any = None
 ) -> Run:
     """A new run directory, or with `settings.resume` the one of that name.
 
@@ -124,47 +144,24 @@ def open_run(
     resumed or that another process is working on, and for a resumed run whose settings or data have
     changed.
     """
-    run = refuse_existing(logs, job, name, settings)
+    run = reserve_run(logs, job, name, settings)
     if run.directory.exists() and not run.finished:
-        claim(run.directory)
-    config = record(job, name, settings, data)
+        acquire_lock(run.directory)
+    config = run_record(job, name, settings, data)
     config["resolved"] = _added(settings, resolved or settings)
     if (run.directory / "config.json").exists():
         if getattr(settings, "resume", False):
             _check_unchanged(run, config)
             return run
-        release(run.directory)
+        release_lock(run.directory)
         shutil.rmtree(run.directory)  # what it left would stand among what comes
     run.directory.mkdir(parents=True, exist_ok=True)
-    claim(run.directory)
+    acquire_lock(run.directory)
     write_json(run.directory / "config.json", config)
     return run
 
 
-def claim(directory: Path) -> None:
-    """Keeps a directory for this process until `release`, or its end: two would write one file.
-
-    Raises UserError where another process has it. Does nothing on a file system or a system that
-    knows no locks.
-    """
-    if identity(directory) in held:
-        return
-    try:
-        descriptor = lock(directory, wait=False)
-    except BlockingIOError:
-        raise UserError(f"another process is working on {directory}; wait for it") from None
-    if descriptor is not None:
-        held[identity(directory)] = descriptor
-
-
-def release(directory: Path) -> None:
-    """Lets others have a directory that `claim` kept, if it did."""
-    descriptor = held.pop(identity(directory), None)
-    if descriptor is not None:
-        os.close(descriptor)
-
-
-def record(job: str, name: str, settings: Any, data: "Catalog | Run | None") -> dict[str, Any]:
+def run_record(job: str, name: str, settings: Any, data: Catalog | Run | None) -> dict[str, Any]:
     """What `config.json` holds: the settings, the data where there are any, and the software."""
     return {
         "job": job,
@@ -182,7 +179,7 @@ def _added(settings: Any, resolved: Any) -> dict[str, Any]:
     return {k: v for k, v in dataclasses.asdict(resolved).items() if v != asked[k]}
 
 
-def _facts(data: "Catalog | Run") -> dict[str, Any]:
+def _facts(data: Catalog | Run) -> dict[str, Any]:
     """What `config.json` says of the data."""
     if isinstance(data, Run):
         config = data.config()
@@ -203,7 +200,7 @@ def check_name(name: str) -> None:
         )
 
 
-def refuse_existing(logs: str, job: str, name: str, settings: Any) -> Run:
+def reserve_run(logs: str, job: str, name: str, settings: Any) -> Run:
     """The run of this name, which `open_run` will open; to be asked before anything costs time.
 
     Raises UserError for a name that is no file name, for a run that exists where none is to be
@@ -214,61 +211,13 @@ def refuse_existing(logs: str, job: str, name: str, settings: Any) -> Run:
     begun = (run.directory / "config.json").exists()
     resumable = hasattr(settings, "resume")
     if begun and not run.finished:
-        claim(run.directory)
+        acquire_lock(run.directory)
     if begun and not getattr(settings, "resume", False) and (run.finished or resumable):
-        release(run.directory)
+        release_lock(run.directory)
         state = "is finished" if run.finished else "was interrupted"
         ways = ", or --resume" if resumable else ""
         raise UserError(f"the run {run.directory} exists and {state}: choose another --name{ways}")
     return run
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a file of ours; UserError where it is damaged."""
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}): copy it again, or remove it") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged: copy it again, or remove it")
-    return content
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes JSON whole or not at all; numbers that are not finite become null."""
-    text = json.dumps(plain(content), indent=2, allow_nan=False) + "\n"
-    atomically(path, lambda p: p.write_text(text))
-
-
-def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], *, compressed: bool = False) -> None:
-    """Writes an .npz whole or not at all."""
-    save = np.savez_compressed if compressed else np.savez
-
-    def write(p: Path) -> None:
-        with p.open("wb") as file:  # a file object, because savez adds .npz to names
-            save(file, allow_pickle=False, **arrays)
-
-    atomically(path, write)
-
-
-def write_csv(path: Path, header: list[str], rows: list[list[Any]]) -> None:
-    """Writes CSV whole or not at all."""
-
-    def write(p: Path) -> None:
-        with p.open("w", newline="") as file:
-            csv.writer(file).writerows([header, *rows])
-
-    atomically(path, write)
-
-
-def atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Calls `write` with a path beside, then renames it; removes it if anything goes wrong."""
-    beside = path.with_name(f".{path.name}.writing")
-    try:
-        write(beside)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _check_unchanged(run: Run, config: dict[str, Any]) -> None:
@@ -281,30 +230,13 @@ def _check_unchanged(run: Run, config: dict[str, Any]) -> None:
                 f"{run.directory} was begun by a version without {flag}: choose another --name"
             )
         old = before["settings"].get(key)
-        if key not in NOT_COMPARED and plain(old) != plain(value):
+        if key not in NOT_COMPARED and to_json_types(old) != to_json_types(value):
             raise UserError(
                 f"{run.directory} began with {flag} {old}, not {value}: give the same settings to "
                 "--resume, or choose another --name"
             )
     if before["data_fingerprint"] != config["data_fingerprint"]:
         raise UserError(f"the data are not those {run.directory} began with; choose another --name")
-
-
-def plain(value: Any) -> Any:
-    """The value in types that JSON has."""
-    if isinstance(value, dict):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
-    if isinstance(value, np.ndarray):
-        return plain(value.tolist())
-    if isinstance(value, np.generic):
-        return plain(value.item())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Path):
-        return str(value)
-    return value
 
 
 def _version(package: str) -> str:

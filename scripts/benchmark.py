@@ -7,12 +7,18 @@ python scripts/benchmark.py memory scaling          # ours alone: peaks of memor
 python scripts/benchmark.py input --data chest_xray --images 500
 """
 
+import sys
+from pathlib import Path
+
+# `benchmarks` lies next to `scripts` and is not installed.
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.config import Benchmark
 from cxr_tf import cli
-from cxr_tf.settings import Benchmark
 
 
 def main(settings: Benchmark) -> None:
-    from cxr_tf.benchmark import benchmark
+    from benchmarks.benchmark import benchmark
 
     benchmark(settings)
 

@@ -6,11 +6,11 @@ python scripts/check_served.py --runs logs/classifier/vgg16-binary logs/knn/vgg1
 import sys
 
 from cxr_tf import cli
-from cxr_tf.settings import CheckServed
+from cxr_tf.config import CheckServed
 
 
 def main(settings: CheckServed) -> None:
-    from cxr_tf.served_check import check_served
+    from cxr_tf.serving.check_served import check_served
 
     if not check_served(settings).metrics()["agreed"]:
         sys.exit(1)

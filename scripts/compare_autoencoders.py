@@ -3,14 +3,20 @@
 python scripts/compare_autoencoders.py --data chest_xray
 """
 
+import sys
+from pathlib import Path
+
+# `benchmarks` lies next to `scripts` and is not installed.
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.config import CompareAutoencoders
 from cxr_tf import cli
-from cxr_tf.settings import CompareAutoencoders
 
 
 def main(settings: CompareAutoencoders) -> None:
-    from cxr_tf.anomaly_comparison import compare
+    from benchmarks.autoencoder.compare_autoencoders import compare_autoencoders
 
-    compare(settings)
+    compare_autoencoders(settings)
 
 
 if __name__ == "__main__":

@@ -5,13 +5,13 @@ python scripts/compare_backbones.py --runs logs/classifier/a logs/classifier/b
 """
 
 from cxr_tf import cli
-from cxr_tf.settings import CompareBackbones
+from cxr_tf.config import CompareBackbones
 
 
 def main(settings: CompareBackbones) -> None:
-    from cxr_tf.comparison import compare
+    from cxr_tf.classification.compare_backbones import compare_backbones
 
-    compare(settings)
+    compare_backbones(settings)
 
 
 if __name__ == "__main__":

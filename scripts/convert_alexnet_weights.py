@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cxr_tf import cli
+from cxr_tf.config import ConvertAlexNetWeights
 from cxr_tf.errors import UserError
-from cxr_tf.settings import ConvertAlexNetWeights
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,8 +32,8 @@ def main(settings: ConvertAlexNetWeights) -> None:
 
     import keras
 
+    from cxr_tf.files import write_atomically
     from cxr_tf.models.alexnet import alexnet_features, from_torch
-    from cxr_tf.runs import atomically
 
     try:
         weights = from_torch(state)
@@ -57,7 +57,7 @@ def main(settings: ConvertAlexNetWeights) -> None:
         finally:
             named.unlink(missing_ok=True)
 
-    atomically(target, write)
+    write_atomically(target, write)
     print(f"{target}: {model.count_params():,} parameters; use it as --weights {target}")
 
 

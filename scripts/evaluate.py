@@ -4,11 +4,11 @@ python scripts/evaluate.py --model saved_models/vgg16-binary --data other_hospit
 """
 
 from cxr_tf import cli
-from cxr_tf.settings import Evaluate
+from cxr_tf.config import Evaluate
 
 
 def main(settings: Evaluate) -> None:
-    from cxr_tf.evaluation import evaluate
+    from cxr_tf.evaluation.evaluate import evaluate
 
     evaluate(settings)
 

@@ -6,11 +6,11 @@ python scripts/explain.py --classifier logs/classifier/vgg16-binary --images war
 """
 
 from cxr_tf import cli
-from cxr_tf.settings import Explain
+from cxr_tf.config import Explain
 
 
 def main(settings: Explain) -> None:
-    from cxr_tf.explain.explanation import explain
+    from cxr_tf.explain.explain import explain
 
     explain(settings)
 

@@ -5,11 +5,11 @@ python scripts/fit_knn.py --classifier saved_models/vgg16-binary --data chest_xr
 """
 
 from cxr_tf import cli
-from cxr_tf.settings import FitKnn
+from cxr_tf.config import FitKnn
 
 
 def main(settings: FitKnn) -> None:
-    from cxr_tf.neighbors import fit_knn
+    from cxr_tf.neighbors.fit_knn import fit_knn
 
     fit_knn(settings)
 

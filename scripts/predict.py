@@ -6,11 +6,11 @@ python scripts/predict.py --server http://localhost:8501 --model vgg16-binary --
 """
 
 from cxr_tf import cli
-from cxr_tf.settings import Predict
+from cxr_tf.config import Predict
 
 
 def main(settings: Predict) -> None:
-    from cxr_tf.prediction import predict
+    from cxr_tf.evaluation.predict import predict
 
     predict(settings)
 

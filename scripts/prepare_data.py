@@ -8,11 +8,11 @@ python scripts/prepare_data.py --check data/kermany                    # and a p
 """
 
 from cxr_tf import cli
-from cxr_tf.settings import PrepareData
+from cxr_tf.config import PrepareData
 
 
 def main(settings: PrepareData) -> None:
-    from cxr_tf.preparation import prepare
+    from cxr_tf.preparation.prepare_data import prepare
 
     prepare(settings)
 

@@ -6,16 +6,16 @@ python scripts/run_study.py --compare mine other                       # what ch
 """
 
 from cxr_tf import cli
-from cxr_tf.settings import RunStudy
+from cxr_tf.config import RunStudy
 
 
 def main(settings: RunStudy) -> None:
     if settings.compare:
-        from cxr_tf.study_comparison import compare_studies
+        from cxr_tf.study.compare_studies import compare_studies
 
         compare_studies(settings)
     else:
-        from cxr_tf.study import run_study
+        from cxr_tf.study.run_study import run_study
 
         run_study(settings)
 

@@ -6,13 +6,13 @@ python scripts/train_autoencoder.py --data chest_xray --model plain --score ssim
 """
 
 from cxr_tf import cli
-from cxr_tf.settings import TrainAutoencoder
+from cxr_tf.config import TrainAutoencoder
 
 
 def main(settings: TrainAutoencoder) -> None:
-    from cxr_tf.anomaly import train_and_evaluate
+    from cxr_tf.anomaly.train_autoencoder import train_autoencoder
 
-    train_and_evaluate(settings)
+    train_autoencoder(settings)
 
 
 if __name__ == "__main__":

@@ -6,13 +6,13 @@ python scripts/train_classifier.py --weights none --image-size 64 --epochs 3    
 """
 
 from cxr_tf import cli
-from cxr_tf.settings import TrainClassifier
+from cxr_tf.config import TrainClassifier
 
 
 def main(settings: TrainClassifier) -> None:
-    from cxr_tf.classification import train_and_evaluate
+    from cxr_tf.classification.train_classifier import train_classifier
 
-    train_and_evaluate(settings)
+    train_classifier(settings)
 
 
 if __name__ == "__main__":

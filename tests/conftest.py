@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from cxr_tf.data.phantom import write_phantoms
-from cxr_tf.settings import TrainClassifier
+from cxr_tf.config import TrainClassifier
+from cxr_tf.data.sources.phantoms import write_phantoms
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 # Modules that look at the same study, or the same training, each of which takes its time to run.
-STUDY = ("test_report_browser", "test_served_check", "test_study", "test_tensorboard_browser")
-TRAINING = ("test_classification", "test_serving")
+STUDY = ("test_report_browser", "test_check_served", "test_study", "test_tensorboard_browser")
+TRAINING = ("test_classification", "test_export")
 GROUPS = dict.fromkeys(STUDY, "study") | dict.fromkeys(TRAINING, "training")
 
 
@@ -81,7 +81,7 @@ def finished(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainC
 
     Slowly: three steps at the usual rate drive its probabilities to 0 and 1, where all look alike.
     """
-    from cxr_tf.classification import train_and_evaluate
+    from cxr_tf.classification.train_classifier import train_classifier
 
     root = tmp_path_factory.mktemp("finished")
     settings = TrainClassifier(
@@ -99,5 +99,5 @@ def finished(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainC
         logs=str(root / "logs"),
         saved_models=str(root / "saved_models"),
     )
-    train_and_evaluate(settings)
+    train_classifier(settings)
     return settings

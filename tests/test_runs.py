@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cxr_tf import paths, runs
+from cxr_tf import files
+from cxr_tf import runs as cxr_tf_runs
 from cxr_tf.data.catalog import Catalog, Radiograph
 from cxr_tf.errors import UserError
 
@@ -41,13 +42,15 @@ class Settings:
 )
 def test_a_name_is_one_plain_folder(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match="folder"):
-        runs.open_run(str(tmp_path), "job", name, Settings(), CATALOG)
+        cxr_tf_runs.open_run(str(tmp_path), "job", name, Settings(), CATALOG)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_that_exists_is_refused_or_resumed_with_the_same_settings(tmp_path: Path) -> None:
-    def opened(catalog: Catalog = CATALOG, **changed) -> runs.Run:
-        return runs.open_run(str(tmp_path), "job", "a", replace(Settings(), **changed), catalog)
+    def opened(catalog: Catalog = CATALOG, **changed) -> cxr_tf_runs.Run:
+        return cxr_tf_runs.open_run(
+            str(tmp_path), "job", "a", replace(Settings(), **changed), catalog
+        )
 
     run = opened()
     config = run.config()
@@ -84,8 +87,8 @@ def test_a_run_that_is_begun_again_begins_empty(tmp_path: Path) -> None:
 
         data: str = "here"
 
-    def opened() -> runs.Run:
-        return runs.open_run(str(tmp_path), "job", "a", Quick(), CATALOG)
+    def opened() -> cxr_tf_runs.Run:
+        return cxr_tf_runs.open_run(str(tmp_path), "job", "a", Quick(), CATALOG)
 
     left = opened().directory / "heatmaps" / "of-before.png"
     left.parent.mkdir()
@@ -98,12 +101,12 @@ def test_a_run_that_is_begun_again_begins_empty(tmp_path: Path) -> None:
 
 
 def test_settings_that_newer_versions_add_do_not_pass_unseen(tmp_path: Path) -> None:
-    run = runs.open_run(str(tmp_path), "job", "a", Settings(), CATALOG)
+    run = cxr_tf_runs.open_run(str(tmp_path), "job", "a", Settings(), CATALOG)
     config = run.config()
     del config["settings"]["seed"]
-    runs.write_json(run.directory / "config.json", config)
+    files.write_json(run.directory / "config.json", config)
     with pytest.raises(UserError, match="by a version without --seed"):
-        runs.open_run(str(tmp_path), "job", "a", Settings(resume=True), CATALOG)
+        cxr_tf_runs.open_run(str(tmp_path), "job", "a", Settings(resume=True), CATALOG)
 
 
 @pytest.mark.parametrize(
@@ -120,10 +123,10 @@ def test_a_file_is_whole_or_as_it_was(tmp_path: Path, error: BaseException) -> N
         if before:
             path.write_text(before)
         with pytest.raises(type(error)):
-            runs.atomically(path, half)
+            files.write_atomically(path, half)
         assert [p.read_text() for p in tmp_path.iterdir()] == ([before] if before else [])
     with pytest.raises(FileNotFoundError):
-        runs.write_json(tmp_path / "none" / "x.json", {})
+        files.write_json(tmp_path / "none" / "x.json", {})
 
 
 def test_json_has_null_where_a_number_is_not_defined(tmp_path: Path) -> None:
@@ -134,7 +137,7 @@ def test_json_has_null_where_a_number_is_not_defined(tmp_path: Path) -> None:
         "array": np.array([1.5, np.nan]),
         2: Path("a/b"),
     }
-    runs.write_json(path, content)
+    files.write_json(path, content)
 
     def refuse(word: str) -> None:
         raise AssertionError(word)
@@ -146,7 +149,7 @@ def test_json_has_null_where_a_number_is_not_defined(tmp_path: Path) -> None:
         "2": "a/b",
     }
     with pytest.raises(TypeError):
-        runs.write_json(path, {"what": object()})
+        files.write_json(path, {"what": object()})
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
 
 
@@ -154,7 +157,7 @@ def test_predictions_are_csv_that_reads_back(tmp_path: Path) -> None:
     import csv
 
     probabilities = np.array([[0.25, 0.75], [0.123456789, 0.876543211]], np.float32)
-    run = runs.Run(tmp_path)
+    run = cxr_tf_runs.Run(tmp_path)
     run.write_predictions(
         "test", CATALOG, np.array([0, 1]), probabilities, np.array([1, 1]), ("normal", "pneumonia")
     )
@@ -171,7 +174,7 @@ def test_predictions_are_csv_that_reads_back(tmp_path: Path) -> None:
 
 def test_what_settings_left_open_is_recorded_beside_them(tmp_path: Path) -> None:
     asked = Settings()
-    run = runs.open_run(str(tmp_path), "job", "a", asked, CATALOG, replace(asked, rate=0.1))
+    run = cxr_tf_runs.open_run(str(tmp_path), "job", "a", asked, CATALOG, replace(asked, rate=0.1))
     assert run.config()["settings"]["rate"] is None
     assert run.config()["resolved"] == {"rate": 0.1}
 
@@ -180,7 +183,7 @@ def test_what_settings_left_open_is_recorded_beside_them(tmp_path: Path) -> None
 def test_a_damaged_record_is_one_line(tmp_path: Path, content: str) -> None:
     for name in ("metrics.json", "config.json"):
         (tmp_path / name).write_text(content)
-    for read in (runs.Run(tmp_path).metrics, runs.Run(tmp_path).config):
+    for read in (cxr_tf_runs.Run(tmp_path).metrics, cxr_tf_runs.Run(tmp_path).config):
         with pytest.raises(UserError, match="is damaged"):
             read()
 
@@ -194,7 +197,7 @@ def test_one_process_after_the_other_has_its_turn(tmp_path: Path) -> None:
     order: list[str] = []
 
     def second() -> None:
-        with paths.turn(tmp_path):
+        with files.exclusive_lock(tmp_path):
             order.append("second")
 
     with subprocess.Popen(
@@ -218,8 +221,8 @@ def test_a_run_that_another_process_works_on_is_left_alone(tmp_path: Path) -> No
         "import sys; from cxr_tf import runs; from pathlib import Path\n"
         "runs.claim(Path(sys.argv[1])); print('mine', flush=True); sys.stdin.read()"
     )
-    run = runs.open_run(str(tmp_path), "job", "a", Settings(), CATALOG)
-    runs.release(run.directory)
+    run = cxr_tf_runs.open_run(str(tmp_path), "job", "a", Settings(), CATALOG)
+    files.release_lock(run.directory)
     before = sorted(p.name for p in run.directory.iterdir())
     with subprocess.Popen(
         [sys.executable, "-c", code, run.directory],
@@ -229,11 +232,11 @@ def test_a_run_that_another_process_works_on_is_left_alone(tmp_path: Path) -> No
         assert other.stdout.readline() == "mine\n"
         for resume in (True, False):
             with pytest.raises(UserError, match="another process is working on"):
-                runs.open_run(str(tmp_path), "job", "a", Settings(resume=resume), CATALOG)
+                cxr_tf_runs.open_run(str(tmp_path), "job", "a", Settings(resume=resume), CATALOG)
         assert sorted(p.name for p in run.directory.iterdir()) == before
         other.stdin.close()
-    resumed = runs.open_run(str(tmp_path), "job", "a", Settings(resume=True), CATALOG)
+    resumed = cxr_tf_runs.open_run(str(tmp_path), "job", "a", Settings(resume=True), CATALOG)
     # The same process may open it twice; once it is finished, nobody keeps it.
-    runs.open_run(str(tmp_path), "job", "a", Settings(resume=True), CATALOG)
+    cxr_tf_runs.open_run(str(tmp_path), "job", "a", Settings(resume=True), CATALOG)
     resumed.write_metrics({"auroc": 1.0})
-    assert paths.identity(resumed.directory) not in paths.held
+    assert files.identity(resumed.directory) not in files.held_locks

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cxr_tf.data.phantom import write_phantoms
-from cxr_tf.data.shifts import SHIFTS
+from cxr_tf.data.acquisition_shifts import SHIFTS
+from cxr_tf.data.sources.phantoms import write_phantoms
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 TINY = ["--image-size", "64", "--epochs", "1", "--batch-size", "16", "--resamples", "20"]
@@ -140,8 +140,8 @@ def test_comparing_finished_runs(here, capsys):
 def test_evaluate_gives_the_measured_scores(here, capsys):
     import tensorflow as tf
 
-    from cxr_tf.data import pipeline
-    from cxr_tf.data.catalog import open_catalog
+    from cxr_tf.data import batches, decoding
+    from cxr_tf.data.loading import open_catalog
 
     model = "saved_models/tiny-alexnet"
     code, told, _ = run("evaluate.py", "--model", model, "--data", "xrays", "--split", "test",
@@ -160,9 +160,9 @@ def test_evaluate_gives_the_measured_scores(here, capsys):
     # One shift by hand, of pixels instead of files.
     catalog = open_catalog("xrays")
     catalog = catalog.take(catalog.rows("test"))
-    images, _ = pipeline.load_images(catalog.paths, 64)
+    images, _ = decoding.load_images(catalog.paths, 64)
     answer = tf.saved_model.load(f"{model}/1").signatures["tensor"]
-    labels = answer(images=pipeline.to_rgb(SHIFTS["darker"](images)))["label"].numpy()
+    labels = answer(images=batches.to_rgb(SHIFTS["darker"](images)))["label"].numpy()
     sick = catalog.labels("binary") == 1
     assert shifted["darker"]["recall"] == pytest.approx(np.mean(labels[sick] == b"pneumonia"))
     assert shifted["darker"]["specificity"] == pytest.approx(np.mean(labels[~sick] == b"normal"))

@@ -1,1 +1,1 @@
-"""From files to batches: catalogue, phantoms, tf.data pipeline."""
+"""From files to batches: folder conventions, catalogue, splits, decoding, augmentation, audit."""

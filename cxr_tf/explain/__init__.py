@@ -1,1 +1,1 @@
-"""Which region a decision rests on: occlusion, class activation maps, and how faithful they are."""
+"""Heatmaps of what a decision rests on: occlusion, class activation maps, faithfulness."""

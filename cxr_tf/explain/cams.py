@@ -25,6 +25,7 @@ import numpy as np
 METHODS = ("gradcam++", "scorecam", "smoothgrad")
 
 SCORECAM_MAPS = 64
+
 SMOOTHGRAD_SAMPLES = 20
 
 

@@ -20,8 +20,8 @@ import numpy as np
 import tensorflow as tf
 from scipy import ndimage, stats
 
-from cxr_tf.explain.occlusion import cover_images, equal_splits, in_chunks
-from cxr_tf.models.network import read_network
+from cxr_tf.models.layer_graph import read_network
+from cxr_tf.models.occlusion.occluder import cover_images, equal_splits, in_chunks
 
 # Steps of insertion and deletion: 3.6 % of the pixels each.
 STEPS = 28
@@ -105,9 +105,6 @@ def random_maps(count: int, size: int, *, seed: int = 0) -> np.ndarray:
     )
 
 
-# ---------------------------------------------------------------------- shuffled weights
-
-
 @contextmanager
 def shuffled_weights(model: keras.Model, layers: list[keras.layers.Layer]) -> Iterator[None]:
     """The model with the weights of some layers shuffled, each array in itself; put back after."""
@@ -148,9 +145,6 @@ def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
     if np.ptp(a) == 0 or np.ptp(b) == 0 or not (np.isfinite(a).all() and np.isfinite(b).all()):
         return 0.0
     return float(stats.spearmanr(a, b).statistic)
-
-
-# ---------------------------------------------------------------------- places
 
 
 def hottest_place(heat: np.ndarray) -> tuple[int, int]:

@@ -1,1 +1,1 @@
-"""Backbones and the models built on them."""
+"""Keras graphs: backbones, classifiers, autoencoders, occlusion."""

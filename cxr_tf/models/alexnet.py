@@ -17,6 +17,7 @@ CONVOLUTIONS = (
     ("conv4", 256, 3, 1, 1, False),
     ("conv5", 256, 3, 1, 1, True),
 )
+
 POOLED = 6
 
 

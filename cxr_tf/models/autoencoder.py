@@ -12,9 +12,10 @@ under another exposure and framing. `plain` squeezes the image through a code of
 import keras
 import numpy as np
 
-from cxr_tf.data.contrast import WINDOW, Blur, LocalContrast, Without, gaussian
+from cxr_tf.data.restoration.local_contrast import WINDOW, gaussian
 from cxr_tf.errors import UserError
-from cxr_tf.models.context import HealthyContext
+from cxr_tf.models.contrast_layers import Blur, LocalContrast, Without
+from cxr_tf.models.lung_appearance import LungAppearanceModel
 
 # Score -> the kind of network that it belongs to; the first of a kind is its default.
 SCORES = {
@@ -130,7 +131,7 @@ def build_autoencoder(network: keras.Model, score: str) -> keras.Model:
 
 
 def build_combined(
-    network: keras.Model, context: HealthyContext, healthy: np.ndarray, score: str = "combined"
+    network: keras.Model, context: LungAppearanceModel, healthy: np.ndarray, score: str = "combined"
 ) -> keras.Model:
     """The restoring network and the context of healthy lungs as one score.
 

@@ -10,7 +10,7 @@ The model takes float32 [N, S, S, 3] in 0..255 and gives probabilities [N, C]. L
 
 import keras
 
-from cxr_tf.models.backbones import SMALLEST_SIZE, backbone, load_weights
+from cxr_tf.models.backbones import backbone
 
 
 def build_classifier(
@@ -57,15 +57,6 @@ def calibrated(model: keras.Model, temperature: float) -> keras.Model:
     """
     logits = model.get_layer("logits").output
     return keras.Model(model.input, _probabilities(logits, temperature), name=model.name)
-
-
-def check_weights(name: str, weights: str) -> None:
-    """Raises UserError where weights cannot be had or do not fit, before hours are spent.
-
-    By loading them into a small network: those of a backbone are the same at any size.
-    """
-    if weights != "none":
-        load_weights(build_classifier(name, classes=2, image_size=SMALLEST_SIZE), name, weights)
 
 
 def _probabilities(logits: keras.KerasTensor, temperature: float) -> keras.KerasTensor:

@@ -21,17 +21,18 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from cxr_tf import serving, store
-from cxr_tf.classification import STRESS_SEED
-from cxr_tf.data import catalog as catalogs
-from cxr_tf.data import pipeline
+from cxr_tf.config import FitKnn
+from cxr_tf.data import batches as data_batches
+from cxr_tf.data import catalog as data_catalog
+from cxr_tf.data import decoding
+from cxr_tf.data.batches import STRESS_SEED
 from cxr_tf.errors import UserError
-from cxr_tf.models import backbones
+from cxr_tf.files import expand_user, write_arrays, write_atomically
+from cxr_tf.models import weights
 from cxr_tf.models.classifier import build_classifier, embedding_of
-from cxr_tf.paths import expanded
-from cxr_tf.runs import Run, atomically, write_arrays
-from cxr_tf.settings import FitKnn
-from cxr_tf.training import compiled, infer
+from cxr_tf.runs import Run
+from cxr_tf.serving import loading, versions
+from cxr_tf.training.inference import compiled, infer
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ log = logging.getLogger(__name__)
 class Classifier:
     """A classifier to take the embedding of; `settings` is how it was trained, where known."""
 
-    served: serving.ServedModel
+    served: loading.ServedModel
     fingerprint: str
     settings: dict[str, Any] | None
 
@@ -63,7 +64,7 @@ class Embeddings:
     """
 
     file: Path
-    catalog: catalogs.Catalog
+    catalog: data_catalog.Catalog
     labels: np.ndarray
     indexed: int
     stressed: np.ndarray
@@ -87,7 +88,7 @@ class Embeddings:
 
 def open_classifier(folder: str, engine: str = "tensorflow") -> Classifier:
     """A classifier from its run's folder or its SavedModel's; UserError where it is neither."""
-    path = expanded(folder)
+    path = expand_user(folder)
     settings = None
     if (path / "config.json").exists():
         run = Run(path)
@@ -96,8 +97,8 @@ def open_classifier(folder: str, engine: str = "tensorflow") -> Classifier:
             raise UserError(f"{folder} is the run of another job, not of a classifier")
         if not run.finished:
             raise UserError(f"the run {folder} is not finished: go on with it by --resume first")
-        folder = str(store.exported_by(run))
-    served = serving.load_served(folder, engine=engine)
+        folder = str(versions.exported_by(run))
+    served = loading.load_served(folder, engine=engine)
     if served.card.get("kind") != "classifier":
         raise UserError(f"{served.folder} is no classifier but: {served.card.get('kind')}")
     return Classifier(served, fingerprint(served.folder), settings)
@@ -113,7 +114,7 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def split_order(catalog: catalogs.Catalog, labels: np.ndarray) -> tuple[np.ndarray, int]:
+def split_order(catalog: data_catalog.Catalog, labels: np.ndarray) -> tuple[np.ndarray, int]:
     """Rows by split, train first and its identical copies last within it; how many are no copies.
 
     A copy would vote twice, and be shown twice among the neighbours. Copies that bear another label
@@ -131,12 +132,9 @@ def split_order(catalog: catalogs.Catalog, labels: np.ndarray) -> tuple[np.ndarr
     return np.array(order, np.int64), len(first)
 
 
-# ---------------------------------------------------------------------- computed
-
-
 def embed(
     classifier: Classifier,
-    catalog: catalogs.Catalog,
+    catalog: data_catalog.Catalog,
     indexed: int,
     run: Run,
     settings: FitKnn,
@@ -154,14 +152,14 @@ def embed(
     if earlier is not None:
         log.info("  embeddings: as computed before, %s", earlier)
         if earlier != file:
-            atomically(file, lambda p: _link(earlier, p))
+            write_atomically(file, lambda p: _link(earlier, p))
     else:
         started = time.perf_counter()
         values = embed_files(classifier.served, catalog.paths, settings.batch_size)
         log.info("  embeddings: %d x %d in %.0f s", *values.shape, time.perf_counter() - started)
         val = catalog.rows("val")
         judged = catalog.take(np.concatenate([val, catalog.rows("test")])).paths
-        probabilities, _ = serving.predict_files(
+        probabilities, _ = loading.predict_files(
             classifier.served, judged, batch_size=settings.batch_size
         )
         stressed = embed_stressed(classifier.served, catalog.take(val).paths, settings.batch_size)
@@ -207,7 +205,7 @@ def find_stored(file: Path, model: str, digests: np.ndarray, splits: np.ndarray)
     return None
 
 
-def embed_files(served: serving.ServedModel, paths: Sequence[str], batch_size: int) -> np.ndarray:
+def embed_files(served: loading.ServedModel, paths: Sequence[str], batch_size: int) -> np.ndarray:
     """Embeddings float32 [N, D] of image files, by the SavedModel's own `embed`."""
     ask = served.ask_files("embed")
     values = np.empty((0, 0), np.float32)
@@ -220,13 +218,13 @@ def embed_files(served: serving.ServedModel, paths: Sequence[str], batch_size: i
 
 
 def embed_stressed(
-    served: serving.ServedModel, paths: Sequence[str], batch_size: int
+    served: loading.ServedModel, paths: Sequence[str], batch_size: int
 ) -> np.ndarray:
     """Embeddings float32 [N, D] of images under the augmentation that classifiers are judged by."""
     ask = served.ask("embed")
-    images, _ = pipeline.load_images(paths, served.card["image_size"])
+    images, _ = decoding.load_images(paths, served.card["image_size"])
     found = []
-    for batch in pipeline.evaluation_batches(
+    for batch in data_batches.evaluation_batches(
         images, batch_size=batch_size, stress_seed=STRESS_SEED
     ):
         gray = tf.saturate_cast(tf.round(batch), tf.uint8)
@@ -268,17 +266,17 @@ def embed_before(
         image_size=known["image_size"],
     )
     try:
-        backbones.load_weights(model, known["backbone"], known["weights"])
+        weights.load_weights(model, known["backbone"], known["weights"])
     except UserError as error:
         log.info("  before training: not shown (%s)", error)
         return None
-    images, _ = pipeline.load_images(paths, known["image_size"])
-    shown = pipeline.evaluation_batches(images, batch_size=batch_size)
+    images, _ = decoding.load_images(paths, known["image_size"])
+    shown = data_batches.evaluation_batches(images, batch_size=batch_size)
     return infer(compiled(embedding_of(model)), shown)
 
 
 def stored_before(
-    classifier: Classifier, shown: catalogs.Catalog, run: Run, settings: FitKnn
+    classifier: Classifier, shown: data_catalog.Catalog, run: Run, settings: FitKnn
 ) -> np.ndarray | None:
     """`embed_before`, kept in `embeddings-before.npz` and taken from there when it fits."""
     file = run.directory / "embeddings-before.npz"

@@ -19,12 +19,11 @@ import sklearn
 import tensorflow as tf
 from sklearn.pipeline import Pipeline
 
-from cxr_tf import serving, store
 from cxr_tf.errors import UserError
-from cxr_tf.neighbors.choice import before_knn
+from cxr_tf.files import expand_user, write_json
 from cxr_tf.neighbors.embeddings import batches, embed_files
-from cxr_tf.paths import expanded
-from cxr_tf.runs import write_json
+from cxr_tf.neighbors.selection import before_knn
+from cxr_tf.serving import loading, model_config
 
 MANIFEST = "knn.json"
 
@@ -60,9 +59,9 @@ def load_knn(
     Raises UserError where the file is not the one of the manifest, or the width another. Warns
     where scikit-learn is of another version than the one that fitted it.
     """
-    folder = expanded(model)
+    folder = expand_user(model)
     if not (folder / MANIFEST).exists():
-        found = store.versions(folder)
+        found = model_config.model_versions(folder)
         if not found or not (folder / str(found[-1]) / MANIFEST).exists():
             raise UserError(f"{model} holds no {MANIFEST}: it is no nearest-neighbours model")
         folder = folder / str(found[-1])
@@ -107,10 +106,10 @@ def check_agreement(
     RuntimeError for one that does not, unless its k-th and next neighbours are at the same distance
     to six digits, where the last bit of an embedding decides.
     """
-    served = serving.ServedModel(folder, {}, tf.saved_model.load(str(folder)))
+    served = loading.ServedModel(folder, {}, tf.saved_model.load(str(folder)))
     signature = served.signature("serving_default")
     if values is None:
-        classifier = serving.ServedModel(folder, {}, served.loaded.classifier)
+        classifier = loading.ServedModel(folder, {}, served.loaded.classifier)
         values = embed_files(classifier, paths, batch_size)
     shares = knn.predict_proba(values)
     found, labels = np.empty_like(shares), []

@@ -1,0 +1,1 @@
+"""Speed and memory against the alternatives; not part of the installed package."""

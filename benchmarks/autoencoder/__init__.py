@@ -1,0 +1,1 @@
+"""Variants of the autoencoder, compared on validation."""

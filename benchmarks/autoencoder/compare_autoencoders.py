@@ -1,0 +1,224 @@
+"""The comparison of `anomaly_variants`: every row judged on validation, interrupted or not.
+
+    python scripts/compare_autoencoders.py --data chest_xray
+    python scripts/compare_autoencoders.py --data chest_xray --vgg16-weights imagenet
+
+Rows are ranked on validation, where they were also thought up. So the best of many is a little too
+good here, and test is not looked at: `train_autoencoder.py` does that, once.
+"""
+
+import dataclasses
+import functools
+import json
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from benchmarks.autoencoder import figure
+from benchmarks.autoencoder.features import feature_maps
+from benchmarks.autoencoder.material import DEFAULT, NEXT_SEED, Row, make_material
+from benchmarks.autoencoder.variants import variants
+from benchmarks.config import CompareAutoencoders
+from cxr_tf import metrics
+from cxr_tf.anomaly import train_autoencoder
+from cxr_tf.config import TrainAutoencoder, check_numbers
+from cxr_tf.data.dataset import ImageDataset
+from cxr_tf.errors import UserError
+from cxr_tf.files import write_csv, write_json
+from cxr_tf.models import autoencoder
+from cxr_tf.runs import Run, open_run, reserve_run
+
+log = logging.getLogger(__name__)
+
+
+# Of validation, healthy and sick each: they are divided into five parts.
+FEWEST_PATIENTS = 5
+
+
+def compare_autoencoders(settings: CompareAutoencoders) -> Run:
+    """Trains and scores all variants, writes the comparison, returns its run.
+
+    Raises UserError on a user's mistake, before anything is written.
+    """
+    reserve_run(settings.logs, "compare", settings.name, settings)
+    check_numbers(settings, epochs=1)
+    if "features" in settings.variants and settings.vgg16_weights == "none":
+        raise UserError("--variants features needs --vgg16-weights: imagenet or a file")
+    autoencoder.check_size("restoring", settings.image_size)
+    # Many functions are traced; TensorFlow takes that for one traced in a loop.
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    keras.utils.set_random_seed(settings.seed)
+    tf.config.experimental.enable_op_determinism()
+    features = feature_maps(settings)  # weights that cannot be had are known before the hours
+    data = load_data(settings)
+    train, val = data.split("train"), data.split("val")
+    healthy = train.take(np.flatnonzero(train.labels == 0))
+    settled = dataclasses.replace(
+        settings, epochs=train_autoencoder.epochs_of(settings, len(healthy.labels))
+    )
+    run = open_run(settings.logs, "compare", settings.name, settings, data.catalog, settled)
+    if run.finished:
+        log.info("%s is finished already; nothing to do", run.directory)
+        return run
+
+    material = make_material(settled, healthy, val)
+    rows = Rows(run.directory, material.sick)
+    for name, make in variants(material, features).items():
+        if not settings.variants or name in (DEFAULT, *settings.variants):
+            rows.add(name, make)
+    tables = judge(rows.all(), val, resamples=settings.resamples)
+    _write(run, tables, val)
+    rows.remove()
+    log.info("\n%s\ncomparison: %s", table(tables, val), run.directory)
+    return run
+
+
+def load_data(settings: CompareAutoencoders) -> ImageDataset:
+    """The checked data; UserError for what an autoencoder cannot learn from, or be compared on."""
+    names = {f.name for f in dataclasses.fields(TrainAutoencoder)} - {"name"}
+    shared = {k: v for k, v in dataclasses.asdict(settings).items() if k in names}
+    data = train_autoencoder.load_data(TrainAutoencoder(**shared))
+    val = data.split("val")
+    patients = np.array(val.catalog.patients)
+    healthy, sick = (len(set(patients[val.labels == k])) for k in (0, 1))
+    if min(healthy, sick) < FEWEST_PATIENTS:
+        raise UserError(
+            f"{data.catalog.source}: {healthy} healthy and {sick} sick patients in validation; to "
+            f"compare by them takes at least {FEWEST_PATIENTS} of each"
+        )
+    return data
+
+
+class Rows:
+    """The rows that are done, in `rows.json` of the run directory until all are.
+
+    {name of a training: {row: {"alone", "joined", "seconds"}}}.
+    """
+
+    def __init__(self, directory: Path, sick: np.ndarray) -> None:
+        self._sick = sick
+        self._file = directory / "rows.json"
+        self._done: dict[str, dict[str, Any]] = {}
+        if self._file.exists():
+            self._done = json.loads(self._file.read_text())
+
+    def add(self, name: str, make: Callable[[], Iterator[tuple[str, Row]]]) -> None:
+        """Makes the rows of a training, unless they were made before."""
+        if name in self._done:
+            return
+        self._done[name] = {}
+        for row, scores in make():
+            log.info("  %s: AUROC on validation %s", row, self._areas(scores))
+            self._done[name][row] = {
+                "alone": None if scores.alone is None else scores.alone.tolist(),
+                "joined": None if scores.joined is None else scores.joined.tolist(),
+                "seconds": scores.seconds,
+            }
+        write_json(self._file, self._done)
+        keras.backend.clear_session()
+
+    def _areas(self, scores: Row) -> str:
+        found = (("alone", scores.alone), ("joined", scores.joined))
+        return ", ".join(
+            f"{name} {metrics.roc_area(self._sick, own):.3f}"
+            for name, own in found
+            if own is not None
+        )
+
+    def all(self) -> dict[str, Row]:
+        """Every row, in order; with the mean of the two seeds where both were trained."""
+        rows = {name: _row(own) for group in self._done.values() for name, own in group.items()}
+        if NEXT_SEED not in rows:
+            return rows
+        first, second = rows[DEFAULT].joined, rows[NEXT_SEED].joined
+        assert first is not None and second is not None
+        return {**rows, "both seeds averaged": Row(None, (first + second) / 2)}
+
+    def remove(self) -> None:
+        """Deletes the file; the run is done."""
+        self._file.unlink()
+
+
+def _row(written: dict[str, Any]) -> Row:
+    alone, joined = (
+        None if written[k] is None else np.array(written[k]) for k in ("alone", "joined")
+    )
+    return Row(alone, joined, written["seconds"])
+
+
+def judge(rows: dict[str, Row], val: ImageDataset, *, resamples: int) -> dict[str, dict[str, Any]]:
+    """AUROC on validation of every row, with intervals, for `metrics.json`.
+
+    `alone`, `joined`: AUROC, with `ci95`. `difference`: of the joined one, or where there is none
+    of the row alone, to the default's joined one on the same images.
+    """
+    sick, patients = val.labels == 1, val.catalog.patients
+    default = rows[DEFAULT].joined
+    assert default is not None
+    tables = {}
+    for name, row in rows.items():
+        scores = {k: v for k in ("alone", "joined") if (v := getattr(row, k)) is not None}
+        areas = functools.partial(_areas, sick, scores, default)
+        tables[name] = {
+            **areas(None),
+            "ci95": metrics.intervals(areas, patients, resamples=resamples),
+            "seconds": row.seconds,
+        }
+    return tables
+
+
+def _areas(
+    sick: np.ndarray, scores: dict[str, np.ndarray], default: np.ndarray, weights: np.ndarray | None
+) -> dict[str, float]:
+    areas = {name: metrics.roc_area(sick, own, weights) for name, own in scores.items()}
+    best = areas.get("joined", areas.get("alone", float("nan")))
+    return {**areas, "difference": best - metrics.roc_area(sick, default, weights)}
+
+
+def table(tables: dict[str, dict[str, Any]], val: ImageDataset) -> str:
+    """The comparison for the screen."""
+    sick = int((val.labels == 1).sum())
+    heading = f"AUROC on {len(val.labels) - sick} healthy and {sick} sick validation images"
+    width = max(len(heading), *map(len, tables)) + 2
+    lines = [
+        f"{heading:<{width}}{'alone':>24}{'joined with the context':>26}"
+        f"{'difference':>28}{'seconds':>9}"
+    ]
+    for name, scores in tables.items():
+        alone, joined = (
+            metrics.with_interval(scores, k) if k in scores else "" for k in ("alone", "joined")
+        )
+        low, high = scores["ci95"].get("difference", (float("nan"),) * 2)
+        difference = f"{scores['difference']:+.3f} ({low:+.3f} to {high:+.3f})"
+        seconds = f"{scores['seconds']:.0f}" if scores["seconds"] else ""
+        lines.append(
+            f"{name:<{width}}{alone:>24}{joined:>26}"
+            f"{'' if name == DEFAULT else difference:>28}{seconds:>9}"
+        )
+    return "\n".join(lines)
+
+
+def _write(run: Run, tables: dict[str, dict[str, Any]], val: ImageDataset) -> None:
+    writer = run.writer()
+    run.write_figure("variants", figure.variants(tables, DEFAULT), writer)
+    with writer.as_default(step=0):
+        tf.summary.text("variants", "```\n" + table(tables, val) + "\n```")
+    ranged = ("alone", "joined", "difference")
+    write_csv(
+        run.directory / "variants.csv",
+        ["variant", *(f"{m}{end}" for m in ranged for end in ("", "_low", "_high")), "seconds"],
+        [
+            [
+                name,
+                *(v for m in ranged for v in (t.get(m, ""), *t["ci95"].get(m, ("", "")))),
+                f"{t['seconds']:.0f}" if t["seconds"] else "",
+            ]
+            for name, t in tables.items()
+        ],
+    )
+    run.write_metrics({"val": tables[DEFAULT], "variants": tables})

@@ -1,0 +1,69 @@
+"""Anomaly scores from features of a pretrained network."""
+
+import time
+from collections.abc import Callable, Iterator
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from benchmarks.autoencoder.material import Material, Row, batches
+from benchmarks.config import CompareAutoencoders
+from cxr_tf.models import autoencoder, weights
+from cxr_tf.models.classifier import build_classifier
+from cxr_tf.training import inference
+
+# Numbers that a linear autoencoder of features squeezes an image into.
+FEATURE_CODE = 400
+
+# Healthy images that features are taken of, evenly: each is a third of a megabyte of them.
+MOST_FEATURED = 2000
+
+
+def feature_maps(
+    settings: CompareAutoencoders,
+) -> Callable[[np.ndarray, int], np.ndarray] | None:
+    """Images uint8 [N, S, S, 1] and a block's number -> the block's features float32 [N, D].
+
+    Of VGG16; None where no weights are given, or these rows are not asked for. Raises UserError
+    for weights that cannot be had.
+    """
+    asked = not settings.variants or "features" in settings.variants
+    if settings.vgg16_weights == "none" or not asked:
+        return None
+    model = build_classifier("vgg16", classes=2, image_size=settings.image_size // 2)
+    weights.load_weights(model, "vgg16", settings.vgg16_weights)
+
+    def features(images: np.ndarray, block: int) -> np.ndarray:
+        end = model.get_layer(f"block{block}_pool").output
+        ask = inference.compiled(keras.Model(model.input, end))
+        seen = autoencoder.as_network_sees(images, "restoring")
+        found = [ask(tf.constant(part, tf.float32)).numpy() for part in batches(seen)]
+        return np.concatenate([x.reshape(len(x), -1) for x in found])
+
+    return features
+
+
+def of_features(
+    material: Material, features: Callable[[np.ndarray, int], np.ndarray]
+) -> Iterator[tuple[str, Row]]:
+    """What a linear autoencoder cannot rebuild of the features, and how far the nearest are."""
+    from sklearn.decomposition import PCA
+    from sklearn.neighbors import NearestNeighbors
+
+    healthy = material.healthy.images
+    healthy = healthy[:: -(-len(healthy) // MOST_FEATURED)]
+    for block in (3, 4, 5):
+        started = time.perf_counter()
+        known = features(healthy, block)
+        mean, spread = known.mean(axis=0), known.std(axis=0) + 1e-3
+        known = (known - mean) / spread
+        pca = PCA(min(FEATURE_CODE, len(known) // 2), svd_solver="randomized", random_state=0)
+        pca.fit(known)
+        seconds = time.perf_counter() - started
+        own = (features(material.val.images, block) - mean) / spread
+        rest = ((own - pca.inverse_transform(pca.transform(own))) ** 2).mean(axis=1)
+        yield f"VGG16's block {block}, linear autoencoder", Row(rest, None, seconds)
+    near = NearestNeighbors(n_neighbors=5).fit(known)
+    distances = near.kneighbors(own)[0].mean(axis=1)
+    yield "VGG16's block 5, distance to five healthy images", Row(distances, None)

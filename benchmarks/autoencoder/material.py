@@ -1,0 +1,161 @@
+"""What all variants are trained and scored on."""
+
+import functools
+import time
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from benchmarks.config import CompareAutoencoders
+from cxr_tf.anomaly import fitting, perturbed_copies, scoring
+from cxr_tf.config import TrainAutoencoder
+from cxr_tf.data import batches as data_batches
+from cxr_tf.data.dataset import ImageDataset
+from cxr_tf.data.restoration import opacities
+from cxr_tf.errors import UserError
+from cxr_tf.models import autoencoder
+from cxr_tf.models.lung_appearance import LungAppearanceModel
+from cxr_tf.training import optimizer
+
+DEFAULT, NEXT_SEED = "default", "the next seed"
+
+
+@dataclass(frozen=True)
+class Row:
+    """Anomaly scores float32 [N] of the validation images, and the seconds they took to learn."""
+
+    alone: np.ndarray | None
+    joined: np.ndarray | None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Material:
+    """What all variants are made from and judged on.
+
+    healthy: the healthy images of the train split; seen and lungs: uint8 [N, T, T, 1], those as the
+    networks see them, and where their lungs are.
+    """
+
+    settings: CompareAutoencoders
+    healthy: ImageDataset
+    seen: np.ndarray
+    lungs: np.ndarray
+    val: ImageDataset
+    context: LungAppearanceModel
+
+    @property
+    def epochs(self) -> int:
+        """Of a network's training."""
+        assert self.settings.epochs is not None
+        return self.settings.epochs
+
+    @functools.cached_property
+    def shown(self) -> np.ndarray:
+        """Validation images, then the healthy ones of them in three versions, which set the scale
+        of a joined score: float32 [M, T, T, 1], as the served network sees them."""
+        healthy = perturbed_copies.perturbed_copies(
+            fitting.healthy_images(self.val), perturbed_copies.VALIDATION_SEED
+        )
+        images = np.concatenate([self.val.images, *healthy])
+        # Without rounding to grey levels.
+        pooled = [tf.nn.avg_pool2d(x.astype(np.float32), 2, 2, "VALID") for x in batches(images)]
+        return np.concatenate(pooled)
+
+    @functools.cached_property
+    def context_score(self) -> np.ndarray:
+        """Score of the context alone, float32 [N] of the validation images."""
+        size = self.val.images.shape[1]
+        return self.score(autoencoder.build_network("restoring", size), "context")
+
+    @property
+    def sick(self) -> np.ndarray:
+        """bool, of the validation images."""
+        return self.val.labels == 1
+
+    def score(self, network: keras.Model, name: str) -> np.ndarray:
+        """Scores of the validation images, as `train_autoencoder.py` would give them."""
+        healthy = fitting.healthy_images(self.val)
+        model = scoring.scoring_model(network, self.context, healthy, name)
+        return perturbed_copies.predict_fn(model, ("score",))(self.val.images)["score"]
+
+    def row(self, network: keras.Model, seconds: float = 0.0) -> Row:
+        """What the network removes, and that joined with the context."""
+        return Row(self.score(network, "removed"), self.score(network, "combined"), seconds)
+
+    def measured(
+        self, amounts: np.ndarray, seconds: float = 0.0, *, least: float = autoencoder.LEAST_REMOVED
+    ) -> Row:
+        """Another measure of what fails, in the place of what is removed in the joined score.
+
+        amounts: float [M], not negative, of the images `shown`; least: less than this is nothing.
+        """
+        count = len(self.sick)
+        logarithms = np.log(amounts + least)
+        healthy = logarithms[count:]
+        deviations = (logarithms[:count] - healthy.mean()) / max(float(healthy.std()), 0.05)
+        return Row(amounts[:count], (deviations + 3 * self.context_score) / 4, seconds)
+
+
+def make_material(
+    settings: CompareAutoencoders, healthy: ImageDataset, val: ImageDataset
+) -> Material:
+    """Everything that the variants share, of images of any size."""
+    seen = autoencoder.as_network_sees(healthy.images, "restoring")
+    context = fitting.fit_appearance_model(healthy.images)
+    return Material(settings, healthy, seen, opacities.lung_fields(seen), val, context)
+
+
+def trained(
+    material: Material,
+    images: np.ndarray,
+    lungs: np.ndarray,
+    *,
+    seed: int | None = None,
+    epochs: int | None = None,
+    pair: opacities.Pair | None = None,
+) -> tuple[keras.Model, list[np.ndarray], float]:
+    """A restoring network; the weights of its last step, before averaging; the seconds it took.
+
+    images, lungs: uint8 [N, T, T, 1]. As `anomaly.fit` does, without the choice of an epoch.
+    """
+    settings, started = material.settings, time.perf_counter()
+    seed = settings.seed if seed is None else seed
+    epochs = material.epochs if epochs is None else epochs
+    keras.utils.set_random_seed(seed)
+    network = autoencoder.build_network("restoring", 2 * images.shape[1])
+    batch_size = min(settings.batch_size, len(images))
+    steps = data_batches.steps_per_epoch(len(images), batch_size)
+    network.compile(
+        optimizer.averaged_adamw(
+            TrainAutoencoder.learning_rate, steps=steps * epochs, weight_decay=1e-4
+        ),
+        loss=fitting.losses("restoring"),
+        loss_weights=fitting.LOSS_WEIGHTS["restoring"],
+    )
+    weights: list[list[np.ndarray]] = []
+    network.fit(
+        opacities.restoration_batches(
+            images, lungs, batch_size=batch_size, seed=seed, epochs=range(epochs), pair=pair
+        ),
+        epochs=epochs,
+        steps_per_epoch=steps,
+        callbacks=[
+            # `fit` puts the averages in their place when it ends.
+            keras.callbacks.LambdaCallback(
+                on_epoch_end=lambda epoch, logs: weights.append(network.get_weights())
+            )
+        ],
+        shuffle=False,
+        verbose=0,
+    )
+    if not all(np.isfinite(w).all() for w in network.get_weights()):
+        raise UserError("a weight of a network became no finite number; try another --seed")
+    return network, weights[-1], time.perf_counter() - started
+
+
+def batches(images: np.ndarray) -> list[np.ndarray]:
+    """Split the images into the batches that an autoencoder predicts together."""
+    return np.split(images, range(perturbed_copies.BATCH, len(images), perturbed_copies.BATCH))

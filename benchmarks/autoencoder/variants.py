@@ -1,0 +1,240 @@
+"""Variants of the autoencoder on the same data: what the default is made of, and what was left out.
+
+    material = make_material(settings, healthy, val)
+    for name, rows in variants(material, feature_maps(settings)).items():
+        for row, scores in rows(): ...
+
+Every row is an anomaly score: `alone`, and `joined` with the context of healthy lungs as the
+default joins the two. Networks are trained on healthy images of the train split, with the same
+number of steps but for one, which is trained longer.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from benchmarks.autoencoder.features import of_features
+from benchmarks.autoencoder.material import (
+    DEFAULT,
+    NEXT_SEED,
+    Material,
+    Row,
+    batches,
+    make_material,
+    trained,
+)
+from benchmarks.autoencoder.residuals import (
+    GreyContext,
+    fitted_together,
+    highest_tenth,
+    other_residuals,
+    shifts,
+)
+from cxr_tf.anomaly import fitting, perturbed_copies, scoring
+from cxr_tf.config import LARGEST_SEED
+from cxr_tf.data import acquisition_shifts, decoding
+from cxr_tf.data.restoration import opacities
+from cxr_tf.data.restoration.local_contrast import WINDOW, local_contrast
+from cxr_tf.data.sources import phantom_anatomy
+from cxr_tf.errors import UserError
+
+# A side of the image is this many cells when they are covered in turn.
+CELLS = 8
+
+
+def variants(
+    material: Material, features: Callable[[np.ndarray, int], np.ndarray] | None
+) -> dict[str, Callable[[], Iterator[tuple[str, Row]]]]:
+    """By name, what yields the rows of one training, or of features that need none."""
+    seen, lungs = material.seen, material.lungs
+    next_seed = (material.settings.seed + 1) % (LARGEST_SEED + 1)
+    average = np.round(lungs.mean(axis=0, keepdims=True)).astype(np.uint8)
+
+    def retrained(name: str, *args: Any, **changes: Any) -> Callable:
+        def rows() -> Iterator[tuple[str, Row]]:
+            network, _, seconds = trained(material, *args, **changes)
+            yield name, material.row(network, seconds)
+
+        return rows
+
+    def painted(**how: float) -> opacities.Pair:
+        return lambda healthy, lungs, seed: opacities.contrast_pair(
+            healthy, opacities.paint(healthy, lungs, seed, **how)
+        )
+
+    found: dict[str, Callable] = {
+        DEFAULT: lambda: of_default(material),
+        "seed": retrained(NEXT_SEED, seen, lungs, seed=next_seed),
+        "long": retrained("trained four times as long", seen, lungs, epochs=4 * material.epochs),
+        "fixed-lungs": retrained(
+            "lungs where they are on average", seen, np.repeat(average, len(lungs), axis=0)
+        ),
+        "phantoms": lambda: of_phantom_lesions(material),
+        "hard": retrained(
+            "paint with edges a quarter as soft", seen, lungs, pair=painted(softness=0.25)
+        ),
+        "soft": retrained("paint with edges twice as soft", seen, lungs, pair=painted(softness=2)),
+        "small": retrained("painted regions half as wide", seen, lungs, pair=painted(extent=0.5)),
+        "large": retrained("painted regions twice as wide", seen, lungs, pair=painted(extent=2)),
+        "scanners": retrained(
+            "trained on images of other scanners", seen, lungs, pair=rescanned_pair
+        ),
+        "covered": lambda: of_covered(material),
+        "grey-levels": lambda: of_grey_levels(material),
+        "narrow": lambda: of_surroundings(0.5, material),
+        "wide": lambda: of_surroundings(2.0, material),
+        "larger": lambda: of_larger_images(material),
+    }
+    if features is not None:
+        found["features"] = lambda: of_features(material, features)
+    return found
+
+
+def of_default(material: Material) -> Iterator[tuple[str, Row]]:
+    """The default network by its own scores and by others."""
+    network, last, seconds = trained(material, material.seen, material.lungs)
+    default = material.row(network, seconds)
+    yield DEFAULT, default
+
+    averaged = network.get_weights()
+    network.set_weights(last)
+    yield "weights of the last step, not averaged", material.row(network)
+    network.set_weights(averaged)
+
+    yield "the context, no network", Row(material.context_score, None)
+    grey = dataclasses.replace(
+        material, context=fitting.fit_appearance_model(material.healthy.images, GreyContext)
+    )
+    joined = grey.score(network, "combined")
+    yield "the context, detail in grey levels", Row(grey.context_score, joined)
+    yield from other_residuals(network, material)
+
+    healthy = fitting.healthy_images(material.val)
+    model = scoring.scoring_model(network, material.context, healthy, "combined")
+    images = material.val.images
+    ask = perturbed_copies.predict_fn(model, ("score",))
+    assert default.joined is not None
+    mirrored = ask(images[:, :, ::-1])["score"]
+    yield "averaged with the mirrored image", Row(None, (default.joined + mirrored) / 2)
+    views = [default.joined, *(ask(moved)["score"] for moved in shifts(images))]
+    yield "averaged with four shifted images", Row(None, np.mean(views, axis=0))
+    yield "joined by logistic regression", Row(None, fitted_together(model, material))
+
+
+def rescanned_pair(healthy: tf.Tensor, lungs: tf.Tensor, seed: tf.Tensor) -> tuple:
+    """Another tone and light, blur or noise, then the default's paint."""
+    return opacities.restoration_pair(acquisition_shifts.rescanned(healthy, seed), lungs, seed)
+
+
+def of_phantom_lesions(material: Material) -> Iterator[tuple[str, Row]]:
+    """The opacities that phantoms are painted with, on real lungs; two for each image, where that
+    many epochs of twice the images are as many steps."""
+    epochs = material.epochs
+    copies = 2 - epochs % 2
+    painted = [phantom_lesions(material, copy) for copy in range(copies)]
+
+    def pair(healthy: tf.Tensor, raised: tf.Tensor, seed: tf.Tensor) -> tuple:
+        return opacities.contrast_pair(healthy, tf.minimum(healthy + 255 * raised, 255.0))
+
+    images = np.concatenate([material.seen] * copies)
+    network, _, seconds = trained(
+        material, images, np.concatenate(painted), epochs=epochs // copies, pair=pair
+    )
+    yield "the phantoms' lobar and interstitial opacities", material.row(network, seconds)
+
+
+def phantom_lesions(material: Material, copy: int) -> np.ndarray:
+    """By how many grey levels each image is raised, uint8 [N, T, T, 1]; every fifth is not."""
+    raised = np.zeros_like(material.seen)
+    for i, (image, lungs) in enumerate(zip(material.seen, material.lungs, strict=True)):
+        rng = np.random.default_rng((material.settings.seed, copy, i))
+        paint = (
+            phantom_anatomy.paint_lobar
+            if rng.random() < 0.55
+            else phantom_anatomy.paint_interstitial
+        )
+        if rng.random() < opacities.PAINTED_SHARE:
+            gray = image[..., 0].astype(np.float32) / 255
+            painted, _ = paint(gray, lungs[..., 0] / 255, rng, rng.uniform(0.25, 1.0))
+            raised[i, ..., 0] = np.round(255 * np.maximum(painted - gray, 0))
+    return raised
+
+
+def of_covered(material: Material) -> Iterator[tuple[str, Row]]:
+    """Masked inpainting: a quarter of the cells is covered, and told from the others."""
+
+    def pair(healthy: tf.Tensor, lungs: tf.Tensor, seed: tf.Tensor) -> tuple:
+        batch, size = tf.shape(healthy)[0], healthy.shape[1]
+        streams = tf.random.experimental.stateless_split(seed, 2)
+        drawn = tf.random.stateless_uniform([batch, CELLS, CELLS, 1], streams[0]) < 0.25
+        cover = tf.image.resize(tf.cast(drawn, tf.float32), [size, size], method="nearest")
+        offset = tf.random.stateless_uniform([2], streams[1], 0, size, tf.int32)
+        cover = tf.roll(cover, offset, axis=[1, 2])
+        seen = local_contrast(healthy)
+        inputs, targets = opacities.as_pair(seen, seen * (1 - cover))
+        return inputs, {**targets, "mark": cover}
+
+    network, _, seconds = trained(material, material.seen, material.lungs, pair=pair)
+    size = material.shown.shape[1]
+    rows, columns = np.mgrid[:size, :size] * CELLS // size
+    amounts = []
+    for part in batches(material.shown):
+        x = local_contrast(tf.constant(part))
+        error = np.zeros_like(part)
+        for turn in range(4):
+            cover = ((rows % 2) * 2 + columns % 2 == turn).astype(np.float32)[None, ..., None]
+            removed = network(x * (1 - cover), training=False)["removed"]
+            error += (tf.nn.relu(x + removed) * cover).numpy()
+        amounts.append(highest_tenth(error))
+    yield "cells covered and told (inpainting)", material.measured(np.concatenate(amounts), seconds)
+
+
+def of_grey_levels(material: Material) -> Iterator[tuple[str, Row]]:
+    """Each image in deviations of the whole of it, in the place of its local contrast."""
+
+    def pair(healthy: tf.Tensor, lungs: tf.Tensor, seed: tf.Tensor) -> tuple:
+        painted = opacities.paint(healthy, lungs, seed)
+        spread = tf.math.reduce_std(painted, axis=[1, 2, 3], keepdims=True) + 1.0
+        _, targets = opacities.as_pair(healthy / spread, painted / spread)
+        return opacities.standardised(painted), targets
+
+    yield "grey levels, not local contrast", seen_as(opacities.standardised, pair, material)
+
+
+def of_surroundings(times: float, material: Material) -> Iterator[tuple[str, Row]]:
+    """Local contrast in surroundings of another width."""
+    see = functools.partial(local_contrast, share=times * WINDOW)
+
+    def pair(healthy: tf.Tensor, lungs: tf.Tensor, seed: tf.Tensor) -> tuple:
+        return opacities.as_pair(see(healthy), see(opacities.paint(healthy, lungs, seed)))
+
+    yield f"local contrast, surroundings {times:g} times as wide", seen_as(see, pair, material)
+
+
+def seen_as(see: Callable[[tf.Tensor], tf.Tensor], pair: opacities.Pair, material: Material) -> Row:
+    """What a network removes that sees images otherwise, as it has learnt from the pairs."""
+    network, _, seconds = trained(material, material.seen, material.lungs, pair=pair)
+    amounts = []
+    for part in batches(material.shown):
+        removed = network(see(tf.constant(part)), training=False)["removed"]
+        amounts.append(highest_tenth(tf.nn.relu(removed).numpy()))
+    return material.measured(np.concatenate(amounts), seconds)
+
+
+def of_larger_images(material: Material) -> Iterator[tuple[str, Row]]:
+    """Network and context on images of 10/7 of the side: 320 pixels for 224."""
+    size = round(material.settings.image_size * 10 / 7 / 32) * 32
+    parts = []
+    for part in (material.healthy, material.val):
+        images, unreadable = decoding.load_images(part.catalog.paths, size)
+        for row, reason in unreadable.items():  # it was read when this began
+            raise UserError(f"{part.catalog.paths[row]}: {reason}")
+        parts.append(dataclasses.replace(part, images=images))
+    larger = make_material(material.settings, *parts)
+    network, _, seconds = trained(larger, larger.seen, larger.lungs)
+    name = f"images of {size} pixels, of which the network sees {size // 2}"
+    yield name, larger.row(network, seconds)

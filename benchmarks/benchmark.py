@@ -1,0 +1,125 @@
+"""Our speed against what a user would otherwise write: measured in turn, with equal results.
+
+    python scripts/benchmark.py knn savedmodel
+
+How it measures. Ours and the alternatives run in one process, in turn, after a warm-up: A B, B A,
+A B, ... What else the machine does then slows both alike. A ratio is taken in each round; the
+median of the rounds is told, and the lowest and the highest. The alternatives are written as their
+own documentation shows them, at the same precision where they offer it, and what comes out is
+compared. Peaks of memory are those of fresh processes. What is written in TensorFlow gets the
+allocator that our scripts switch on (see `cli`), which its users would not have.
+
+Each job is a generator of rows: a row that is measured is told at once.
+"""
+
+import dataclasses
+import logging
+import tempfile
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from benchmarks.bounds import bounds
+from benchmarks.config import Benchmark
+from benchmarks.embeddings import knn, tsne
+from benchmarks.measurement import Bound, Cost, Found, Memory, Row, Skipped, load, machine
+from benchmarks.memory import peaks_of_memory
+from benchmarks.occlusion import occlusion_maps
+from benchmarks.reading import reading, startup
+from benchmarks.scaling import costs
+from benchmarks.serving import folder, savedmodel
+from benchmarks.tables import line, table
+from benchmarks.training import finetuning, transfer
+from cxr_tf.config import check_numbers
+from cxr_tf.errors import UserError
+from cxr_tf.files import write_json
+from cxr_tf.models import backbones
+from cxr_tf.models.weights import check_weights
+from cxr_tf.runs import check_name
+
+log = logging.getLogger(__name__)
+
+
+JOBS: dict[str, Callable[[Benchmark, Path], Found]] = {
+    "bounds": bounds,
+    "startup": startup,
+    "knn": knn,
+    "tsne": tsne,
+    "input": reading,
+    "occlusion": occlusion_maps,
+    "savedmodel": savedmodel,
+    "folder": folder,
+    "finetuning": finetuning,
+    "transfer": transfer,
+    "memory": peaks_of_memory,
+    "scaling": costs,
+}
+
+
+def benchmark(settings: Benchmark) -> Path:
+    """Measures the jobs asked for, prints the tables, returns the JSON file.
+
+    Raises UserError on a user's mistake, before anything is measured.
+    """
+    check(settings)
+    name = settings.name or datetime.now().strftime("%Y-%m-%d-%H%M%S")
+    check_name(name)
+    file = Path(settings.logs) / "benchmark" / f"{name}.json"
+    if file.exists():
+        raise UserError(f"{file} exists: choose another --name")
+    keras.utils.set_random_seed(settings.seed)
+
+    found: list[Row | Memory | Cost | Bound | Skipped] = []
+    about: dict[str, Any] = {
+        "settings": dataclasses.asdict(settings),
+        "machine": machine(),
+        "load_before": load(),
+    }
+
+    def write(finished: bool) -> None:
+        results = {
+            "finished": finished,
+            "load_after": load(),
+            "rows": [x.record() for x in found if isinstance(x, Row)],
+            "memory": [x.record() for x in found if isinstance(x, Memory)],
+            "costs": [x.record() for x in found if isinstance(x, Cost)],
+            "bounds": [x.record() for x in found if isinstance(x, Bound)],
+            "skipped": [dataclasses.asdict(x) for x in found if isinstance(x, Skipped)],
+        }
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, {**about, **results})
+
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as place:
+        for job in settings.jobs or tuple(JOBS):
+            log.info("%s ...", job)
+            for row in JOBS[job](settings, Path(place)):
+                found.append(row)
+                log.info("  %s", line(row))
+                write(finished=False)  # an interrupted run of an hour keeps what it has
+    write(finished=True)
+    print(table(found, about["machine"]))
+    log.info("written:     %s", file)
+    return file
+
+
+def check(settings: Benchmark) -> None:
+    """Raises UserError for an unknown job and for a number out of its range, naming the flag."""
+    check_numbers(settings)
+    if unknown := [job for job in settings.jobs if job not in JOBS]:
+        raise UserError(f"unknown job '{unknown[0]}'; known: {', '.join(JOBS)}")
+    for flag, value, least in (
+        ("--images", settings.images, 16),
+        ("--points", settings.points, 200),
+        ("--width", settings.width, 2),
+        ("--repeats", 1 if settings.repeats is None else settings.repeats, 1),
+        ("--image-size", settings.image_size, backbones.SMALLEST_SIZE),
+        ("--sizes", min(settings.sizes, default=0), 200),
+    ):
+        if value < least:
+            raise UserError(f"{flag} must be at least {least}, not {value}")
+    if len(settings.sizes) < 2 or sorted(set(settings.sizes)) != list(settings.sizes):
+        raise UserError("--sizes must be two or more, each larger than the one before")
+    check_weights("vgg16", settings.vgg16_weights)

@@ -1,0 +1,128 @@
+"""What bounds the ratios: the machine's arithmetic, what networks ask of it, the JPEG decoder.
+
+No way of computing the same thing takes less than its multiplications at the speed of a bare
+product of matrices, or than it takes to fetch the weights from memory, or reads a file in less than
+the decoder takes.
+"""
+
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from benchmarks.config import Benchmark
+from benchmarks.material import radiographs
+from benchmarks.measurement import Bound, Found, Skipped, Way, timed
+from cxr_tf.data import decoding
+from cxr_tf.models import backbones
+from cxr_tf.models.layer_graph import read_network
+from cxr_tf.models.occlusion import occluder, windows
+from cxr_tf.training.precision import resolve_precision
+
+# Side of the matrices: large enough that the product waits for arithmetic, not for memory.
+SIDE = 2048
+
+# Numbers that are read to see how fast memory is: more than any cache holds.
+READ = 2**26
+
+FILES = 16
+
+
+def bounds(settings: Benchmark, place: Path) -> Found:
+    """Arithmetic of this machine and of the networks, and the parts of reading a JPEG."""
+    repeats = settings.repeats or 9
+    speeds = {"float32": products_a_second(tf.float32, repeats)}
+    if resolve_precision("auto") == "mixed_bfloat16":
+        speeds["bfloat16"] = products_a_second(tf.bfloat16, repeats)
+    for precision, speed in speeds.items():
+        yield Bound(f"product of matrices of {SIDE:,}", precision, speed / 1e9, "billion mult./s")
+    reading = bytes_a_second(repeats)
+    yield Bound(f"sum of {READ:,} numbers", "float32", reading / 1e9, "GB/s")
+    for name in settings.backbones:
+        yield from _network(name, settings.image_size, speeds, reading)
+    yield from _jpeg(settings, place, repeats)
+
+
+def products_a_second(dtype: tf.DType, repeats: int) -> float:
+    """Multiplications a second of a product of two square matrices, by the fastest call."""
+    a, b = (tf.cast(tf.random.stateless_normal([SIDE, SIDE], [k, 0]), dtype) for k in (0, 1))
+
+    def multiply() -> None:
+        tf.linalg.matmul(a, b).numpy()
+
+    return SIDE**3 / fastest(multiply, repeats)
+
+
+def bytes_a_second(repeats: int) -> float:
+    """Bytes a second at which memory is read, by the fastest call."""
+    values = tf.ones([READ])
+    return 4 * READ / fastest(lambda: tf.reduce_sum(values).numpy(), repeats)
+
+
+def fastest(way: Way, repeats: int) -> float:
+    """Seconds of the fastest call after a warm-up: a bound is what goes undisturbed."""
+    way()
+    return min(timed(way) for _ in range(repeats))
+
+
+def _network(name: str, size: int, speeds: dict[str, float], reading: float) -> Iterator[Bound]:
+    images = keras.Input((size, size, 3))
+    features = backbones.backbone(name).features(images)
+    model = keras.Model(images, keras.layers.Dense(2, "softmax")(features))
+    network = read_network(model)
+    wanted = sum(step.multiplications for step in network.after)
+    job = f"one image through {name} at {size}"
+    yield Bound(job, "multiplications", wanted / 1e9, "billion")
+    for precision, speed in speeds.items():
+        yield Bound(job, f"at that speed, {precision}", 1000 * wanted / speed, "ms")
+    weights = 4 * model.count_params()
+    yield Bound(job, "weights, float32", weights / 1e6, "MB")
+    yield Bound(job, "weights read from memory", 1000 * weights / reading, "ms")
+    grid = occluder.make_grid(size)
+    share = windows.make_plan(network, grid.starts, grid.patch).share
+    job = f"multiplications that a patch of {grid.patch} pixels changes"
+    yield Bound(job, f"{name} at {size}", 100 * share, "%")
+
+
+def _jpeg(settings: Benchmark, place: Path, repeats: int) -> Found:
+    size = settings.image_size
+    folder = radiographs(settings, place)
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg"))
+    encoded = [tf.constant(path.read_bytes()) for path in paths[:FILES]]
+    if not encoded:
+        yield Skipped("bounds", "parts of reading a JPEG", f"{settings.data} has none")
+        return
+
+    def decoded(ratio: int) -> list[tf.Tensor]:
+        # Gray, and as accurately as ours: see `pipeline.decode_radiograph`.
+        decode = functools.partial(
+            tf.io.decode_jpeg, channels=1, ratio=ratio, dct_method="INTEGER_ACCURATE"
+        )
+        return [decode(x) for x in encoded]
+
+    whole, half = decoded(1), decoded(2)
+
+    @tf.function(input_signature=[tf.TensorSpec([], tf.string)])
+    def ours(file: tf.Tensor) -> tf.Tensor:
+        return decoding.decode_radiograph(file, size)
+
+    def resized(images: list[tf.Tensor], antialias: bool) -> None:
+        for image in images:
+            tf.image.resize(image, [size, size], antialias=antialias)
+
+    parts: dict[str, Way] = {
+        "decoder, whole": lambda: decoded(1),
+        "decoder, at half the size": lambda: decoded(2),
+        "decoder, at an eighth: little but the Huffman codes": lambda: decoded(8),
+        "from whole to size, four pixels for one (Keras)": lambda: resized(whole, False),
+        "from whole to size, antialiased": lambda: resized(whole, True),
+        "from half to size, antialiased": lambda: resized(half, True),
+        "all of ours": lambda: [ours(x) for x in encoded],
+    }
+    width, height = np.mean([x.shape[1::-1] for x in whole], axis=0)
+    job = f"JPEG of {width:.0f} x {height:.0f} to {size}, a thread"
+    for part, way in parts.items():
+        yield Bound(job, part, 1000 * fastest(way, repeats) / len(encoded), "ms")

@@ -1,0 +1,1 @@
+"""Anomaly detection: an autoencoder trained on healthy radiographs, its scores and threshold."""

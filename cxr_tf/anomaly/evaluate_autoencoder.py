@@ -1,0 +1,49 @@
+"""Score an exported autoencoder on a folder."""
+
+import logging
+from typing import Any
+
+import numpy as np
+
+from cxr_tf import metrics
+from cxr_tf.anomaly.drawing import draw_split, examples
+from cxr_tf.anomaly.scoring import result_line, score_split, write_predictions
+from cxr_tf.config import Evaluate
+from cxr_tf.data import catalog
+from cxr_tf.runs import Run, open_run
+from cxr_tf.scoring import selection, shifts
+from cxr_tf.serving import loading
+
+log = logging.getLogger(__name__)
+
+
+def evaluate_autoencoder(settings: Evaluate, served: loading.ServedModel) -> Run:
+    """Scores an exported autoencoder on a folder, by its own signatures and threshold."""
+    part = selection.open_subset(settings, served, "binary", catalog.task_classes("binary"))
+    run = open_run(settings.logs, "evaluate", settings.name, settings, part.catalog)
+    paths, split = part.catalog.paths, settings.split
+    detect, explain = served.ask_files("serving_default"), served.ask_files("explain")
+    batches = range(0, len(paths), settings.batch_size)
+    parts = [detect(paths[start : start + settings.batch_size]) for start in batches]
+    outputs = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+    threshold = float(outputs["threshold"][0])
+    scores = score_split(
+        part, outputs["score"], threshold, resamples=settings.resamples, seed=settings.seed
+    )
+    write_predictions(run, split, part, outputs["score"], threshold, outputs["percentile"])
+    shown = examples(part.labels == 1, outputs["score"], threshold)
+    seen = {kind: explain([paths[i] for i in rows]) for kind, rows in shown.items()}
+    writer = run.writer()
+    draw_split(run, split, part, outputs["score"], threshold, shown, seen, writer)
+
+    def scored(answers: dict[str, np.ndarray]) -> dict[str, float]:
+        return metrics.detection_scores(part.labels == 1, answers["score"], threshold)
+
+    def recalls(table: dict[str, Any]) -> list[float]:
+        return [table["specificity"], table["recall"]]
+
+    shifted = shifts.score_shifts(settings, served, part, run, writer, scores, scored, recalls)
+    model = {"saved_model": str(served.folder), **served.card}
+    run.write_metrics({split: scores, **shifted, "model": model})
+    log.info("%s\nrun: %s", result_line(split, scores), run.directory)
+    return run

@@ -1,0 +1,149 @@
+"""Score a split: table, percentiles, predictions, localisation."""
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from cxr_tf import metrics
+from cxr_tf.anomaly.perturbed_copies import VALIDATION_SEED, PredictFn, perturbed_copies
+from cxr_tf.anomaly.threshold import choose_threshold
+from cxr_tf.config import TrainAutoencoder
+from cxr_tf.data.dataset import ImageDataset
+from cxr_tf.errors import UserError
+from cxr_tf.files import write_csv
+from cxr_tf.models import autoencoder
+from cxr_tf.models.lung_appearance import LungAppearanceModel
+from cxr_tf.runs import Run
+
+
+def known_scores(settings: TrainAutoencoder) -> list[str]:
+    """The scores of the model; UserError where the settings ask for one of the other model."""
+    known = autoencoder.scores_of(settings.model)
+    if settings.score and settings.score not in known:
+        raise UserError(
+            f"--score {settings.score} does not belong to --model {settings.model}; "
+            f"it has {' and '.join(known)}"
+        )
+    return known
+
+
+def scoring_model(
+    network: keras.Model, context: LungAppearanceModel | None, healthy_val: np.ndarray, score: str
+) -> keras.Model:
+    """The trained network with its score: images [N, S, S, 1] in 0..255 -> see `autoencoder`.
+
+    context: of the restoring network; healthy_val: uint8 [N, S, S, 1], healthy images alone.
+    """
+    if score not in ("combined", "context"):
+        return autoencoder.build_autoencoder(network, score)
+    assert context is not None
+    seen = np.concatenate(perturbed_copies(healthy_val, VALIDATION_SEED))
+    return autoencoder.build_combined(network, context, seen, score)
+
+
+def score_split(
+    part: ImageDataset, scores: np.ndarray, threshold: float, *, resamples: int, seed: int = 0
+) -> dict[str, Any]:
+    """The table of one split for `metrics.json`, with `<metric>/bacterial` and `<metric>/viral`.
+
+    Those are of the healthy images and the sick ones of that finding, at the same threshold.
+    """
+    findings = np.array([r.finding for r in part.catalog.radiographs])
+    healthy = part.labels == 0
+    subsets = {"": np.ones(len(scores), bool)}
+    for finding in ("bacterial", "viral"):
+        if np.any(findings == finding):
+            subsets[f"/{finding}"] = healthy | (findings == finding)
+
+    def table(weights: np.ndarray) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for suffix, rows in subsets.items():
+            scored = metrics.detection_scores(
+                ~healthy[rows], scores[rows], threshold, weights[rows]
+            )
+            # Specificity is of the healthy, whatever the sick.
+            kept = scored if not suffix else {k: scored[k] for k in ("auroc", "auprc", "recall")}
+            found |= {f"{metric}{suffix}": value for metric, value in kept.items()}
+        return found
+
+    scored: dict[str, Any] = table(np.ones(len(scores)))
+    scored["images"], scored["patients"] = len(scores), len(set(part.catalog.patients))
+    scored["ci95"] = metrics.intervals(table, part.catalog.patients, resamples=resamples, seed=seed)
+    return scored
+
+
+def score_alternative(
+    ask: PredictFn,
+    on_val: np.ndarray,
+    val: ImageDataset,
+    test: ImageDataset,
+    settings: TrainAutoencoder,
+) -> dict[str, dict[str, Any]]:
+    """{"val": table, "test": table} of a score that was not taken, to compare.
+
+    on_val: float32 [C, N], as `choose_threshold` takes it.
+    """
+    threshold, _ = choose_threshold(val.labels == 1, on_val, settings)
+    return {
+        split: score_split(part, own, threshold, resamples=settings.resamples)
+        for split, part, own in (
+            ("val", val, on_val[0]),
+            ("test", test, ask(test.images)["score"]),
+        )
+    }
+
+
+def percentile(scores: np.ndarray, healthy_scores: np.ndarray) -> np.ndarray:
+    """Share in percent of the healthy validation images whose score is below: float [N]."""
+    return 100.0 * np.searchsorted(healthy_scores, scores) / len(healthy_scores)
+
+
+def write_predictions(
+    run: Run,
+    split: str,
+    part: ImageDataset,
+    scores: np.ndarray,
+    threshold: float,
+    ranks: np.ndarray,
+) -> None:
+    """`predictions-<split>.csv`: path, patient, finding, label, score, percentile, predicted."""
+    rows = zip(part.catalog.radiographs, part.labels, scores, ranks, strict=True)
+    write_csv(
+        run.directory / f"predictions-{split}.csv",
+        ["path", "patient", "finding", "label", "score", "percentile", "predicted"],
+        [
+            [r.path, r.patient, r.finding, part.classes[y], f"{s:.8g}", f"{p:.1f}",
+             part.classes[int(s >= threshold)]]
+            for r, y, s, p in rows
+        ],
+    )  # fmt: skip
+
+
+def localisation_scores(maps: np.ndarray, lesions: np.ndarray) -> dict[str, float]:
+    """How well maps float [N, S, S] show the lesions bool [N, S, S], over the images that have one.
+
+    pixel_auroc, aupro and pointing, and pointing_chance, what a random pixel would hit.
+    """
+    has = lesions.any(axis=(1, 2))
+    maps, lesions = maps[has], lesions[has]
+    if not len(maps):
+        return {}
+    return {
+        "pixel_auroc": metrics.pixel_auroc(maps, lesions),
+        "aupro": metrics.per_region_overlap(maps, lesions),
+        "pointing": float(metrics.pointing_hits(maps, lesions).mean()),
+        "pointing_chance": float(lesions.mean()),
+    }
+
+
+def auroc_line(tables: dict[str, Any]) -> str:
+    """AUROC on validation and on test with its interval."""
+    test = metrics.with_interval(tables["test"], "auroc")
+    return f"AUROC on validation {tables['val']['auroc']:.3f}, on test {test}"
+
+
+def result_line(split: str, scores: dict[str, Any]) -> str:
+    """The headline scores with their intervals, as one line."""
+    headline = ("auroc", "auprc", "accuracy", "recall", "specificity", "f1")
+    return f"{split}: " + ", ".join(f"{m} {metrics.with_interval(scores, m)}" for m in headline)

@@ -1,0 +1,198 @@
+"""Train several backbones alike, choose by validation, report once on test.
+
+python scripts/compare_backbones.py --data chest_xray --task binary --image-size 144
+python scripts/compare_backbones.py --runs logs/classifier/a logs/classifier/b --name a-b
+"""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import tensorflow as tf
+
+from cxr_tf import figures, metrics
+from cxr_tf.classification.train_classifier import check_settings, load_data, train_classifier
+from cxr_tf.config import (
+    BackboneName,
+    CompareBackbones,
+    TrainClassifier,
+    TrainingBudget,
+    check_numbers,
+)
+from cxr_tf.errors import UserError
+from cxr_tf.files import write_csv
+from cxr_tf.models.weights import check_weights
+from cxr_tf.runs import Run, check_name, open_run, reserve_run
+from cxr_tf.scoring.classifier import HEADLINE
+from cxr_tf.scoring.predictions import check_same_rows, paired_tests, read_predictions
+
+log = logging.getLogger(__name__)
+
+
+# What a comparison of finished runs is of, and what of its own settings is not about training.
+OF_DATA = ("data", "task", "positive", "seed")
+
+NOT_OF_TRAINING = {
+    *("name", "logs", "saved_models", "resume", "resamples", "allow_leakage", "skip_unreadable")
+}
+
+
+def compare_backbones(settings: CompareBackbones) -> Run:
+    """Trains (or takes) the models, writes the comparison, returns its run.
+
+    The model is chosen by the loss on validation and its stressed copy; test decides nothing.
+    """
+    if settings.runs:
+        trained = [_finished(Path(folder)) for folder in settings.runs]
+        name = settings.name or "-vs-".join(r.directory.name for r in trained)
+        check_name(name)
+        check_numbers(settings)
+        settings = as_trained(settings, [r.config()["settings"] for r in trained])
+    else:
+        name = settings.name or f"backbones-{settings.task}".replace("_", "-")
+        reserve_run(settings.logs, "compare", name, settings)
+        planned = trainings(settings, name)
+        for one in planned:  # mistakes, while nothing is trained
+            check_settings(one)
+            check_weights(one.backbone, one.weights)
+        data = load_data(settings)
+        trained = [train_classifier(one, data) for one in planned]
+    _check_same(trained)
+
+    results = {r.directory.name: r.metrics() for r in trained}
+    chosen = min(results, key=lambda n: results[n]["model"]["selection_loss"])
+    predictions = {r.directory.name: read_predictions(r, "test") for r in trained}
+    check_same_rows(predictions)
+    task = results[chosen]["model"]["task"]
+    tests = {
+        other: paired_tests(predictions[chosen], predictions[other], resamples=settings.resamples)
+        for other in results
+        if other != chosen
+    }
+    run = open_run(settings.logs, "compare", name, settings, trained[0])
+    if run.finished:
+        log.info("%s is finished already", run.directory)
+    else:
+        _write(run, results, chosen, tests)
+    log.info("%s", table(results, chosen, tests))
+    log.info(
+        "%s, %s; chosen by validation: %s\ncomparison: %s",
+        *(task, " / ".join(results[chosen]["model"]["classes"]), chosen, run.directory),
+    )
+    return run
+
+
+def trainings(settings: CompareBackbones, name: str) -> list[TrainClassifier]:
+    """What is trained for a comparison of this name: the same budget for every backbone."""
+    budget = {f.name: getattr(settings, f.name) for f in dataclasses.fields(TrainingBudget)}
+    return [
+        dataclasses.replace(
+            TrainClassifier(**budget),
+            backbone=backbone,
+            weights=getattr(settings, f"{backbone}_weights"),
+            name=f"{name}-{backbone}",
+        )
+        for backbone in get_args(BackboneName)
+    ]
+
+
+def as_trained(settings: CompareBackbones, began: Sequence[dict[str, Any]]) -> CompareBackbones:
+    """The settings with what finished runs began with, for the record; None where they differ.
+
+    Raises UserError for a flag of training that says something else than the runs.
+    """
+    of_training = {f.name for f in dataclasses.fields(TrainingBudget)} - NOT_OF_TRAINING
+    taken: dict[str, Any] = {}
+    for key in sorted(of_training):
+        known, asked = [one.get(key) for one in began], getattr(settings, key)
+        # Data may have moved since; that they are the same is another question.
+        if key != "data" and asked not in (getattr(CompareBackbones(), key), *known):
+            flag = "--" + key.replace("_", "-")
+            raise UserError(f"{flag} {asked} is for training, and --runs are trained: leave it out")
+        taken[key] = known[0] if key in OF_DATA or len(set(known)) == 1 else None
+    for backbone in get_args(BackboneName):
+        known = [one["weights"] for one in began if one["backbone"] == backbone]
+        taken[f"{backbone}_weights"] = known[0] if len(set(known)) == 1 else None
+    return dataclasses.replace(settings, **taken)
+
+
+def table(results: dict[str, Any], chosen: str, tests: dict[str, Any]) -> str:
+    """The comparison for the screen."""
+    width = max(len(n) for n in results) + 2
+    lines = [
+        f"\n{'test':<{width}}{'AUROC':>24}{'accuracy':>24}{'recall':>8}{'spec.':>8}{'F1':>8}"
+        f"{'val. loss':>11}{'images/s':>10}{'million':>9}{'seconds':>9}"
+    ]
+    for name, result in results.items():
+        test, model = result["test"], result["model"]
+        lines.append(
+            f"{name + (' *' if name == chosen else ''):<{width}}"
+            f"{metrics.with_interval(test, 'auroc'):>24}"
+            f"{metrics.with_interval(test, 'accuracy'):>24}"
+            f"{test['recall']:>8.3f}{test['specificity']:>8.3f}{test['f1']:>8.3f}"
+            f"{model['selection_loss']:>11.3f}{model['images_per_second']:>10.0f}"
+            f"{model['parameters'] / 1e6:>9.1f}{model['train_seconds']:>9.0f}"
+        )
+    for other, test in tests.items():
+        low, high = test["auroc_difference_ci95"]
+        lines.append(
+            f"{chosen} against {other}: AUROC {test['auroc_difference']:+.3f} "
+            f"({low:+.3f} to {high:+.3f}), DeLong p = {test['delong_p']:.2g}, "
+            f"McNemar p = {test['mcnemar_p']:.2g}"
+        )
+    return "\n".join(lines)
+
+
+def _write(run: Run, results: dict[str, Any], chosen: str, tests: dict[str, Any]) -> None:
+    writer = run.writer()
+    names, tables = list(results), [r["test"] for r in results.values()]
+    figure = figures.comparison(names, tables, ("auroc", "accuracy", "recall", "f1"), chosen)
+    run.write_figure("comparison", figure, writer)
+    with writer.as_default(step=0):
+        tf.summary.text("comparison", "```\n" + table(results, chosen, tests) + "\n```")
+    write_csv(
+        run.directory / "comparison.csv",
+        ["model", "chosen", *(f"{m}{end}" for m in HEADLINE for end in ("", "_low", "_high"))],
+        [
+            [
+                name,
+                int(name == chosen),
+                *(v for m in HEADLINE for v in (t[m], *t["ci95"].get(m, ("", "")))),
+            ]
+            for name, t in zip(names, tables, strict=True)
+        ],
+    )
+    run.write_metrics(
+        {
+            "chosen": chosen,
+            "val": results[chosen]["val"],
+            "test": results[chosen]["test"],
+            "models": {n: {k: r[k] for k in ("val", "test", "model")} for n, r in results.items()},
+            "paired_tests": tests,
+        }
+    )
+
+
+def _finished(folder: Path) -> Run:
+    run = Run(folder)
+    if not (folder / "config.json").exists():
+        raise UserError(f"{folder} is not a run directory (logs/classifier/<name>)")
+    if run.config()["job"] != "classifier":
+        raise UserError(f"{folder} is the run of another job, not of a classifier")
+    if not run.finished:
+        raise UserError(f"the run {folder} is not finished: go on with it by --resume first")
+    return run
+
+
+def _check_same(trained: list[Run]) -> None:
+    first = trained[0]
+    names = [run.directory.resolve().name for run in trained]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise UserError(f"two of the runs are called {min(twice)}: rename the folder of one")
+    for run in trained[1:]:
+        if run.config()["data_fingerprint"] != first.config()["data_fingerprint"]:
+            raise UserError(f"{run.directory} and {first.directory} ran on different data")
+        if run.metrics()["model"]["task"] != first.metrics()["model"]["task"]:
+            raise UserError(f"{run.directory} and {first.directory} are of different tasks")

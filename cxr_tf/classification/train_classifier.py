@@ -1,0 +1,261 @@
+"""Fit, calibrate, evaluate and export one classifier.
+
+    python scripts/train_classifier.py --data chest_xray --backbone vgg16 --name mine
+    tensorboard --logdir logs
+
+How it trains. The head first: a logistic regression on features of the frozen backbone, computed
+once. Then the last blocks, or all, with AdamW under warm-up and cosine, class weights, styles mixed
+between images, and an exponential moving average of the weights, which is what is evaluated and
+kept.
+
+How it chooses. Validation images of the same hospital are nearly separable and hardly rank
+anything, so everything (epoch, temperature, backbone) is chosen on validation *and* a stressed copy
+of it: the same images under 2.5 times the default augmentation. Test is looked at once, at the end.
+"""
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from scipy import special
+
+from cxr_tf import figures, metrics
+from cxr_tf.classification.fitting import (
+    ValidationEvaluator,
+    class_weights,
+    epoch_line,
+    fine_tune,
+    fit_head,
+    training_model,
+)
+from cxr_tf.classification.records import images_per_second, model_card, write_tensorboard_summary
+from cxr_tf.config import TrainClassifier, TrainingBudget, check_numbers
+from cxr_tf.data import batches, checks, dataset, loading
+from cxr_tf.data import catalog as data_catalog
+from cxr_tf.data.batches import STRESS_SEED
+from cxr_tf.data.dataset import ImageDataset
+from cxr_tf.errors import UserError
+from cxr_tf.files import write_atomically
+from cxr_tf.models import backbones, weights
+from cxr_tf.models.batch_norm_folding import fold_norms
+from cxr_tf.models.classifier import build_classifier, calibrated, logits_of
+from cxr_tf.runs import Run, open_run, reserve_run
+from cxr_tf.scoring import classifier
+from cxr_tf.serving import export, versions
+from cxr_tf.training.checkpoints import TrainingState, save_keras
+from cxr_tf.training.distribution import distribution
+from cxr_tf.training.inference import compiled, infer
+from cxr_tf.training.precision import resolve_precision
+
+log = logging.getLogger(__name__)
+
+
+def load_data(settings: TrainingBudget) -> ImageDataset:
+    """Reads, reports and checks the catalogue, then decodes it.
+
+    Raises UserError on anything that must not be trained on; nothing is written before that.
+    """
+    if settings.image_size < backbones.SMALLEST_SIZE:
+        raise UserError(f"--image-size must be at least {backbones.SMALLEST_SIZE}")
+    check_numbers(settings)
+    metrics.operating_point(np.array([0, 1]), np.array([0.0, 1.0]), settings.operating_point)
+    if settings.positive and settings.task != "labels":
+        raise UserError(
+            "--positive is for --task labels; in binary, pneumonia is the positive class"
+        )
+    catalog = loading.open_catalog(
+        settings.data, seed=settings.seed, task=settings.task, positive=settings.positive
+    )
+    log.info(checks.describe(catalog))
+    checks.check(catalog, task=settings.task, allow_leakage=settings.allow_leakage)
+    classes = catalog.classes(settings.task)
+    if len(classes) > 2 and settings.operating_point != "half":
+        raise UserError(
+            f"--operating-point is for two classes; of {len(classes)} the most probable is taken"
+        )
+    catalog, images = dataset.decode_catalog(
+        catalog, settings.image_size, skip=settings.skip_unreadable
+    )
+    checks.check(catalog, task=settings.task, allow_leakage=settings.allow_leakage)
+    return ImageDataset(catalog, images, catalog.labels(settings.task), classes)
+
+
+def train_classifier(settings: TrainClassifier, data: ImageDataset | None = None) -> Run:
+    """The whole job; returns the finished run. Everything lands under its directory.
+
+    `data` spares a caller who compares several backbones the decoding. Raises UserError on a
+    user's mistake, before anything is written wherever it can be known before.
+    """
+    name = check_settings(settings)
+    pretrained = settings.weights != "none"
+
+    # ------------------------------------------------------------------ machine
+    # Same seed, same machine, same numbers: bit for bit.
+    keras.utils.set_random_seed(settings.seed)
+    tf.config.experimental.enable_op_determinism()
+    begun = Run(Path(settings.logs) / "classifier" / name)
+    settled = resolve(settings, begun)
+    precision = settled.precision
+    strategy = distribution()
+
+    # ------------------------------------------------------------------ data
+    data = data or load_data(settings)
+    if settings.resume and begun.finished:
+        run = open_run(settings.logs, "classifier", name, settings, data.catalog)
+        log.info("%s is finished already; nothing to do", run.directory)
+        return run
+    train, val, test = (data.split(s) for s in data_catalog.SPLITS)
+
+    # ------------------------------------------------------------------ model
+    with strategy.scope():
+        model = build_classifier(
+            settings.backbone,
+            classes=len(data.classes),
+            image_size=settings.image_size,
+            precision=precision,
+        )
+        weights.load_weights(model, settings.backbone, settings.weights)
+        blocks = settled.trainable_blocks
+        assert blocks is not None
+        backbones.freeze(
+            model, settings.backbone, trainable_blocks=blocks, batch_norm=not pretrained
+        )
+        trainer = training_model(
+            model, settings.backbone, pretrained=pretrained, augmentation=settings.augmentation
+        )
+
+    run = open_run(settings.logs, "classifier", name, settings, data.catalog, settled)
+    writer = run.writer()
+    log.info(
+        "%s on %s, %d classes, %d px, %s, weights %s",
+        *(settings.backbone, data.catalog.source, len(data.classes)),
+        *(settings.image_size, precision, settings.weights),
+    )
+
+    # ------------------------------------------------------------------ training
+    judge = ValidationEvaluator(trainer, val, settings.batch_size, class_weights(train.labels))
+    state = TrainingState(run.directory)
+    if state.exists():
+        log.info("going on from the checkpoint of epoch %d", state.epochs_done())
+    elif pretrained:
+        fit_head(model, train, val, settings.batch_size)
+        state.begin(judge(epoch=0), trainer)
+        log.info("  head on frozen features: %s", epoch_line(state.history[-1]))
+    fine_tune(trainer, train, judge, state, writer, settled, strategy=strategy)
+    best = state.restore_best(trainer)
+    train_seconds = state.seconds
+
+    # ------------------------------------------------------------------ calibration, on validation
+    # In float32 on one device from here on: what is measured is what is exported.
+    final = model
+    if precision != "float32" or strategy.num_replicas_in_sync > 1:
+        final = build_classifier(
+            settings.backbone, classes=len(data.classes), image_size=settings.image_size
+        )
+        final.set_weights(model.get_weights())
+    to_logits = compiled(fold_norms(logits_of(final)))
+    final.trainable = True  # whoever goes on with it in Keras finds nothing frozen
+    val_logits = infer(to_logits, batches.evaluation_batches(val.images, batch_size=32))
+    stressed_logits = infer(
+        to_logits,
+        batches.evaluation_batches(val.images, batch_size=32, stress_seed=STRESS_SEED),
+    )
+    temperature = metrics.fit_temperature(
+        np.concatenate([val_logits, stressed_logits]), np.concatenate([val.labels, val.labels])
+    )
+    final = calibrated(final, temperature)
+    val_probabilities = special.softmax(val_logits / temperature, axis=1)
+    threshold = 0.5
+    if len(data.classes) == 2:
+        threshold = metrics.operating_point(
+            val.labels, val_probabilities[:, 1], settings.operating_point
+        )
+
+    # ------------------------------------------------------------------ evaluation: test, once
+    test_logits = infer(to_logits, batches.evaluation_batches(test.images, batch_size=32))
+    logits_by_split = {"val": val_logits, "test": test_logits}
+    results: dict[str, Any] = {}
+    for split, part in (("val", val), ("test", test)):
+        probabilities = special.softmax(logits_by_split[split] / temperature, axis=1)
+        results[split] = classifier.score_split(
+            run, split, part, probabilities, threshold, resamples=settings.resamples
+        )
+        classifier.draw_split(run, split, part, probabilities, threshold, writer, results[split])
+    results["model"] = {
+        "backbone": settings.backbone,
+        "task": settings.task,
+        "classes": list(data.classes),
+        "parameters": final.count_params(),
+        "temperature": temperature,
+        "threshold": threshold,
+        "best_epoch": best["epoch"],
+        "selection_loss": best["selection_loss"],
+        "train_seconds": train_seconds,
+        "images_per_second": images_per_second(to_logits, test.images),
+        "precision": precision,
+    }
+    results["history"] = state.history
+    run.write_figure(
+        "training_curves", figures.training_curves(state.history, int(best["epoch"])), writer
+    )
+    write_tensorboard_summary(writer, settled, results, name)
+
+    # ------------------------------------------------------------------ export
+    write_atomically(
+        run.directory / "model.keras",
+        lambda p: save_keras(final, p),
+    )
+    folder = export.export_classifier(
+        final,
+        Path(settings.saved_models) / name,
+        classes=data.classes,
+        threshold=threshold,
+        card=model_card(settings, data, results),
+        resumed=settings.resume,
+    )
+    results["model"]["saved_model"] = str(folder)
+    run.write_metrics(results)
+    state.remove()  # only now: without metrics and checkpoint, a resumed run would begin anew
+    log.info(classifier.result_line("test", results["test"]))
+    log.info("run:         %s\nSavedModel:  %s", run.directory, folder)
+    return run
+
+
+def check_settings(settings: TrainClassifier) -> str:
+    """Raises UserError for what can be known before anything is read; returns the run's name."""
+    check_numbers(settings)
+    name = settings.name or f"{settings.backbone}-{settings.task}".replace("_", "-")
+    reserve_run(settings.logs, "classifier", name, settings)
+    versions.check_saved_models(settings.saved_models, name)
+    if settings.weights == "none" and (settings.epochs == 0 or settings.trainable_blocks == 0):
+        raise UserError("--weights none needs --epochs and --trainable-blocks of at least 1")
+    if settings.trainable_blocks is not None:
+        backbones.check_blocks(settings.backbone, settings.trainable_blocks)
+    return name
+
+
+def resolve(settings: TrainClassifier, begun: Run | None = None) -> TrainClassifier:
+    """The settings with a value for what they leave open: precision, depth and learning rate.
+
+    begun: the run of that name. What is resumed goes on as it began, whatever this machine or this
+    version would take.
+    """
+    if begun is not None and settings.resume and (begun.directory / "config.json").exists():
+        settings = dataclasses.replace(settings, **begun.config().get("resolved", {}))
+    entry = backbones.backbone(settings.backbone)
+    pretrained = settings.weights != "none"
+    blocks = settings.trainable_blocks
+    if blocks is None:
+        blocks = entry.tuned_blocks if pretrained else len(entry.blocks)
+    return dataclasses.replace(
+        settings,
+        precision=resolve_precision(
+            settings.precision, gains=entry.gains_in_bfloat16(settings.image_size, pretrained)
+        ),
+        trainable_blocks=blocks,
+        learning_rate=settings.learning_rate or (1e-4 if pretrained else entry.scratch_rate),
+    )

@@ -1,0 +1,92 @@
+"""`tf.data` batches of decoded radiographs, for training and for evaluation."""
+
+import numpy as np
+import tensorflow as tf
+
+from cxr_tf.data.augmentation import augment, augmentation_draws
+from cxr_tf.data.tf_data import PARALLEL, no_autograph, prefetch
+
+# Seed of the stressed validation copy: fixed, so that runs with other seeds are judged alike.
+STRESS_SEED = 20_001
+
+
+def training_batches(
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    batch_size: int,
+    seed: int,
+    epochs: range,
+    strength: float = 1.0,
+) -> tf.data.Dataset:
+    """Training batches of some epochs: (float32 [B, S, S, 3] in 0..255, int64 [B]).
+
+    Each epoch of `epochs` is a fresh permutation, and each image a fresh augmentation, both drawn
+    from (seed, epoch, row) alone: a run resumed at epoch 7 sees what it would have seen. The last,
+    incomplete batch of an epoch is dropped; see `steps_per_epoch`.
+    """
+    n = len(labels)
+    steps = steps_per_epoch(n, batch_size)
+    size = images.shape[1]
+
+    @no_autograph
+    def order(epoch: tf.Tensor) -> tf.data.Dataset:
+        epoch_seed = tf.stack([tf.constant(seed, tf.int64), epoch])
+        rows = tf.random.experimental.stateless_shuffle(
+            tf.range(n, dtype=tf.int64), seed=epoch_seed
+        )[: steps * batch_size]
+        # Drawn by row, so that neither order nor batch size changes what an image becomes.
+        draws = tf.gather(augmentation_draws(n, epoch_seed), rows)
+        return tf.data.Dataset.from_tensor_slices((rows, draws)).batch(batch_size)
+
+    @no_autograph
+    def gather(rows: tf.Tensor, draws: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        batch = tf.numpy_function(lambda r: images[r], [rows], tf.uint8, stateful=False)
+        batch = tf.ensure_shape(batch, [batch_size, size, size, 1])
+        return batch, draws, tf.gather(tf.constant(labels, tf.int64), rows)
+
+    @no_autograph
+    def finish(batch: tf.Tensor, draws: tf.Tensor, target: tf.Tensor) -> tuple:
+        return to_rgb(augment(batch, draws, strength)), target
+
+    stream = tf.data.Dataset.range(epochs.start, epochs.stop).flat_map(order)
+    stream = stream.map(gather, num_parallel_calls=2)
+    return prefetch(stream.map(finish, num_parallel_calls=PARALLEL))
+
+
+def evaluation_batches(
+    images: np.ndarray, *, batch_size: int, stress_seed: int | None = None, strength: float = 2.5
+) -> tf.data.Dataset:
+    """All images in order: float32 [B, S, S, 1] in 0..255; the last batch may be smaller.
+
+    One channel, because to write three of the same takes longer than all the rest;
+    `training.compiled` has the network's graph do it. With `stress_seed` every image is augmented,
+    the same way each time, at `strength`: a stand-in for images of another hospital, on which a
+    nearly separable validation set still ranks models.
+    """
+    size = images.shape[1]
+    draws = None
+    if stress_seed is not None:
+        draws = augmentation_draws(len(images), tf.constant([stress_seed, -1], tf.int64))
+
+    @no_autograph
+    def gather(rows: tf.Tensor) -> tf.Tensor:
+        batch = tf.numpy_function(lambda r: images[r], [rows], tf.uint8, stateful=False)
+        batch = tf.ensure_shape(batch, [None, size, size, 1])
+        if draws is None:
+            return tf.cast(batch, tf.float32)
+        return augment(batch, tf.gather(draws, rows), strength)
+
+    rows = tf.data.Dataset.range(len(images)).batch(batch_size)
+    return prefetch(rows.map(gather, num_parallel_calls=PARALLEL))
+
+
+def steps_per_epoch(count: int, batch_size: int) -> int:
+    """Whole batches in an epoch; at least one is needed."""
+    return count // batch_size
+
+
+def to_rgb(gray: tf.Tensor) -> tf.Tensor:
+    """[..., 1] -> float32 [..., 3], three equal channels, the input of the backbones."""
+    gray = tf.cast(gray, tf.float32)
+    return tf.concat([gray, gray, gray], axis=-1)

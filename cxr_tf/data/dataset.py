@@ -1,0 +1,97 @@
+"""A checked catalogue with its decoded images."""
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from cxr_tf.data import catalog as data_catalog
+from cxr_tf.data import decoding
+from cxr_tf.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ImageDataset:
+    """A checked catalogue with its decoded images: uint8 [N, S, S, 1]; labels int64 [N]."""
+
+    catalog: data_catalog.Catalog
+    images: np.ndarray
+    labels: np.ndarray
+    classes: tuple[str, ...]
+
+    def take(self, rows: np.ndarray) -> "ImageDataset":
+        """Some of the rows, copied."""
+        return replace(
+            self,
+            catalog=self.catalog.take(rows),
+            images=self.images[rows],
+            labels=self.labels[rows],
+        )
+
+    def split(self, name: str) -> "ImageDataset":
+        """The rows of one split; no copy of the images where they lie together."""
+        rows = self.catalog.rows(name)
+        together = len(rows) > 0 and int(rows[-1]) - int(rows[0]) == len(rows) - 1
+        where = slice(int(rows[0]), int(rows[-1]) + 1) if together else rows
+        return replace(
+            self,
+            catalog=self.catalog.take(rows),
+            images=self.images[where],
+            labels=self.labels[where],
+        )
+
+
+def decode_catalog(
+    catalog: data_catalog.Catalog, size: int, *, skip: bool
+) -> tuple[data_catalog.Catalog, np.ndarray]:
+    """The images of a catalogue, uint8 [N, size, size, 1], and the catalogue in their order.
+
+    Its rows are ordered by split, so that `Data.split` copies none of what may be gigabytes. Raises
+    UserError for a file that cannot be read, or with `skip` leaves it out.
+    """
+    order = {split: number for number, split in enumerate(data_catalog.SPLITS)}
+    splits = [order.get(r.split, len(order)) for r in catalog.radiographs]
+    catalog = catalog.take(np.argsort(splits, kind="stable"))
+    images, unreadable = decoding.load_images(catalog.paths, size)
+    return leave_out_unreadable(catalog, images, unreadable, skip=skip)
+
+
+def leave_out_unreadable(
+    catalog: data_catalog.Catalog, images: np.ndarray, unreadable: dict[int, str], *, skip: bool
+) -> tuple[data_catalog.Catalog, np.ndarray]:
+    """Drops rows that could not be decoded, or raises UserError unless that is asked for."""
+    if not unreadable:
+        return catalog, images
+    for row, reason in unreadable.items():
+        log.info("  unreadable: %s (%s)", catalog.paths[row], reason)
+    if not skip:
+        row, reason = next(iter(unreadable.items()))
+        more = f" and {len(unreadable) - 1} more" if len(unreadable) > 1 else ""
+        raise UserError(
+            f"{catalog.paths[row]}: {reason}{more}; mend or remove, or leave them out with "
+            "--skip-unreadable"
+        )
+    keep = np.setdiff1d(np.arange(len(catalog)), list(unreadable))
+    if not len(keep):
+        raise UserError("none of the images can be read")
+    return catalog.take(keep), images[keep]
+
+
+def lesion_masks(catalog: data_catalog.Catalog, size: int) -> np.ndarray | None:
+    """Where the lesions of phantoms are: bool [N, size, size]; None for real radiographs.
+
+    A phantom <folder>/test/VIRAL/x.png has its mask in <folder>/masks/test/VIRAL/x.png.
+    """
+    if not catalog.is_phantom:
+        return None
+    paths = []
+    for path in (Path(p).absolute() for p in catalog.paths):
+        if len(path.parents) < 3:
+            return None
+        folder = path.parents[2]
+        paths.append(str(folder / "masks" / path.relative_to(folder)))
+    masks, unreadable = decoding.load_images(paths, size)
+    return None if unreadable else masks[..., 0] >= 128

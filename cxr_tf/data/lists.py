@@ -1,0 +1,115 @@
+"""CSV lists of radiographs: one row per image, with its label, patient and split."""
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+from cxr_tf.data.conventions import (
+    FINDING_FOLDERS,
+    IMAGE_SUFFIXES,
+    SPLIT_FOLDERS,
+    Row,
+    finding_of,
+    patient_of,
+)
+from cxr_tf.errors import UserError
+
+
+def rows_of_list(file: Path, *, as_written: bool) -> list[Row]:
+    """The images of a .csv list; `as_written` takes every label for one of the user's own."""
+    listed = read_list(file)
+    # The words of the folders mean the same here, but only where all labels are such words.
+    named = not as_written and all(row.label.lower() in FINDING_FOLDERS for row in listed)
+    rows: list[Row] = []
+    for row in listed:
+        if row.path.suffix.lower() not in IMAGE_SUFFIXES:
+            raise UserError(
+                f"{row.where}: neither .jpeg, .jpg nor .png: {row.path}; "
+                "convert DICOM with prepare_data.py --source dicom"
+            )
+        finding = row.label
+        if named:
+            finding = finding_of(FINDING_FOLDERS[finding.lower()], row.path)
+        rows.append(
+            (row.path, finding, row.patient or patient_of(row.path, file.parent), row.split)
+        )
+    return rows
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One line of a list; patient and split are empty where it does not tell."""
+
+    where: str
+    path: Path
+    label: str
+    patient: str
+    split: str
+
+
+def read_list(file: Path) -> list[Listed]:
+    """A .csv with the columns path (relative to it) and label, optionally patient and split.
+
+    Raises UserError that names the line.
+    """
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as lines:
+            begin, header = 0, lines.readline()
+            if header.lower().startswith("sep="):  # which Excel takes for itself
+                begin, header = lines.tell(), lines.readline()
+            # Spreadsheets of half the world write semicolons.
+            delimiter = max(",;\t", key=header.count)
+            lines.seek(begin)
+            reader = csv.DictReader(lines, delimiter=delimiter, skipinitialspace=True)
+            columns = [str(name).strip().lower() for name in reader.fieldnames or ()]
+            reader.fieldnames = columns
+            skipped = 1 if begin else 0
+            table = [
+                (
+                    skipped + reader.line_num,
+                    {k: (v or "").strip() for k, v in row.items() if k in columns},
+                )
+                for row in reader
+            ]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{file} is no list of comma-separated values in UTF-8: {error}") from None
+    if missing := {"path", "label"} - set(columns):
+        raise UserError(
+            f"{file} has no column {' and '.join(sorted(missing))}; "
+            f"its first line names {', '.join(columns) or 'nothing'}"
+        )
+    for name in ("path", "label", "patient", "split"):
+        if columns.count(name) > 1:
+            raise UserError(f"{file} has more than one column {name}: leave one")
+    if not table:
+        raise UserError(f"{file} lists no image")
+    some_split = any(row.get("split") for _, row in table)
+    listed: list[Listed] = []
+    seen: dict[Path, int] = {}
+    for number, row in table:
+        where = f"{file}, line {number}"
+        if not row["path"] or not row["label"]:
+            raise UserError(f"{where}: no {'label' if row['path'] else 'path'}")
+        path = file.parent / row["path"]
+        if path in seen:
+            raise UserError(f"{where}: {row['path']} stands in line {seen[path]} already")
+        if not path.is_file():
+            raise UserError(f"{where}: no such file: {path}")
+        seen[path] = number
+        split = row.get("split", "").lower()
+        if some_split and split not in SPLIT_FOLDERS:
+            raise UserError(f"{where}: split is '{split}'; it must be train, val or test")
+        split = SPLIT_FOLDERS[split] if split else ""
+        listed.append(Listed(where, path, row["label"], row.get("patient", ""), split))
+    return listed
+
+
+def check_utf8(path: Path) -> None:
+    """Raises UserError for a name that is no UTF-8: no table or report could hold it."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        shown = str(path).encode("utf-8", "backslashreplace").decode()
+        raise UserError(
+            f"{shown}: the file's name is not UTF-8, as in archives of old systems; rename it"
+        ) from None

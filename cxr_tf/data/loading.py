@@ -1,0 +1,99 @@
+"""From a folder, a list, a MedMNIST file or phantoms to a checked catalogue."""
+
+import contextlib
+import difflib
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+from cxr_tf.data.catalog import Catalog, Radiograph, positive_last
+from cxr_tf.data.conventions import Row, read_folder
+from cxr_tf.data.lists import check_utf8, rows_of_list
+from cxr_tf.data.splits import resolve_splits
+from cxr_tf.errors import UserError
+from cxr_tf.files import expand_user
+
+# What `--data phantom` is: enough for a validation split above that.
+PHANTOM_COUNT = 800
+
+PHANTOM_SIZE = 128
+
+
+def open_catalog(
+    source: str, *, seed: int = 0, resplit: bool = True, task: str = "", positive: str = ""
+) -> Catalog:
+    """Reads a folder, a .csv list or a .npz of radiographs and settles the splits.
+
+    `resplit=False` leaves the splits as they are given (empty where they are not), which is what
+    scoring a finished model needs. For the task `labels` a list's labels stay as they are written;
+    else healthy, sick and the like mean what they do as names of folders. `positive` is the label
+    that two-class scores are about; without it the order is normal first, then alphabetical.
+
+    Raises UserError where there is nothing to read.
+    """
+    root = phantom_folder() if source == "phantom" else expand_user(source)
+    if not root.exists():
+        raise UserError(f"no such folder or file: {source}{_did_you_mean(root)}")
+    if root.is_dir():
+        catalog = _catalog(root, *read_folder(root))
+    elif root.suffix.lower() == ".csv":
+        catalog = _catalog(root, rows_of_list(root, as_written=task == "labels"))
+    elif root.suffix.lower() == ".npz":
+        from cxr_tf.data.sources import medmnist
+
+        unpacked = medmnist.unpack(root)
+        catalog = replace(_catalog(unpacked, *read_folder(unpacked)), published_split=True)
+    else:
+        raise UserError(f"not a folder, nor a .csv or .npz file: {source}")
+    catalog = replace(catalog, source=str(root if source == "phantom" else source))
+    if positive:
+        catalog = replace(catalog, findings=positive_last(catalog, positive))
+    return resolve_splits(catalog, seed) if resplit else catalog
+
+
+def phantom_folder() -> Path:
+    """The phantoms that `--data phantom` stands for, written to `data/` on first use."""
+    from cxr_tf.data.sources import phantoms
+
+    folder = Path("data") / f"phantom-v{phantoms.GENERATOR_VERSION}"
+    if not folder.exists():
+        with contextlib.suppress(FileExistsError):  # written by another process meanwhile
+            phantoms.write_phantoms(folder, count=PHANTOM_COUNT, size=PHANTOM_SIZE, seed=0)
+    return folder
+
+
+def _catalog(source: Path, rows: Sequence[Row], notes: tuple[str, ...] = ()) -> Catalog:
+    """The catalogue of rows as `reading` gives them."""
+    for path, *_ in rows:
+        check_utf8(path)
+    # Threads, because hashing and reading both let go of the interpreter lock.
+    with ThreadPoolExecutor() as pool:
+        digests = list(pool.map(_digest, [row[0] for row in rows]))
+    radiographs = tuple(
+        Radiograph(str(path), finding, patient, split, digest)
+        for (path, finding, patient, split), digest in zip(rows, digests, strict=True)
+    )
+    canonical = ["normal", "bacterial", "viral", "pneumonia"]
+
+    def order(finding: str) -> tuple[int, str]:
+        known = finding.lower() in canonical
+        return canonical.index(finding.lower()) if known else len(canonical), finding
+
+    findings = tuple(sorted({r.finding for r in radiographs}, key=order))
+    return Catalog(str(source), radiographs, findings, notes)
+
+
+def _did_you_mean(path: Path) -> str:
+    """A neighbour whose name is nearly that of a path that does not exist."""
+    try:
+        names = [p.name for p in path.parent.iterdir()]
+    except OSError:
+        return ""
+    close = difflib.get_close_matches(path.name, names, n=1)
+    return f"; did you mean {path.parent / close[0]}?" if close else ""
+
+
+def _digest(path: Path) -> str:
+    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()

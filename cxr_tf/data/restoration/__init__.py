@@ -1,0 +1,1 @@
+"""Training pairs of the denoising autoencoder: local contrast, and synthetic opacities."""

@@ -1,0 +1,1 @@
+"""Where radiographs come from: published data sets, MedMNIST, DICOM, phantoms."""

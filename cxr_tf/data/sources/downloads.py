@@ -1,0 +1,338 @@
+"""Published sets of radiographs from their publishers: resumed, checked, and unpacked safely.
+
+    folder = prepare(SOURCES["kermany"], Path("data/kermany"))
+    file = prepare(SOURCES["pneumoniamnist_64"], Path("data/pneumoniamnist_64.npz"))
+
+What arrives is believed only when size and checksum are the published ones. A download that stops
+is gone on with, by the same command; what is unpacked appears whole or not at all.
+"""
+
+import hashlib
+import http.client
+import logging
+import os
+import shutil
+import stat
+import sys
+import time
+import urllib.request
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from cxr_tf.data.conventions import IMAGE_SUFFIXES
+from cxr_tf.errors import UserError
+from cxr_tf.files import expand_user, temporary_sibling, write_atomically
+
+log = logging.getLogger(__name__)
+
+
+BLOCK = 1 << 18  # bytes
+
+TIMEOUT = 30  # seconds without a byte
+
+TRIES = 6  # in a row, without a byte gained
+
+# JPEGs hardly shrink in an archive; what unpacks to more than this is no set of images.
+MOST_EXPANSION = 10
+
+
+@dataclass(frozen=True)
+class Source:
+    """One published file: where it is, how to know it, and on what terms it may be used.
+
+    `checksum` is `<algorithm>:<hex>`. `inside` is the folder of an archive that holds the images;
+    empty where the file is used as it is.
+    """
+
+    title: str
+    url: str
+    page: str
+    bytes: int
+    checksum: str
+    licence: str
+    citation: str
+    inside: str = ""
+
+    @property
+    def terms(self) -> str:
+        """What has to stand beside the data."""
+        return (
+            f"{self.title}\n{self.page}\n\nLicence: {self.licence}\n\nCite: {self.citation}\n\n"
+            f"File as published: {self.bytes} bytes, {self.checksum}\n"
+        )
+
+
+_CC_BY = "CC BY 4.0, https://creativecommons.org/licenses/by/4.0/"
+
+
+def _pneumoniamnist(size: int, count: int, md5: str) -> Source:
+    suffix = "" if size == 28 else f"_{size}"
+    return Source(
+        title=f"PneumoniaMNIST, {size} px (MedMNIST v2)",
+        url=f"https://zenodo.org/records/10519652/files/pneumoniamnist{suffix}.npz?download=1",
+        page="https://doi.org/10.5281/zenodo.10519652",
+        bytes=count,
+        checksum=f"md5:{md5}",
+        licence=_CC_BY,
+        citation=(
+            "Yang, Shi, Wei, Liu, Zhao, Ke, Pfister, Ni: MedMNIST v2 - A large-scale lightweight "
+            "benchmark for 2D and 3D biomedical image classification. Scientific Data 10:41, 2023. "
+            "The images are those of Kermany et al., Cell 172:1122-1131, 2018."
+        ),
+    )
+
+
+# PneumoniaMNIST's MD5s are those that the package medmnist 3.0.2 publishes in its INFO. The SHA-256
+# of Kermany's archive is not on its page; it is what independent users of the file report alike.
+SOURCES = {
+    "kermany": Source(
+        title="Chest X-ray images (pneumonia), Kermany, Zhang and Goldbaum, version 2",
+        url=(
+            "https://data.mendeley.com/public-files/datasets/rscbjbr9sj/files/"
+            "f12eaf6d-6023-432f-acc9-80c9d7393433/file_downloaded"
+        ),
+        page="https://data.mendeley.com/datasets/rscbjbr9sj/2",
+        bytes=1_235_512_464,
+        checksum="sha256:13efc055629733dbab07877f8b3c9f81097840dbcdaa326a8542322c2281ce36",
+        licence=_CC_BY,
+        citation=(
+            "Kermany, Zhang, Goldbaum: Labeled Optical Coherence Tomography (OCT) and Chest X-Ray "
+            "Images for Classification. Mendeley Data, V2, 2018, doi:10.17632/rscbjbr9sj.2. "
+            "Kermany et al.: Identifying Medical Diagnoses and Treatable Diseases by Image-Based "
+            "Deep Learning. Cell 172:1122-1131, 2018."
+        ),
+        inside="chest_xray",
+    ),
+    "pneumoniamnist_28": _pneumoniamnist(28, 4_170_669, "28209eda62fecd6e6a2d98b1501bb15f"),
+    "pneumoniamnist_64": _pneumoniamnist(64, 20_606_998, "8f4eceb4ccffa70c672198ea285246c6"),
+    "pneumoniamnist_128": _pneumoniamnist(128, 75_506_212, "05b46931834c231683c68f40c47b2971"),
+    "pneumoniamnist_224": _pneumoniamnist(224, 214_384_716, "d6a3c71de1b945ea11211b03746c1fe1"),
+}
+
+
+def prepare(source: Source, target: Path, *, origin: str = "", pause: float = 1.0) -> Path:
+    """Puts a published set at `target`, a folder for an archive, else the file; returns it.
+
+    `origin` is a mirror's URL or a file on disk, to be taken instead of the publisher's; the
+    checksum must be the same. `pause` is the first wait before another try, in seconds; it doubles.
+    Raises UserError where the set cannot be had whole; a part of it is then kept beside, and gone
+    on with next time.
+    """
+    log.info("%s", source.terms)
+    if target.exists():
+        log.info("%s is there already", target)
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    local = expand_user(origin) if origin and "://" not in origin else None
+    if local is not None:
+        if not local.is_file():
+            raise UserError(f"--from {origin}: no such file")
+        file = local
+        if problem := _difference(file, source):
+            raise UserError(f"{file} is not the published file: {problem}")
+    else:
+        file = download(source, target.with_name(f".{target.name}.part"), origin, pause=pause)
+    if source.inside:
+        unpack(file, target, inside=source.inside, terms=source.terms)
+        if local is None:
+            file.unlink()
+        return target
+    if local is not None:
+        _check_space(target.parent, source.bytes)
+        write_atomically(target, lambda p: shutil.copyfile(file, p))
+    write_atomically(target.with_suffix(".LICENCE.txt"), lambda p: p.write_text(source.terms))
+    if local is None:
+        os.replace(file, target)
+    return target
+
+
+def download(source: Source, part: Path, origin: str = "", *, pause: float = 1.0) -> Path:
+    """Fetches a source into `part`, going on from what is there; returns it, whole and checked.
+
+    Raises UserError where the server has another file, or gives up.
+    """
+    url = origin or source.url
+    if not url.startswith(("http://", "https://")):
+        raise UserError(f"--from {url}: only http:// and https:// are read, or a file on disk")
+    have = part.stat().st_size if part.exists() else 0
+    room = source.bytes * (2 if source.inside else 1)  # the archive, and its content beside it
+    _check_space(part.parent, room - have)
+    _fetch(source, url, part, pause)
+    problem = _difference(part, source)
+    if problem and have:
+        # The server may have had another file when the part was begun.
+        log.info("what was gone on with is not the published file; from the start again")
+        part.unlink()
+        _fetch(source, url, part, pause)
+        problem = _difference(part, source)
+    if problem:
+        part.unlink()
+        raise UserError(f"{url} gave another file than the published one: {problem}")
+    return part
+
+
+def _fetch(source: Source, url: str, part: Path, pause: float) -> None:
+    """Appends to `part` until it has the published size, trying again where that may help."""
+    failures, last = 0, ""
+    progress = _Progress(source.bytes)
+    while failures < TRIES:
+        have = part.stat().st_size if part.exists() else 0
+        if have == source.bytes:
+            return
+        if failures:
+            wait = pause * 2 ** (failures - 1)
+            log.info("%s; trying again in %.0f s", last, wait)
+            time.sleep(wait)
+        try:
+            _append(source, url, part, have if have < source.bytes else 0, progress)
+            last = "the connection ended early"
+        except urllib.error.HTTPError as error:
+            last = f"the server answers {error.code} {error.reason}"
+            if error.code == 416:  # it has fewer bytes than we
+                part.unlink(missing_ok=True)
+            elif error.code < 500 and error.code not in (408, 429):
+                failures = TRIES
+        except UnicodeError:
+            raise UserError(f"{url} is no address: give it in ASCII, %-encoded") from None
+        except (
+            urllib.error.URLError,
+            http.client.HTTPException,
+            ConnectionError,
+            TimeoutError,
+        ) as e:
+            last = f"no answer ({getattr(e, 'reason', e) or type(e).__name__})"
+        gained = part.exists() and part.stat().st_size > have
+        failures = 1 if gained and failures < TRIES else failures + 1
+    kept = f"; {part} is kept, and the same command goes on with it" if part.exists() else ""
+    raise UserError(
+        f"{url}: {last}{kept}. Or get the file from {source.page} and name it with --from"
+    )
+
+
+def _append(source: Source, url: str, part: Path, have: int, progress: "_Progress") -> None:
+    """One request for what is missing after `have` bytes, written as it comes."""
+    request = urllib.request.Request(url, headers={"User-Agent": "cxr_tf"})
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+    with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+        # A server that knows no ranges sends all of it again, with status 200.
+        offset = have if response.status == 206 else 0
+        if offset and not response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
+            part.unlink()
+            return
+        length = response.headers.get("Content-Length")
+        if length is not None and offset + int(length) > source.bytes:
+            raise UserError(
+                f"{url} offers {offset + int(length)} bytes, but the published file has "
+                f"{source.bytes}: not the same file"
+            )
+        with part.open("r+b" if offset else "wb") as out:
+            out.seek(offset)
+            while block := response.read(min(BLOCK, source.bytes - out.tell())):
+                out.write(block)
+                progress(out.tell())
+
+
+class _Progress:
+    """Shows bytes, rate and time left: one line rewritten on a terminal, else one every tenth."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.first: tuple[float, int] | None = None
+        self.shown = 0.0  # seconds on a terminal, else bytes
+
+    def __call__(self, done: int) -> None:
+        now = time.monotonic()
+        if self.first is None or done < self.first[1]:
+            self.first = now, done
+        terminal = sys.stdout.isatty()
+        at, step = (now, 0.5) if terminal else (float(done), self.total / 10)
+        if done < self.total and at - self.shown < step and at >= self.shown:
+            return
+        self.shown = at
+        rate = (done - self.first[1]) / max(now - self.first[0], 1e-6)
+        text = f"  {done / 1e6:.1f} of {self.total / 1e6:.1f} MB"
+        if rate > 0:
+            left = (self.total - done) / rate
+            text += f", {rate / 1e6:.1f} MB/s, {left // 60:.0f}:{left % 60:02.0f} left"
+        if not terminal:
+            log.info("%s", text)
+            return
+        print(f"\r{text:<70}", end="\n" if done == self.total else "", flush=True)
+
+
+def _difference(file: Path, source: Source) -> str:
+    """How a file differs from the published one; empty where it does not."""
+    if (size := file.stat().st_size) != source.bytes:
+        return f"it has {size} bytes, not {source.bytes}"
+    algorithm, expected = source.checksum.split(":")
+    digest = hashlib.new(algorithm)
+    with file.open("rb") as content:
+        while block := content.read(1 << 20):
+            digest.update(block)
+    if digest.hexdigest() != expected:
+        return f"its {algorithm} is {digest.hexdigest()}, not {expected}"
+    return ""
+
+
+def unpack(archive: Path, folder: Path, *, inside: str, terms: str) -> None:
+    """Writes the images below `inside` in a zip archive to `folder`, whole or not at all.
+
+    `terms` are written beside them, as LICENCE.txt.
+
+    Raises UserError for an archive that would write outside the folder, holds a link, unpacks to
+    far more than its own size, or has no image there.
+    """
+    try:
+        with temporary_sibling(folder) as partial, zipfile.ZipFile(archive) as content:
+            members = _members(content, archive, inside)
+            _check_space(folder.parent, sum(m.file_size for m in members.values()))
+            log.info("unpacking %d images to %s", len(members), folder)
+            for name, member in members.items():
+                path = partial / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with content.open(member) as packed, path.open("xb") as out:
+                    shutil.copyfileobj(packed, out)
+            (partial / "LICENCE.txt").write_text(terms)
+            os.rename(partial, folder)
+    except (zipfile.BadZipFile, EOFError, zlib.error, RuntimeError) as error:
+        raise UserError(f"{archive} is damaged: {error}") from None
+
+
+def _members(
+    content: zipfile.ZipFile, archive: Path, inside: str
+) -> dict[PurePosixPath, zipfile.ZipInfo]:
+    """The images to write, by their path in the folder. All entries are looked at before any is."""
+    members: dict[PurePosixPath, zipfile.ZipInfo] = {}
+    total = 0
+    for entry in content.infolist():
+        path = PurePosixPath(entry.filename.replace("\\", "/"))
+        if path.is_absolute() or ".." in path.parts or ":" in entry.filename:
+            raise UserError(f"{archive} is not safe: it would write to {entry.filename}")
+        kind = stat.S_IFMT(entry.external_attr >> 16)
+        if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+            raise UserError(f"{archive} is not safe: {entry.filename} is a link or a device")
+        total += entry.file_size
+        hidden = any(part.startswith((".", "__")) for part in path.parts)
+        if entry.is_dir() or hidden or path.suffix.lower() not in IMAGE_SUFFIXES:
+            continue
+        if path.is_relative_to(inside):
+            name = path.relative_to(inside)
+            if name in members:
+                raise UserError(f"{archive} is not safe: {entry.filename} stands in it twice")
+            members[name] = entry
+    if total > MOST_EXPANSION * archive.stat().st_size:
+        raise UserError(f"{archive} is not safe: it would unpack to {total / 1e9:.1f} GB")
+    if not members:
+        raise UserError(f"{archive} has no image below {inside}/")
+    return members
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"{needed / 1e9:.1f} GB are needed in {folder.resolve()}, {free / 1e9:.1f} GB are free"
+        )

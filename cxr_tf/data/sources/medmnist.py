@@ -1,0 +1,106 @@
+"""PneumoniaMNIST (MedMNIST v2, Yang et al. 2023): its array file as a folder, and its two scores.
+
+    folder = unpack(Path("pneumoniamnist_64.npz"))     # data/pneumoniamnist_64-3f9c2a17/train/...
+    scores(labels, probabilities)                      # {"medmnist_auc": ..., "medmnist_acc": ...}
+
+The arrays are written once as PNG, which loses nothing, so that everything else, training,
+prediction and the exported model's own decoder, has one kind of input: files.
+"""
+
+import hashlib
+import os
+import zipfile
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from cxr_tf.errors import UserError
+from cxr_tf.files import temporary_sibling
+
+SPLITS = ("train", "val", "test")
+
+CLASSES = ("NORMAL", "PNEUMONIA")  # by label, 0 and 1
+
+
+def unpack(file: Path) -> Path:
+    """Writes the images of a .npz to `data/<name>-<hash>/<split>/<class>/<row>.png`, once.
+
+    The file has `<split>_images` uint8 [N, S, S] and `<split>_labels` [N, 1], 1 being pneumonia.
+    The hash is of its content: another file of the same name is another folder. Returns the
+    folder, which appears whole or not at all. Raises UserError for a file not of this form.
+    """
+    with file.open("rb") as opened:
+        digest = hashlib.blake2b(digest_size=4)
+        while block := opened.read(1 << 20):
+            digest.update(block)
+    folder = Path("data") / f"{file.stem}-{digest.hexdigest()}"
+    if folder.exists():
+        return folder
+    with temporary_sibling(folder) as partial:
+        if folder.exists():  # another process was at it
+            return folder
+        with ThreadPoolExecutor() as pool:
+            for split, images, labels in _arrays(file):
+                for name in CLASSES:
+                    (partial / split / name).mkdir(parents=True)
+                paths = [
+                    partial / split / CLASSES[label] / f"{row:05d}.png"
+                    for row, label in enumerate(labels)
+                ]
+                list(pool.map(_write_png, paths, images))
+        os.rename(partial, folder)
+    return folder
+
+
+def scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+    """AUC and ACC as `medmnist.Evaluator` computes them, to stand in its published table.
+
+    labels: int [N]. probabilities: float [N, 2]. Its accuracy is at a probability above 0.5,
+    whatever operating point the model was given.
+    """
+    from sklearn.metrics import accuracy_score, roc_auc_score
+
+    score = probabilities[:, -1]
+    return {
+        "medmnist_auc": float(roc_auc_score(labels, score)),
+        "medmnist_acc": float(accuracy_score(labels, score > 0.5)),
+    }
+
+
+def _arrays(file: Path) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """(split, images uint8 [N, S, S], labels int [N]) one split after the other, checked."""
+    expected = "expected train_, val_ and test_images uint8 [N, S, S] with _labels 0 or 1 [N, 1]"
+    try:
+        # Pickled objects in it would run code.
+        arrays = np.load(file, allow_pickle=False)
+        if not isinstance(arrays, np.lib.npyio.NpzFile):
+            raise UserError(f"{file} holds one array, not named ones; {expected}")
+        with arrays:
+            for split in SPLITS:
+                images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
+                rows = images.shape[:1]
+                square = images.ndim == 3 and images.shape[1] == images.shape[2]
+                if images.dtype != np.uint8 or not square:
+                    raise UserError(
+                        f"{file}: {split}_images is {images.dtype} {list(images.shape)}; {expected}"
+                    )
+                if labels.shape not in (rows, (*rows, 1)) or not np.isin(labels, (0, 1)).all():
+                    raise UserError(
+                        f"{file}: {split}_labels is not 0 or 1 for each image; {expected}"
+                    )
+                yield split, images, labels.reshape(-1).astype(int)
+    except KeyError as error:
+        raise UserError(f"{file}: {error.args[0]}; {expected}") from None
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{file} is damaged or no .npz file; {expected}") from None
+
+
+def _write_png(path: Path, image: np.ndarray) -> None:
+    from PIL import Image
+
+    Image.fromarray(image).save(path, compress_level=1)

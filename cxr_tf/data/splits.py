@@ -1,0 +1,126 @@
+"""Splits by patient: drawn, completed, and checked for leakage."""
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+
+from cxr_tf.data.catalog import Catalog, short_path
+from cxr_tf.errors import UserError
+
+FRACTIONS = {"train": 0.70, "val": 0.15, "test": 0.15}
+
+# A validation split below this cannot rank models or place a threshold: the published Kermany `val`
+# has 16 images.
+SMALLEST_VALIDATION = 100
+
+
+def check_leakage(catalog: Catalog, *, allow_leakage: bool) -> None:
+    """Raises UserError for a patient or an identical image in two splits, unless that is allowed,
+    or the split is a published one."""
+    leaks = leakage(catalog)
+    if leaks and not allow_leakage and not catalog.published_split:
+        raise UserError(
+            f"{catalog.source}: {leaks[0]}"
+            + (f" (and {len(leaks) - 1} more such)" if len(leaks) > 1 else "")
+            + "; mend the splits, or go on all the same with --allow-leakage"
+        )
+
+
+def leakage(catalog: Catalog) -> list[str]:
+    """Patients, and byte-identical images, that stand in two splits; one sentence each."""
+    found = []
+    for kind, attribute in (("patient", "patient"), ("identical image", "digest")):
+        splits: dict[str, dict[str, str]] = {}
+        for r in catalog.radiographs:
+            splits.setdefault(getattr(r, attribute), {}).setdefault(r.split, r.path)
+        for value, where in sorted(splits.items()):
+            if len(where) > 1:
+                files = " and ".join(f"{s}: {short_path(p)}" for s, p in sorted(where.items()))
+                name = f" {value}" if kind == "patient" else ""
+                found.append(f"{kind}{name} stands in {len(where)} splits ({files})")
+    return found
+
+
+def split_by_patient(catalog: Catalog, fractions: dict[str, float], *, seed: int) -> dict[int, str]:
+    """Draws splits for all rows: stratified by finding, whole patients, identical images together.
+
+    Returns {row: split}. Within each finding the patients are shuffled and dealt, first one to each
+    split, then one by one to the split that lacks most of its share: no split stays without the
+    finding where there are patients enough, and shares hold for small catalogues too.
+    """
+    rng = np.random.default_rng(seed)
+    groups: dict[int, list[int]] = {}
+    for row, group in enumerate(_groups(catalog)):
+        groups.setdefault(group, []).append(row)
+    strata: dict[str, list[list[int]]] = {}
+    for members in groups.values():
+        finding = Counter(catalog.radiographs[i].finding for i in members).most_common(1)[0][0]
+        strata.setdefault(finding, []).append(members)
+    drawn: dict[int, str] = {}
+    for finding in sorted(strata):
+        members_of = strata[finding]
+        total = sum(map(len, members_of))
+        missing = {split: fraction * total for split, fraction in fractions.items()}
+        for position, index in enumerate(rng.permutation(len(members_of))):
+            if position < len(fractions) <= len(members_of):
+                split = list(fractions)[position]
+            else:
+                split = max(missing, key=lambda s: (missing[s], s))
+            missing[split] -= len(members_of[index])
+            drawn.update(dict.fromkeys(members_of[index], split))
+    return drawn
+
+
+def resolve_splits(catalog: Catalog, seed: int) -> Catalog:
+    """Draws the splits that the folder does not give, and notes what was done."""
+    if catalog.published_split:
+        return catalog
+    counts = Counter(r.split for r in catalog.radiographs)
+    if not counts["train"] or not counts["test"]:
+        given = "no split folders" if counts[""] else "no train and test folders both"
+        note = f"{given}: all images split by patient 70/15/15 from seed {seed}"
+        return _redraw(catalog, set(counts), FRACTIONS, seed, note)
+    findings = {r.finding for r in catalog.radiographs if r.split == "train"}
+    in_val = {r.finding for r in catalog.radiographs if r.split == "val"}
+    if counts["val"] >= SMALLEST_VALIDATION and findings <= in_val:
+        return catalog
+    if not counts["val"]:
+        why = "no val folder"
+    elif counts["val"] < SMALLEST_VALIDATION:
+        why = f"val has only {counts['val']} images"
+    else:
+        why = f"val has no {' or '.join(sorted(findings - in_val))} image"
+    share = FRACTIONS["val"] / (FRACTIONS["train"] + FRACTIONS["val"])
+    note = f"{why}: train and val pooled and split again by patient from seed {seed}"
+    return _redraw(catalog, {"train", "val"}, {"train": 1 - share, "val": share}, seed, note)
+
+
+def _redraw(
+    catalog: Catalog, splits: set[str], fractions: dict[str, float], seed: int, note: str
+) -> Catalog:
+    rows = [i for i, r in enumerate(catalog.radiographs) if r.split in splits]
+    drawn = split_by_patient(catalog.take(rows), fractions, seed=seed)
+    radiographs = list(catalog.radiographs)
+    for position, split in drawn.items():
+        radiographs[rows[position]] = replace(radiographs[rows[position]], split=split)
+    return replace(catalog, radiographs=tuple(radiographs), notes=(*catalog.notes, note))
+
+
+def _groups(catalog: Catalog) -> np.ndarray:
+    """Number of the group of each row: rows that share a patient or their bytes, transitively."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    # Rows on one side, patients and digests on the other; a component is a group.
+    n = len(catalog)
+    keys: dict[tuple[str, str], int] = {}
+    edges = [
+        (row, n + keys.setdefault(key, len(keys)))
+        for row, r in enumerate(catalog.radiographs)
+        for key in (("patient", r.patient), ("digest", r.digest))
+    ]
+    left, right = np.array(edges).T
+    size = n + len(keys)
+    graph = coo_array((np.ones(len(edges)), (left, right)), shape=(size, size))
+    return connected_components(graph, directed=False)[1][:n]

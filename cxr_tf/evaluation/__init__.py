@@ -1,0 +1,1 @@
+"""Commands for exported models of any kind: evaluate a folder, predict images."""

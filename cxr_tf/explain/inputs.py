@@ -1,0 +1,188 @@
+"""The classifier and the radiographs to explain."""
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from cxr_tf.config import Explain
+from cxr_tf.data import catalog as data_catalog
+from cxr_tf.data import checks, conventions, dataset, decoding, loading, splits
+from cxr_tf.data.image_files import find_images
+from cxr_tf.errors import UserError
+from cxr_tf.files import expand_user
+from cxr_tf.models import weights
+from cxr_tf.models.layer_graph import in_float32
+from cxr_tf.runs import Run
+from cxr_tf.scoring import selection
+from cxr_tf.serving import model_config
+from cxr_tf.serving.client import read_image
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A trained classifier in float32, with what its run says of it."""
+
+    name: str
+    model: keras.Model
+    classes: tuple[str, ...]
+    task: str
+    threshold: float
+    settings: dict[str, Any]
+    data_fingerprint: str
+
+    @property
+    def size(self) -> int:
+        """Side of its images in pixels."""
+        return int(self.model.input_shape[1])
+
+
+@dataclass(frozen=True)
+class Radiographs:
+    """What is explained. labels: int64 [N], -1 where not known; masks: of lesions, where known.
+
+    images: uint8 [N, S, S, 1]. masks: bool [N, S, S].
+    """
+
+    catalog: data_catalog.Catalog
+    images: np.ndarray
+    labels: np.ndarray
+    findings: tuple[str, ...]
+    masks: np.ndarray | None
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """As the model takes them: float32 [N, S, S, 3] in 0..255."""
+        return np.repeat(self.images, 3, axis=3).astype(np.float32)
+
+
+def open_classifier(folder: str) -> Classifier:
+    """A classifier from its run's folder, in float32; UserError where there is none."""
+    run = Run(expand_user(folder))
+    if not (run.directory / "config.json").exists():
+        if (run.directory / "saved_model.pb").exists() or model_config.model_versions(
+            run.directory
+        ):
+            raise UserError(
+                f"{folder} is a SavedModel: name the run's folder, logs/classifier/<name>; the "
+                "SavedModel itself explains by its signature occlusion (predict.py --signature)"
+            )
+        raise UserError(f"{folder} is no run of a classifier (expected logs/classifier/<name>)")
+    if run.config()["job"] != "classifier":
+        raise UserError(f"{folder} is the run of another job, not of a classifier")
+    if not run.finished:
+        raise UserError(f"the run {folder} is not finished: go on with it by --resume first")
+    path = run.directory / "model.keras"
+    if not path.exists():
+        raise UserError(f"{folder} lacks model.keras: train it again")
+    model = weights.load_keras(path)
+    facts = run.metrics()["model"]
+    return Classifier(
+        name=run.directory.resolve().name,
+        model=in_float32(model),
+        classes=tuple(facts["classes"]),
+        task=facts["task"],
+        threshold=float(facts["threshold"]),
+        settings=run.config()["settings"],
+        data_fingerprint=run.config()["data_fingerprint"],
+    )
+
+
+def load_radiographs(settings: Explain, classifier: Classifier) -> Radiographs:
+    """The radiographs to explain, decoded; UserError where there are none or one is broken."""
+    if settings.images:
+        catalog = catalog_of_images(find_images(settings.images))
+        labels = np.full(len(catalog), -1)
+    else:
+        seed = classifier.settings.get("seed", 0)
+        given = loading.open_catalog(settings.data, resplit=False, task=classifier.task)
+        known = {
+            "seed": seed,
+            "data_fingerprint": classifier.data_fingerprint,
+            "image_size": classifier.size,
+        }
+        trained_on = selection.with_training_splits(given, known, skip=settings.skip_unreadable)
+        catalog = splits.resolve_splits(given, seed) if trained_on is None else trained_on
+        log.info(checks.describe(catalog))
+        if trained_on is None:
+            log.info("  note: %s", selection.OTHER_DATA)
+        if settings.split != "all":
+            catalog = catalog.take(catalog.rows(settings.split))
+        if not len(catalog):
+            raise UserError(f"{settings.data} has no {settings.split} split; see --split")
+        labels = catalog.labels(classifier.task, classifier.classes)
+        rows = draw_rows(labels, [r.finding for r in catalog.radiographs], settings)
+        catalog, labels = catalog.take(rows), labels[rows]
+    images, unreadable = decode_files(catalog.paths, classifier.size)
+    keep = np.setdiff1d(np.arange(len(catalog)), list(unreadable))
+    catalog, images = dataset.leave_out_unreadable(
+        catalog, images, unreadable, skip=settings.skip_unreadable
+    )
+    return Radiographs(
+        catalog,
+        images,
+        labels[keep],
+        tuple(r.finding for r in catalog.radiographs),
+        dataset.lesion_masks(catalog, classifier.size),
+    )
+
+
+def decode_files(paths: list[str], size: int) -> tuple[np.ndarray, dict[int, str]]:
+    """As `pipeline.load_images`, and DICOM too, which is turned to PNG in memory."""
+    from cxr_tf.data.sources import dicom
+
+    images, unreadable = decoding.load_images(paths, size)
+    for row in list(unreadable):
+        if dicom.is_dicom(Path(paths[row])):
+            try:
+                encoded = tf.constant(read_image(paths[row]))
+            except OSError as error:
+                unreadable[row] = error.strerror or "cannot be read"
+                continue
+            except UserError as error:
+                unreadable[row] = str(error).removeprefix(f"{paths[row]}: ")
+                continue
+            images[row] = decoding.decode_radiograph(encoded, size)
+            del unreadable[row]
+    return images, unreadable
+
+
+def catalog_of_images(paths: list[str]) -> data_catalog.Catalog:
+    """Files of which nothing is known, as a catalogue."""
+    rows = []
+    for path in paths:
+        digest = hashlib.blake2b(Path(path).read_bytes(), digest_size=16).hexdigest()
+        patient = conventions.patient_of(Path(path), Path(path).parent)
+        rows.append(data_catalog.Radiograph(path, "", patient, "", digest))
+    return data_catalog.Catalog("images", tuple(rows), ())
+
+
+def draw_rows(labels: np.ndarray, findings: Sequence[str], settings: Explain) -> np.ndarray:
+    """Rows to explain, in order: as many of each class, and within a class of each finding."""
+    if not settings.count or settings.count >= len(labels):
+        return np.arange(len(labels))
+    rng = np.random.default_rng(settings.seed)
+    # Dealt in turns: first by class, within it by finding, within that at random.
+    decks: dict[int, list[list[int]]] = {}
+    for label in np.unique(labels).tolist():
+        own = np.flatnonzero(labels == label)
+        named = np.array(findings)[own]
+        decks[label] = [rng.permutation(own[named == f]).tolist() for f in np.unique(named)]
+    drawn: list[int] = []
+    turn = 0
+    while len(drawn) < settings.count:
+        for piles in decks.values():
+            left = [pile for pile in piles if pile]
+            if left and len(drawn) < settings.count:
+                # The fullest would take all; the pile whose turn it is keeps findings even.
+                drawn.append(left[turn % len(left)].pop())
+        turn += 1
+    return np.array(sorted(drawn), np.int64)

@@ -1,0 +1,50 @@
+"""Every figure of the project: functions take arrays and return a matplotlib Figure."""
+
+import matplotlib
+from matplotlib import pyplot as plt
+
+matplotlib.use("Agg")  # scripts run where there is no screen
+plt.rcParams["text.parse_math"] = False  # a $ in a file name or a label is an ordinary character
+
+from cxr_tf.figures.anomaly import reconstructions, restoration_curves, score_histogram
+from cxr_tf.figures.classification import (
+    comparison,
+    confusion,
+    precision_recall,
+    reliability_diagram,
+    roc,
+    shifts,
+    training_curves,
+)
+from cxr_tf.figures.data import data_page
+from cxr_tf.figures.heatmaps import heatmap_overlay, heatmap_sheet, heatmaps_alone, mean_heatmaps
+from cxr_tf.figures.neighbors import knn_grid, neighbor_table, tsne_map
+from cxr_tf.figures.radiographs import radiograph_grid, top_losses
+from cxr_tf.figures.style import CLASS_COLOURS, CYCLE, class_colour, drawn
+
+__all__ = [
+    "CLASS_COLOURS",
+    "CYCLE",
+    "class_colour",
+    "comparison",
+    "confusion",
+    "data_page",
+    "drawn",
+    "heatmap_overlay",
+    "heatmap_sheet",
+    "heatmaps_alone",
+    "knn_grid",
+    "mean_heatmaps",
+    "neighbor_table",
+    "precision_recall",
+    "radiograph_grid",
+    "reconstructions",
+    "reliability_diagram",
+    "restoration_curves",
+    "roc",
+    "score_histogram",
+    "shifts",
+    "top_losses",
+    "training_curves",
+    "tsne_map",
+]

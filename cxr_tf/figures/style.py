@@ -1,0 +1,24 @@
+"""Colours that all figures share."""
+
+from collections.abc import Sequence
+
+# Blue, red, amber: told apart by colour-blind readers, and the same class has the same colour
+# in every figure.
+CLASS_COLOURS = {
+    "normal": "#0072B2",
+    "pneumonia": "#D55E00",
+    "bacterial": "#D55E00",
+    "viral": "#E69F00",
+}
+
+CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+
+
+def class_colour(name: str, index: int) -> str:
+    """The colour of a class, or of the index-th thing where it is no known class."""
+    return CLASS_COLOURS.get(name, CYCLE[index % len(CYCLE)])
+
+
+def drawn(classes: Sequence[str]) -> Sequence[int]:
+    """With two classes the curve of the positive one says all."""
+    return (1,) if len(classes) == 2 else range(len(classes))

@@ -1,0 +1,67 @@
+"""95 % confidence intervals from a bootstrap over patients."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from cxr_tf.metrics.classification import classification_scores
+
+
+def confidence_intervals(
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    predicted: np.ndarray,
+    patients: list[str],
+    classes: tuple[str, ...],
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, list[float]]:
+    """95 % percentile intervals of every score: {metric: [low, high]}.
+
+    Patients are resampled with replacement, not images, because images of one patient are not
+    independent (cluster bootstrap, Field and Welsh 2007). Scores that come out undefined in a
+    resample are left out of it; one that is never defined has no interval.
+    """
+    return intervals(
+        lambda weights: classification_scores(labels, probabilities, predicted, classes, weights),
+        patients,
+        resamples=resamples,
+        seed=seed,
+    )
+
+
+def intervals(
+    table: Callable[[np.ndarray], dict[str, float]],
+    patients: list[str],
+    *,
+    resamples: int,
+    seed: int = 0,
+) -> dict[str, list[float]]:
+    """As `confidence_intervals`, of any table of scores that takes weights [N]."""
+    if len(set(patients)) < 2:
+        return {}  # every resample is the same: an interval of no width would look like certainty
+    tables = [table(w) for w in bootstrap_weights(patients, resamples=resamples, seed=seed)]
+    found = {}
+    for metric in tables[0] if tables else ():
+        values = np.array([t[metric] for t in tables])
+        values = values[np.isfinite(values)]
+        if len(values):
+            low, high = np.percentile(values, [2.5, 97.5])
+            found[metric] = [float(low), float(high)]
+    return found
+
+
+def with_interval(scores: dict[str, Any], metric: str) -> str:
+    """A score of a table and its 95 % interval, as it stands everywhere for a person to read."""
+    low, high = scores["ci95"].get(metric, (float("nan"),) * 2)
+    return f"{scores[metric]:.3f} ({low:.3f} to {high:.3f})"
+
+
+def bootstrap_weights(patients: list[str], *, resamples: int, seed: int) -> np.ndarray:
+    """How often each image counts in each resample of patients: int [resamples, N]."""
+    names, patient_of_image = np.unique(patients, return_inverse=True)
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
+    return drawn[:, patient_of_image]

@@ -1,0 +1,49 @@
+"""The operating point: where on the ROC curve a score becomes a decision."""
+
+import numpy as np
+from sklearn import metrics as sk
+
+from cxr_tf.errors import UserError
+
+
+def operating_point(labels: np.ndarray, scores: np.ndarray, rule: str) -> float:
+    """Threshold on the score (at or above it: positive) by a rule; labels bool or 0/1 [N].
+
+    Rules: `half` is 0.5. `youden` maximises sensitivity + specificity (Youden 1950); between equal
+    thresholds it takes the highest. `min-sensitivity:S` is the highest threshold whose sensitivity
+    is at least S; `min-specificity:S` the lowest whose specificity is. All but `half` lie half-way
+    between two scores. UserError for another rule.
+    """
+    name, _, argument = rule.partition(":")
+    if rule == "half":
+        return 0.5
+    if name not in ("youden", "min-sensitivity", "min-specificity") or rule.startswith("youden:"):
+        raise UserError(
+            f"unknown operating point '{rule}'; known: half, youden, min-sensitivity:0.95, "
+            "min-specificity:0.95"
+        )
+    target = 0.0
+    if name != "youden":
+        try:
+            target = float(argument)
+        except ValueError:
+            target = -1.0
+        if not 0 < target <= 1:
+            raise UserError(f"operating point '{rule}': give a share in 0..1, as in {name}:0.95")
+    false_alarm, sensitivity, thresholds = sk.roc_curve(labels, scores, drop_intermediate=False)
+    # The first point is "nothing is positive", at an infinite threshold.
+    false_alarm, sensitivity, thresholds = false_alarm[1:], sensitivity[1:], thresholds[1:]
+    # Half-way down to the next score: on a score itself, the last bit of the model's arithmetic
+    # would decide the image that it comes from.
+    below_all = 0.0 if thresholds[-1] >= 0 else thresholds[-1] - 1.0
+    between = (thresholds + np.append(thresholds[1:], below_all)) / 2
+    # Rounded, because 1 - 0.9 is less than 0.1 in floating point.
+    if name == "youden":
+        return float(between[np.argmax(np.round(sensitivity - false_alarm, 9))])
+    if name == "min-sensitivity":
+        return float(between[np.argmax(np.round(sensitivity, 9) >= target)])
+    allowed = np.flatnonzero(np.round(1 - false_alarm, 9) >= target)
+    # If even the strictest threshold lets too many through, nothing but a stricter one will do:
+    # the next number in float32, in which the model compares.
+    above_all = np.nextafter(np.float32(thresholds[0]), np.float32(np.inf))
+    return float(between[allowed[-1]] if len(allowed) else above_all)

@@ -1,0 +1,44 @@
+"""Local contrast as Keras layers."""
+
+import math
+from typing import Any
+
+import keras
+
+from cxr_tf.data.restoration.local_contrast import gaussian, local_contrast, without
+
+
+@keras.saving.register_keras_serializable("cxr_tf")
+class LocalContrast(keras.Layer):
+    """`local_contrast` as a layer: a model that holds it is saved without its matrices."""
+
+    def call(self, images: keras.KerasTensor) -> keras.KerasTensor:
+        """See `local_contrast`."""
+        return local_contrast(images)
+
+
+@keras.saving.register_keras_serializable("cxr_tf")
+class Without(keras.Layer):
+    """`without` as a layer."""
+
+    def call(self, images: keras.KerasTensor, removed: keras.KerasTensor) -> keras.KerasTensor:
+        """See `without`."""
+        return without(images, removed)
+
+
+@keras.saving.register_keras_serializable("cxr_tf")
+class Blur(keras.Layer):
+    """`gaussian` with a standard deviation of that share of the side, as a layer."""
+
+    def __init__(self, share: float, **layer: Any) -> None:
+        super().__init__(**layer)
+        self.share = share
+
+    def get_config(self) -> dict:
+        """What it takes to build it again."""
+        return {**super().get_config(), "share": self.share}
+
+    def call(self, images: keras.KerasTensor) -> keras.KerasTensor:
+        """See `gaussian`."""
+        sigma = self.share * images.shape[1]
+        return gaussian(images, radius=math.ceil(2.5 * sigma), sigma=sigma)

@@ -1,0 +1,1 @@
+"""Exact occlusion maps, recomputing only what a patch can change."""

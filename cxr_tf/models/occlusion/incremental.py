@@ -1,0 +1,178 @@
+"""Exact incremental occlusion: of each feature map only the window that a patch can change.
+
+Nakandala, Kumar and Papakonstantinou, "Incremental and Approximate Inference for Faster
+Occlusion-based Deep CNN Explanations" (Krypton, SIGMOD 2019), here in plain TensorFlow operations
+over a flat Keras graph.
+
+The plain image's activations are computed once. Of a covered patch at a known place one knows for
+each layer which rows and columns can differ from the plain ones: the patch, a halo of the kernel
+more with each convolution, fewer with each stride. Patches go through a layer as one batch, so that
+their windows are of one size. It is that of the largest among them; and because the border of the
+map cuts windows off, patches near it go in batches of their own (`bands`). What a window's border
+needs from around it is taken from the plain activation, and the layer's padding from beyond the
+map. Nothing is approximated: where windows have grown to the whole map, whole maps go on from
+there.
+
+Windows that would reach over the border are moved inwards. They then recompute some numbers that
+have not changed, which is harmless, and keep the size of their batch.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from cxr_tf.models.layer_graph import Network, Step, convolve, is_convolution, plainly, run
+from cxr_tf.models.occlusion.windows import Plan, Windows, whole_map
+
+Weights = dict[int, tuple[tf.Tensor, tf.Tensor]]
+
+
+@dataclass(frozen=True)
+class Changed:
+    """A value with patches covered: contents of its windows [P, height, width, C].
+
+    `plain` is the plain value [1, H, W, C]. With `windows` None the contents are whole maps
+    [P, H, W, C], or vectors [P, D].
+    """
+
+    plain: tf.Tensor
+    windows: Windows | None
+    contents: tf.Tensor
+
+
+def plain_values(network: Network, standardised: tf.Tensor, weights: Weights) -> dict[int, Any]:
+    """The values of all steps for one image, standardised [1, S, S, 3]."""
+    values = {id(network.standardised): standardised}
+    run(network.after, values, weights)
+    return values
+
+
+def scores(
+    network: Network,
+    plan: Plan,
+    plain: dict[int, Any],
+    weights: Weights,
+    cover: tf.Tensor,
+    rows: tf.Tensor,
+    columns: tf.Tensor,
+) -> tf.Tensor:
+    """Scores [P, C] of one image with each of P patches covered.
+
+    plain: of `plain_values`. cover: float32 [1, S, S, 3], what patches are covered with, as a whole
+    image, standardised. rows, columns: int32 [P], places of the patches in the grid, all in one
+    band of its rows and in one of its columns.
+    """
+    covered = {id(network.standardised): cover}
+    run(plan.front, covered, weights)
+
+    def at(x: Changed, windows: Windows) -> tf.Tensor:
+        if x.windows is None or x.windows.same(windows):
+            return x.contents
+        return read(x, windows, rows, columns)
+
+    def call(step: Step, args: Any, kwargs: dict[str, Any]) -> Any:
+        planned = plan.planned.get(id(step))
+        if planned is None:  # nothing that it reads has changed
+            return plain[id(step.output)]
+        plain_output = plain[id(step.output)]
+        given = [x for x in keras.tree.flatten((args, kwargs)) if isinstance(x, Changed)]
+        x = given[0]
+
+        def on(contents: Any) -> tf.Tensor:
+            now_args, now_kwargs = keras.tree.map_structure(
+                lambda v: contents(v) if isinstance(v, Changed) else v, (args, kwargs)
+            )
+            return plainly(step, now_args, now_kwargs, weights)
+
+        if planned.kind == "padding":
+            result = x.contents
+        elif planned.kind == "average":
+            assert x.windows is not None
+            before = read(Changed(x.plain, None, x.plain), x.windows, rows, columns)
+            gain = tf.reduce_sum(x.contents - before, [1, 2], keepdims=step.operation.keepdims)
+            result = plain_output + gain / (x.plain.shape[1] * x.plain.shape[2])
+        elif planned.kind == "local":
+            assert planned.reads is not None
+            maximum = isinstance(step.operation, keras.layers.MaxPooling2D)
+            padding = -np.inf if maximum else 0.0
+            result = _local(step, read(x, planned.reads, rows, columns, padding), weights, maximum)
+        elif planned.kind == "pointwise":
+            places = planned.reads
+            assert places is not None
+            result = on(lambda v: at(v, places))
+        else:
+            result = on(
+                lambda v: v.contents if v.windows is None else at(v, whole_map(v.plain.shape))
+            )
+        return Changed(plain_output, planned.windows, result)
+
+    front = plain[id(plan.start)]
+    patches = read(Changed(covered[id(plan.start)], None, front), plan.patch, rows, columns)
+    values = dict(plain)
+    values[id(plan.start)] = Changed(front, plan.patch, patches)
+    run(plan.rest, values, weights, call)
+    return network.as_scores(values[id(network.result)].contents)
+
+
+def _local(step: Step, x: tf.Tensor, weights: Weights, maximum: bool) -> tf.Tensor:
+    if is_convolution(step.operation):
+        return convolve(step, x, weights[id(step)], "VALID")
+    return tf.nn.pool(
+        x,
+        step.operation.pool_size,
+        "MAX" if maximum else "AVG",
+        strides=step.operation.strides,
+        padding="VALID",
+    )
+
+
+def read(
+    x: Changed, places: Windows, rows: tf.Tensor, columns: tf.Tensor, padding: float = 0.0
+) -> tf.Tensor:
+    """What stands at `places` of the maps: [P, height, width, C].
+
+    From the window where it lies there, from the plain map around it, and `padding` outside of the
+    map; without windows from the plain map alone. One gather of pixels: the plain ones, those of
+    the windows and one of padding stand below each other in one table.
+    """
+    _, height, width, channels = x.plain.shape
+    table = [tf.reshape(x.plain, [-1, channels])]
+    size = height * width
+    row = _at(places.rows, rows)[:, None] + tf.range(_at(places.heights, rows)[0])
+    column = _at(places.columns, columns)[:, None] + tf.range(_at(places.widths, columns)[0])
+    index = row[:, :, None] * width + column[:, None, :]
+    if (
+        places.rows.min() < 0
+        or places.columns.min() < 0
+        or (places.rows + places.heights).max() > height
+        or (places.columns + places.widths).max() > width
+    ):
+        within = ((row >= 0) & (row < height))[:, :, None]
+        within &= ((column >= 0) & (column < width))[:, None, :]
+        index = tf.where(within, index, size)
+        table.append(tf.fill([1, channels], tf.constant(padding, x.plain.dtype)))
+        size += 1
+    if x.windows is not None:
+        own = x.windows
+        row -= _at(own.rows, rows)[:, None]
+        column -= _at(own.columns, columns)[:, None]
+        own_height, own_width = _at(own.heights, rows)[0], _at(own.widths, columns)[0]
+        within = ((row >= 0) & (row < own_height))[:, :, None]
+        within &= ((column >= 0) & (column < own_width))[:, None, :]
+        patch = tf.range(tf.shape(row)[0])[:, None, None]
+        place = (patch * own_height + row[:, :, None]) * own_width + column[:, None, :]
+        index = tf.where(within, size + place, index)
+        table.append(tf.reshape(x.contents, [-1, channels]))
+    pixels = tf.gather(tf.concat(table, axis=0) if len(table) > 1 else table[0], index)
+    sides = [int(s[0]) if len(set(s)) == 1 else None for s in (places.heights, places.widths)]
+    return tf.ensure_shape(pixels, [None, *sides, channels])
+
+
+def _at(values: np.ndarray, places: tf.Tensor) -> tf.Tensor:
+    """One of [G] values for each patch; a single one is that of every patch."""
+    if len(values) == 1:
+        return tf.fill(tf.shape(places), tf.constant(values[0], tf.int32))
+    return tf.gather(tf.constant(values, tf.int32), places)

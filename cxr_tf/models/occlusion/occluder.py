@@ -1,0 +1,375 @@
+"""Occlusion: cover a patch, watch the probability fall, for every patch.
+
+    grid = make_grid(224)                                  # patch 32, stride 16
+    occluder = make_occluder(model, grid, batch_size=64)   # the incremental way where it pays
+    function = compiled(occluder)
+    covers = cover_images(images, "air", grid.patch)       # what patches are covered with
+    plain, covered = function(images, covers, all_places(grid))
+    drops = drop(plain, covered, target=[1], kind="probability")   # float32 [N, P]
+    maps = heatmaps(grid, drops)                           # float32 [N, S, S]
+
+Zeiler and Fergus, "Visualizing and Understanding Convolutional Networks" (ECCV 2014), section 4.2.
+
+What is covered. The classifiers bring each image to one mean and spread inside their graph. A patch
+covered before that would change the exposure of all other pixels; it is covered after it, with the
+plain image's statistics kept: nothing changes but the patch.
+
+What it is covered with decides what is found. Grey of the image's mean looks like a consolidation
+when it lies on a lung: covering an opacity with it changes nothing, and covering healthy lung adds
+an opacity. On phantoms the maps of `mean` for pneumonia never pointed at the lesion. So the
+default, `auto`, covers with what would be there if the target were not: for a pneumonia `air`, the
+grey of aerated lung, and for `normal`, which rests on clear lungs, the mean.
+
+Where patches lie. On a regular grid of `stride` from the upper left corner; where the last patch
+would leave a border uncovered, one more lies flush with it. The heatmap of a pixel is the mean drop
+over the patches that cover it. A negative drop (the covered image is more like the target) stays
+negative.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from cxr_tf.errors import UserError
+from cxr_tf.models.layer_graph import Network, read_network
+from cxr_tf.models.occlusion import incremental, windows
+
+FILLS = ("auto", "mean", "air", "gray", "blur", "noise")
+
+# Classes that are seen as something denser than air in the lungs.
+OPACITIES = ("pneumonia", "bacterial", "viral")
+
+# The incremental way also gathers windows, which the count of multiplications leaves out: for less
+# than this it does not pay.
+LARGEST_SHARE = 0.8
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Patches of `patch` pixels on images of `size` pixels, both square, `stride` apart."""
+
+    size: int
+    patch: int
+    stride: int
+
+    @property
+    def starts(self) -> np.ndarray:
+        """First row (and column) of the patches, int64 [G]; the last is flush with the border."""
+        last = self.size - self.patch
+        starts = np.arange(0, last + 1, self.stride)
+        return starts if starts[-1] == last else np.append(starts, last)
+
+    @property
+    def count(self) -> int:
+        """Number of patches, P = G * G."""
+        return len(self.starts) ** 2
+
+    @property
+    def coverage(self) -> np.ndarray:
+        """Which rows each row of patches covers: float32 [S, G], 1 or 0."""
+        rows = np.arange(self.size)[:, None] - self.starts[None]
+        return ((rows >= 0) & (rows < self.patch)).astype(np.float32)
+
+
+def make_grid(size: int, patch: int | None = None, stride: int | None = None) -> Grid:
+    """A grid; by default the stride is a fourteenth of the side, and the patch two strides.
+
+    At 224 pixels that is patch 32, stride 16. UserError for a patch larger than the image, for a
+    stride of 0, and for one larger than the patch, which would leave pixels that no patch covers.
+    """
+    if patch is not None and not 1 <= patch <= size:
+        raise UserError(
+            f"--patch must be between 1 and {size}, the side of the model's input, not {patch}"
+        )
+    if stride is None:
+        stride = max(1, round(size / 14) if patch is None else patch // 2)
+    if stride < 1:
+        raise UserError(f"--stride must be at least 1, not {stride}")
+    if patch is None:
+        patch = min(2 * stride, size)
+    if stride > patch:
+        raise UserError(
+            f"--stride {stride} is larger than --patch {patch}: pixels between the patches would "
+            "never be covered"
+        )
+    return Grid(size, patch, stride)
+
+
+def all_places(grid: Grid) -> np.ndarray:
+    """Numbers of all patches, row by row: int32 [P]."""
+    return np.arange(grid.count, dtype=np.int32)
+
+
+def cover_images(
+    images: np.ndarray,
+    fill: str,
+    patch: int,
+    *,
+    opaque: np.ndarray | bool = False,
+    seed: int = 0,
+) -> np.ndarray:
+    """What patches are covered with, as whole images: float32 [N, S, S, 3] in 0..255.
+
+    images: float32 [N, S, S, 3] in 0..255, three equal channels. `mean` is each image's mean grey;
+    `air` one standard deviation below it, about the grey of aerated lung; `auto` air where the
+    target is an opacity (`opaque`, bool or bool [N], of `is_opacity`), else the mean; `gray` the
+    middle of the scale; `blur` the image blurred by half a patch (standard deviation); `noise`
+    drawn pixel by pixel with the image's mean and spread.
+    """
+    mean, spread = images.mean((1, 2, 3), keepdims=True), images.std((1, 2, 3), keepdims=True)
+    if fill in ("auto", "mean", "air"):
+        darker = np.reshape(opaque if fill == "auto" else fill == "air", (-1, 1, 1, 1))
+        return np.broadcast_to(np.where(darker, mean - spread, mean), images.shape)
+    if fill == "gray":
+        return np.full_like(images, 127.5)
+    if fill == "blur":
+        from scipy.ndimage import gaussian_filter
+
+        return gaussian_filter(images, (0, patch / 2, patch / 2, 0), mode="nearest")
+    if fill == "noise":
+        rng = np.random.default_rng(seed)
+        noise = rng.standard_normal((*images.shape[:3], 1), np.float32)
+        return np.broadcast_to(np.clip(mean + spread * noise, 0, 255), images.shape)
+    raise UserError(f"unknown fill '{fill}'; known: {', '.join(FILLS)}")
+
+
+def is_opacity(classes: Sequence[str]) -> np.ndarray:
+    """Whether each class is one that `auto` covers with air: bool [C]."""
+    return np.array([name.lower() in OPACITIES for name in classes])
+
+
+@dataclass(frozen=True)
+class Occluder:
+    """A network with a grid, and how its patches are computed: `plan` is None for the plain way."""
+
+    network: Network
+    grid: Grid
+    plan: windows.Plan | None
+    batch_size: int
+
+    def __call__(
+        self, images: tf.Tensor, covers: tf.Tensor, places: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Scores of the plain images [N, C], and with each patch covered [N, K, C].
+
+        images, covers: float32 [N, S, S, 3] in 0..255. places: int32 [K], numbers of patches, the
+        same for all images. The softmax of scores is the calibrated probability. TensorFlow
+        operations only; at most `batch_size` covered images are in memory at once.
+        """
+        network = self.network
+        weights = network.weights()
+        standardised = network.standardise(images)
+        cover = network.standardise_as(images, covers)
+        count, patches = tf.shape(images)[0], tf.shape(places)[0]
+        if self.plan is None:
+            plain = network.scores(standardised, weights)
+            found = self._plain(standardised, cover, places, weights)
+            return plain, tf.reshape(found, [count, patches, network.classes])
+        plan = self.plan
+        order, splits = self._batches(places, plan.bands)
+
+        def of_image(pair: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+            values = incremental.plain_values(network, pair[0][None], weights)
+
+            def chunk(numbers: tf.Tensor) -> tf.Tensor:
+                row, column = self._rows_columns(tf.gather(places, tf.gather(order, numbers)))
+                return incremental.scores(
+                    network, plan, values, weights, pair[1][None], row, column
+                )
+
+            plain = network.as_scores(values[id(network.result)])[0]
+            found = in_chunks(chunk, splits, network.classes)
+            return plain, tf.gather(found, tf.math.invert_permutation(order))
+
+        return tf.map_fn(
+            of_image,
+            (standardised, cover),
+            parallel_iterations=1,
+            fn_output_signature=(
+                tf.TensorSpec([network.classes], tf.float32),
+                tf.TensorSpec([None, network.classes], tf.float32),
+            ),
+        )
+
+    def _plain(
+        self, standardised: tf.Tensor, cover: tf.Tensor, places: tf.Tensor, weights: dict
+    ) -> tf.Tensor:
+        """Pairs of image and patch in one row, so that batches are full: scores [N * K, C]."""
+        patches = tf.shape(places)[0]
+        coverage = tf.constant(self.grid.coverage.T)
+
+        def chunk(pairs: tf.Tensor) -> tf.Tensor:
+            image = pairs // patches
+            row, column = self._rows_columns(tf.gather(places, pairs % patches))
+            covered = tf.gather(coverage, row)[:, :, None] * tf.gather(coverage, column)[:, None]
+            x = tf.where(
+                covered[..., None] > 0, tf.gather(cover, image), tf.gather(standardised, image)
+            )
+            return self.network.scores(x, weights)
+
+        total = tf.shape(standardised)[0] * patches
+        return in_chunks(chunk, equal_splits(total, self.batch_size), self.network.classes)
+
+    def _batches(self, places: tf.Tensor, bands: np.ndarray) -> tuple[tf.Tensor, tf.Tensor]:
+        """The order in which patches [K] are computed, int32 [K], and where a batch ends in it.
+
+        Those of one band of rows and one of columns follow each other, and no batch holds others.
+        """
+        band = tf.constant(bands, tf.int32)
+        row, column = self._rows_columns(places)
+        number = windows.BANDS * tf.gather(band, row) + tf.gather(band, column)
+        order = tf.argsort(number, stable=True)
+        number, count = tf.gather(number, order), tf.size(order)
+        within = tf.range(count) - tf.searchsorted(number, number)
+        begins = (within % self.batch_size == 0) & (tf.range(count) > 0)
+        ends = tf.cast(tf.where(begins)[:, 0], tf.int32)
+        return order, tf.concat([[0], ends, [count]], axis=0)
+
+    def _rows_columns(self, places: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        side = len(self.grid.starts)
+        return places // side, places % side
+
+
+def make_occluder(
+    model: keras.Model, grid: Grid, *, batch_size: int = 64, way: str = "auto"
+) -> Occluder:
+    """An occluder of a flat float32 classifier; it shares the model's variables.
+
+    `way`: `plain` runs each covered image through the whole network; `incremental` recomputes only
+    what a patch can change; `auto` takes the one with fewer multiplications. Both give the same.
+    """
+    network = read_network(model)
+    if grid.size != network.size:
+        raise ValueError(f"the grid is for {grid.size} pixels, the model for {network.size}")
+    plan = None
+    if way != "plain":
+        plan = windows.make_plan(network, grid.starts, grid.patch)
+        if way == "auto" and plan.share > LARGEST_SHARE:
+            plan = None
+    return Occluder(network, grid, plan, batch_size)
+
+
+def compiled(occluder: Occluder) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
+    """The occluder as one traced function, for any number of images and patches."""
+    size = occluder.grid.size
+    images = tf.TensorSpec([None, size, size, 3], tf.float32)
+    return tf.function(
+        occluder.__call__,
+        input_signature=[images, images, tf.TensorSpec([None], tf.int32)],
+        autograph=False,
+    )
+
+
+def equal_splits(total: tf.Tensor, largest: int) -> tf.Tensor:
+    """Where equal chunks of at most `largest` of 0..total-1 begin and end: int32 [chunks + 1]."""
+    chunks = tf.maximum((total + largest - 1) // largest, 1)
+    size = (total + chunks - 1) // chunks
+    return tf.minimum(tf.range(chunks + 1) * size, total)
+
+
+def in_chunks(
+    function: Callable[[tf.Tensor], tf.Tensor], splits: tf.Tensor, width: int
+) -> tf.Tensor:
+    """Applies a function of row numbers [B] to splits[0]..splits[1]-1, splits[1].. and so on.
+
+    Returns its results [B, width] one below the other. One chunk is in memory at a time.
+    """
+    chunks = tf.size(splits) - 1
+    results = tf.TensorArray(
+        tf.float32, size=chunks, element_shape=[None, width], infer_shape=False
+    )
+
+    def step(number: tf.Tensor, written: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
+        rows = tf.range(splits[number], splits[number + 1])
+        return number + 1, written.write(number, function(rows))
+
+    _, results = tf.while_loop(
+        lambda number, _: number < chunks,
+        step,
+        (tf.constant(0), results),
+        parallel_iterations=1,
+    )
+    return results.concat()
+
+
+def drop(plain: tf.Tensor, covered: tf.Tensor, target: tf.Tensor, kind: str) -> tf.Tensor:
+    """How far the target falls when a patch is covered: float32 [N, K].
+
+    plain: scores [N, C]; covered: scores [N, K, C]; target: int [N]. `probability` is the drop of
+    the calibrated probability. `logit` is that of log(p / (1 - p)), in nats, which still moves
+    where a probability of 0.999 does not.
+    """
+    target = tf.convert_to_tensor(target)
+    return _measure(plain[:, None], target, kind) - _measure(covered, target, kind)
+
+
+def _measure(scores: tf.Tensor, target: tf.Tensor, kind: str) -> tf.Tensor:
+    """Probability or log odds of the target: scores [N, K, C] -> [N, K]."""
+    if kind == "probability":
+        return tf.gather(tf.nn.softmax(scores), target, axis=2, batch_dims=1)
+    of_target = tf.gather(scores, target, axis=2, batch_dims=1)
+    chosen = tf.one_hot(target, scores.shape[-1], on_value=-np.inf, off_value=0.0)[:, None]
+    return of_target - tf.reduce_logsumexp(scores + chosen, axis=2)
+
+
+def heatmaps(grid: Grid, drops: tf.Tensor) -> tf.Tensor:
+    """Drops [N, P] of all patches -> for each pixel the mean over the patches that cover it."""
+    side = len(grid.starts)
+    means = grid.coverage / grid.coverage.sum(axis=1, keepdims=True)
+    square = tf.reshape(tf.cast(drops, tf.float32), [-1, side, side])
+    return tf.einsum("yi,nij,xj->nyx", tf.constant(means), square, tf.constant(means))
+
+
+def heatmaps_of(
+    occluder: Occluder, images: tf.Tensor, target: tf.Tensor, classes: Sequence[str]
+) -> tf.Tensor:
+    """The default heatmap [N, S, S]: fill `auto`, drop of the probability of `target` (int [N]).
+
+    TensorFlow operations only, for a SavedModel.
+    """
+    mean = tf.reduce_mean(images, axis=[1, 2, 3], keepdims=True)
+    spread = tf.math.reduce_std(images, axis=[1, 2, 3], keepdims=True)
+    opaque = tf.gather(tf.constant(is_opacity(classes)), target)[:, None, None, None]
+    covers = tf.broadcast_to(tf.where(opaque, mean - spread, mean), tf.shape(images))
+    plain, covered = occluder(images, covers, tf.constant(all_places(occluder.grid)))
+    return heatmaps(occluder.grid, drop(plain, covered, target, "probability"))
+
+
+def coarse_places(grid: Grid) -> np.ndarray:
+    """Numbers of the patches of a coarse grid, a part of the grid, that still covers every pixel.
+
+    Every so manieth row and column that the patches just touch, and the last.
+    """
+    rows = _coarse_rows(grid)
+    return (rows[:, None] * len(grid.starts) + rows[None]).ravel().astype(np.int32)
+
+
+def _coarse_rows(grid: Grid) -> np.ndarray:
+    rows = np.arange(0, len(grid.starts), max(1, grid.patch // grid.stride))
+    return np.union1d(rows, [len(grid.starts) - 1])
+
+
+def places_to_refine(grid: Grid, coarse: np.ndarray, share: float) -> np.ndarray:
+    """Numbers of the patches that lie where the coarse map is hot, without the coarse ones.
+
+    coarse: drops of `coarse_places`, float [Q]. Hot is the `share` of patches with the largest
+    drop, as interpolated from the coarse ones.
+    """
+    estimate = interpolate(grid, coarse)
+    done = coarse_places(grid)
+    others = np.setdiff1d(all_places(grid), done)
+    count = min(len(others), round(share * grid.count))
+    hottest = np.argsort(-estimate[others], kind="stable")[:count]
+    return np.sort(others[hottest]).astype(np.int32)
+
+
+def interpolate(grid: Grid, coarse: np.ndarray) -> np.ndarray:
+    """Drops of all patches [P] from those of the coarse ones [Q], bilinear."""
+    rows = _coarse_rows(grid)
+    square = coarse.reshape(len(rows), len(rows))
+    every = np.arange(len(grid.starts))
+    down = np.stack([np.interp(every, rows, column) for column in square.T], axis=1)
+    return np.stack([np.interp(every, rows, row) for row in down]).ravel()

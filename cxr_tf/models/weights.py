@@ -1,0 +1,222 @@
+"""Weights of the backbones: ImageNet, a file, or a random start."""
+
+import re
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from cxr_tf.config import LARGEST_SEED
+from cxr_tf.data.sources.phantoms import FINDINGS, phantom
+from cxr_tf.errors import UserError
+from cxr_tf.files import expand_user
+from cxr_tf.models.alexnet import alexnet_features
+from cxr_tf.models.backbones import SMALLEST_SIZE, backbone, backbone_layers
+from cxr_tf.models.classifier import build_classifier
+
+
+def load_weights(model: keras.Model, name: str, weights: str) -> None:
+    """Fills the backbone within `model` from `imagenet`, `none`, or a weights file.
+
+    `none` draws He-normal kernels (He et al. 2015), because under Keras's Glorot default the signal
+    dies in VGG16 without BatchNorm, and fits those of VGG16 to phantoms (`_normalise_outputs`). A
+    file is a `.weights.h5` (or older `.h5`) of the backbone without its classification layer, or a
+    `.keras` model of ours with the same backbone.
+
+    Raises UserError where ImageNet weights do not exist or cannot be fetched, and where a file does
+    not fit, naming the first layer that differs. Weights are never drawn at random in silence.
+    """
+    if weights == "none":
+        _initialise(model, name)
+    elif weights == "imagenet":
+        _copy(_imagenet(name), model, name)
+    else:
+        _copy(_from_file(model, name, expand_user(weights)), model, name)
+
+
+def _initialise(model: keras.Model, name: str) -> None:
+    layers = backbone_layers(model, name)
+    for layer in layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            # Keras's 0.99 forgets its start over hundreds of steps; short runs have fewer.
+            layer.momentum = 0.9
+        elif isinstance(layer, keras.layers.Conv2D):
+            layer.kernel.assign(keras.initializers.HeNormal()(layer.kernel.shape))
+    # Not with dense layers: AlexNet begins at a scale of 2 as it is, and learnt less when fitted.
+    if all(isinstance(x, keras.layers.Conv2D) for x in layers):
+        _normalise_outputs(model, layers)
+
+
+def _normalise_outputs(model: keras.Model, layers: Sequence[keras.layers.Layer]) -> None:
+    """Sets kernels and biases so that on phantoms each filter has mean 0 and deviation 1.
+
+    Before its ReLU, over images and places: what BatchNorm does in each step, done once, after
+    Kraehenbuehl et al., "Data-dependent Initializations of Convolutional Neural Networks" (ICLR
+    2016). Without it, VGG16's embeddings are of about a hundred, like the pixel values, and nearly
+    alike for all images, and the first steps throw the logits about.
+    """
+    size = model.input_shape[1]
+    seed = LARGEST_SEED + 1  # of no folder of phantoms, so that none of its images is seen here
+    # Fewer where they are large: each place counts, and the first feature maps take the memory.
+    count = int(np.clip(24 * (128 / size) ** 2, 4, 24))
+    drawn = [phantom(FINDINGS[k % 3], seed=seed, patient=k, size=size).image for k in range(count)]
+    x, at = keras.ops.repeat(np.stack(drawn)[..., None].astype(np.float32), 3, axis=-1), model.input
+    for layer in layers:
+        x, at = keras.Model(at, layer.input)(x, training=False), layer.input
+        activation, layer.activation = layer.activation, keras.activations.linear
+        outputs = np.asarray(keras.ops.cast(layer(x), "float32"))
+        layer.activation = activation
+        mean, spread = outputs.mean(axis=(0, 1, 2)), outputs.std(axis=(0, 1, 2)) + 1e-6
+        layer.kernel.assign(layer.kernel / spread)
+        layer.bias.assign(-mean / spread)
+
+
+def _imagenet(name: str) -> keras.Model:
+    entry = backbone(name)
+    if entry.imagenet is None:
+        raise UserError(
+            f"Keras has no ImageNet weights for {name}: give --weights FILE "
+            f"({entry.where_to_get}), or --weights none to train from scratch"
+        )
+    try:
+        return entry.imagenet()
+    # Keras raises a bare Exception for a failed download, and ValueError for a bad checksum.
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"ImageNet weights of {name} could not be fetched ({reason}): connect to the network, "
+            f"or give --weights FILE ({entry.where_to_get}; a copy in ~/.keras/models is found), "
+            "or --weights none to train from scratch"
+        ) from error
+
+
+def load_keras(path: Path) -> keras.Model:
+    """The model in a .keras file that is there; UserError where it is none, or damaged."""
+    if not zipfile.is_zipfile(path):  # of which Keras says that there is no such file
+        raise UserError(f"{path} is not a Keras model, or damaged: copy it again")
+    try:
+        return keras.saving.load_model(path, compile=False)
+    except Exception as error:
+        raise UserError(f"{path} is not a Keras model: {str(error).splitlines()[0]}") from error
+
+
+def _from_file(model: keras.Model, name: str, path: Path) -> keras.Model:
+    if not path.is_file():
+        raise UserError(f"no such weights file: {path} (or use imagenet or none)")
+    size = model.input_shape[1:3]
+    if path.suffix == ".keras":
+        return load_keras(path)
+    reference = _reference(name, (*size, 3))
+    # Compared before loading: Keras leaves layers that a file lacks as they are, with a warning.
+    if difference := _first_difference(path, reference):
+        raise UserError(f"{path} does not fit {name}: {difference}")
+    try:
+        reference.load_weights(path)
+    except Exception as error:
+        raise UserError(f"{path} does not fit {name}: {str(error).splitlines()[0]}") from error
+    return reference
+
+
+def _reference(name: str, shape: tuple[int, ...]) -> keras.Model:
+    """The bare backbone, as such files are saved from."""
+    inputs = keras.Input(shape)
+    if name == "vgg16":
+        return keras.applications.VGG16(include_top=False, weights=None, input_tensor=inputs)
+    if name == "resnet50":
+        return keras.applications.ResNet50(include_top=False, weights=None, input_tensor=inputs)
+    return keras.Model(inputs, alexnet_features(inputs), name="alexnet")
+
+
+def _copy(source: keras.Model, target: keras.Model, name: str) -> None:
+    for layer in backbone_layers(target, name):
+        try:
+            values = source.get_layer(layer.name).get_weights()
+        except ValueError:
+            raise UserError(f"the weights hold no layer '{layer.name}' of {name}") from None
+        shapes = [v.shape for v in values], [tuple(w.shape) for w in layer.weights]
+        if shapes[0] != shapes[1]:
+            raise UserError(
+                f"the weights do not fit {name}: layer '{layer.name}' is {_shape(shapes[0])}, "
+                f"expected {_shape(shapes[1])}"
+            )
+        layer.set_weights(values)
+
+
+def _first_difference(path: Path, reference: keras.Model) -> str | None:
+    """Which layer of a weights file first has another shape than the reference, in words."""
+    import h5py
+
+    try:
+        with h5py.File(path) as file:
+            stored = _stored_layers(file, reference)
+    except OSError:
+        return "not an HDF5 weights file"
+    expected = [
+        (x.name, [tuple(w.shape) for w in x.weights]) for x in reference.layers if x.weights
+    ]
+    for (name, shapes), (stored_name, stored_shapes) in zip(expected, stored, strict=False):
+        if sorted(shapes) != sorted(stored_shapes):
+            return (
+                f"first differing layer '{name}': expected {_shape(shapes)}, "
+                f"the file has {_shape(stored_shapes)} ('{stored_name}')"
+            )
+    if len(expected) != len(stored):
+        return f"it has {len(stored)} layers with weights, expected {len(expected)}"
+    return None
+
+
+def _stored_layers(file: Any, reference: keras.Model) -> list[tuple[str, list[tuple[int, ...]]]]:
+    """Layer names and weight shapes in an open HDF5 weights file, in the reference's order."""
+    import h5py
+
+    def shapes(group: h5py.Group | h5py.Dataset) -> list[tuple[int, ...]]:
+        if isinstance(group, h5py.Dataset):
+            return [group.shape]
+        found: list[tuple[int, ...]] = []
+        group.visititems(
+            lambda _, item: found.append(item.shape) if isinstance(item, h5py.Dataset) else None
+        )
+        return found
+
+    if "layer_names" in file.attrs:  # the format before Keras 3
+        names = [n.decode() if isinstance(n, bytes) else n for n in file.attrs["layer_names"]]
+        return [(n, s) for n in names if (s := shapes(file[n]))]
+    # Keras 3 counts layers by class (conv2d, batch_normalization, conv2d_1, ...), so only the
+    # reference tells in which order the classes take turns.
+    group = file.get("layers", file)
+    if isinstance(group, h5py.Dataset):  # no weights file; that nothing fits is said below
+        group = file
+    by_class: dict[str, list[str]] = {}
+    for name in sorted(group, key=_natural):
+        if shapes(group[name]):
+            by_class.setdefault(_natural(name)[0], []).append(name)
+    layers: list[tuple[str, list[tuple[int, ...]]]] = []
+    for layer in reference.layers:
+        if layer.weights:
+            kind = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(layer).__name__).lower()
+            waiting = by_class.get(kind, [])
+            name = waiting.pop(0) if waiting else ""
+            layers.append((name, shapes(group[name])) if name else (f"no more {kind}", []))
+    return layers + [(n, shapes(group[n])) for names in by_class.values() for n in names]
+
+
+def _natural(name: str) -> tuple[str, int]:
+    """Sorts conv2d, conv2d_1, conv2d_2, ..., conv2d_10 in the order they were made."""
+    stem, _, number = name.rpartition("_")
+    return (stem, int(number)) if number.isdigit() else (name, 0)
+
+
+def _shape(shapes: list[tuple[int, ...]]) -> str:
+    return " + ".join("x".join(map(str, s)) for s in shapes) or "nothing"
+
+
+def check_weights(name: str, weights: str) -> None:
+    """Raises UserError where weights cannot be had or do not fit, before hours are spent.
+
+    By loading them into a small network: those of a backbone are the same at any size.
+    """
+    if weights != "none":
+        load_weights(build_classifier(name, classes=2, image_size=SMALLEST_SIZE), name, weights)

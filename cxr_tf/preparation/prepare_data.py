@@ -1,0 +1,190 @@
+"""Get a data set, or check one: what prepare_data.py does.
+
+python scripts/prepare_data.py --source kermany
+python scripts/prepare_data.py --check data/kermany
+"""
+
+import logging
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+from cxr_tf import figures
+from cxr_tf.config import PrepareData, check_numbers
+from cxr_tf.data.audit import Inspection, inspect_images, warnings
+from cxr_tf.data.catalog import Catalog
+from cxr_tf.data.checks import check, describe, notes
+from cxr_tf.data.loading import PHANTOM_COUNT, PHANTOM_SIZE, open_catalog, phantom_folder
+from cxr_tf.data.sources import dicom, downloads, phantoms
+from cxr_tf.errors import UserError
+from cxr_tf.files import expand_user, write_csv, write_json
+from cxr_tf.runs import Run, numbered_names, run_record, to_run_name
+
+log = logging.getLogger(__name__)
+
+
+def prepare(settings: PrepareData) -> None:
+    """Writes the data set of `--source`, or checks that of `--check`.
+
+    Raises UserError, after all is written and said, for what would stop a training.
+    """
+    check_numbers(settings)
+    if settings.check:
+        _check(settings)
+        return
+    data = _SOURCES[settings.source](settings)
+    if data is None:
+        return
+    catalog = open_catalog(str(data), seed=settings.seed)
+    log.info(describe(catalog))
+    quoted = shlex.quote(str(data))
+    log.info("Look at it with --check %s; train on it with --data %s", quoted, quoted)
+    check(catalog, task=settings.task)
+
+
+def _phantom(settings: PrepareData) -> Path:
+    size = settings.size or PHANTOM_SIZE
+    if not settings.out:
+        if (settings.count, size, settings.seed) != (PHANTOM_COUNT, PHANTOM_SIZE, 0):
+            raise UserError("phantoms other than those of --data phantom need a folder: --out")
+        return phantom_folder()
+    try:
+        phantoms.write_phantoms(
+            Path(settings.out), count=settings.count, size=size, seed=settings.seed
+        )
+    except (FileExistsError, ValueError) as error:
+        raise UserError(str(error)) from None
+    return Path(settings.out)
+
+
+def _kermany(settings: PrepareData) -> Path:
+    target = Path(settings.out or "data/kermany")
+    return downloads.prepare(downloads.SOURCES["kermany"], target, origin=settings.from_)
+
+
+def _pneumoniamnist(settings: PrepareData) -> Path:
+    name = f"pneumoniamnist_{settings.size or 224}"
+    if name not in downloads.SOURCES:
+        raise UserError(f"--size {settings.size}: PneumoniaMNIST comes in 28, 64, 128 and 224")
+    target = Path(settings.out or f"data/{name}.npz")
+    if target.suffix != ".npz":
+        raise UserError(f"--out {settings.out}: give a file name that ends in .npz")
+    return downloads.prepare(downloads.SOURCES[name], target, origin=settings.from_)
+
+
+def _dicom(settings: PrepareData) -> Path | None:
+    if not settings.from_:
+        raise UserError("--source dicom needs --from: a DICOM file, a folder, or a .csv list")
+    catalogue, unlabelled = dicom.convert(
+        expand_user(settings.from_),
+        Path(settings.out or "data/dicom"),
+        laterals=settings.laterals,
+    )
+    if unlabelled:
+        log.info("%d images have no label: fill in that column of %s", unlabelled, catalogue)
+    return None if unlabelled else catalogue
+
+
+_SOURCES: dict[str, Callable[[PrepareData], Path | None]] = {
+    "phantom": _phantom,
+    "kermany": _kermany,
+    "pneumoniamnist": _pneumoniamnist,
+    "dicom": _dicom,
+}
+
+
+def _check(settings: PrepareData) -> None:
+    """Prints and draws what there is to know: logs/data/<name>/, figures/data.png in it."""
+    catalog = open_catalog(settings.check, seed=settings.seed, task=settings.task)
+    log.info(describe(catalog))
+    found = inspect_images(catalog)
+    said = warnings(found)
+    for row, reason in found.unreadable.items():
+        log.info("  unreadable: %s (%s)", catalog.paths[row], reason)
+    for line in said:
+        log.info("  warning: %s", line)
+    for s in found.shortcuts:
+        log.info("  %-10s alone: AUROC %.2f for '%s'", s.measure, s.auroc, s.finding)
+
+    run = _page_of(catalog, Path(settings.logs) / "data")
+    name = run.directory.name
+    run.directory.mkdir(parents=True, exist_ok=True)
+    # The page is of the data as they are now: an earlier one makes way.
+    for left in run.directory.glob("events.out.*"):
+        left.unlink()
+    write_json(run.directory / "config.json", run_record("data", name, settings, catalog))
+    write_csv(
+        run.directory / "near-duplicates.csv",
+        ["path", "label", "split", "other", "other_label", "other_split"],
+        [
+            [
+                *(catalog.radiographs[a].path, catalog.radiographs[a].finding),
+                *(catalog.radiographs[a].split, catalog.radiographs[b].path),
+                *(catalog.radiographs[b].finding, catalog.radiographs[b].split),
+            ]
+            for a, b in found.near
+        ],
+    )
+    draw_page(run, found)
+    run.write_metrics(
+        {
+            "source": str(Path(catalog.source).resolve()),
+            "images": len(catalog),
+            "patients": len(set(catalog.patients)),
+            "unreadable": len(found.unreadable),
+            "near_duplicates": len(found.near),
+            **{f"{s.measure}_auroc/{s.finding}": s.auroc for s in found.shortcuts},
+            "fingerprint": catalog.fingerprint(),
+        }
+    )
+    log.info("picture: %s", run.directory / "figures" / "data.png")
+    _stop_if_untrainable(catalog, found, settings)
+
+
+def draw_page(run: Run, found: Inspection) -> None:
+    """The data set on one page: `figures/data.png`, and in TensorBoard."""
+    catalog = found.catalog
+    kind = ", synthetic phantoms" if catalog.is_phantom else ""
+    writer = run.writer()
+    run.write_figure(
+        "data",
+        figures.data_page(
+            [r.finding for r in catalog.radiographs],
+            [r.split for r in catalog.radiographs],
+            catalog.patients,
+            catalog.findings,
+            found.measures,
+            found.thumbnails,
+            len(catalog) - len({r.digest for r in catalog.radiographs}),
+            found.near,
+            [(s.measure, s.finding, s.auroc, s.suspicious) for s in found.shortcuts],
+            heading=f"{run.directory.name}: {len(catalog)} images, "
+            f"{len(set(catalog.patients))} patients{kind}",
+            remarks=[*notes(catalog), *warnings(found)],
+        ),
+        writer,
+    )
+    writer.close()
+
+
+def _page_of(catalog: Catalog, root: Path) -> Run:
+    """Where the page of these data goes, which an earlier page of the same source may hold already.
+
+    Never where a study keeps its own, nor where that of other data stands.
+    """
+    source = str(Path(catalog.source).resolve())
+    runs = (Run(root / name) for name in numbered_names(to_run_name(Path(source).stem) or "data"))
+    return next(
+        run
+        for run in runs
+        if not run.directory.exists() or (run.finished and run.metrics().get("source") == source)
+    )
+
+
+def _stop_if_untrainable(catalog: Catalog, found: Inspection, settings: PrepareData) -> None:
+    if found.unreadable:
+        raise UserError(
+            f"{len(found.unreadable)} images of {catalog.source} cannot be read; mend or remove "
+            "them, or train with --skip-unreadable"
+        )
+    check(catalog, task=settings.task)

@@ -1,0 +1,1 @@
+"""Export, load, verify and serve models with TF Serving."""

@@ -1,0 +1,309 @@
+"""Export models as SavedModels for TF Serving: classifiers, nearest neighbours, autoencoders.
+
+    folder = export_classifier(model, Path("saved_models/vgg16-binary"), classes=..., ...)
+    served = load_served(folder)
+    served.signature("serving_default")(image_bytes=tf.constant([...]))["probabilities"]
+
+Everything that was chosen (size, calibration, threshold, class names) is inside the graph: a client
+sends the bytes of the file and needs nothing else. `serving.versions` writes the folders.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from cxr_tf.data.batches import to_rgb
+from cxr_tf.models.batch_norm_folding import fold_norms
+from cxr_tf.models.classifier import embedding_of
+from cxr_tf.models.occlusion import occluder as occlusion_occluder
+from cxr_tf.serving import decoding, versions
+from cxr_tf.serving.decoding import decode_images
+from cxr_tf.serving.loading import ServedModel
+
+
+def export_autoencoder(
+    model: keras.Model,
+    base: Path,
+    *,
+    threshold: float,
+    healthy_scores: np.ndarray,
+    card: dict[str, Any],
+    resumed: bool = False,
+) -> Path:
+    """Writes the autoencoder as the next version under `base`; returns its folder.
+
+    Signatures (N images; S the model's size):
+
+    - `serving_default`: image_bytes string [N] (JPEG or PNG) -> score float32 [N], threshold
+      float32 [N], is_anomaly bool [N], percentile float32 [N]: the share in percent of healthy
+      validation images with a lower score;
+    - `explain`: image_bytes -> reconstruction float32 [N, S, S] in 0..255, anomaly_map float32
+      [N, S, S], score.
+    """
+    size = int(model.input_shape[1])
+    ladder = tf.constant(healthy_scores, tf.float32)
+
+    images = tf.TensorSpec([None, size, size, 1], tf.float32)
+    # Traced once, and stored once, for both signatures.
+    network = tf.function(
+        lambda x: model(x, training=False), input_signature=[images], autograph=False
+    )
+
+    def run_model(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
+        return network(tf.cast(decoding.decode_images(image_bytes, size), tf.float32))
+
+    def detect(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
+        score = run_model(image_bytes)["score"]
+        below = tf.searchsorted(ladder, score)
+        return {
+            "score": score,
+            "threshold": tf.fill(tf.shape(score), tf.constant(threshold, tf.float32)),
+            "is_anomaly": score >= tf.constant(threshold, tf.float32),
+            "percentile": 100.0 * tf.cast(below, tf.float32) / len(healthy_scores),
+        }
+
+    def explain(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
+        outputs = run_model(image_bytes)
+        reconstruction = tf.clip_by_value(outputs["reconstruction"][..., 0], 0.0, 255.0)
+        return {**outputs, "reconstruction": reconstruction}
+
+    image_bytes = tf.TensorSpec([None], tf.string, name="image_bytes")
+    signatures: dict[str, Signature] = {
+        "serving_default": (detect, image_bytes),
+        "explain": (explain, image_bytes),
+    }
+    return versions.write_version(
+        base, lambda folder: save(signatures, folder), card=card, resumed=resumed
+    )
+
+
+# One of a SavedModel: a function of one tensor, which returns named tensors, and that tensor.
+Signature = tuple[Callable[[tf.Tensor], dict[str, tf.Tensor]], tf.TensorSpec]
+
+
+def export_classifier(
+    model: keras.Model,
+    base: Path,
+    *,
+    classes: tuple[str, ...],
+    threshold: float,
+    card: dict[str, Any],
+    resumed: bool = False,
+) -> Path:
+    """Writes a calibrated float32 classifier as the next version under `base`; returns its folder.
+
+    Signatures (N images; C classes; S the model's size; D the embedding's width):
+
+    - `serving_default`: image_bytes string [N] (JPEG or PNG) -> probabilities float32 [N, C],
+      classes string [N, C], label string [N];
+    - `tensor`: images float32 [N, S, S, 3] in 0..255 -> the same;
+    - `embed`: image_bytes -> embedding float32 [N, D];
+    - `occlusion`: image_bytes -> heatmap float32 [N, S, S] (by how much the probability of the
+      label falls where the image is covered, as of scripts/explain.py), and what
+      `serving_default` answers.
+
+    `threshold` is the probability of the second class from which on it is the label (two classes);
+    with more classes the label is the most probable one.
+    """
+    model = fold_norms(model)
+    size = int(model.input_shape[1])
+    names = tf.constant(list(classes))
+    image_bytes = tf.TensorSpec([None], tf.string, name="image_bytes")
+    images = tf.TensorSpec([None, size, size, 3], tf.float32, name="images")
+    answers = {"embedding": embedding_of(model).output, "probabilities": model.output}
+    whole = keras.Model(model.input, answers)
+    # Traced once, and stored once, for all signatures that run it.
+    network = tf.function(
+        lambda x: whole(x, training=False), input_signature=[images], autograph=False
+    )
+    occluder = occlusion_occluder.make_occluder(model, occlusion_occluder.make_grid(size))
+
+    def decode(image_bytes: tf.Tensor) -> tf.Tensor:
+        return to_rgb(decode_images(image_bytes, size))
+
+    def answered(probabilities: tf.Tensor, predicted: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {
+            "probabilities": probabilities,
+            "classes": tf.tile(names[None], [tf.shape(probabilities)[0], 1]),
+            "label": tf.gather(names, predicted),
+        }
+
+    def classify(images: tf.Tensor) -> dict[str, tf.Tensor]:
+        probabilities = network(images)["probabilities"]
+        return answered(probabilities, decide(probabilities, threshold))
+
+    def heat(images: tf.Tensor) -> dict[str, tf.Tensor]:
+        probabilities = network(images)["probabilities"]
+        predicted = decide(probabilities, threshold)
+        return {
+            "heatmap": occlusion_occluder.heatmaps_of(occluder, images, predicted, classes),
+            **answered(probabilities, predicted),
+        }
+
+    signatures: dict[str, Signature] = {
+        "serving_default": (lambda x: classify(decode(x)), image_bytes),
+        "tensor": (classify, images),
+        "embed": (lambda x: {"embedding": network(decode(x))["embedding"]}, image_bytes),
+        "occlusion": (lambda x: heat(decode(x)), image_bytes),
+    }
+    return versions.write_version(
+        base, lambda folder: save(signatures, folder), card=card, resumed=resumed
+    )
+
+
+def save(signatures: dict[str, Signature], folder: str) -> None:
+    """Writes a SavedModel: by name, a function of one tensor and what that tensor is.
+
+    As `keras.export.ExportArchive` does, which traces every function twice. What depends on a
+    tensor is to be written as `tf.cond` and `tf.while_loop`.
+    """
+    traced = {
+        name: tf.function(
+            function, input_signature=[given], autograph=False
+        ).get_concrete_function()
+        for name, (function, given) in signatures.items()
+    }
+    module = tf.Module()
+    # Of several signatures, but stored once.
+    used = {id(v): v for function in traced.values() for v in function.variables}
+    module.model_variables = list(used.values())
+    tf.saved_model.save(module, folder, signatures=traced)
+
+
+def decide(probabilities: tf.Tensor, threshold: float) -> tf.Tensor:
+    """Class index of each row: the second of two from `threshold` on, else the most probable."""
+    if probabilities.shape[-1] == 2:
+        return tf.cast(probabilities[:, 1] >= threshold, tf.int64)
+    return tf.argmax(probabilities, axis=-1)
+
+
+def export_knn(
+    classifier: ServedModel,
+    base: Path,
+    *,
+    pipeline: Any,
+    index: np.ndarray,
+    index_labels: np.ndarray,
+    index_paths: list[str],
+    novelty_limit: float,
+    card: dict[str, Any],
+    write_beside: Callable[[Path], Any],
+    resumed: bool = False,
+) -> Path:
+    """Writes a nearest-neighbours model as the next version under `base`; returns its folder.
+
+    Signature `serving_default` (N images, C classes, k neighbours): image_bytes string [N] ->
+    probabilities float32 [N, C] (shares of the vote), classes string [N, C], label string [N],
+    neighbor_paths and neighbor_labels string [N, k], neighbor_distances float32 [N, k] ascending,
+    novelty float32 [N] (distance to the k-th neighbour over `novelty_limit`; above 1 the image is
+    unlike those that the index was made of).
+
+    `pipeline` is the fitted scikit-learn one, with steps among `standardise`, `project`,
+    `unit_length`, and last `knn`; index: float32 [M, E], its training rows after those steps;
+    index_labels: int [M]. `write_beside` puts further files into the version's folder, and may
+    look at the finished SavedModel there and raise; of a `resumed` job neither may be needed, see
+    `store.write_version`.
+    """
+    steps = dict(pipeline.steps)
+    knn = steps["knn"]
+    k = int(knn.n_neighbors)
+    names = tf.constant(list(classifier.classes))
+    module = tf.Module()
+    module.classifier = classifier.loaded
+    module.index = tf.Variable(index, trainable=False, name="index")
+    module.index_labels = tf.Variable(index_labels.astype(np.int64), trainable=False)
+    paths = tf.constant(index_paths)
+
+    def transform(embedding: tf.Tensor) -> tf.Tensor:
+        x = tf.cast(embedding, tf.float64)
+        if "standardise" in steps:
+            x = (x - steps["standardise"].mean_) / steps["standardise"].scale_
+        if "project" in steps:
+            mean = steps["project"].mean_.astype(np.float64)
+            x = tf.matmul(x - mean, steps["project"].components_.T.astype(np.float64))
+        if "unit_length" in steps:
+            x = tf.math.divide_no_nan(x, tf.norm(x, axis=1, keepdims=True))
+        # The index is float32, and so is a query that scikit-learn compares with it.
+        return tf.cast(x, tf.float32)
+
+    @tf.function(
+        input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")], autograph=False
+    )
+    def classify(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
+        embedding = module.classifier.signatures["embed"](image_bytes=image_bytes)["embedding"]
+        distances, rows = nearest_rows(transform(embedding), module.index, k)
+        labels = tf.gather(module.index_labels, rows)
+        weights = tf.ones_like(distances)
+        if knn.weights == "distance":
+            # As scikit-learn: where a neighbour is at no distance, only such neighbours vote.
+            identical = distances == 0
+            weights = tf.where(
+                tf.reduce_any(identical, axis=1, keepdims=True),
+                tf.cast(identical, distances.dtype),
+                1 / distances,
+            )
+        votes = tf.one_hot(labels, len(classifier.classes), dtype=weights.dtype)
+        votes = tf.reduce_sum(votes * weights[..., None], axis=1)
+        shares = votes / tf.reduce_sum(votes, axis=1, keepdims=True)
+        return {
+            "probabilities": tf.cast(shares, tf.float32),
+            "classes": tf.tile(names[None], [tf.shape(shares)[0], 1]),
+            "label": tf.gather(names, tf.argmax(votes, axis=1)),
+            "neighbor_paths": tf.gather(paths, rows),
+            "neighbor_labels": tf.gather(names, labels),
+            "neighbor_distances": tf.cast(distances, tf.float32),
+            "novelty": tf.cast(distances[:, -1] / novelty_limit, tf.float32),
+        }
+
+    def write(folder: str) -> None:
+        tf.saved_model.save(module, folder, signatures={"serving_default": classify})
+        write_beside(Path(folder))
+
+    return versions.write_version(base, write, card=card, resumed=resumed)
+
+
+def nearest_rows(
+    queries: tf.Tensor, index: tf.Variable, k: int, *, block: int = 8192
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Exact Euclidean search: distances float64 [N, k] ascending and rows int64 [N, k].
+
+    queries: float32 [N, E]; index: float32 [M, E], k <= M. The index is gone through in blocks,
+    so that memory holds N x block distances whatever M is. In float64, as scikit-learn does, since
+    |q|^2 - 2qx + |x|^2 loses in float32 the very digits that order near neighbours.
+    """
+    queries = tf.cast(queries, tf.float64)
+    size = int(index.shape[0])
+    squares = tf.reduce_sum(queries**2, axis=1, keepdims=True)
+
+    def step(
+        start: tf.Tensor, nearest: tf.Tensor, rows: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        part = tf.cast(index[start : start + block], tf.float64)
+        squared = squares - 2 * tf.matmul(queries, part, transpose_b=True)
+        squared += tf.reduce_sum(part**2, axis=1)[None]
+        numbers = tf.range(tf.shape(part)[0], dtype=tf.int64) + tf.cast(start, tf.int64)
+        candidates = tf.concat([nearest, squared], axis=1)
+        of_candidates = tf.concat([rows, tf.tile(numbers[None], [tf.shape(queries)[0], 1])], axis=1)
+        best, where = tf.math.top_k(-candidates, k)
+        return start + block, -best, tf.gather(of_candidates, where, batch_dims=1)
+
+    count = tf.shape(queries)[0]
+    _, nearest, rows = tf.while_loop(
+        lambda start, *_: start < size,
+        step,
+        (
+            tf.constant(0),
+            tf.fill([count, k], tf.constant(np.inf, tf.float64)),
+            tf.zeros([count, k], tf.int64),
+        ),
+        shape_invariants=(
+            tf.TensorShape([]),
+            tf.TensorShape([None, k]),
+            tf.TensorShape([None, k]),
+        ),
+    )
+    return tf.sqrt(tf.maximum(nearest, 0.0)), rows

@@ -1,0 +1,1 @@
+"""Runtimes other than TensorFlow in Python that run exported models."""

@@ -1,0 +1,49 @@
+"""The data step of a study: counts, copies, shortcuts and samples."""
+
+import logging
+
+from cxr_tf.config import PrepareData
+from cxr_tf.data import catalog as data_catalog
+from cxr_tf.data import checks
+from cxr_tf.data import splits as data_splits
+from cxr_tf.data.audit import inspect_images, warnings
+from cxr_tf.preparation.prepare_data import draw_page
+from cxr_tf.runs import Run, open_run
+
+log = logging.getLogger(__name__)
+
+
+def inspect_data(settings: PrepareData, catalog: data_catalog.Catalog, name: str) -> Run:
+    """Counts, copies, shortcuts and samples of the catalogue: logs/data/<name>/."""
+    found = inspect_images(catalog)
+    said = warnings(found)
+    for line in said:
+        log.info("  warning: %s", line)
+    run = open_run(settings.logs, "data", name, settings, catalog)
+    rows = catalog.radiographs
+    draw_page(run, found)
+    splits = {split: [r for r in rows if r.split == split] for split in data_catalog.SPLITS}
+    run.write_metrics(
+        {
+            "images": len(catalog),
+            "patients": len(set(catalog.patients)),
+            "findings": list(catalog.findings),
+            "splits": {
+                split: {
+                    "images": len(own),
+                    "patients": len({r.patient for r in own}),
+                    **{f: sum(r.finding == f for r in own) for f in catalog.findings},
+                }
+                for split, own in splits.items()
+            },
+            "unreadable": len(found.unreadable),
+            "identical_copies": len(catalog) - len({r.digest for r in rows}),
+            "near_duplicates": len(found.near),
+            "leaks": len(data_splits.leakage(catalog)),
+            "without_patient": catalog.without_patient,
+            "notes": checks.notes(catalog),
+            "warnings": said,
+            **{f"{s.measure}_auroc/{s.finding}": s.auroc for s in found.shortcuts},
+        }
+    )
+    return run

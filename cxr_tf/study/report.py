@@ -1,0 +1,263 @@
+"""The report of a study: one HTML file that needs no network, for a clinician and an engineer.
+
+    write_report(Path("logs/study/mine"))          # -> logs/study/mine/report.html
+
+Numbers are those of the runs' `metrics.json`, pictures those of their `figures/`. The page itself
+is `report.html.jinja`.
+"""
+
+import datetime
+import math
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from cxr_tf.files import write_atomically
+from cxr_tf.runs import Run
+from cxr_tf.study.report_pictures import image_map, picture, pictures
+from cxr_tf.training.epochs import format_duration
+
+NAMES = {"resnet50": "ResNet50", "vgg16": "VGG16", "alexnet": "AlexNet"}
+
+QUESTIONS = {
+    "binary": "Healthy or pneumonia?",
+    "three-class": "Healthy, bacterial or viral?",
+}
+
+
+def write_report(study: Path) -> Path:
+    """Writes `report.html` into the folder of a finished study; returns its path."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("cxr_tf", package_path="study"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+    )
+    environment.filters |= {
+        "score": score,
+        "value": value,
+        "interval": interval,
+        "of_hundred": of_hundred,
+        "signed": lambda number: "unknown" if number is None else f"{number:+.3f}",
+        "p_value": p_value,
+        "p_equals": lambda p: p_value(p) if p_value(p)[:1] == "<" else f"= {p_value(p)}",
+        "count": lambda number: f"{number:,}",
+        "duration": format_duration,
+        "weights_name": weights_name,
+        "neighbours": lambda k: "1 nearest neighbour" if k == 1 else f"{k} nearest neighbours",
+    }
+    page = environment.get_template("report.html.jinja").render(collect(Run(study)))
+    path = study / "report.html"
+    write_atomically(path, lambda p: p.write_text(page, encoding="utf-8"))
+    return path
+
+
+def collect(study: Run) -> dict[str, Any]:
+    """All that the page shows, from the metrics, settings and figures of the study's runs."""
+    logs = study.directory.parent.parent
+    config, steps = study.config(), study.metrics()["steps"]
+    runs = {s["name"]: Run(logs / s["run"]) for s in steps if "run" in s}
+    for step in steps:
+        step.setdefault("skipped", "")
+        if "run" in step:
+            model = runs[step["name"]].metrics().get("model", {})
+            step["saved_model"] = model.get("saved_model", "")
+    data = runs["data"].metrics()
+    tasks = [task_section(name, runs[name], logs) for name in QUESTIONS if name in runs]
+    neighbours = [
+        neighbours_section(name, runs[f"{name}-knn"]) for name in QUESTIONS if f"{name}-knn" in runs
+    ]
+    anomaly = anomaly_section(runs["autoencoder"]) if "autoencoder" in runs else None
+    heatmaps = heatmaps_section(runs["heatmaps"]) if "heatmaps" in runs else None
+    test = data["splits"]["test"]
+    # Of a task that was left out the comparison alone stands for its trainings.
+    steps_shown = [s for s in steps if not (s["skipped"] and s["name"].startswith("three-class-"))]
+    contents = [
+        ("summary", "In short"),
+        ("data", "Data"),
+        *((t["id"], t["question"]) for t in tasks),
+        *((k["id"], f"Similar cases: {k['question'].lower()}") for k in neighbours),
+        *([("anomaly", "Anomalies")] if anomaly else []),
+        *([("heatmaps", "Where it looks")] if heatmaps else []),
+        ("run", "How it was made"),
+        ("limits", "Limits"),
+        ("words", "Words"),
+    ]
+    return {
+        "name": config["name"],
+        "date": datetime.date.today().isoformat(),
+        "phantoms": config["data_is_phantom"],
+        "preset": config["settings"]["preset"],
+        "command": config["command"],
+        "resamples": config["settings"]["resamples"],
+        "contents": contents,
+        "data": data,
+        "data_figure": picture(runs["data"], "data"),
+        "problems": problems(data),
+        "prevalence": 100 * (1 - test["normal"] / test["images"]),
+        "tasks": tasks,
+        "neighbours": neighbours,
+        "anomaly": anomaly,
+        "heatmaps": heatmaps,
+        "served": runs["served"].metrics() if "served" in runs else None,
+        "steps_shown": steps_shown,
+        "skipped": [s for s in steps if s["skipped"] and s["name"] in (*QUESTIONS, "autoencoder")],
+        "total_seconds": sum(s.get("seconds", 0.0) for s in steps),
+        "facts": facts(study, runs["binary"].config()),
+    }
+
+
+def problems(data: dict[str, Any]) -> list[str]:
+    """What was found in the data and done to it, a sentence each."""
+    found = [n[:1].upper() + n[1:] + "." for n in [*data["notes"], *data["warnings"]]]
+    if data["unreadable"]:
+        found.append(f"{data['unreadable']} files cannot be read, and were left out.")
+    if data["leaks"]:
+        found.append(
+            f"{data['leaks']} patients or identical images stand in two parts. The figures on test "
+            "are too good by an unknown amount."
+        )
+    return found
+
+
+def task_section(name: str, compared: Run, logs: Path) -> dict[str, Any]:
+    """The comparison of one task: every network's row, the chosen one, and the paired tests."""
+    metrics = compared.metrics()
+    models = []
+    for run_name, own in metrics["models"].items():
+        run = Run(logs / "classifier" / run_name)
+        settings = run.config()["settings"]
+        models.append(
+            {
+                **own,
+                "title": NAMES.get(own["model"]["backbone"], own["model"]["backbone"]),
+                "chosen": run_name == metrics["chosen"],
+                "settings": settings,
+                "figures": {
+                    **pictures(
+                        run, "roc", "precision_recall", "confusion", "reliability", "most_wrong",
+                        "samples", split="test",
+                    ),
+                    **(pictures(run, "training_curves") if settings["epochs"] else {}),
+                },
+            }
+        )  # fmt: skip
+    titles = dict(zip(metrics["models"], [m["title"] for m in models], strict=True))
+    chosen = next(m for m in models if m["chosen"])
+    return {
+        "id": name,
+        "question": QUESTIONS[name],
+        "classes": chosen["model"]["classes"],
+        "models": models,
+        "chosen": chosen,
+        "taken_over": all(m["settings"]["weights"].endswith("model.keras") for m in models),
+        "tests": [{"title": titles[o], **t} for o, t in metrics["paired_tests"].items()],
+        "figure": picture(compared, "comparison"),
+    }
+
+
+def neighbours_section(name: str, run: Run) -> dict[str, Any]:
+    """The nearest neighbours, beside the network they are of, and the map of the images."""
+    metrics = run.metrics()
+    return {
+        "id": f"{name}-knn",
+        "question": QUESTIONS[name],
+        "test": metrics["test"],
+        "classifier": metrics["classifier"]["test"],
+        "test_of_both": metrics["knn_against_classifier"],
+        "model": metrics["model"],
+        "grid": len(metrics["grid"]),
+        "agreement": metrics["served_agreement"],
+        "after": metrics["projection"]["after"],
+        "before": metrics["projection"].get("before"),
+        "map": image_map(run, metrics["model"]["classes"]),
+        "figures": {
+            **pictures(run, "neighbors", "grid", "tsne"),
+            **pictures(run, "roc", "confusion", split="test"),
+        },
+    }
+
+
+def anomaly_section(run: Run) -> dict[str, Any]:
+    """The autoencoder's scores, threshold and maps."""
+    metrics = run.metrics()
+    return {
+        "test": metrics["test"],
+        "model": metrics["model"],
+        "settings": run.config()["settings"],
+        "figures": {
+            **pictures(run, "roc", "scores", "typical", "missed", "false_alarms", split="test"),
+            **pictures(run, "training_curves"),
+        },
+    }
+
+
+def heatmaps_section(run: Run) -> dict[str, Any]:
+    """The heatmaps of the chosen classifier, and what was measured of them."""
+    metrics = run.metrics()
+    keys = ("methods", "occlusion", "images")
+    return {
+        **{key: metrics[key] for key in keys},
+        "figures": pictures(run, "contact_sheet", "mean_by_class"),
+    }
+
+
+def facts(study: Run, of_a_run: dict[str, Any]) -> list[tuple[str, str]]:
+    """Versions, machine, seed and settings as rows of (name, value)."""
+    config, machine = study.config(), study.metrics()["machine"]
+    processors = f"{machine['processors']} processors, {machine['architecture']}"
+    return [
+        *((name, version) for name, version in of_a_run["packages"].items()),
+        ("Python", of_a_run["python"]),
+        ("git commit", of_a_run["git_commit"]),
+        ("machine", ", ".join([machine["system"], processors, *machine["gpus"]])),
+        ("fingerprint of the data", config["data_fingerprint"]),
+        *(
+            (name.replace("_", " "), str(value))
+            for name, value in config["settings"].items()
+            if name not in ("name", "compare") and value not in ("", None)
+        ),
+    ]
+
+
+def score(table: dict[str, Any], metric: str) -> str:
+    """A score with its interval, "0.981 (0.969 to 0.991)"."""
+    return f"{value(table, metric)} ({interval(table, metric)})"
+
+
+def value(table: dict[str, Any], metric: str) -> str:
+    """A score to three digits."""
+    found = table.get(metric)
+    return "unknown" if found is None else f"{found:.3f}"
+
+
+def interval(table: dict[str, Any], metric: str) -> str:
+    """The 95 % interval of a score, "0.969 to 0.991"."""
+    low, high = table["ci95"].get(metric, (None, None))
+    if low is None or high is None:
+        return "no interval"
+    return f"{low:.3f} to {high:.3f}"
+
+
+def of_hundred(table: dict[str, Any], metric: str) -> str:
+    """A share as a clinician reads it, "98 of 100 (97 to 99)"."""
+    share = table.get(metric)
+    if share is None:
+        return "an unknown number of"
+    low, high = table["ci95"].get(metric, (None, None))
+    within = "" if low is None or high is None else f" ({100 * low:.0f} to {100 * high:.0f})"
+    return f"{100 * share:.0f} of 100{within}"
+
+
+def weights_name(weights: str) -> str:
+    """What a network began with: imagenet, none, a file, or the run it was taken over from."""
+    path = Path(weights)
+    return path.parent.name if path.name == "model.keras" else path.name
+
+
+def p_value(p: float | None) -> str:
+    """Two digits, and no more zeros than anyone reads."""
+    if p is None or not math.isfinite(p):
+        return "unknown"
+    return f"{p:.2g}" if p >= 0.0001 else "< 0.0001"

@@ -1,0 +1,207 @@
+"""Which run did which step of a study."""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import platform
+import shlex
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from cxr_tf.config import RunStudy
+from cxr_tf.data import catalog as data_catalog
+from cxr_tf.files import acquire_lock, expand_user, read_json, write_json
+from cxr_tf.runs import NOT_COMPARED, Run, numbered_names, run_record
+from cxr_tf.serving import model_config
+from cxr_tf.study.presets import resolve
+from cxr_tf.study.steps import Step
+
+
+class Study:
+    """Which run did which step, in `logs/study/<name>/study.json`, and which are taken now.
+
+    {"runs": {fingerprint: {"step", "run", "seconds"}}}; `run` is <job>/<name> under logs/. Runs of
+    former settings stay in it: who goes back to those finds them done.
+    """
+
+    def __init__(self, logs: Path, name: str, data_fingerprint: str) -> None:
+        self.directory = logs / "study" / name
+        self.runs: dict[str, Run] = {}
+        self._logs, self._data = logs, data_fingerprint
+        self._file = self.directory / "study.json"
+        self._taken: dict[str, str] = {}
+        if self.directory.exists():
+            acquire_lock(self.directory)  # before it is read: another study may be adding to it
+        self._known = self._read()
+
+    def is_kept(self, step: Step, steps: Sequence[Step]) -> bool:
+        """Whether a finished run of the step's present settings is there."""
+        runs = dict(self.runs)
+        for before in steps[: steps.index(step)]:
+            # What stands before it and is not done yet may change its settings.
+            if before.name not in runs and not before.skipped:
+                found = self._finished(before, runs)
+                if found is not None:
+                    runs[before.name] = found
+        return self._finished(step, runs) is not None
+
+    def _finished(self, step: Step, runs: dict[str, Run]) -> Run | None:
+        try:
+            settings = step.settings(runs)
+        except KeyError:  # a run that they name is not there yet
+            return None
+        known = self._known.get(self._fingerprint(step.job, settings))
+        run = Run(self._logs / known["run"]) if known else None
+        return run if run and run.finished and _exported(run, settings) else None
+
+    def take(self, step: Step) -> None:
+        """Takes the step's finished run as it is."""
+        key = self._fingerprint(step.job, step.settings(self.runs))
+        self._taken[step.name] = key
+        self.runs[step.name] = Run(self._logs / self._known[key]["run"])
+
+    def begin(self, settings: RunStudy, catalog: data_catalog.Catalog) -> None:
+        """Writes what the study was asked for."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        acquire_lock(self.directory)
+        self._known = self._read()
+        config = run_record("study", settings.name, settings, catalog)
+        write_json(self.directory / "config.json", {**config, "command": command(settings)})
+
+    def task_of(self, step: Step) -> tuple[Any, str]:
+        """The settings of a step and the name of its run: that of an interrupted one, or a new."""
+        settings = step.settings(self.runs)
+        key = self._fingerprint(step.job, settings)
+        known = self._known.get(key)
+        if known and Run(self._logs / known["run"]).finished:  # what it exported is gone
+            known = None
+        if not known:
+            self._known[key] = {
+                "step": step.name,
+                "run": f"{step.job}/{self._free_name(step, settings)}",
+                "seconds": 0.0,
+            }
+            self._save()
+        return settings, Path(self._known[key]["run"]).name
+
+    @contextlib.contextmanager
+    def running(self, step: Step) -> Iterator[None]:
+        """Counts the step's seconds, over interruptions too; takes its run once it is finished."""
+        settings, _ = self.task_of(step)
+        entry = self._known[self._fingerprint(step.job, settings)]
+        # Until all is done again, the numbers of the study are not those of its settings.
+        (self.directory / "metrics.json").unlink(missing_ok=True)
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            entry["seconds"] += time.perf_counter() - started
+            self._save()
+        self.take(step)
+
+    def seconds(self, step: Step) -> float:
+        """How long the step took."""
+        return self._known[self._taken[step.name]]["seconds"]
+
+    def finish(self, settings: RunStudy, steps: Sequence[Step]) -> None:
+        """`metrics.json`: the runs of the study, their times, and what was left out and why."""
+        Run(self.directory).write_metrics(
+            {
+                "steps": [
+                    {"name": s.name, "title": s.title, "skipped": s.skipped}
+                    if s.skipped
+                    else {
+                        "name": s.name,
+                        "title": s.title,
+                        "run": self._known[self._taken[s.name]]["run"],
+                        "seconds": self.seconds(s),
+                    }
+                    for s in steps
+                ],
+                "machine": machine(),
+            }
+        )
+
+    def _read(self) -> dict[str, dict[str, Any]]:
+        return read_json(self._file)["runs"] if self._file.exists() else {}
+
+    def _save(self) -> None:
+        write_json(self._file, {"runs": self._known})
+
+    def _fingerprint(self, job: str, settings: Any) -> str:
+        """Hash of a job, its settings, its data, and the content of its weights file."""
+        logs = f"{self._logs}{os.sep}"
+        # Not of where things are: a moved folder of logs or data holds the same study.
+        told = {
+            key: [_within(v, logs) for v in value]
+            if isinstance(value, tuple)
+            else _within(value, logs)
+            for key, value in dataclasses.asdict(settings).items()
+            if key not in (*NOT_COMPARED, "check")
+        }
+        for key in told:
+            file = expand_user(getattr(settings, key)) if key.endswith("weights") else None
+            if file is not None and file.is_file():
+                told[key] = [told[key], _content_hash(str(file), file.stat().st_mtime_ns)]
+        text = json.dumps([job, told, self._data], sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    def _free_name(self, step: Step, settings: Any) -> str:
+        places = [self._logs / step.job]
+        if hasattr(settings, "saved_models"):
+            places.append(Path(settings.saved_models))
+        names = numbered_names(step.run_name)
+        return next(n for n in names if not any((place / n).exists() for place in places))
+
+
+def _exported(run: Run, settings: Any) -> bool:
+    """Whether the model of a finished run, where its job exports one, is where it is asked for."""
+    if not run.metrics().get("model", {}).get("saved_model"):
+        return True
+    return bool(model_config.model_versions(Path(settings.saved_models) / run.directory.name))
+
+
+def _within(value: Any, logs: str) -> Any:
+    return value.removeprefix(logs) if isinstance(value, str) else value
+
+
+@functools.cache
+def _content_hash(path: str, changed: int) -> str:
+    with open(path, "rb") as file:
+        digest = hashlib.blake2b(digest_size=16)
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def command(settings: RunStudy) -> str:
+    """The command line that repeats a study; `settings` as resolved."""
+    words = ["python", "scripts/run_study.py"]
+    default = resolve(RunStudy(preset=settings.preset))
+    for field in dataclasses.fields(RunStudy):
+        value = getattr(settings, field.name)
+        always = field.name in ("data", "preset", "name", "seed")
+        if always or value != getattr(default, field.name):
+            flag = "--" + field.name.replace("_", "-")
+            words += [flag] if value is True else [flag, str(value)]
+    return shlex.join(words)
+
+
+def machine() -> dict[str, Any]:
+    """What the study ran on."""
+    return {
+        "processors": os.cpu_count(),
+        "architecture": platform.machine(),
+        "system": platform.system(),
+        "gpus": [
+            tf.config.experimental.get_device_details(gpu).get("device_name", "GPU")
+            for gpu in tf.config.list_physical_devices("GPU")
+        ],
+    }

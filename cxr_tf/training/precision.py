@@ -1,0 +1,28 @@
+"""The dtype policy that training calculates in."""
+
+from pathlib import Path
+
+import tensorflow as tf
+
+from cxr_tf.config import Precision
+
+
+def resolve_precision(wanted: Precision, *, gains: bool = True) -> Precision:
+    """The dtype policy behind `auto`: bfloat16 where the hardware multiplies it natively.
+
+    On CPUs that is AVX512-BF16 or AMX, on GPUs compute capability 8. gains: whether the network is
+    the faster for it and learns as well, see `Backbone.gains_in_bfloat16`.
+    """
+    if wanted != "auto":
+        return wanted
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        details = tf.config.experimental.get_device_details(gpus[0])
+        native = details.get("compute_capability", (0, 0))[0] >= 8
+    else:
+        try:
+            flags = Path("/proc/cpuinfo").read_text()
+        except OSError:
+            flags = ""
+        native = "avx512_bf16" in flags or "amx_bf16" in flags
+    return "mixed_bfloat16" if native and gains else "float32"

@@ -1,0 +1,509 @@
+"""The autoencoder: what it may learn from, how its threshold is found, and what is served."""
+
+import csv
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cxr_tf.config import TrainAutoencoder
+from cxr_tf.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def chests(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """90 phantoms, 36 of them healthy; README and masks included."""
+    from cxr_tf.data.sources.phantoms import write_phantoms
+
+    folder = tmp_path_factory.mktemp("chests") / "phantoms"
+    write_phantoms(folder, count=90, size=64, seed=3)
+    return folder
+
+
+def settings_for(data: Path, root: Path, **changed) -> TrainAutoencoder:
+    settings = {
+        "data": str(data),
+        "image_size": 128,
+        "score": "combined",
+        "batch_size": 8,
+        "epochs": 2,
+        "resamples": 5,
+        "name": "run",
+        "logs": str(root / "logs"),
+        "saved_models": str(root / "saved_models"),
+    }
+    return TrainAutoencoder(**(settings | changed))
+
+
+@pytest.fixture(scope="module")
+def finished(chests: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainAutoencoder:
+    from cxr_tf.anomaly.train_autoencoder import train_autoencoder
+
+    settings = settings_for(chests, tmp_path_factory.mktemp("finished"))
+    train_autoencoder(settings)
+    return settings
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves out what is proved on the finished run: figures, other scores and export."""
+    from cxr_tf import runs
+    from cxr_tf.anomaly import drawing, scoring
+    from cxr_tf.serving import export
+
+    table = {"auroc": 0.5, "ci95": {}}
+    monkeypatch.setattr(scoring, "score_alternative", lambda *_: {"val": table, "test": table})
+
+    monkeypatch.setattr(drawing, "draw_split", lambda *a, **k: None)
+    monkeypatch.setattr(runs.Run, "write_figure", lambda *a, **k: None)
+    monkeypatch.setattr(export, "export_autoencoder", lambda *a, **k: Path("nowhere/1"))
+
+
+def weights(settings: TrainAutoencoder) -> list[np.ndarray]:
+    import keras
+
+    folder = Path(settings.logs) / "autoencoder" / settings.name
+    return keras.saving.load_model(folder / "model.keras", compile=False).get_weights()
+
+
+def assert_same(first: list[np.ndarray], second: list[np.ndarray]) -> None:
+    assert len(first) == len(second) > 0
+    for a, b in zip(first, second, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_other_scores_of_the_same_network_stand_beside(finished: TrainAutoencoder) -> None:
+    import keras
+    from sklearn.metrics import roc_auc_score
+
+    from cxr_tf import metrics as metrics_module
+    from cxr_tf.anomaly import perturbed_copies, train_autoencoder
+    from cxr_tf.models.autoencoder import build_autoencoder
+
+    folder = Path(finished.logs) / "autoencoder" / finished.name
+    told = json.loads((folder / "metrics.json").read_text())["other_scores"]
+    assert set(told) == {"context", "removed", "mark"}
+    told.pop("context")  # it is fitted, and that is measured by what is served
+    network = keras.saving.load_model(folder / "model.keras", compile=False).get_layer("restoring")
+    data = train_autoencoder.load_data(finished)
+    for score, tables in told.items():
+        for split, own in tables.items():
+            part = data.split(split)
+            scores = perturbed_copies.predict_fn(build_autoencoder(network, score), ["score"])(
+                part.images
+            )["score"]
+            assert own["auroc"] == pytest.approx(roc_auc_score(part.labels, scores), abs=1e-9)
+            # Of so few resamples the interval need not hold the score; it is that of these scores.
+            draws = metrics_module.bootstrap_weights(part.catalog.patients, resamples=5, seed=0)
+            resampled = [
+                roc_auc_score(part.labels, scores, sample_weight=w)
+                for w in draws
+                if w[part.labels == 0].any() and w[part.labels == 1].any()
+            ]
+            assert own["ci95"]["auroc"] == pytest.approx(
+                list(np.percentile(resampled, [2.5, 97.5])), abs=1e-9
+            )
+
+
+def test_its_export_knows_the_files_it_has_learnt_from(finished: TrainAutoencoder) -> None:
+    from cxr_tf.data.loading import open_catalog
+    from cxr_tf.serving import loading
+
+    served = loading.load_served(f"{finished.saved_models}/{finished.name}")
+    rows = open_catalog(finished.data, seed=finished.seed).radiographs
+    kinds = {(r.split, r.finding == "normal") for r in rows if r.digest in served.learnt_from()}
+    assert kinds == {("train", True), ("val", True), ("val", False)}
+    assert len(served.learnt_from()) == sum(
+        r.split == "val" or (r.split == "train" and r.finding == "normal") for r in rows
+    )
+
+
+def table(settings: TrainAutoencoder, split: str = "test") -> list[dict[str, str]]:
+    file = Path(settings.logs) / "autoencoder" / settings.name / f"predictions-{split}.csv"
+    with file.open() as lines:
+        return list(csv.DictReader(lines))
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_weights_do_not_know_a_sick_image(
+    chests: Path, finished: TrainAutoencoder, tmp_path: Path
+) -> None:
+    """Every sick image of every split becomes noise: the scores change, the weights by no bit."""
+    from cxr_tf.anomaly.train_autoencoder import train_autoencoder
+
+    spoilt = tmp_path / "spoilt"
+    shutil.copytree(chests, spoilt)
+    rng = np.random.default_rng(0)
+    for path in [*spoilt.glob("t*/[BV]*/*.png"), *spoilt.glob("val/[BV]*/*.png")]:
+        Image.fromarray(rng.integers(0, 256, (64, 64), np.uint8)).save(path)
+    settings = settings_for(spoilt, tmp_path)
+    train_autoencoder(settings)
+    assert_same(weights(finished), weights(settings))
+    scores = [
+        [r["score"] for r in table(s) if r["label"] == "pneumonia"] for s in (finished, settings)
+    ]
+    assert scores[0] != scores[1]
+
+
+@pytest.mark.usefixtures("quick")
+def test_killed_and_resumed_gives_the_bits_of_an_undisturbed_run(
+    chests: Path, finished: TrainAutoencoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cxr_tf.anomaly import train_autoencoder
+    from cxr_tf.training import epochs as training_epochs
+
+    settings = settings_for(chests, tmp_path)
+    on_epoch_end = training_epochs.EpochEnd.on_epoch_end
+
+    def kill(self, epoch, logs=None):
+        on_epoch_end(self, epoch, logs)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training_epochs.EpochEnd, "on_epoch_end", kill)
+        with pytest.raises(KeyboardInterrupt):
+            train_autoencoder.train_autoencoder(settings)
+    with pytest.raises(UserError, match="was interrupted"):
+        train_autoencoder.train_autoencoder(settings)
+    train_autoencoder.train_autoencoder(dataclasses.replace(settings, resume=True))
+    assert_same(weights(finished), weights(settings))
+    assert [r["score"] for r in table(settings)] == [r["score"] for r in table(finished)]
+
+
+def test_what_is_served_is_what_was_measured(finished: TrainAutoencoder) -> None:
+    import tensorflow as tf
+
+    rows = table(finished)
+    loaded = tf.saved_model.load(str(Path(finished.saved_models) / "run" / "1"))
+    encoded = tf.constant([Path(r["path"]).read_bytes() for r in rows])
+    served = loaded.signatures["serving_default"](image_bytes=encoded)
+    np.testing.assert_allclose(served["score"], [float(r["score"]) for r in rows], atol=1e-4)
+    np.testing.assert_array_equal(
+        served["is_anomaly"], [r["predicted"] == "pneumonia" for r in rows]
+    )
+    np.testing.assert_allclose(
+        served["percentile"], [float(r["percentile"]) for r in rows], atol=0.06
+    )
+    folder = Path(finished.logs) / "autoencoder" / "run"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    np.testing.assert_allclose(served["threshold"], metrics["model"]["threshold"], rtol=1e-6)
+    assert "another scanner" in metrics["model"]["threshold_rule"]
+    called = served["is_anomaly"].numpy()
+    sick = np.array([r["label"] == "pneumonia" for r in rows])
+    assert metrics["test"]["recall"] == pytest.approx(called[sick].mean())
+    assert metrics["test"]["specificity"] == pytest.approx(1 - called[~sick].mean())
+
+    explained = loaded.signatures["explain"](image_bytes=encoded)
+    np.testing.assert_allclose(explained["score"], served["score"], atol=1e-5)
+    assert (
+        explained["anomaly_map"].shape == explained["reconstruction"].shape == (len(rows), 128, 128)
+    )
+    assert float(tf.reduce_min(explained["reconstruction"])) >= 0
+    assert float(tf.reduce_max(explained["reconstruction"])) <= 255
+
+
+def test_evaluating_the_export_repeats_the_run(
+    chests: Path, finished: TrainAutoencoder, tmp_path: Path
+) -> None:
+    import keras
+    from sklearn.metrics import roc_auc_score
+
+    from cxr_tf.anomaly import perturbed_copies, train_autoencoder
+    from cxr_tf.config import Evaluate
+    from cxr_tf.data import acquisition_shifts
+    from cxr_tf.evaluation.evaluate import evaluate
+
+    model = str(Path(finished.saved_models) / "run")
+    settings = Evaluate(model=model, data=str(chests), logs=str(tmp_path), resamples=5, shifts=True)
+    again = evaluate(dataclasses.replace(settings, batch_size=7))
+    folder = Path(finished.logs) / "autoencoder" / "run"
+    before = json.loads((folder / "metrics.json").read_text())["test"]
+    after = again.metrics()["test"]
+    for metric in ("auroc", "recall", "specificity", "f1", "images", "auroc/viral"):
+        assert after[metric] == pytest.approx(before[metric], abs=1e-9)
+    figures = {path.stem for path in (again.directory / "figures").iterdir()}
+    assert {"typical-test", "shifts-test"} <= figures
+    # One shift by hand: what the exported model says of shifted pixels is what is in its row.
+    test = train_autoencoder.load_data(finished).split("test")
+    network = keras.saving.load_model(folder / "model.keras", compile=False)
+    scores = perturbed_copies.predict_fn(network, ["score"])(
+        acquisition_shifts.SHIFTS["darker"](test.images)
+    )["score"]
+    called = scores >= float(again.metrics()["model"]["threshold"])
+    row = again.metrics()["shifts"]["darker"]
+    assert row["recall"] == pytest.approx(called[test.labels == 1].mean())
+    assert row["specificity"] == pytest.approx(1 - called[test.labels == 0].mean())
+    assert row["auroc"] == pytest.approx(roc_auc_score(test.labels, scores), abs=1e-9)
+
+
+def test_the_threshold_is_of_validation(finished: TrainAutoencoder) -> None:
+    import keras
+
+    from cxr_tf.anomaly import perturbed_copies, train_autoencoder
+    from cxr_tf.anomaly import threshold as anomaly_threshold
+
+    folder = Path(finished.logs) / "autoencoder" / finished.name
+    threshold = json.loads((folder / "metrics.json").read_text())["model"]["threshold"]
+    model = keras.saving.load_model(folder / "model.keras", compile=False)
+    data = train_autoencoder.load_data(finished)
+
+    def chosen(split: str) -> float:
+        part = data.split(split)
+        scores = anomaly_threshold.score_perturbed_copies(
+            {"own": perturbed_copies.predict_fn(model, ["score"])}, part, finished
+        )
+        return anomaly_threshold.choose_threshold(part.labels == 1, scores["own"], finished)[0]
+
+    assert threshold == pytest.approx(chosen("val"), rel=1e-4)
+    assert threshold != pytest.approx(chosen("test"), rel=1e-3)
+
+
+def test_a_white_out_raises_score_and_map(finished: TrainAutoencoder) -> None:
+    """Of a saved and reloaded model; the network's two epochs teach little, its context enough."""
+    import keras
+
+    from cxr_tf.anomaly import perturbed_copies
+    from cxr_tf.data.sources.phantoms import phantom
+
+    drawn = [phantom("normal", seed=8, patient=i, size=128) for i in range(12)]
+    healthy = np.stack([p.image for p in drawn])[..., None]
+    left = np.stack([p.lungs for p in drawn]) & (np.arange(128) < 64)
+    white = np.where(left[..., None], np.uint8(200), healthy)
+    folder = Path(finished.logs) / "autoencoder" / finished.name
+    model = keras.saving.load_model(folder / "model.keras", compile=False)
+    before, after = (
+        perturbed_copies.predict_fn(model, ("score", "anomaly_map"))(x) for x in (healthy, white)
+    )
+    assert np.mean(after["score"] > before["score"]) >= 0.75
+    assert after["anomaly_map"][left].mean() > 2 * after["anomaly_map"][~left].mean()
+
+
+def test_everything_promised_is_written(finished: TrainAutoencoder) -> None:
+    from cxr_tf.data.loading import open_catalog
+
+    folder = Path(finished.logs) / "autoencoder" / "run"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    wanted = ("auroc", "auprc", "recall", "specificity", "f1", "accuracy")
+    for split in ("val", "test"):
+        assert set(wanted) <= set(metrics[split]) and set(wanted) <= set(metrics[split]["ci95"])
+        assert {"auroc/bacterial", "recall/viral"} <= set(metrics[split])
+    localised = ("pixel_auroc", "aupro", "pointing", "pointing_chance")
+    assert set(localised) <= set(metrics["test"])
+    figures = {p.stem for p in (folder / "figures").glob("*.png")}
+    assert {"roc-test", "scores-test", "typical-test", "training_curves"} <= figures
+    assert {"precision_recall-test", "confusion-test"} <= figures
+    card = json.loads(
+        (Path(metrics["model"]["saved_model"]) / "assets.extra/model_card.json").read_text()
+    )
+    catalog = open_catalog(finished.data, seed=finished.seed)
+    healthy = [r for r in catalog.radiographs if r.split == "train" and r.finding == "normal"]
+    assert card["data"] == Path(finished.data).name
+    # Of the training images those that it has learnt from.
+    assert card["images"] == {
+        "train": len(healthy), **{s: len(catalog.rows(s)) for s in ("val", "test")}
+    }  # fmt: skip
+    assert not list(folder.glob("*.npz"))  # the checkpoint is gone
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_plain_autoencoder_and_a_folder_without_a_sick_image(
+    chests: Path, tmp_path: Path
+) -> None:
+    from cxr_tf.anomaly.train_autoencoder import train_autoencoder
+
+    healthy = tmp_path / "healthy"
+    for split in ("train", "val", "test"):
+        shutil.copytree(chests / split / "NORMAL", healthy / split / "NORMAL")
+    with pytest.raises(UserError, match="needs sick images"):  # before it trains
+        train_autoencoder(settings_for(healthy, tmp_path, min_sensitivity=0.9))
+    assert not (tmp_path / "logs").exists()
+    settings = settings_for(healthy, tmp_path, model="plain", score="ssim", epochs=1)
+    measured = train_autoencoder(settings).metrics()
+    assert measured["model"]["score"] == "ssim"
+    assert all(0 <= float(r["score"]) <= 1 for r in table(settings))
+    assert "no sick image" in measured["model"]["threshold_rule"]
+    assert measured["test"]["auroc"] is None and measured["test"]["specificity"] is not None
+
+
+def test_context_sees_haze_in_the_lungs_and_not_another_exposure() -> None:
+    from cxr_tf.anomaly.fitting import fit_appearance_model
+    from cxr_tf.data.sources.phantoms import phantom
+
+    drawn = [phantom("normal", seed=8, patient=i, size=128) for i in range(48)]
+    healthy = np.stack([p.image for p in drawn])[..., None]
+    lungs = np.stack([p.lungs for p in drawn])[..., None]
+    context = fit_appearance_model(healthy[:40])
+    seen = healthy[40:].astype(np.float32)
+    errors = np.asarray(context(seen))
+    outside = np.asarray(context.region).reshape(16, 16) == 0
+    assert outside.any() and not errors[:, outside].any()
+    # Whatever the scanner makes of the grey levels as a whole.
+    np.testing.assert_allclose(context(0.6 * seen + 20), errors, atol=0.3)
+    hazy = np.where(lungs[40:], 0.5 * seen + 70, seen)
+    rise = (np.asarray(context(hazy)) - errors)[:, ~outside].mean(axis=(0, 1))
+    assert (rise > 0.5).all(), rise  # brighter, and less of the fine and of the coarse detail
+
+
+def test_structural_similarity_is_tensorflows(tmp_path: Path) -> None:
+    import tensorflow as tf
+
+    from cxr_tf.models.autoencoder import structural_similarity
+
+    rng = np.random.default_rng(0)
+    first = rng.normal(size=(2, 48, 48, 1)).astype(np.float32)
+    second = first + rng.normal(scale=0.5, size=first.shape).astype(np.float32)
+    ours = np.asarray(structural_similarity(first, second))
+    # TensorFlow averages the windows that lie wholly within.
+    inside = ours[:, 5:-5, 5:-5].mean(axis=(1, 2, 3))
+    np.testing.assert_allclose(inside, tf.image.ssim(first, second, max_val=4.0), atol=1e-4)
+    np.testing.assert_allclose(structural_similarity(first, first), 1.0, atol=1e-4)
+
+
+# ---------------------------------------------------------------------- threshold
+
+
+SICK = np.array([False] * 10 + [True] * 10)
+SCORES = np.concatenate([np.linspace(0.1, 1.0, 10), np.linspace(0.65, 1.55, 10)]).astype(np.float32)
+
+
+def test_the_score_is_chosen_on_validation() -> None:
+    from cxr_tf.anomaly.threshold import choose_score
+
+    scores = {"combined": -SCORES, "context": SCORES, "removed": 2 * SCORES}
+    assert choose_score(SICK, scores) == "context"  # of equals the first
+    assert choose_score(np.zeros(20, bool), scores) == "combined"
+
+
+@pytest.mark.parametrize(
+    ("asked", "false_alarms", "least_sensitivity"),
+    [({}, 0, 0.6), ({"max_false_alarm": 0.1}, 1, 0.7), ({"min_sensitivity": 0.8}, 2, 0.8)],
+)
+def test_thresholds_by_rule(asked: dict, false_alarms: int, least_sensitivity: float) -> None:
+    from cxr_tf.anomaly.threshold import choose_threshold
+
+    threshold, _ = choose_threshold(SICK, SCORES[None], TrainAutoencoder(**asked))
+    assert np.sum(SCORES[~SICK] >= threshold) == false_alarms
+    assert np.mean(SCORES[SICK] >= threshold) >= least_sensitivity
+
+
+def test_youdens_point_is_of_all_versions_and_a_rate_of_the_images_as_they_are() -> None:
+    from cxr_tf.anomaly.threshold import choose_threshold
+
+    darker = SCORES - 0.5  # of another scanner
+    both = np.stack([SCORES, darker])
+    threshold, rule = choose_threshold(SICK, both, TrainAutoencoder())
+    assert "another scanner" in rule
+    candidates = np.unique(both)
+    called = both[..., None] >= candidates
+    j = called[:, SICK].mean(axis=(0, 1)) - called[:, ~SICK].mean(axis=(0, 1))
+    at = np.mean(both[:, SICK] >= threshold) - np.mean(both[:, ~SICK] >= threshold)
+    assert at == pytest.approx(j.max())
+    assert threshold < choose_threshold(SICK, SCORES[None], TrainAutoencoder())[0]
+    asked = TrainAutoencoder(max_false_alarm=0.1)
+    assert choose_threshold(SICK, both, asked) == choose_threshold(SICK, SCORES[None], asked)
+
+
+def test_without_sick_images_the_threshold_is_a_quantile_and_says_so() -> None:
+    from cxr_tf.anomaly.threshold import choose_threshold
+
+    healthy = np.linspace(1, 2, 200).astype(np.float32)
+    nobody = np.zeros(200, bool)
+    threshold, rule = choose_threshold(nobody, healthy[None], TrainAutoencoder())
+    assert np.mean(healthy >= threshold) == pytest.approx(0.05, abs=0.006)
+    assert "no sick image" in rule
+    threshold, _ = choose_threshold(nobody, healthy[None], TrainAutoencoder(max_false_alarm=0.2))
+    assert np.mean(healthy >= threshold) == pytest.approx(0.2, abs=0.006)
+
+
+@pytest.mark.parametrize(
+    ("asked", "healthy", "epochs"),
+    [
+        ({}, 1025, 8),
+        ({"model": "plain"}, 1025, 30),
+        ({}, 160, 50),
+        ({}, 30, 60),
+        ({"model": "plain"}, 160, 30),
+        ({"epochs": 3}, 160, 3),
+    ],
+)
+def test_few_images_are_gone_through_more_often(asked: dict, healthy: int, epochs: int) -> None:
+    from cxr_tf.anomaly.train_autoencoder import epochs_of
+
+    assert epochs_of(TrainAutoencoder(**asked), healthy) == epochs
+
+
+def test_a_resumed_run_keeps_its_number_of_epochs(tmp_path: Path) -> None:
+    from cxr_tf.anomaly.train_autoencoder import resolve
+    from cxr_tf.runs import Run
+
+    run = Run(tmp_path)
+    resumed = TrainAutoencoder(resume=True)
+    assert resolve(resumed, 160, run).epochs == 50
+    (tmp_path / "config.json").write_text('{"settings": {"epochs": 46}}')
+    assert resolve(resumed, 160, run).epochs == 46  # more images than then
+    assert resolve(dataclasses.replace(resumed, epochs=7), 160, run).epochs == 7
+
+
+@pytest.mark.usefixtures("quick")
+def test_without_epochs_it_takes_as_many_as_the_images_need(
+    chests: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cxr_tf.anomaly import train_autoencoder
+
+    monkeypatch.setattr(train_autoencoder, "MOST_EPOCHS", 2)
+    monkeypatch.setattr(train_autoencoder, "EPOCHS", 1)
+    settings = settings_for(chests, tmp_path, epochs=None, max_false_alarm=0.2)
+    run = train_autoencoder.train_autoencoder(settings)
+    assert run.config()["settings"]["epochs"] == len(run.metrics()["history"]) == 2
+    assert run.metrics()["model"]["threshold_rule"].startswith("min-specificity")
+    again = train_autoencoder.train_autoencoder(dataclasses.replace(settings, resume=True))
+    assert again.directory == run.directory
+
+
+# ---------------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"score": "ssim"}, "does not belong to --model restoring"),
+        ({"image_size": 208}, "multiple of 32 from 128 on"),
+        ({"image_size": 96}, "multiple of 32 from 128 on"),
+        ({"model": "plain", "score": "", "image_size": 72}, "multiple of 16 from 64 on"),
+        ({"max_false_alarm": 0.1, "min_sensitivity": 0.9}, "not both"),
+        ({"max_false_alarm": 1.5}, "between 0 and 1"),
+        ({"epochs": 0}, "--epochs must be at least 1"),
+        ({"name": "a/b"}, "--name"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_written(
+    chests: Path, tmp_path: Path, changed: dict, told: str
+) -> None:
+    from cxr_tf.anomaly.train_autoencoder import train_autoencoder
+
+    with pytest.raises(UserError, match=told):
+        train_autoencoder(settings_for(chests, tmp_path, **changed))
+    assert not list(tmp_path.iterdir())
+
+
+def test_too_few_healthy_images(chests: Path, tmp_path: Path) -> None:
+    from cxr_tf.anomaly.train_autoencoder import train_autoencoder
+
+    few = tmp_path / "few"
+    shutil.copytree(chests, few)
+    for path in sorted(few.glob("train/NORMAL/*.png"))[18:]:
+        path.unlink()
+    # train and its small validation split are drawn again by patient, so a few more or less remain.
+    with pytest.raises(UserError, match=r": 1\d healthy images in the train split.*at least 20"):
+        train_autoencoder(settings_for(few, tmp_path / "out"))
+    for path in few.glob("t*/NORMAL/*.png"):
+        path.unlink()
+    for path in few.glob("val/NORMAL/*.png"):
+        path.unlink()
+    with pytest.raises(UserError, match=": 0 healthy images"):
+        train_autoencoder(settings_for(few, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,467 @@
+"""Training one classifier: what is written, and that no interruption changes the result."""
+
+import csv
+import dataclasses
+import json
+import math
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.special import softmax
+
+from cxr_tf.config import TrainClassifier
+from cxr_tf.errors import UserError
+
+SCORES = (
+    *("accuracy", "balanced_accuracy", "precision", "recall", "specificity", "f1"),
+    *("auroc", "auprc", "brier", "ece", "loss"),
+)
+
+
+def tiny_settings(phantoms: Path, root: Path, **changed) -> TrainClassifier:
+    settings = {
+        "data": str(phantoms),
+        "backbone": "tiny",
+        "weights": "none",
+        "image_size": 64,
+        "batch_size": 16,
+        "epochs": 3,
+        "precision": "float32",
+        "resamples": 5,
+        "name": "run",
+        "logs": str(root / "logs"),
+        "saved_models": str(root / "saved_models"),
+    }
+    return TrainClassifier(**(settings | changed))
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves out what costs seconds and is proved on the finished run: figures and export."""
+    from cxr_tf import runs
+    from cxr_tf.scoring import classifier
+    from cxr_tf.serving import export
+
+    monkeypatch.setattr(classifier, "draw_split", lambda *a, **k: None)
+    monkeypatch.setattr(runs.Run, "write_figure", lambda *a, **k: None)
+    monkeypatch.setattr(export, "export_classifier", lambda *a, **k: Path("nowhere/1"))
+
+
+@pytest.fixture
+def kept_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves what a finished run compares by: its history, and the weights of its best epoch."""
+    from cxr_tf.training.checkpoints import TrainingState
+
+    monkeypatch.setattr(TrainingState, "remove", lambda self: None)
+
+
+def final_state(settings: TrainClassifier) -> dict[str, np.ndarray]:
+    folder = Path(settings.logs) / "classifier" / settings.name
+    with np.load(folder / "checkpoint.npz") as last, np.load(folder / "best.npz") as best:
+        arrays = {**{k: last[k] for k in last}, **{k: best[k] for k in best}}
+    del arrays["seconds"]
+    return arrays
+
+
+def assert_same(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> None:
+    assert first.keys() == second.keys()
+    different = [k for k in first if first[k].tobytes() != second[k].tobytes()]
+    assert not different
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    tiny_backbone: str, phantoms: Path, tmp_path_factory: pytest.TempPathFactory
+) -> TrainClassifier:
+    """Three epochs of the small network without interruption, with its last state."""
+    from cxr_tf.classification.train_classifier import train_classifier
+
+    settings = tiny_settings(phantoms, tmp_path_factory.mktemp("undisturbed"))
+    with pytest.MonkeyPatch.context() as patch:
+        quick.__wrapped__(patch)
+        kept_state.__wrapped__(patch)
+        train_classifier(settings)
+    return settings
+
+
+@pytest.mark.usefixtures("quick", "kept_state")
+def test_the_same_seed_gives_the_same_bits(
+    undisturbed: TrainClassifier, phantoms: Path, tmp_path: Path
+) -> None:
+    from cxr_tf.classification.train_classifier import train_classifier
+
+    again = tiny_settings(phantoms, tmp_path)
+    train_classifier(again)
+    assert_same(final_state(undisturbed), final_state(again))
+
+
+@pytest.mark.usefixtures("quick", "kept_state")
+def test_killed_and_resumed_gives_the_bits_of_an_undisturbed_run(
+    undisturbed: TrainClassifier, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cxr_tf.classification import train_classifier
+    from cxr_tf.training import epochs
+
+    settings = tiny_settings(phantoms, tmp_path)
+    whole = epochs.EpochEnd.on_train_batch_end
+    killed = []
+
+    def kill(self, batch, logs=None):
+        whole(self, batch, logs)
+        # In the first epoch nothing is kept yet; in the second one epoch is.
+        if self._state.epochs_done() == len(killed) and batch == 1:
+            killed.append(batch)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(epochs.EpochEnd, "on_train_batch_end", kill)
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            train_classifier.train_classifier(dataclasses.replace(settings, resume=bool(killed)))
+    with pytest.raises(UserError, match="interrupted"):
+        train_classifier.train_classifier(settings)
+    run = train_classifier.train_classifier(dataclasses.replace(settings, resume=True))
+
+    assert len(killed) == 3
+    assert_same(final_state(undisturbed), final_state(settings))
+    before = json.loads((Path(undisturbed.logs) / "classifier/run/metrics.json").read_text())
+    after = run.metrics()
+    for volatile in ("train_seconds", "images_per_second"):
+        del before["model"][volatile], after["model"][volatile]
+    # As text, which tells 1 from 1.0.
+    assert json.dumps(before, sort_keys=True) == json.dumps(after, sort_keys=True)
+    for split in ("val", "test"):
+        name = f"classifier/run/predictions-{split}.csv"
+        kept = (Path(undisturbed.logs) / name).read_bytes()
+        assert (Path(settings.logs) / name).read_bytes() == kept
+
+
+@pytest.mark.usefixtures("quick", "kept_state")
+def test_frozen_start_is_resumed_as_well(
+    undisturbed: TrainClassifier, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From pretrained weights: the head is fitted first, and BatchNorm stays where it was."""
+    from cxr_tf.classification import train_classifier
+    from cxr_tf.training import epochs
+
+    source = Path(undisturbed.logs) / "classifier/run/model.keras"
+    changed = {"weights": str(source), "epochs": 2}
+    smooth, rough = (tiny_settings(phantoms, tmp_path / s, **changed) for s in ("a", "b"))
+    train_classifier.train_classifier(smooth)
+
+    on_epoch_end = epochs.EpochEnd.on_epoch_end
+
+    def kill(self, epoch, logs=None):
+        on_epoch_end(self, epoch, logs)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(epochs.EpochEnd, "on_epoch_end", kill)
+        # The second time nothing is left to train.
+        for resume in (False, True):
+            with pytest.raises(KeyboardInterrupt):
+                train_classifier.train_classifier(dataclasses.replace(rough, resume=resume))
+    train_classifier.train_classifier(dataclasses.replace(rough, resume=True))
+    assert_same(final_state(smooth), final_state(rough))
+
+
+def test_a_finished_run_is_left_alone(
+    finished: TrainClassifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cxr_tf.classification import fitting, train_classifier
+
+    def contents() -> dict[Path, tuple[int, int]]:
+        roots = Path(finished.logs), Path(finished.saved_models)
+        files = [p for root in roots for p in root.rglob("*") if p.is_file()]
+        return {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in files}
+
+    monkeypatch.setattr(fitting, "fine_tune", lambda *a, **k: pytest.fail("trains again"))
+    before = contents()
+    with pytest.raises(UserError, match="finished"):
+        train_classifier.train_classifier(finished)
+    train_classifier.train_classifier(dataclasses.replace(finished, resume=True))
+    assert contents() == before
+    with pytest.raises(UserError, match="--seed 0, not 1"):
+        train_classifier.train_classifier(dataclasses.replace(finished, resume=True, seed=1))
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_loss_that_is_no_number_stops_at_its_step(
+    undisturbed: TrainClassifier, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cxr_tf import runs
+    from cxr_tf.classification import train_classifier
+    from cxr_tf.data import batches as data_batches
+
+    batches = data_batches.training_batches
+
+    def poisoned(*args, **kwargs):
+        import tensorflow as tf
+
+        clean = batches(*args, **kwargs)
+        steps = 48 // 16
+        return clean.enumerate().map(
+            lambda i, b: (b[0] * tf.where(i == steps + 1, math.nan, 1.0), b[1])
+        )
+
+    monkeypatch.setattr(data_batches, "training_batches", poisoned)
+    settings = tiny_settings(phantoms, tmp_path)
+    with pytest.raises(UserError, match=r"nan at step 2 of epoch 2.*learning-rate"):
+        train_classifier.train_classifier(settings)
+    folder = Path(settings.logs) / "classifier/run"
+    assert not (folder / "metrics.json").exists()
+    with np.load(folder / "checkpoint.npz") as kept:
+        assert all(np.isfinite(kept[k]).all() for k in kept if k.startswith("v"))
+    monkeypatch.undo()
+    quick.__wrapped__(monkeypatch)
+    kept_state.__wrapped__(monkeypatch)
+    run = train_classifier.train_classifier(dataclasses.replace(settings, resume=True))
+    assert isinstance(run, runs.Run)
+    assert_same(final_state(undisturbed), final_state(settings))
+
+
+@pytest.mark.usefixtures("quick")
+def test_weights_that_become_no_numbers_in_the_last_step_stop_as_well(
+    tiny_backbone: str, phantoms: Path, tmp_path: Path
+) -> None:
+    """The loss of the epoch's last step is computed before its update: it cannot tell."""
+    from cxr_tf.classification import train_classifier
+
+    settings = tiny_settings(phantoms, tmp_path, learning_rate=1e30, batch_size=48)
+    with pytest.raises(UserError, match=r"finite.*--learning-rate"):
+        train_classifier.train_classifier(settings)
+
+
+def test_an_unreadable_file_stops_before_anything_is_written(
+    tiny_backbone: str, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cxr_tf.classification import train_classifier
+
+    folder = tmp_path / "data"
+    shutil.copytree(phantoms, folder)
+    broken = next((folder / "train" / "NORMAL").glob("*.png"))
+    broken.write_bytes(broken.read_bytes()[:-30])
+    settings = tiny_settings(folder, tmp_path, epochs=1)
+    with pytest.raises(UserError, match=rf"{broken.name}.*--skip-unreadable"):
+        train_classifier.train_classifier(settings)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["data"]
+
+    quick.__wrapped__(monkeypatch)
+    run = train_classifier.train_classifier(dataclasses.replace(settings, skip_unreadable=True))
+    rows = sum(run.metrics()[s]["images"] for s in ("val", "test"))
+    assert 0 < rows < 71
+    assert run.config()["images"] == 71
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"image_size": 32}, "at least 64"),
+        ({"epochs": 0}, "--weights none needs --epochs"),
+        ({"trainable_blocks": 0}, "--weights none needs"),
+        ({"trainable_blocks": 3}, "from 0 to 2"),
+        ({"operating_point": "best"}, "known: half"),
+        ({"operating_point": "youden", "task": "three_class"}, "two classes"),
+        ({"name": "a/b"}, "folder"),
+        ({"data": "/nowhere"}, "no such folder"),
+        ({"weights": "nowhere.weights.h5"}, "no such weights file"),
+        ({"learning_rate": 0.0}, "--learning-rate"),
+        ({"augmentation": -1.0}, "--augmentation"),
+        ({"resamples": -1}, "--resamples"),
+        ({"patience": 0}, "--patience"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_written(
+    tiny_backbone: str, phantoms: Path, tmp_path: Path, changed: dict, message: str
+) -> None:
+    from cxr_tf.classification import train_classifier
+
+    with pytest.raises(UserError, match=message):
+        train_classifier.train_classifier(tiny_settings(phantoms, tmp_path, **changed))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("quick")
+def test_no_epochs_train_the_head_alone(
+    undisturbed: TrainClassifier, phantoms: Path, tmp_path: Path
+) -> None:
+    """Three classes on the backbone of a binary model, which must stay as it was."""
+    import keras
+
+    from cxr_tf.classification import train_classifier
+    from cxr_tf.models.backbones import backbone_layers
+
+    source = Path(undisturbed.logs) / "classifier/run/model.keras"
+    run = train_classifier.train_classifier(
+        tiny_settings(phantoms, tmp_path, weights=str(source), epochs=0, task="three_class")
+    )
+    before = keras.saving.load_model(source, compile=False)
+    after = keras.saving.load_model(run.directory / "model.keras", compile=False)
+    assert after.output_shape == (None, 3)
+    for layer in backbone_layers(before, "tiny"):
+        for old, new in zip(
+            layer.get_weights(), after.get_layer(layer.name).get_weights(), strict=True
+        ):
+            np.testing.assert_array_equal(old, new)
+    metrics = run.metrics()
+    assert metrics["model"]["best_epoch"] == 0
+    assert metrics["history"][0]["train_loss"] is None
+    assert {f"recall/{c}" for c in ("normal", "bacterial", "viral")} <= metrics["test"].keys()
+    with (run.directory / "predictions-test.csv").open() as file:
+        header = next(csv.reader(file))
+    assert header == ["path", "patient", "label", "normal", "bacterial", "viral", "predicted"]
+
+
+def test_metrics_have_what_is_promised(finished: TrainClassifier) -> None:
+    folder = Path(finished.logs) / "classifier" / finished.name
+    metrics = json.loads((folder / "metrics.json").read_text())
+    for split in ("val", "test"):
+        table = metrics[split]
+        assert {*SCORES, "recall/normal", "recall/pneumonia"} <= table.keys()
+        assert table["recall"] == table["recall/pneumonia"]
+        for metric in SCORES:
+            low, high = table["ci95"][metric]
+            assert low <= high
+        with (folder / f"predictions-{split}.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        assert len(rows) == table["images"]
+        assert len({r["patient"] for r in rows}) == table["patients"]
+        right = np.mean([r["label"] == r["predicted"] for r in rows])
+        assert table["accuracy"] == pytest.approx(right)
+        threshold = metrics["model"]["threshold"]
+        for r in rows:
+            assert (r["predicted"] == "pneumonia") == (float(r["pneumonia"]) >= threshold)
+    names = {p.name for p in folder.iterdir()}
+    promised = {"config.json", "metrics.json", "model.keras", "figures"}
+    assert promised | {"predictions-val.csv", "predictions-test.csv"} <= names
+    assert not {n for n in names if n.startswith(".") or n.endswith(".npz")}
+    for figure in ("roc", "precision_recall", "confusion", "reliability", "most_wrong"):
+        assert (folder / "figures" / f"{figure}-test.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "figures" / "training_curves.png").exists()
+
+
+def test_tensorboard_shows_it(finished: TrainClassifier) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(
+        str(Path(finished.logs) / "classifier" / finished.name), size_guidance={"tensors": 0}
+    )
+    events.Reload()
+    tags = set(events.Tags()["tensors"])
+    assert {"train/loss", "train/accuracy", "train/learning_rate", "val/auroc"} <= tags
+    assert {"final/test_auroc", "confusion-test", "samples-test"} <= tags
+    assert {"test/pneumonia/pr_curves", "_hparams_/session_start_info"} <= tags
+    plugins = {t: events.SummaryMetadata(t).plugin_data.plugin_name for t in tags}
+    assert plugins["train/loss"] == "scalars"
+    assert plugins["confusion-test"] == "images"
+    assert plugins["test/pneumonia/pr_curves"] == "pr_curves"
+    assert plugins["_hparams_/session_start_info"] == "hparams"
+
+
+def test_what_was_left_open_is_recorded(finished: TrainClassifier) -> None:
+    run = Path(finished.logs) / "classifier" / finished.name
+    resolved = json.loads((run / "config.json").read_text())["resolved"]
+    left = {"precision": "auto", "trainable_blocks": None, "learning_rate": None}
+    assert set(resolved) == {k for k, v in left.items() if getattr(finished, k) == v}
+    assert resolved and None not in resolved.values() and "auto" not in resolved.values()
+
+
+def test_validation_decides_and_test_nothing(finished: TrainClassifier) -> None:
+    """Threshold, temperature and the loss by which the epoch is chosen, computed again."""
+    import keras
+    from sklearn.metrics import log_loss
+
+    from cxr_tf import metrics as metrics_module
+    from cxr_tf.classification.fitting import class_weights
+    from cxr_tf.classification.train_classifier import load_data
+    from cxr_tf.data import batches as data_batches
+    from cxr_tf.data.batches import STRESS_SEED
+    from cxr_tf.models.classifier import logits_of
+    from cxr_tf.training.inference import compiled, infer
+
+    folder = Path(finished.logs) / "classifier" / finished.name
+    told = json.loads((folder / "metrics.json").read_text())
+    data = load_data(finished)
+    to_logits = compiled(logits_of(keras.saving.load_model(folder / "model.keras", compile=False)))
+
+    def chosen(split: str) -> tuple[float, float, float]:
+        part = data.split(split)
+        logits = [
+            infer(to_logits, data_batches.evaluation_batches(part.images, batch_size=32, **stress))
+            for stress in ({}, {"stress_seed": STRESS_SEED})
+        ]
+        temperature = metrics_module.fit_temperature(
+            np.concatenate(logits), np.concatenate([part.labels, part.labels])
+        )
+        probabilities = [softmax(own / t, axis=1) for own in logits for t in (1.0, temperature)]
+        weights = class_weights(data.split("train").labels)
+        losses = [
+            log_loss(part.labels, own, sample_weight=[weights[k] for k in part.labels])
+            for own in probabilities[::2]
+        ]
+        threshold = metrics_module.operating_point(part.labels, probabilities[1][:, 1], "youden")
+        return temperature, threshold, float(np.mean(losses))
+
+    model = told["model"]
+    found = model["temperature"], model["threshold"], model["selection_loss"]
+    assert found == pytest.approx(chosen("val"), rel=1e-4)
+    for own, of_test in zip(found, chosen("test"), strict=True):
+        assert own != pytest.approx(of_test, rel=1e-3)
+
+
+def test_two_classes_count_alike_and_of_three_each_by_the_root_of_its_images() -> None:
+    from cxr_tf.classification.fitting import class_weights
+
+    assert class_weights(np.repeat([0, 1], [30, 10])) == pytest.approx({0: 2 / 3, 1: 2.0})
+    counts = np.array([10, 40, 90])
+    weights = class_weights(np.repeat([0, 1, 2], counts))
+    assert [weights[k] / weights[0] for k in range(3)] == pytest.approx([1, 1 / 2, 1 / 3])
+    assert np.dot(counts, list(weights.values())) == pytest.approx(counts.sum())
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_resumed_training_keeps_the_arithmetic_that_it_began_with(
+    tiny_backbone: str, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cxr_tf.classification import train_classifier
+    from cxr_tf.training import epochs
+    from cxr_tf.training import precision as training_precision
+
+    def taking(precision: str) -> Callable[..., str]:
+        return lambda wanted, **_: precision if wanted == "auto" else wanted
+
+    settings = tiny_settings(phantoms, tmp_path, precision="auto", epochs=2)
+    on_epoch_end = epochs.EpochEnd.on_epoch_end
+
+    def kill(self, epoch, logs=None):
+        on_epoch_end(self, epoch, logs)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training_precision, "resolve_precision", taking("float32"))
+        patch.setattr(epochs.EpochEnd, "on_epoch_end", kill)
+        with pytest.raises(KeyboardInterrupt):
+            train_classifier.train_classifier(settings)
+    monkeypatch.setattr(training_precision, "resolve_precision", taking("mixed_bfloat16"))
+    run = train_classifier.train_classifier(dataclasses.replace(settings, resume=True))
+    assert run.config()["resolved"]["precision"] == "float32"
+    assert run.metrics()["model"]["precision"] == "float32"
+
+
+def test_training_on_two_devices(phantoms: Path, tmp_path: Path) -> None:
+    """By MirroredStrategy, from the first step to the SavedModel, in a process of its own."""
+    script = Path(__file__).parents[1] / "support" / "mirrored_training.py"
+    done = subprocess.run(
+        [sys.executable, str(script), str(phantoms), str(tmp_path)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    replicas, word, *losses = done.stdout.split()[-5:]
+    assert (replicas, word) == ("2", "replicas")
+    scratch, head, tuned = map(float, losses)
+    assert 0 < scratch < 5 and 0 < head < 5 and 0 < tuned < 5
+    assert tuned != head
+    assert (tmp_path / "saved_models/tiny-binary/1/saved_model.pb").exists()

@@ -1,0 +1,337 @@
+"""DICOM to PNG: the picture that a workstation shows, and nobody's name in it or beside it."""
+
+import csv
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pydicom = pytest.importorskip("pydicom", reason="reads no DICOM without requirements-dicom.txt")
+
+from pydicom.data import get_testdata_file  # noqa: E402
+from pydicom.dataset import Dataset, FileMetaDataset  # noqa: E402
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid  # noqa: E402
+
+from cxr_tf.config import PrepareData  # noqa: E402
+from cxr_tf.data.loading import open_catalog  # noqa: E402
+from cxr_tf.data.sources.dicom import (  # noqa: E402
+    convert,
+    is_dicom,
+    png_bytes,
+    read_radiograph,
+)
+from cxr_tf.data.sources.phantoms import phantom  # noqa: E402
+from cxr_tf.errors import UserError  # noqa: E402
+from cxr_tf.preparation.prepare_data import prepare  # noqa: E402
+
+GRAY = np.round(np.linspace(0, 4095, 32 * 32)).astype(np.uint16).reshape(32, 32)
+
+# One marker in each; none of them may be seen again.
+SECRETS = {
+    "PatientName": "Zebra^Planted",
+    "PatientID": "SECRETID4711",
+    "PatientBirthDate": "19330123",
+    "PatientAddress": "Hidden Lane 9",
+    "PatientTelephoneNumbers": "0555123987",
+    "PatientMotherBirthName": "Maidenform",
+    "OtherPatientIDs": "ALTID0815",
+    "OtherPatientNames": "Aliasname^Alsoknown",
+    "PatientComments": "cousin of the mayor",
+    "MilitaryRank": "Obergefreiter",
+    "AccessionNumber": "ACC998877",
+    "StudyID": "STUD5566",
+    "StudyDate": "20190317",
+    "StudyDescription": "chest of Zebra",
+    "SeriesDescription": "lateral of Zebra",
+    "InstitutionName": "Saint Elsewhere",
+    "InstitutionAddress": "Elsewhere Road 1",
+    "ReferringPhysicianName": "Quackster^Doctor",
+    "PerformingPhysicianName": "Bonesetter^Berta",
+    "OperatorsName": "Buttonpusher^Otto",
+    "RequestingPhysician": "Questioner^Quentin",
+    "StationName": "XRAYROOM7",
+    "DeviceSerialNumber": "SERIAL31337",
+    "ImageComments": "see Zebra",
+    "AdditionalPatientHistory": "bitten by a zebra",
+}
+
+
+def dataset(pixels: np.ndarray = GRAY, bits: int = 12, **elements: Any) -> Dataset:
+    made = Dataset()
+    made.file_meta = FileMetaDataset()
+    made.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    made.file_meta.MediaStorageSOPClassUID = made.SOPClassUID = CTImageStorage
+    made.file_meta.MediaStorageSOPInstanceUID = made.SOPInstanceUID = generate_uid()
+    made.StudyInstanceUID = generate_uid()
+    made.Rows, made.Columns = pixels.shape[-2:]
+    made.SamplesPerPixel, made.PhotometricInterpretation = 1, "MONOCHROME2"
+    made.BitsAllocated = 8 * pixels.dtype.itemsize
+    made.BitsStored, made.HighBit = bits, bits - 1
+    made.PixelRepresentation = int(pixels.dtype.kind == "i")
+    made.PixelData = pixels.tobytes()
+    for name, value in elements.items():
+        setattr(made, name, value)
+    return made
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    def write(name: str, pixels: np.ndarray = GRAY, bits: int = 12, **elements: Any) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        dataset(pixels, bits, **elements).save_as(path, enforce_file_format=True)
+        return path
+
+    return write
+
+
+def shown(path: Path) -> np.ndarray:
+    return read_radiograph(path).pixels
+
+
+def expected(share: np.ndarray) -> np.ndarray:
+    return np.round(255 * np.clip(share, 0, 1)).astype(np.uint8)
+
+
+# ---------------------------------------------------------------------- the picture
+
+
+def test_without_a_window_the_range_of_the_image_is_shown(write: Callable[..., Path]) -> None:
+    np.testing.assert_array_equal(shown(write("a")), expected(GRAY / 4095))
+    wide = (GRAY.astype(np.uint16) << 4) + 15
+    np.testing.assert_array_equal(shown(write("b", wide, 16)), expected((wide - 15.0) / 65520))
+    small = (GRAY >> 4).astype(np.uint8)
+    np.testing.assert_array_equal(shown(write("c", small, 8)), small)
+    assert shown(write("d", np.full((8, 8), 7, np.uint16))).max() == 0
+
+
+def test_monochrome1_is_inverted(write: Callable[..., Path]) -> None:
+    negative = write("a", PhotometricInterpretation="MONOCHROME1")
+    np.testing.assert_array_equal(shown(negative), 255 - shown(write("b")))
+
+
+@pytest.mark.parametrize("rescale", [(1, 0), (2, -1000), (-1, 4095)])
+def test_window_after_rescale(write: Callable[..., Path], rescale: tuple[int, int]) -> None:
+    slope, intercept = rescale
+    path = write(
+        "a", RescaleSlope=slope, RescaleIntercept=intercept,
+        WindowCenter=[1500, 1], WindowWidth=[1001, 2],
+    )  # fmt: skip
+    values = slope * GRAY.astype(float) + intercept
+    # PS3.3 C.11.2.1.2.1: linear from centre - 0.5 over width - 1.
+    np.testing.assert_array_equal(shown(path), expected((values - 1499.5) / 1000 + 0.5))
+
+
+def test_signed_pixels_and_sigmoid(write: Callable[..., Path]) -> None:
+    signed = GRAY.astype(np.int16) - 2048
+    window = {"WindowCenter": 0, "WindowWidth": 800}
+    path = write("a", signed, VOILUTFunction="SIGMOID", **window)
+    np.testing.assert_array_equal(shown(path), expected(1 / (1 + np.exp(-4 * signed / 800))))
+
+
+@pytest.mark.parametrize(("bits", "stored"), [(8, "<u1"), (8, "<u2"), (12, "<u2")])
+def test_a_voi_table_goes_before_a_window(
+    write: Callable[..., Path], bits: int, stored: str
+) -> None:
+    top = 2**bits - 1
+    table = np.round(top * np.linspace(0, 1, 4000) ** 2).astype(stored)
+    item = Dataset()
+    item.LUTDescriptor = [4000, 50, bits]
+    item.LUTData = table.tobytes()
+    path = write("a", VOILUTSequence=[item], WindowCenter=100, WindowWidth=5)
+    wanted = table[np.clip(GRAY.astype(int) - 50, 0, 3999)] / top
+    np.testing.assert_array_equal(shown(path), expected(wanted))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("MR_small_RLE.dcm", "MR_small_jp2klossless.dcm", "MR_small_jpeg_ls_lossless.dcm"),
+        *("MR_small_bigendian.dcm", "MR_small_implicit.dcm"),
+    ],
+)
+def test_compression_and_byte_order_change_nothing(name: str) -> None:
+    one, other = (shown(Path(str(get_testdata_file(n)))) for n in ("MR_small.dcm", name))
+    np.testing.assert_array_equal(one, other)
+    assert one.std() > 20
+
+
+def test_pydicoms_own_files_read_or_are_refused_clearly() -> None:
+    for name, said in {
+        "693_J2KI.dcm": "",
+        "JPEG2000.dcm": "",
+        "JPEGLSNearLossless_16.dcm": "",
+        "rtdose.dcm": "15 frames",
+        "examples_palette.dcm": "a colour image",
+        "SC_rgb_jpeg.dcm": "a colour image",
+        "test-SR.dcm": "without an image",
+        "rtplan.dcm": "without an image",
+        "badVR.dcm": "truncated or corrupt",
+        "MR_truncated.dcm": "truncated or corrupt",
+        "no_meta.dcm": "no DICOM file",
+    }.items():
+        path = Path(str(get_testdata_file(name)))
+        if not said:
+            assert shown(path).std() > 5
+            continue
+        with pytest.raises(UserError, match=said):
+            read_radiograph(path)
+
+
+def test_an_empty_function_of_the_window_is_a_linear_one(write: Callable[..., Path]) -> None:
+    window = {"WindowCenter": 2000, "WindowWidth": 1000}
+    linear = shown(write("linear.dcm", **window))
+    np.testing.assert_array_equal(shown(write("empty.dcm", VOILUTFunction="", **window)), linear)
+
+
+def test_one_file_cut_in_a_sequence_does_not_stop_the_others(
+    write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    item = Dataset()
+    item.CodeValue = "1" * 16
+    sound = write("ward/NORMAL/a.dcm")
+    whole = write("ward/NORMAL/b.dcm", ProcedureCodeSequence=[item] * 3)
+    data = whole.read_bytes()
+    # Of undefined length, and the file ends in it.
+    at = data.index(b"\x08\x00\x32\x10SQ\x00\x00") + 8
+    cut = tmp_path / "ward/NORMAL/c.dcm"
+    cut.write_bytes(data[:at] + b"\xff\xff\xff\xff" + data[at + 4 : at + 30])
+    with pytest.raises(UserError, match="truncated or corrupt"):
+        read_radiograph(cut)
+    opened = Path.open
+
+    def shut(path: Path, *mode: Any, **more: Any) -> Any:
+        if path == sound:
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *mode, **more)
+
+    monkeypatch.setattr(Path, "open", shut)
+    catalogue, _ = convert(tmp_path / "ward", tmp_path / "o")
+    assert len(catalogue.read_text().splitlines()) == 2  # the header, and b
+
+
+def test_a_phantom_survives(write: Callable[..., Path], tmp_path: Path) -> None:
+    image = phantom("bacterial", seed=1, patient=1, size=64).image
+    path = write("scan", image.astype(np.uint16) * 16, BitsStored=12)
+    assert is_dicom(path)
+    assert not is_dicom(tmp_path / "none")
+    read = np.asarray(Image.open(io.BytesIO(png_bytes(path))))
+    assert np.abs(read.astype(float) - 255 * (image / image.max())).max() <= 1 + image.min()
+    assert np.corrcoef(read.ravel(), image.ravel())[0, 1] > 0.9999
+
+
+# ---------------------------------------------------------------------- the data set
+
+
+def test_nothing_that_identifies_is_written_or_said(
+    write: Callable[..., Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    for number in range(3):
+        folder = ("NORMAL", "PNEUMONIA")[number % 2]
+        write(f"ward/{folder}/IM{number}", GRAY + np.uint16(number), **SECRETS)
+    # Files that are left out are told of, and so are those that are broken.
+    write("ward/NORMAL/IM7", ViewPosition="LL", **SECRETS)
+    write("ward/NORMAL/IM8", np.stack([GRAY, GRAY]), NumberOfFrames=2, **SECRETS)
+    write("ward/NORMAL/IM10", BurnedInAnnotation="YES", **SECRETS)
+    broken = write("ward/NORMAL/IM9", **SECRETS)
+    broken.write_bytes(broken.read_bytes()[:-700])
+    odd = write("ward/NORMAL/IM11", **SECRETS)
+    odd.write_bytes(odd.read_bytes().replace(b"19330123", b"SECRETID"))  # an invalid date
+    uids = [str(pydicom.dcmread(p, stop_before_pixels=True).StudyInstanceUID) for p in (odd,)]
+    settings = PrepareData(source="dicom", from_=str(tmp_path / "ward"), out=str(tmp_path / "o"))
+    # One patient cannot fill three splits; the data set stands all the same.
+    with caplog.at_level("DEBUG"), pytest.raises(UserError, match="in the val split") as refused:
+        prepare(settings)
+    written = b"".join(p.read_bytes() for p in (tmp_path / "o").rglob("*") if p.is_file())
+    names = " ".join(str(p) for p in (tmp_path / "o").rglob("*"))
+    outside = (
+        str(refused.value)
+        + "".join(capfd.readouterr())
+        + caplog.text
+        + "".join(str(w.message) for w in recwarn)
+    )
+    for secret in [*SECRETS.values(), *uids]:
+        for part in {secret, *secret.split("^")}:
+            assert part.encode() not in written, part
+            assert part not in names + outside, part
+    assert caplog.text.count("left out") == 4
+    assert len(list((tmp_path / "o" / "images").iterdir())) == 4
+
+
+def test_patients_stay_together_under_a_key_that_is_not_kept(
+    write: Callable[..., Path], tmp_path: Path
+) -> None:
+    for number in range(6):
+        write(f"ward/{('NORMAL', 'virus')[number % 2]}/{number}.dcm", PatientID=f"P{number // 2}")
+    one, other = (convert(tmp_path / "ward", tmp_path / name)[0] for name in "ab")
+    of_one, of_other = ([r.patient for r in open_catalog(str(c)).radiographs] for c in (one, other))
+    assert sorted(map(of_one.count, of_one)) == [2] * 6
+    assert not set(of_one) & set(of_other)
+
+
+def test_folders_and_lists_give_labels_and_splits(
+    write: Callable[..., Path], tmp_path: Path
+) -> None:
+    write("ward/train/NORMAL/x/1", PatientID="A")
+    write("ward/test/Bacterial/2.dcm", GRAY[::-1], PatientID="B")
+    (tmp_path / "ward/test/notes.txt").write_text("no image")
+    catalogue, unlabelled = convert(tmp_path / "ward", tmp_path / "a")
+    rows = open_catalog(str(catalogue), resplit=False).radiographs
+    assert unlabelled == 0
+    assert {(r.finding, r.split) for r in rows} == {("normal", "train"), ("bacterial", "test")}
+    (tmp_path / "list.csv").write_text(
+        "path,label,patient\nward/train/NORMAL/x/1,drain,P1\nward/test/Bacterial/2.dcm,none,P1\n"
+    )
+    catalogue, _ = convert(tmp_path / "list.csv", tmp_path / "b")
+    rows = open_catalog(str(catalogue), resplit=False).radiographs
+    assert [r.finding for r in rows] == ["drain", "none"]
+    assert len({r.patient for r in rows} - {"P1"}) == 1
+
+
+def test_laterals_are_left_out_unless_asked_for(write: Callable[..., Path], tmp_path: Path) -> None:
+    for view in ("PA", "AP", "LL", "RL", "LLD", ""):
+        write(f"ward/NORMAL/{view or 'none'}.dcm", ViewPosition=view, PatientID=view)
+    for name, laterals, count in (("a", False, 4), ("b", True, 6)):
+        catalogue, _ = convert(tmp_path / "ward", tmp_path / name, laterals=laterals)
+        assert len(list(csv.reader(catalogue.open()))) == 1 + count
+
+
+def test_one_file_without_a_label(
+    write: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        prepare(PrepareData(source="dicom", from_=str(write("IM1")), out=str(tmp_path / "o")))
+    assert "1 images have no label: fill in that column" in caplog.text
+    image = next((tmp_path / "o/images").iterdir())
+    # What predict.py sees of the file itself is what it sees of the picture.
+    assert image.read_bytes() == png_bytes(tmp_path / "IM1")
+
+
+def test_what_cannot_be_converted_leaves_nothing(
+    write: Callable[..., Path], tmp_path: Path
+) -> None:
+    films = np.stack([GRAY, GRAY])
+    write("ward/1.dcm", films, NumberOfFrames=2)
+    (tmp_path / "bad.dcm").write_bytes(b"text")
+    (tmp_path / "none").mkdir()
+    for origin, said in (
+        ("ward/1.dcm", "2 frames"),
+        ("ward", "2 frames"),
+        ("bad.dcm", "no DICOM file"),
+        ("none", "no DICOM file in"),
+        ("missing", "no such file"),
+    ):
+        with pytest.raises(UserError, match=said):
+            convert(tmp_path / origin, tmp_path / "o")
+    assert {p.name for p in tmp_path.iterdir()} == {"ward", "bad.dcm", "none"}
+    (tmp_path / "o").mkdir()
+    with pytest.raises(UserError, match="exists"):
+        convert(tmp_path / "ward", tmp_path / "o")

@@ -1,0 +1,396 @@
+"""Backbones and classifiers: whose network they are, which weights fit, and what stays frozen."""
+
+import importlib.util
+from pathlib import Path
+
+import h5py
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from cxr_tf.config import ConvertAlexNetWeights
+from cxr_tf.data.sources.phantoms import phantom
+from cxr_tf.errors import UserError
+from cxr_tf.models import alexnet, backbones, weights
+from cxr_tf.models.classifier import build_classifier, calibrated, embedding_of, logits_of
+
+# torchvision's layer list, written out: {name of its state dict: shape}.
+STATE_SHAPES = {
+    "features.0": (64, 3, 11, 11),
+    "features.3": (192, 64, 5, 5),
+    "features.6": (384, 192, 3, 3),
+    "features.8": (256, 384, 3, 3),
+    "features.10": (256, 256, 3, 3),
+    "classifier.1": (4096, 256 * 6 * 6),
+    "classifier.4": (4096, 4096),
+    "classifier.6": (1000, 4096),
+}
+
+
+def draw(shape: tuple[int, ...]) -> np.ndarray:
+    return np.random.default_rng(sum(shape)).standard_normal(shape, np.float32)
+
+
+@pytest.fixture(scope="module")
+def state_dict() -> dict[str, np.ndarray]:
+    """Weights of AlexNet as torch orders them, so large that logits are of the order of one."""
+    state = {}
+    for name, shape in STATE_SHAPES.items():
+        state[f"{name}.weight"] = draw(shape) * np.float32(np.sqrt(2 / np.prod(shape[1:])))
+        state[f"{name}.bias"] = draw(shape[:1]) * np.float32(0.1)
+    return state
+
+
+@pytest.fixture
+def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that are replaced at once begin at zero: drawing AlexNet's takes seconds."""
+    zeros = keras.initializers.Zeros()
+    monkeypatch.setattr(
+        keras.initializers.HeNormal,
+        "__call__",
+        lambda self, shape, dtype=None, **kwargs: zeros(shape, dtype),
+    )
+
+
+def keras_alexnet(size: int, state: dict[str, np.ndarray]) -> keras.Model:
+    """Normalised images -> 1000 logits, with torch's weights."""
+    inputs = keras.Input((size, size, 3))
+    features = alexnet.alexnet_features(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(1000, name="fc8")(features))
+    for layer, values in alexnet.from_torch(state).items():
+        model.get_layer(layer).set_weights(values)
+    model.get_layer("fc8").set_weights([state["classifier.6.weight"].T, state["classifier.6.bias"]])
+    return model
+
+
+@pytest.mark.usefixtures("no_drawing")
+@pytest.mark.parametrize("size", [224, 96, 64])
+def test_alexnet_gives_the_logits_of_torchvision(size: int, state_dict: dict) -> None:
+    torch = pytest.importorskip("torch", reason="PyTorch is needed for its AlexNet alone")
+    nn = torch.nn
+
+    class AlexNet(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.features = nn.Sequential(
+                *(nn.Conv2d(3, 64, 11, stride=4, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2)),
+                *(nn.Conv2d(64, 192, 5, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2)),
+                *(nn.Conv2d(192, 384, 3, padding=1), nn.ReLU()),
+                *(nn.Conv2d(384, 256, 3, padding=1), nn.ReLU()),
+                *(nn.Conv2d(256, 256, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2)),
+            )
+            self.avgpool = nn.AdaptiveAvgPool2d((6, 6))
+            self.classifier = nn.Sequential(
+                *(nn.Dropout(), nn.Linear(256 * 36, 4096), nn.ReLU()),
+                *(nn.Dropout(), nn.Linear(4096, 4096), nn.ReLU()),
+                nn.Linear(4096, 1000),
+            )
+
+        def forward(self, x):
+            return self.classifier(torch.flatten(self.avgpool(self.features(x)), 1))
+
+    with torch.device("meta"):  # no drawing of weights that are replaced at once
+        theirs = AlexNet()
+    tensors = {name: torch.from_numpy(values) for name, values in state_dict.items()}
+    theirs.load_state_dict(tensors, assign=True)
+    images = draw((2, size, size, 3))
+    with torch.no_grad():
+        expected = theirs.eval()(torch.from_numpy(images.transpose(0, 3, 1, 2))).numpy()
+    logits = keras_alexnet(size, state_dict)(images, training=False).numpy()
+    assert expected.std() > 0.5
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 3), (5, 7), (6, 6), (13, 4), (12, 18)])
+def test_adaptive_pooling_averages_the_bins_of_torch(size: tuple[int, int]) -> None:
+    height, width = size
+    images = draw((2, height, width, 3))
+    inputs = keras.Input((height, width, 3))
+    pool = keras.Model(inputs, alexnet._adaptive_average_pooling(inputs, 6))
+    pooled = pool(images).numpy() if size != (6, 6) else images
+    for i in range(6):
+        for j in range(6):
+            # From floor(i h / 6) to ceil((i + 1) h / 6), as torch documents it.
+            rows = slice(int(np.floor(i * height / 6)), int(np.ceil((i + 1) * height / 6)))
+            columns = slice(int(np.floor(j * width / 6)), int(np.ceil((j + 1) * width / 6)))
+            np.testing.assert_allclose(
+                pooled[:, i, j], images[:, rows, columns].mean(axis=(1, 2)), atol=1e-5
+            )
+
+
+def converter():
+    path = Path(__file__).parents[2] / "scripts" / "convert_alexnet_weights.py"
+    spec = importlib.util.spec_from_file_location("convert_alexnet_weights", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.usefixtures("no_drawing")
+def test_converted_weights_fit_alexnet(
+    state_dict: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script, out = converter(), tmp_path / "alexnet_notop.weights.h5"
+    monkeypatch.setattr(script, "read_state_dict", lambda path: state_dict)
+    script.main(ConvertAlexNetWeights("alexnet.pth", str(out)))
+    assert [p.name for p in tmp_path.iterdir()] == [out.name]
+    model = build_classifier("alexnet", classes=2, image_size=64)
+    weights.load_weights(model, "alexnet", str(out))
+    for layer, (kernel, bias) in alexnet.from_torch(state_dict).items():
+        np.testing.assert_array_equal(model.get_layer(layer).kernel, kernel)
+        np.testing.assert_array_equal(model.get_layer(layer).bias, bias)
+    with pytest.raises(UserError, match="exists"):
+        script.main(ConvertAlexNetWeights("alexnet.pth", str(out)))
+
+
+@pytest.mark.usefixtures("no_drawing")
+def test_the_converter_refuses_what_is_not_alexnet(
+    state_dict: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script, out = converter(), tmp_path / "out" / "x.weights.h5"
+    out.parent.mkdir()
+    source = tmp_path / "a.pth"
+    with pytest.raises(UserError, match="no such file"):
+        script.main(ConvertAlexNetWeights(str(source), str(out)))
+    source.write_bytes(b"")
+    with monkeypatch.context() as patch:
+        patch.setitem(__import__("sys").modules, "torch", None)
+        with pytest.raises(UserError, match="pip install torch"):
+            script.main(ConvertAlexNetWeights(str(source), str(out)))
+    with pytest.raises(UserError, match="must end in"):
+        script.main(ConvertAlexNetWeights(str(source), "weights.h5"))
+    narrow = {**state_dict, "features.3.weight": state_dict["features.3.weight"][:100]}
+    lacking = {k: v for k, v in state_dict.items() if k != "features.8.bias"}
+    for state, message in ((narrow, "not torchvision's"), (lacking, r"features\.8\.bias")):
+        monkeypatch.setattr(script, "read_state_dict", lambda path, state=state: state)
+        with pytest.raises(UserError, match=message):
+            script.main(ConvertAlexNetWeights(str(source), str(out)))
+    assert list(out.parent.iterdir()) == []
+
+
+# ---------------------------------------------------------------------- weights
+
+
+@pytest.mark.parametrize("name", ["resnet50", "vgg16"])
+def test_a_weights_file_is_loaded_or_refused_with_the_first_difference(
+    name: str, tmp_path: Path
+) -> None:
+    """Of Keras Applications as they are saved, at another size than the classifier's."""
+    build = {"resnet50": keras.applications.ResNet50, "vgg16": keras.applications.VGG16}
+    source = build[name](include_top=False, weights=None, input_shape=(96, 96, 3))
+    path, other = tmp_path / f"{name}.weights.h5", {"resnet50": "vgg16", "vgg16": "resnet50"}[name]
+    source.save_weights(path)
+    model = build_classifier(name, classes=2, image_size=64)
+    weights.load_weights(model, name, str(path))
+    layers = backbones.backbone_layers(model, name)
+    assert len(layers) == sum(bool(x.weights) for x in source.layers)
+    for layer in layers:
+        for ours, theirs in zip(
+            layer.get_weights(), source.get_layer(layer.name).get_weights(), strict=True
+        ):
+            np.testing.assert_array_equal(ours, theirs)
+    first = {"resnet50": "conv1_conv", "vgg16": "block1_conv1"}[other]
+    with pytest.raises(UserError, match=f"does not fit {other}: first differing layer '{first}'"):
+        weights.load_weights(build_classifier(other, classes=2, image_size=64), other, str(path))
+
+
+def test_the_layer_that_differs_is_named_and_nothing_is_loaded(
+    tiny_backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def bare(filters: int, blocks: int = 2) -> keras.Model:
+        x = inputs = keras.Input((64, 64, 3))
+        for block in range(1, blocks + 1):
+            x = keras.layers.Conv2D(8 if block == 1 else filters, 5, name=f"conv{block}_conv")(x)
+            x = keras.layers.BatchNormalization(name=f"conv{block}_bn")(x)
+        return keras.Model(inputs, x)
+
+    monkeypatch.setattr(weights, "_reference", lambda name, shape: bare(16))
+    model = build_classifier(tiny_backbone, classes=2, image_size=64)
+    before = model.get_weights()
+    for wrong, message in (
+        (bare(12), r"'conv2_conv': expected .*8x16.* the file has .*8x12"),
+        (bare(16, blocks=1), r"'conv2_conv': expected .* has nothing"),
+        (bare(16, blocks=3), "6 layers with weights, expected 4"),
+    ):
+        path = tmp_path / "wrong.weights.h5"
+        wrong.save_weights(path)
+        with pytest.raises(UserError, match=message):
+            weights.load_weights(model, tiny_backbone, str(path))
+        path.unlink()
+    for name, content, message in (
+        ("x.weights.h5", b"text", "not an HDF5"),
+        ("x.keras", b"text", "not a Keras model"),
+        ("x.pth", b"text", "not an HDF5"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=message):
+            weights.load_weights(model, tiny_backbone, str(tmp_path / name))
+    with pytest.raises(UserError, match="no such weights file"):
+        weights.load_weights(model, tiny_backbone, str(tmp_path))
+    for name in ("images", "layers"):  # HDF5, but of something else
+        with h5py.File(tmp_path / "data.h5", "w") as file:
+            file[name] = np.zeros((2, 3))
+        with pytest.raises(UserError, match="first differing layer 'conv1_conv'"):
+            weights.load_weights(model, tiny_backbone, str(tmp_path / "data.h5"))
+    for value, kept in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(value, kept)
+    right = bare(16)
+    right.save_weights(tmp_path / "right.weights.h5")
+    weights.load_weights(model, tiny_backbone, str(tmp_path / "right.weights.h5"))
+    np.testing.assert_array_equal(
+        model.get_layer("conv2_conv").kernel, right.get_layer("conv2_conv").kernel
+    )
+
+
+def test_imagenet_is_never_replaced_in_silence(
+    tiny_backbone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import dataclasses
+
+    model = build_classifier(tiny_backbone, classes=2, image_size=64)
+    before = model.get_weights()
+    with pytest.raises(
+        UserError, match=r"no ImageNet weights for alexnet.*convert_alexnet_weights"
+    ):
+        weights.load_weights(model, "alexnet", "imagenet")
+
+    def offline() -> keras.Model:
+        raise Exception("URL fetch failure on somewhere: None -- Name or service not known\nmore")
+
+    entry = dataclasses.replace(backbones.BACKBONES[tiny_backbone], imagenet=offline)
+    monkeypatch.setitem(backbones.BACKBONES, tiny_backbone, entry)
+    with pytest.raises(UserError, match=r"not be fetched \(URL.*--weights FILE.*--weights none"):
+        weights.load_weights(model, tiny_backbone, "imagenet")
+    for value, kept in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(value, kept)
+
+
+def test_unknown_names_list_the_known() -> None:
+    with pytest.raises(UserError, match="resnet50, vgg16, alexnet"):
+        backbones.backbone("vgg19")
+    with pytest.raises(UserError, match="at least 64"):
+        build_classifier("vgg16", classes=2, image_size=63)
+
+
+def test_from_scratch_vgg16_tells_images_apart_at_a_scale_of_one() -> None:
+    images = np.stack(
+        [phantom("normal", seed=5, patient=k, size=64).image for k in range(12)]
+    )  # others than those it is fitted to
+    images = np.repeat(images[..., None], 3, axis=-1).astype(np.float32)
+
+    def drawn() -> keras.Model:
+        keras.utils.set_random_seed(0)
+        model = build_classifier("vgg16", classes=2, image_size=64)
+        weights.load_weights(model, "vgg16", "none")
+        return model
+
+    model = drawn()
+    embeddings = np.asarray(embedding_of(model)(images))
+    assert 0.3 < np.sqrt(np.mean(embeddings**2)) < 3
+    # Under He's initialisation alone: logits of 200, and a correlation of 0.99.
+    assert np.abs(np.asarray(logits_of(model)(images))).max() < 10
+    assert np.corrcoef(embeddings)[np.triu_indices(12, 1)].mean() < 0.5
+    for value, again in zip(model.get_weights(), drawn().get_weights(), strict=True):
+        np.testing.assert_array_equal(value, again)
+
+
+# ---------------------------------------------------------------------- classifiers
+
+RADIOGRAPHS = np.repeat(
+    np.random.default_rng(0).integers(0, 256, (3, 64, 64, 1)).astype(np.float32), 3, axis=-1
+)
+
+
+def test_exposure_is_not_seen(tiny_backbone: str) -> None:
+    model = build_classifier(tiny_backbone, classes=2, image_size=64)
+    bright = RADIOGRAPHS * 0.5 + 100
+    np.testing.assert_allclose(model(RADIOGRAPHS), model(bright), atol=2e-3)
+    assert np.isfinite(model(np.zeros_like(RADIOGRAPHS))).all()
+
+
+@pytest.mark.parametrize("name", ["resnet50", "vgg16", "alexnet"])
+def test_classifiers_are_flat_and_carry_their_names(name: str) -> None:
+    model = build_classifier(name, classes=3, image_size=64)
+    assert not [x.name for x in model.layers if isinstance(x, keras.Model)]
+    width = {"resnet50": 2048, "vgg16": 512, "alexnet": 4096}[name]
+    assert model.get_layer("embedding").output.shape == (None, width)
+    assert model.get_layer("logits").output.shape == (None, 3)
+    assert model.output_shape == (None, 3)
+    of_blocks = backbones.backbone_layers(model, name)
+    with_weights = [x.name for x in model.layers if x.weights and x.name != "logits"]
+    assert [x.name for x in of_blocks] == with_weights
+    for blocks in range(len(backbones.BACKBONES[name].blocks) + 1):
+        backbones.freeze(model, name, trainable_blocks=blocks, batch_norm=False)
+        moving = {x.name for x in of_blocks if x.trainable}
+        assert all(n.startswith(backbones.BACKBONES[name].blocks[-blocks or 99 :]) for n in moving)
+        assert bool(moving) == bool(blocks)
+
+
+def test_temperature_divides_the_logits(tiny_backbone: str) -> None:
+    model = build_classifier(tiny_backbone, classes=3, image_size=64)
+    cooled = calibrated(model, 2.5)
+    logits = logits_of(model)(RADIOGRAPHS).numpy()
+    np.testing.assert_allclose(cooled(RADIOGRAPHS), keras.ops.softmax(logits / 2.5), atol=1e-6)
+    assert cooled.get_layer("probabilities").output.shape == (None, 3)
+    assert embedding_of(cooled)(RADIOGRAPHS).shape == (3, 16)
+
+
+def test_a_mixed_precision_model_is_rebuilt_in_float32(tiny_backbone: str, tmp_path: Path) -> None:
+    mixed = build_classifier(tiny_backbone, classes=2, image_size=64, precision="mixed_bfloat16")
+    assert keras.config.dtype_policy().name == "float32"
+    assert mixed.get_layer("conv1_conv").compute_dtype == "bfloat16"
+    assert {w.dtype for w in mixed.weights} == {"float32"}
+    full = build_classifier(tiny_backbone, classes=2, image_size=64)
+    full.set_weights(mixed.get_weights())
+    assert full.get_layer("conv1_conv").compute_dtype == "float32"
+    np.testing.assert_allclose(full(RADIOGRAPHS), mixed(RADIOGRAPHS), atol=2e-2)
+    calibrated(full, 1.7).save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras", compile=False)
+    np.testing.assert_array_equal(again(RADIOGRAPHS), calibrated(full, 1.7)(RADIOGRAPHS))
+
+
+def test_alexnet_builds_in_every_precision_and_size(tmp_path: Path) -> None:
+    """Its pooling is a product with a constant, which must take the layer's type and be saved."""
+    for precision in ("float32", "mixed_bfloat16", "mixed_float16"):
+        inputs = keras.Input((7, 5, 4), dtype="float32")
+        keras.config.set_dtype_policy(precision)
+        try:
+            x = keras.layers.Activation("linear")(inputs)
+            pool = keras.Model(inputs, alexnet._adaptive_average_pooling(x, 6))
+        finally:
+            keras.config.set_dtype_policy("float32")
+        pool.save(tmp_path / "pool.keras")
+        again = keras.saving.load_model(tmp_path / "pool.keras", compile=False)
+        images = draw((1, 7, 5, 4))
+        np.testing.assert_array_equal(again(images), pool(images))
+
+
+def test_frozen_layers_keep_weights_and_statistics_in_a_training_step(tiny_backbone: str) -> None:
+    model = build_classifier(tiny_backbone, classes=2, image_size=64)
+    backbones.freeze(model, tiny_backbone, trainable_blocks=1, batch_norm=False)
+    before = {x.name: x.get_weights() for x in model.layers if x.weights}
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    model.train_on_batch(RADIOGRAPHS, np.array([0, 1, 1]))
+    moved = {
+        name
+        for name, values in before.items()
+        if any(
+            (a != b).any() for a, b in zip(values, model.get_layer(name).get_weights(), strict=True)
+        )
+    }
+    assert moved == {"conv2_conv", "logits"}
+
+
+def test_a_cam_runs_on_the_flat_graph(tiny_backbone: str) -> None:
+    from tf_keras_vis.gradcam_plus_plus import GradcamPlusPlus
+    from tf_keras_vis.utils.scores import CategoricalScore
+
+    model = build_classifier(tiny_backbone, classes=2, image_size=64)
+    cam = GradcamPlusPlus(model, clone=False)(
+        CategoricalScore([1, 1, 1]), RADIOGRAPHS, penultimate_layer="conv2_conv"
+    )
+    assert cam.shape == (3, 64, 64)
+    assert np.isfinite(cam).all()
+    assert isinstance(model(tf.constant(RADIOGRAPHS)), tf.Tensor)

@@ -1,0 +1,499 @@
+"""The same answers from a SavedModel on disk and from a server; overload, bad images, no server."""
+
+import csv
+import io
+import json
+import logging
+import runpy
+import shutil
+import socket
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_serving import Models, Refused, grpc_server, rest_server
+from PIL import Image
+from small_models import CLASSES, write_models
+
+from cxr_tf.config import Predict
+from cxr_tf.data import image_files
+from cxr_tf.errors import UserError
+from cxr_tf.evaluation import predict, prediction_output
+from cxr_tf.serving import batch_prediction, client
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "predict.py"
+
+
+@pytest.fixture(scope="module")
+def saved_models(tiny_backbone: str, phantoms: Path, tmp_path_factory) -> Path:
+    return write_models(tmp_path_factory.mktemp("client"), tiny_backbone, phantoms)
+
+
+@pytest.fixture(scope="module")
+def served(saved_models: Path):
+    """The models behind both servers, and their addresses."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NO_PROXY", "127.0.0.1")
+        patch.setenv("no_proxy", "127.0.0.1")
+        models = Models(saved_models)
+        with rest_server(models) as rest, grpc_server(models) as grpc:
+            yield models, {"rest": rest, "grpc": grpc}
+
+
+@pytest.fixture
+def models(served) -> Models:
+    models, _ = served
+    models.before, models.requests = lambda contents: None, []
+    return models
+
+
+@pytest.fixture(params=["rest", "grpc"])
+def address(request, served, models) -> str:
+    return served[1][request.param]
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long was waited, without waiting."""
+    waited: list[float] = []
+    monkeypatch.setattr(client.time, "sleep", waited.append)
+    return waited
+
+
+@pytest.fixture(scope="module")
+def images(phantoms: Path) -> list[str]:
+    return [str(p) for p in sorted((phantoms / "test").rglob("*.png"))[:5]]
+
+
+@pytest.fixture(scope="module")
+def contents(images: list[str]) -> list[bytes]:
+    return [Path(p).read_bytes() for p in images]
+
+
+@pytest.fixture
+def ward(images: list[str], tmp_path: Path) -> list[str]:
+    """Good files and bad ones, mixed."""
+    good = Path(images[0]).read_bytes()
+    bad = {"cut.png": good[:300], "letter.jpeg": b"dear doctor", "empty.png": b""}
+    for name, content in bad.items():
+        (tmp_path / name).write_bytes(content)
+    cut, letter, empty = (str(tmp_path / name) for name in bad)
+    return [images[0], cut, images[1], images[2], letter, empty, images[3]]
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# ---------------------------------------------------------------------- the same from everywhere
+
+
+@pytest.mark.parametrize("model", ["tiny", "tiny-knn"])
+def test_disk_rest_and_grpc_write_the_same_table(
+    served, models, saved_models: Path, images: list[str], tmp_path: Path, model: str
+) -> None:
+    for name, where in (
+        ("disk", {"model": str(saved_models / model)}),
+        ("rest", {"model": model, "server": served[1]["rest"]}),
+        ("grpc", {"model": model, "server": served[1]["grpc"], "label": "stable"}),
+    ):
+        predict.predict(
+            Predict(images=tuple(images), output=str(tmp_path / f"{name}.csv"), batch_size=2,
+                    **where)
+        )  # fmt: skip
+    disk, rest, grpc = (rows(tmp_path / f"{n}.csv") for n in ("disk", "rest", "grpc"))
+    assert list(disk[0])[:5] == ["path", "label", *CLASSES]
+    assert ("neighbor_paths" in disk[0]) == (model == "tiny-knn")
+    assert [r["path"] for r in disk] == images
+    for other in (rest, grpc):
+        for mine, theirs in zip(disk, other, strict=True):
+            assert list(mine) == list(theirs) and mine["label"] == theirs["label"]
+            a, b = ([float(r[c]) for c in CLASSES] for r in (mine, theirs))
+            np.testing.assert_allclose(a, b, atol=1e-6)
+    if model == "tiny-knn":
+        assert [json.loads(r["neighbor_paths"]) for r in disk] == [
+            json.loads(r["neighbor_paths"]) for r in grpc
+        ]
+    # Both servers were asked three times, in batches of two.
+    assert [n for _, n in models.requests] == [2, 2, 1] * 2
+
+
+def test_embeddings_are_spread_over_columns(
+    address: str, images: list[str], tmp_path: Path
+) -> None:
+    output = tmp_path / "embeddings.csv"
+    predict.predict(
+        Predict(model="tiny", server=address, signature="embed", images=tuple(images),
+                output=str(output))
+    )  # fmt: skip
+    written = rows(output)
+    assert list(written[0])[:2] == ["path", "embedding_0"] and len(written) == len(images)
+    first = client.connect(address, "tiny", signature="embed")([Path(images[0]).read_bytes()])
+    values = [float(v) for k, v in written[0].items() if k != "path"]
+    np.testing.assert_allclose(values, first["embedding"][0], rtol=1e-5)
+
+
+def test_messages_may_be_larger_than_grpc_starts_with(address: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (1300, 1300)).astype(np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(noise).save(stream, "PNG")
+    files = [stream.getvalue()] * 3
+    assert sum(map(len, files)) > 4 * 1024**2
+    assert client.connect(address, "tiny")(files)["probabilities"].shape == (3, 3)
+
+
+@pytest.mark.parametrize(
+    "model, signature, columns",
+    [
+        ("tiny", "occlusion", {"label", "normal", "bacterial", "viral"}),
+        ("tiny-autoencoder", "explain", {"score"}),
+        ("tiny-autoencoder", "serving_default", {"score", "threshold", "is_anomaly"}),
+    ],
+)
+def test_every_kind_of_model_is_asked(
+    address: str, images: list[str], tmp_path: Path, model: str, signature: str, columns: set
+) -> None:
+    drawn = signature != "serving_default"
+    output = tmp_path / ("out" if drawn else "out.csv")
+    predict.predict(
+        Predict(model=model, server=address, signature=signature, images=tuple(images[:2]),
+                output=str(output))
+    )  # fmt: skip
+    written = rows(output / "predictions.csv" if drawn else output)
+    assert columns <= set(written[0]) and len(written) == 2
+    if drawn:
+        names = {p.name for p in output.glob("*.png")}
+        assert {f"{k:05d}-{Path(p).stem}.png" for k, p in enumerate(images[:2])} <= names
+    else:
+        assert {r["is_anomaly"] for r in written} <= {"true", "false"}
+
+
+# ---------------------------------------------------------------------- bad images
+
+
+@pytest.mark.parametrize("where", ["disk", "rest", "grpc"])
+@pytest.mark.parametrize("suffix", ["csv", "json"])
+def test_bad_images_are_marked_and_the_others_answered(
+    served, models, saved_models: Path, ward: list[str], tmp_path: Path, where: str, suffix: str
+) -> None:
+    source = (
+        {"model": str(saved_models / "tiny")}
+        if where == "disk"
+        else {"model": "tiny", "server": served[1][where]}
+    )
+    output = tmp_path / f"out.{suffix}"
+    predict.predict(Predict(images=tuple(ward), output=str(output), on_bad_image="nan", **source))
+    if suffix == "json":
+        written = json.loads(output.read_text())
+        told = [r["reason"] for r in written]
+        probabilities = [list(r["probabilities"].values()) for r in written]
+        assert [r["label"] is None for r in written] == [t is not None for t in told]
+        missing = [all(p is None for p in row) for row in probabilities]
+    else:
+        written = rows(output)
+        told = [r["reason"] or None for r in written]
+        missing = [all(r[c] == "nan" for c in CLASSES) for r in written]
+        assert [r["label"] == "" for r in written] == [t is not None for t in told]
+    assert [r["path"] for r in written] == ward
+    unreadable = "truncated or corrupt image", "neither JPEG nor PNG", "empty"
+    assert told == [None, unreadable[0], None, None, unreadable[1], unreadable[2], None]
+    assert missing == [t is not None for t in told]
+
+
+def test_nothing_but_bad_images_still_has_the_columns(
+    saved_models: Path, ward: list[str], tmp_path: Path
+) -> None:
+    output = tmp_path / "out.csv"
+    missing = str(tmp_path / "locked.png")
+    Path(missing).mkdir()  # reading it fails, as a file without permission does
+    for bad in ([ward[1]], [ward[1], ward[4]]):
+        told, reasons = predict.collect(
+            Predict(model="", images=(), on_bad_image="nan"),
+            batch_prediction.open_signature(Predict(model=str(saved_models / "tiny"), images=())),
+            [*bad, missing],
+            None,
+        )
+        prediction_output.write_table(output, [*bad, missing], told, reasons, True)
+        written = rows(output)
+        assert list(written[0]) == ["path", "label", *CLASSES, "reason"]
+        assert [r["normal"] for r in written] == ["nan"] * (len(bad) + 1)
+        assert written[-1]["reason"] == "Is a directory"
+
+
+@pytest.mark.parametrize("where", ["disk", "rest"])
+def test_without_that_flag_a_bad_image_stops_everything(
+    served, models, saved_models: Path, ward: list[str], tmp_path: Path, where: str
+) -> None:
+    source = (
+        {"model": str(saved_models / "tiny")}
+        if where == "disk"
+        else {"model": "tiny", "server": served[1][where]}
+    )
+    output = tmp_path / "out.csv"
+    with pytest.raises(UserError, match=r"cut\.png: truncated or corrupt image"):
+        predict.predict(Predict(images=tuple(ward), output=str(output), **source))
+    assert not output.exists()
+
+
+def test_position_is_counted_in_the_servers_batch(contents: list[bytes]) -> None:
+    good, bad = contents[0], b"text"
+    told = "assertion failed: [image_bytes[{}]: neither JPEG nor PNG ({} bytes); 1 of 9 images]"
+    mine = [good, bad, good]
+    assert client.bad_images(told.format(1, 4), mine) == {1: "neither JPEG nor PNG"}
+    # Two images of another client went before ours.
+    assert client.bad_images(told.format(3, 4), mine) == {1: "neither JPEG nor PNG"}
+    # Another client's bad image, where ours is good.
+    assert client.bad_images(told.format(0, 77), mine) == {}
+    assert isinstance(client.refusal(told.format(0, 77), mine), client.Overloaded)
+    assert isinstance(client.refusal("wrong rank", mine), UserError)
+
+
+def test_anothers_bad_image_in_the_same_batch_costs_us_a_pause(
+    models: Models, address: str, contents: list[bytes], pauses: list[float]
+) -> None:
+    def merged_once(_):
+        if len(models.requests) == 1:
+            told = "assertion failed: [image_bytes[1]: empty (0 bytes); 1 of 5 images]"
+            raise Refused("INVALID_ARGUMENT", told)
+
+    models.before = merged_once
+    answer = client.connect(address, "tiny")(contents[:3])
+    assert answer["label"].shape == (3,) and len(pauses) == 1
+
+
+def test_files_of_other_kinds_in_a_folder_are_told(
+    images: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("scan.tif", "scan.webp", "notes"):
+        (tmp_path / name).write_bytes(b"another kind")
+    shutil.copy(images[0], tmp_path)
+    found = image_files.find_images((str(tmp_path),))
+    assert [Path(p).name for p in found] == [Path(images[0]).name]
+    assert "neither JPEG, PNG nor DICOM: 1 no suffix, 1 .tif, 1 .webp" in capsys.readouterr().err
+    with pytest.raises(UserError, match="empty"):
+        image_files.find_images(("",))
+
+
+# ---------------------------------------------------------------------- overload and no server
+
+
+@pytest.mark.parametrize("code", ["RESOURCE_EXHAUSTED", "UNAVAILABLE"])
+def test_an_overloaded_server_is_asked_again_after_growing_pauses(
+    models: Models, address: str, contents: list[bytes], pauses: list[float], code: str
+) -> None:
+    def busy(_):
+        if len(models.requests) <= 3:
+            raise Refused(code, "The batch scheduling queue is full")
+
+    models.before = busy
+    assert client.connect(address, "tiny")(contents)["label"].shape == (len(contents),)
+    assert len(models.requests) == 4
+    for pause, least in zip(pauses, (0.5, 1.0, 2.0), strict=True):
+        assert least <= pause <= 1.5 * least
+
+
+def test_a_server_that_is_busy_at_first_is_asked_again_what_it_serves(
+    models: Models, address: str, contents: list[bytes], pauses: list[float], monkeypatch
+) -> None:
+    asked, find = [], models.find
+
+    def busy(*which: str) -> object:
+        asked.append(which)
+        if len(asked) <= 2:
+            raise Refused("UNAVAILABLE", "still loading")
+        return find(*which)
+
+    monkeypatch.setattr(models, "find", busy)
+    ask = client.connect(address, "tiny")
+    assert len(asked) == 3 and len(pauses) == 2
+    assert ask(contents)["label"].shape == (len(contents),)
+
+
+def test_server_may_say_how_long_to_wait(
+    models: Models, served, contents: list[bytes], pauses: list[float]
+) -> None:
+    def busy(_):
+        if len(models.requests) == 1:
+            raise Refused("UNAVAILABLE", "busy", retry_after="17")
+
+    models.before = busy
+    client.connect(served[1]["rest"], "tiny")(contents)
+    assert pauses == [17.0]
+
+
+def test_it_gives_up_in_the_end_and_writes_nothing(
+    models: Models, address: str, images: list[str], pauses: list[float], tmp_path: Path
+) -> None:
+    def busy(_):
+        raise Refused("UNAVAILABLE", "queue is full")
+
+    models.before = busy
+    output = tmp_path / "out.csv"
+    with pytest.raises(UserError, match=r"gave up after 7 attempts: .*queue is full"):
+        predict.predict(
+            Predict(model="tiny", server=address, images=tuple(images), output=str(output))
+        )
+    assert len(pauses) == 6 and list(tmp_path.iterdir()) == []
+
+
+def test_what_the_server_does_not_have_is_named(address: str) -> None:
+    for arguments, told in (
+        ({"model": "large"}, "does not serve 'large'"),
+        ({"model": "tiny", "version": 9}, "does not serve 'tiny' version 9"),
+        ({"model": "tiny", "label": "canary"}, "does not serve 'tiny' label 'canary'"),
+        ({"model": "tiny", "signature": "explain"}, "no signature 'explain'; it has embed, "),
+        ({"model": "tiny", "signature": "tensor"}, "does not take image files"),
+        ({"model": "tiny", "label": "a", "version": 1}, "not both"),
+    ):
+        with pytest.raises(UserError, match=told):
+            client.connect(address, **arguments)
+    for url in ("localhost:8501", "ftp://host", "http://", "http://[::1"):
+        with pytest.raises(UserError, match="give http://host:8501"):
+            client.connect(url, "tiny")
+
+
+def test_a_request_that_is_refused_says_why(
+    models: Models, address: str, contents: list[bytes]
+) -> None:
+    for code, told in (("INVALID_ARGUMENT", "refuses the request: odd"), ("INTERNAL", "odd")):
+
+        def refuse(_, code=code):
+            raise Refused(code, "odd\nand more")
+
+        models.before = refuse
+        with pytest.raises(UserError, match=told) as caught:
+            client.connect(address, "tiny")(contents)
+        assert "and more" not in str(caught.value)
+
+
+def test_an_answer_that_does_not_come_ends_in_one_line(
+    models: Models, address: str, contents: list[bytes]
+) -> None:
+    ask = client.connect(address, "tiny")
+    ask(contents[:1])  # the model is loaded by now
+    over = threading.Event()
+    models.before = lambda _: over.wait(30)
+    try:
+        with pytest.raises(UserError, match=r"no answer within 0\.3 s: take a longer --timeout"):
+            client.connect(address, "tiny", timeout=0.3)(contents[:1])
+    finally:
+        over.set()
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+def test_no_server_is_one_line_and_exit_code_2(
+    scheme: str, images: list[str], monkeypatch, capsys
+) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # and nobody listens
+        url = f"{scheme}://127.0.0.1:{unused.getsockname()[1]}"
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        arguments = ["--server", url, "--model", "tiny", "--images", images[0]]
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
+        monkeypatch.setattr(logging.root, "handlers", [])  # the script sets its own
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(SCRIPT), run_name="__main__")
+    lines = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and len(lines) == 1, lines
+    assert lines[0].startswith(f"error: no TF Serving answers at {url} (")
+    assert "onnection refused" in lines[0]
+
+
+# ---------------------------------------------------------------------- pictures
+
+
+def heat(contents: list[bytes]) -> dict[str, np.ndarray]:
+    """Hot at the top left, cold at the bottom right."""
+    heatmap = np.zeros((len(contents), 8, 8), np.float32)
+    heatmap[:, :3, :3], heatmap[:, 5:, 5:] = 0.2, -0.2
+    n = len(contents)
+    return {
+        "heatmap": heatmap,
+        "reconstruction": np.full((n, 8, 8), 300.0, np.float32),
+        "label": np.full(n, "viral", object),
+        "score": np.arange(n, dtype=np.float32),
+    }
+
+
+def test_heatmaps_are_drawn_over_the_radiographs(
+    images: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_prediction, "open_signature", lambda settings: heat)
+    output = tmp_path / "maps"
+    settings = Predict(model="any", images=tuple(images), signature="occlusion",
+                       output=str(output), batch_size=2)  # fmt: skip
+    predict.predict(settings)
+    assert [p.name for p in tmp_path.iterdir()] == ["maps"]
+    written = rows(output / "predictions.csv")
+    assert list(written[0]) == ["path", "label", "score"]
+    for row, path in enumerate(images):
+        stem = f"{row:05d}-{Path(path).stem}"
+        drawn = np.asarray(Image.open(output / f"{stem}.png").convert("RGB"), float)
+        height, width = drawn.shape[:2]
+        # The right half shows the heatmap, before its colour bar.
+        panel = drawn[:, width // 2 : int(width * 0.86)]
+        red = np.argwhere(panel[..., 0] - panel[..., 2] > 30).mean(axis=0)
+        blue = np.argwhere(panel[..., 2] - panel[..., 0] > 30).mean(axis=0)
+        assert (red < blue - height / 6).all(), (red, blue)
+        assert (np.asarray(Image.open(output / f"{stem}-reconstruction.png")) == 255).all()
+    with pytest.raises(UserError, match="exists"):
+        predict.predict(settings)
+
+
+def test_a_folder_is_overwritten_only_if_it_is_ours(
+    images: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_prediction, "open_signature", lambda settings: heat)
+    output = tmp_path / "maps"
+    settings = Predict(model="any", images=tuple(images[:2]), signature="explain",
+                       output=str(output), overwrite=True)  # fmt: skip
+    predict.predict(settings)
+    (output / "predictions.csv").write_text("older")
+    predict.predict(settings)
+    assert len(rows(output / "predictions.csv")) == 2
+    (output / "thesis.docx").write_text("years of work")
+    with pytest.raises(UserError, match="not overwritten"):
+        predict.predict(settings)
+    (output / "thesis.docx").unlink()
+
+    def broken(contents):
+        raise UserError("gone")
+
+    monkeypatch.setattr(batch_prediction, "open_signature", lambda settings: broken)
+    with pytest.raises(UserError, match="gone"):
+        predict.predict(settings)
+    assert [p.name for p in tmp_path.iterdir()] == ["maps"]
+    assert len(rows(output / "predictions.csv")) == 2
+
+
+def test_outputs_that_do_not_fit_the_signature_are_refused(tmp_path: Path) -> None:
+    for arguments, told in (
+        ({"signature": "occlusion"}, "needs --output, a folder"),
+        ({"signature": "embed"}, "needs --output, a file"),
+        ({"signature": "explain", "output": "x.csv"}, "writes a folder"),
+        ({"output": "x"}, "ends in .csv or .json"),
+        ({"output": str(tmp_path / "no" / "x.csv")}, "no such folder"),
+        ({"version": 2}, "go with --server"),
+    ):
+        with pytest.raises(UserError, match=told):
+            settings = Predict(model="m", images=("x",), **arguments)
+            prediction_output.check_output(settings)
+            batch_prediction.open_signature(settings)
+
+
+def test_progress_is_one_line_that_is_written_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    now = iter([0.0, 0.1, 1.0, 2.0])
+    monkeypatch.setattr(predict.time, "monotonic", lambda: next(now))
+    show = batch_prediction.progress(40)
+    for done in (1, 20, 40):
+        show(done)
+    assert sys.stderr.getvalue() == "20 of 40 images, 20.0/s\r40 of 40 images, 20.0/s\n"

@@ -1,0 +1,494 @@
+"""What is served is what was measured; a version appears whole, and never changes."""
+
+import base64
+import csv
+import io
+import json
+import shutil
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from cxr_tf.config import TrainClassifier
+from cxr_tf.data.decoding import decode_radiograph
+from cxr_tf.errors import UserError
+from cxr_tf.files import write_json
+from cxr_tf.models.classifier import build_classifier
+from cxr_tf.runs import Run
+from cxr_tf.serving import client, decoding, loading, model_config, versions
+from cxr_tf.serving import export as serving_export
+
+CLIENT = """
+import json, sys
+import tensorflow as tf
+
+folder, out, *paths = sys.argv[1:]
+loaded = tf.saved_model.load(folder)
+contents = tf.constant([open(p, "rb").read() for p in paths])
+served = loaded.signatures["serving_default"](image_bytes=contents)
+embedded = loaded.signatures["embed"](image_bytes=contents)
+signatures = {
+    name: {
+        side: {k: [v.dtype.name, v.shape.as_list()] for k, v in specs.items()}
+        for side, specs in (
+            ("in", f.structured_input_signature[1]),
+            ("out", f.structured_outputs),
+        )
+    }
+    for name, f in loaded.signatures.items()
+}
+answer = {
+    "probabilities": served["probabilities"].numpy().tolist(),
+    "label": [x.decode() for x in served["label"].numpy()],
+    "classes": [[c.decode() for c in row] for row in served["classes"].numpy()],
+    "embedding": embedded["embedding"].shape.as_list(),
+    "signatures": signatures,
+    "imported": [m for m in ("keras", "cxr_tf") if m in sys.modules],
+}
+json.dump(answer, open(out, "w"))
+"""
+
+
+@pytest.fixture(scope="module")
+def answer(finished: TrainClassifier, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """What a process that knows nothing but TensorFlow gets for the images of val and test."""
+    out = tmp_path_factory.mktemp("client") / "answer.json"
+    folder = Path(finished.saved_models) / finished.name / "1"
+    paths = [r["path"] for r in predictions(finished)]
+    command = [sys.executable, "-c", CLIENT, str(folder), str(out), *paths]
+    subprocess.run(command, check=True, cwd=out.parent, capture_output=True)
+    return json.loads(out.read_text())
+
+
+def predictions(finished: TrainClassifier) -> list[dict[str, str]]:
+    rows = []
+    for split in ("val", "test"):
+        path = Path(finished.logs) / "classifier" / finished.name / f"predictions-{split}.csv"
+        with path.open(newline="") as file:
+            rows += list(csv.DictReader(file))
+    return rows
+
+
+def test_what_is_served_is_what_was_measured(finished: TrainClassifier, answer: dict) -> None:
+    rows = predictions(finished)
+    measured = np.array([[float(r["normal"]), float(r["pneumonia"])] for r in rows])
+    assert np.ptp(measured, axis=0).min() > 0.05, "else all images look alike"
+    np.testing.assert_allclose(answer["probabilities"], measured, atol=1e-4)
+    # Also of the images whose score made the threshold (Youden's point).
+    assert answer["label"] == [r["predicted"] for r in rows]
+    assert answer["classes"] == [["normal", "pneumonia"]] * len(rows)
+    assert answer["embedding"] == [len(rows), 512]
+
+
+def test_signatures_are_those_of_the_contract(answer: dict) -> None:
+    out = {
+        "probabilities": ["float32", [None, 2]],
+        "classes": ["string", [None, 2]],
+        "label": ["string", [None]],
+    }
+    contents = {"image_bytes": ["string", [None]]}
+    signatures = answer["signatures"]
+    assert signatures["serving_default"] == {"in": contents, "out": out}
+    assert signatures["tensor"] == {"in": {"images": ["float32", [None, 64, 64, 3]]}, "out": out}
+    assert signatures["embed"] == {"in": contents, "out": {"embedding": ["float32", [None, 512]]}}
+
+
+def test_a_client_needs_tensorflow_alone(answer: dict) -> None:
+    assert "cxr_tf" not in answer["imported"]
+
+
+def test_the_graph_needs_no_python_and_no_tables(finished: TrainClassifier) -> None:
+    from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
+
+    folder = Path(finished.saved_models) / finished.name / "1"
+    graph = SavedModel.FromString((folder / "saved_model.pb").read_bytes()).meta_graphs[0].graph_def
+    ops = {n.op for n in graph.node} | {n.op for f in graph.library.function for n in f.node_def}
+    assert "DecodeImage" in ops
+    assert not {op for op in ops if "PyFunc" in op or "HashTable" in op or "Lookup" in op}
+    # Nothing is compiled for one machine, and nothing is random.
+    assert not {op for op in ops if op.startswith(("Xla", "Random", "StatelessRandom"))}
+
+
+# ---------------------------------------------------------------------- a model made by hand
+
+
+@pytest.fixture(scope="module")
+def brightness() -> keras.Model:
+    """Probability of pneumonia: the mean brightness, 0 to 1."""
+    images = keras.Input((64, 64, 3), name="images")
+    embedding = keras.layers.GlobalAveragePooling2D()(images / 255)
+    embedding = keras.layers.Identity(name="embedding")(embedding)
+    second = embedding[:, :1]
+    return keras.Model(images, keras.ops.concatenate([1 - second, second], axis=1))
+
+
+def export(model: keras.Model, base: Path, threshold: float = 0.5) -> Path:
+    return serving_export.export_classifier(
+        model, base, classes=("normal", "pneumonia"), threshold=threshold, card={"classes": ["a"]}
+    )
+
+
+def test_the_threshold_in_the_graph_decides(brightness: keras.Model, tmp_path: Path) -> None:
+    base = tmp_path / "models" / "bright"
+    first, second = export(brightness, base, 0.25), export(brightness, base, 0.75)
+    images = np.full((3, 64, 64, 3), [[[[51]]], [[[128]]], [[[204]]]], np.float32)
+    for folder, expected in ((first, "npp"), (second, "nnp")):
+        served = loading.load_served(str(folder))
+        out = served.signature("tensor")(images=tf.constant(images))
+        assert "".join(x.decode()[0] for x in out["label"].numpy()) == expected
+        np.testing.assert_allclose(out["probabilities"][:, 1], [0.2, 128 / 255, 0.8], atol=1e-3)
+    # Exactly on the threshold is positive.
+    assert serving_export.decide(tf.constant([[0.5, 0.5], [0.6, 0.4]]), 0.5).numpy().tolist() == [
+        1,
+        0,
+    ]
+    assert serving_export.decide(tf.constant([[0.2, 0.3, 0.5]]), 0.9).numpy().tolist() == [2]
+
+
+@pytest.fixture(scope="module")
+def exported(brightness: keras.Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(brightness, tmp_path_factory.mktemp("exported") / "bright")
+
+
+def copy(exported: Path, base: Path) -> Path:
+    """The same model as the next version under `base`, without waiting for Keras."""
+    return versions.write_version(base, lambda f: shutil.copytree(exported, f), card={})
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_versions_are_counted_up_and_never_changed(exported: Path, tmp_path: Path) -> None:
+    base = tmp_path / "bright"
+    assert copy(exported, base) == base / "1"
+    before = contents(base / "1")
+    assert copy(exported, base) == base / "2"
+    (base / "9").mkdir()
+    (base / "notes.txt").write_text("mine")
+    assert copy(exported, base) == base / "10"
+    assert contents(base / "1") == before
+    assert sorted(p.name for p in base.iterdir()) == ["1", "10", "2", "9", "notes.txt"]
+    assert loading.load_served(str(base)).folder == base / "10"
+    card = json.loads((base / "10" / "assets.extra" / "model_card.json").read_text())
+    assert (card["name"], card["version"]) == ("bright", 10)
+
+
+FULL_DISK = OSError(28, "No space left on device")
+
+# As TensorFlow reports it.
+FULL_DISK_BELOW = tf.errors.ResourceExhaustedError(
+    None, None, "variables/variables.data-00000-of-00001; No space left on device"
+)
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), FULL_DISK, FULL_DISK_BELOW])
+@pytest.mark.parametrize("where", ["write", "write_warm_up", "write_json", "rename"])
+def test_an_export_that_stops_half_way_leaves_nothing(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop, where: str
+) -> None:
+    def broken(*args, **kwargs):
+        raise stop
+
+    def write(folder: str) -> None:
+        shutil.copytree(exported, folder)
+        if where == "write":
+            broken()
+
+    base = tmp_path / "models" / "bright"
+    error = KeyboardInterrupt if isinstance(stop, KeyboardInterrupt) else UserError
+    told = None if error is KeyboardInterrupt else "No space left on device; nothing was exported"
+    with monkeypatch.context() as patch:
+        if where != "write":
+            patch.setattr(versions.os if where == "rename" else versions, where, broken)
+        for before in ([], ["1"]):
+            for name in before:
+                (base / name).mkdir(parents=True)
+            with pytest.raises(error, match=told):
+                versions.write_version(base, write, card={})
+            assert [p.name for p in tmp_path.rglob("*") if p not in (base, base.parent)] == before
+            assert base.parent.exists() == bool(before)
+    if where == "write":
+        return
+    assert versions.write_version(base, write, card={}) == base / "2"
+
+
+def test_other_errors_of_tensorflow_are_not_taken_for_a_full_disk(tmp_path: Path) -> None:
+    def write(folder: str) -> None:
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+
+    with pytest.raises(tf.errors.ResourceExhaustedError):
+        versions.write_version(tmp_path / "bright", write, card={})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_cannot_take_models_is_refused_before_the_work(tmp_path: Path) -> None:
+    versions.check_saved_models(str(tmp_path / "new" / "saved_models"))
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("text")
+    for path in ("file", "file/saved_models"):
+        with pytest.raises(UserError, match="is a file, not a folder: choose another"):
+            versions.check_saved_models(str(tmp_path / path))
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    for path in ("link", "link/saved_models"):
+        with pytest.raises(UserError, match="link is a link that leads nowhere"):
+            versions.check_saved_models(str(tmp_path / path))
+    versions.check_saved_models(str(tmp_path), "vgg16")
+    with pytest.raises(UserError, match="file is in the way"):
+        versions.check_saved_models(str(tmp_path), "file")
+    (tmp_path / "models.config").write_text("model_config_list { my notes }")
+    with pytest.raises(UserError, match="no ModelServerConfig"):
+        versions.check_saved_models(str(tmp_path))
+
+
+def test_what_a_killed_export_left_is_no_version_and_goes(exported: Path, tmp_path: Path) -> None:
+    base = tmp_path / "bright"
+    (base / ".writing-1" / "variables").mkdir(parents=True)
+    (base / ".writing-1" / "saved_model.pb").write_bytes(b"half")
+    assert model_config.model_versions(base) == []
+    with pytest.raises(UserError, match="no versions"):
+        loading.load_served(str(base))
+    assert copy(exported, base) == base / "1"
+    assert [p.name for p in base.iterdir()] == ["1"]
+
+
+def test_what_is_no_model_of_ours_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such model"):
+        loading.load_served(str(tmp_path / "none"))
+    with pytest.raises(UserError, match="no SavedModel"):
+        loading.load_served(str(tmp_path))
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "saved_model.pb").write_bytes(b"no protocol buffer")
+    with pytest.raises(UserError, match="not a SavedModel of cxr_tf"):
+        loading.load_served(str(tmp_path))
+    (tmp_path / "1" / "assets.extra").mkdir()
+    for card, said in (("{", "model_card.json is damaged"), ("{}", "cannot be loaded")):
+        (tmp_path / "1" / "assets.extra" / "model_card.json").write_text(card)
+        with pytest.raises(UserError, match=said):
+            loading.load_served(str(tmp_path))
+
+
+def test_the_model_of_a_run_is_found_and_anothers_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its path is recorded as it was from where it was trained."""
+
+    def trained(project: Path, auroc: float) -> Run:
+        card = {
+            "kind": "classifier",
+            "data_fingerprint": project.name,
+            "metrics": {"test": {"auroc": auroc}},
+        }
+
+        def write(folder: str) -> None:
+            tf.saved_model.save(tf.Module(), folder)
+
+        versions.write_version(project / "saved_models" / "one", write, card=card)
+        run = Run(project / "logs" / "classifier" / "one")
+        run.directory.mkdir(parents=True)
+        model = {"saved_model": "saved_models/one/1"}
+        write_json(run.directory / "config.json", {"data_fingerprint": project.name})
+        run.write_metrics({"test": {"auroc": auroc, "accuracy": 0.5}, "model": model})
+        return run
+
+    mine, other = trained(tmp_path / "mine", 1.0), trained(tmp_path / "other", 1.0)
+    for place in ("mine", "other", "."):
+        monkeypatch.chdir(tmp_path / place)
+        found = tmp_path / "mine" / "saved_models" / "one" / "1"
+        assert versions.exported_by(mine).resolve() == found
+    shutil.rmtree(tmp_path / "mine" / "saved_models")
+    with pytest.raises(UserError, match="which is not here"):
+        versions.exported_by(mine)
+    monkeypatch.chdir(tmp_path / "other")
+    with pytest.raises(UserError, match="which is another model's"):
+        versions.exported_by(mine)
+    assert versions.exported_by(other) == Path("saved_models/one/1")
+
+
+def test_a_folder_beside_the_versions_is_none(tmp_path: Path) -> None:
+    for name in ("1", "10", "²", "old", ".writing-11"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "12").write_text("a file")
+    assert model_config.model_versions(tmp_path) == [1, 10]
+
+
+def test_a_model_that_was_not_copied_whole_is_refused(
+    finished: TrainClassifier, tmp_path: Path
+) -> None:
+    shutil.copytree(Path(finished.saved_models) / finished.name, tmp_path / "copied")
+    variables = next(tmp_path.glob("copied/1/variables/*.data*"))
+    variables.write_bytes(variables.read_bytes()[:1000])
+    with pytest.raises(UserError, match="cannot be loaded"):
+        loading.load_served(str(tmp_path / "copied"))
+
+
+def test_predictions_name_the_file_that_cannot_be_read(
+    finished: TrainClassifier, tmp_path: Path
+) -> None:
+    served = loading.load_served(str(Path(finished.saved_models) / finished.name))
+    rows = predictions(finished)[:5]
+    paths = [r["path"] for r in rows]
+    probabilities, labels = loading.predict_files(served, paths, batch_size=2)
+    np.testing.assert_allclose(
+        probabilities[:, 1], [float(r["pneumonia"]) for r in rows], atol=1e-4
+    )
+    assert [served.classes[k] for k in labels] == [r["predicted"] for r in rows]
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(Path(paths[0]).read_bytes()[:100])
+    with pytest.raises(UserError, match=r"broken\.png: truncated"):
+        loading.predict_files(served, [*paths, str(broken)], batch_size=4)
+    with pytest.raises(UserError, match=r"no signature 'explain'; it has .*serving_default"):
+        served.signature("explain")
+    with pytest.raises(UserError, match="does not take image files"):
+        served.ask("tensor")
+
+
+def test_colour_and_size_of_the_file_do_not_matter_to_the_server(
+    tiny_backbone: str, tmp_path: Path
+) -> None:
+    """The same radiograph as gray and RGB, PNG of 8 and 16 bits."""
+    pictures = (GRAY, np.stack([GRAY] * 3, axis=-1), GRAY.astype(np.uint16) << 8)
+    files = [file_of(picture, "PNG") for picture in pictures]
+    model = build_classifier(tiny_backbone, classes=2, image_size=64)
+    served = loading.load_served(str(export(model, tmp_path / "tiny")))
+    out = served.signature("serving_default")(image_bytes=tf.constant(files))
+    first, *others = out["probabilities"].numpy()
+    for other in others:
+        np.testing.assert_array_equal(other, first)
+
+
+# ---------------------------------------------------------------------- bad images
+
+
+def file_of(pixels: np.ndarray, kind: str) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, kind)
+    return stream.getvalue()
+
+
+def png_header(width: int, height: int) -> bytes:
+    """The beginning of a PNG of that size, and nothing that could be decoded."""
+    chunk = b"IHDR" + struct.pack(">II5B", width, height, 8, 0, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    )
+
+
+def jpeg_that_claims(jpeg: bytes, width: int, height: int) -> bytes:
+    """The same file with another size in its header."""
+    start = jpeg.index(b"\xff\xc0")
+    return jpeg[: start + 5] + struct.pack(">HH", height, width) + jpeg[start + 9 :]
+
+
+GRAY = np.random.default_rng(0).integers(0, 256, (80, 100)).astype(np.uint8)
+PNG, JPEG = file_of(GRAY, "PNG"), file_of(GRAY, "JPEG")
+UNREADABLE = "truncated or corrupt image"
+UNKNOWN = "neither JPEG nor PNG"
+LARGE = "more than 50 megapixels"
+SMALL = "a side of less than 16 pixels"
+BAD = {
+    "empty": (b"", "empty"),
+    "text": (b"this is no image", UNKNOWN),
+    "text in base64": (base64.b64encode(b"this is no image"), UNKNOWN),
+    "image in base64, twice": (base64.b64encode(PNG), UNKNOWN),
+    "gif": (file_of(GRAY, "GIF"), UNKNOWN),
+    "bmp": (file_of(GRAY, "BMP"), UNKNOWN),
+    "half a png": (PNG[: len(PNG) // 2], UNREADABLE),
+    "20 bytes of a png": (PNG[:20], UNREADABLE),
+    "half a jpeg": (JPEG[: len(JPEG) // 2], UNREADABLE),
+    "5 bytes of a jpeg": (JPEG[:5], UNREADABLE),
+    "wrong checksum": (PNG[:60] + bytes([PNG[60] ^ 255]) + PNG[61:], UNREADABLE),
+    "png bomb": (png_header(50_000, 50_000), LARGE),
+    "largest png bomb": (png_header(2**32 - 1, 2**32 - 1), LARGE),
+    "jpeg bomb": (jpeg_that_claims(JPEG, 65_500, 65_500), LARGE),
+    "just too large": (png_header(10_000, 5_001), LARGE),
+    "just not too large, but cut off": (png_header(10_000, 5_000), UNREADABLE),
+    "1x1": (file_of(GRAY[:1, :1], "PNG"), SMALL),
+    "one row": (file_of(GRAY[:1], "JPEG"), SMALL),
+    "15x15": (file_of(GRAY[:15, :15], "PNG"), SMALL),
+    "0x0": (png_header(0, 0), SMALL),
+}
+
+
+@pytest.fixture(scope="module")
+def decode():
+    specification = [tf.TensorSpec([None], tf.string)]
+    return tf.function(lambda x: decoding.decode_images(x, 64), input_signature=specification)
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_image_is_named_by_position_and_reason(decode, kind: str) -> None:
+    content, reason = BAD[kind]
+    with pytest.raises(tf.errors.InvalidArgumentError) as caught:
+        decode(tf.constant([PNG, JPEG, content, PNG]))
+    assert f"image_bytes[2]: {reason} ({len(content)} bytes); 1 of 4 images" in str(caught.value)
+    batch = [PNG, JPEG, content, PNG]
+    assert client.bad_images(str(caught.value), batch) == {2: reason}
+
+
+def test_all_bad_images_are_named_up_to_what_a_status_holds(decode) -> None:
+    batch = [b""] * 20 + [PNG] + [b"text"] * 3
+    with pytest.raises(tf.errors.InvalidArgumentError, match="23 of 24 images") as caught:
+        decode(tf.constant(batch))
+    assert client.bad_images(str(caught.value), batch) == dict.fromkeys(range(16), "empty")
+    # Without those the next are named.
+    with pytest.raises(tf.errors.InvalidArgumentError) as caught:
+        decode(tf.constant(batch[16:]))
+    assert set(client.bad_images(str(caught.value), batch[16:])) == {0, 1, 2, 3, 5, 6, 7}
+
+
+def test_good_images_are_decoded_as_in_training_in_their_order(decode) -> None:
+    rgb = np.stack([GRAY, GRAY[::-1], GRAY], axis=-1)
+    files = [
+        *(PNG, JPEG, file_of(rgb, "PNG"), file_of(rgb, "JPEG")),
+        file_of(GRAY.astype(np.uint16) << 8 | 0xFF, "PNG"),
+        file_of(GRAY[:16, :16], "PNG"),
+        file_of(np.zeros((2000, 3000), np.uint8), "PNG"),
+        file_of(np.roll(GRAY, 30), "JPEG"),
+    ]
+    expected = [decode_radiograph(tf.constant(f), 64).numpy() for f in files]
+    np.testing.assert_array_equal(decode(tf.constant(files * 5)), expected * 5)
+    # 16 bits: by the upper byte.
+    np.testing.assert_array_equal(expected[4], expected[0])
+    assert decode(tf.constant([], tf.string)).shape == (0, 64, 64, 1)
+
+
+def test_weights_are_stored_once(finished: TrainClassifier) -> None:
+    folder = Path(finished.saved_models) / finished.name / "1"
+    stored = [
+        shape
+        for name, shape in tf.train.list_variables(str(folder / "variables" / "variables"))
+        if name != "_CHECKPOINTABLE_OBJECT_GRAPH"
+    ]
+    model = keras.saving.load_model(
+        Path(finished.logs) / "classifier" / finished.name / "model.keras", compile=False
+    )
+    assert sum(int(np.prod(shape)) for shape in stored) == model.count_params()
+
+
+def test_what_was_exported_before_an_interruption_is_not_exported_again(tmp_path: Path) -> None:
+    base = tmp_path / "models" / "one"
+    card = {"kind": "classifier", "metrics": {"auroc": 0.1 + 0.2}, "classes": ("a", "b")}
+    written: list[str] = []
+
+    def write(folder: str) -> None:
+        written.append(folder)
+        tf.saved_model.save(tf.Module(), folder)
+
+    first = versions.write_version(base, write, card={**card, "learnt_from": {"00"}})
+    (base.parent / "models.config").unlink()  # interrupted before it was brought up to date
+    again = versions.write_version(base, write, card={**card, "learnt_from": {"00"}}, resumed=True)
+    assert again == first and len(written) == 1
+    assert (base.parent / "models.config").exists()
+    other = {**card, "metrics": {"auroc": 0.4}}
+    assert versions.write_version(base, write, card=other, resumed=True) == base / "2"
+    # Without an interruption every export is a version.
+    assert versions.write_version(base, write, card=other) == base / "3"

@@ -1,0 +1,52 @@
+"""One small exported model of each kind."""
+
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from cxr_tf.models.autoencoder import build_autoencoder, build_network
+from cxr_tf.models.classifier import build_classifier
+from cxr_tf.serving import export, loading
+
+CLASSES = ("normal", "bacterial", "viral")
+
+
+def write_models(root: Path, backbone: str, data: Path) -> Path:
+    """A small classifier, nearest neighbours in its embedding, and an autoencoder; the folder."""
+    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.pipeline import Pipeline
+    from sklearn.preprocessing import Normalizer
+
+    card = {"kind": "classifier", "task": "three_class", "classes": CLASSES, "image_size": 64}
+    tf.keras.utils.set_random_seed(3)
+    model = build_classifier(backbone, classes=3, image_size=64)
+    folder = export.export_classifier(
+        model, root / "tiny", classes=CLASSES, threshold=0.5, card=card
+    )
+    classifier = loading.load_served(str(folder))
+    paths = [str(p) for p in sorted((data / "train").rglob("*.png"))[:20]]
+    embeddings = classifier.ask("embed")(classifier.decode(paths))["embedding"]
+    labels = np.arange(len(paths)) % 3
+    knn = Pipeline(
+        [("unit_length", Normalizer()), ("knn", KNeighborsClassifier(3, weights="distance"))]
+    ).fit(embeddings, labels)
+    export.export_knn(
+        classifier,
+        root / "tiny-knn",
+        pipeline=knn,
+        index=knn[-1]._fit_X.astype(np.float32),
+        index_labels=labels,
+        index_paths=paths,
+        novelty_limit=0.1,
+        card={**card, "kind": "knn"},
+        write_beside=lambda folder: None,
+    )
+    export.export_autoencoder(
+        build_autoencoder(build_network("restoring", 128), "removed"),
+        root / "tiny-autoencoder",
+        threshold=0.5,
+        healthy_scores=np.linspace(0, 1, 10),
+        card={"kind": "autoencoder", "task": "anomaly", "image_size": 128},
+    )
+    return root
