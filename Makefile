@@ -9,7 +9,7 @@ help:
 	@echo "make setup        only sets up .venv"
 	@echo "make quickstart   set up, then the whole study on phantoms, with its report, offline (minutes)"
 	@echo "make test         set up, then run the tests"
-	@echo "make lint         formatting, lint and types"
+	@echo "make lint         formatting, lint, types and the layers of the package"
 	@echo "make tensorboard  show everything under logs/ at http://localhost:6006"
 	@echo "make clean        remove the virtual environment and caches (never logs/ or saved_models/)"
 
@@ -43,6 +43,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 tensorboard: setup
 	$(BIN)/tensorboard --logdir logs

@@ -33,7 +33,7 @@ class CompareAutoencoders:
     epochs: int | None = None
     """For each of the networks but the one that is trained four times as long. Default: that of
     train_autoencoder.py."""
-    resamples: int = 1000
+    bootstrap_samples: int = 1000
     """Bootstrap resamples (of patients) behind each 95 % interval."""
     seed: int = 0
     name: str = "autoencoders"

@@ -68,7 +68,7 @@ def train(folder: str, place: str, size: int) -> float:
         image_size=size,
         batch_size=BATCH,
         epochs=1,
-        resamples=50,
+        bootstrap_samples=50,
         name="memory",
         logs=f"{place}/memory/logs",
         saved_models=f"{place}/memory/saved_models",

@@ -151,7 +151,7 @@ def _autoencoder(settings: Benchmark, place: Path) -> Callable[[int], Way]:
 
 def _predictions(settings: Benchmark, place: Path) -> Callable[[int], Way]:
     paths = small_files(place / "scaling", settings.sizes[-1], settings.seed)
-    ask = exported("alexnet", settings, place / "small")[1].ask("serving_default")
+    ask = exported("alexnet", settings, place / "small")[1].predictor("serving_default")
 
     def prepare(count: int) -> Way:
         def way() -> None:

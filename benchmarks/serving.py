@@ -18,7 +18,7 @@ from cxr_tf.models.batch_norm_folding import fold_norms
 from cxr_tf.models.classifier import build_classifier, embedding_of
 from cxr_tf.serving import loading
 from cxr_tf.serving.batch_prediction import predict_in_batches
-from cxr_tf.serving.client import Ask
+from cxr_tf.serving.client import PredictFn
 from cxr_tf.training.precision import resolve_precision
 
 
@@ -153,21 +153,21 @@ def _folder_of(
             results.append(network.predict(np.stack(images), verbose=0))
         found["Keras"] = np.concatenate(results)
 
-    def asking(engine: str, ask: Ask) -> Callable[[list[str]], None]:
+    def asking(engine: str, ask: PredictFn) -> Callable[[list[str]], None]:
         def way(files: list[str]) -> None:
             answers = predict_in_batches(ask, files, BATCH, "error")
             found[engine] = np.concatenate([a.outputs[answer] for a in answers])
 
         return way
 
-    ways = {"Keras": by_keras, "TensorFlow": asking("TensorFlow", served.ask(signature))}
+    ways = {"Keras": by_keras, "TensorFlow": asking("TensorFlow", served.predictor(signature))}
     for precision in ("float32", "bfloat16", "int8"):
         engine = f"OpenVINO in {precision}"
         try:
             on_openvino = loading.load_served(
                 str(served.folder), engine="openvino", precision=precision
             )
-            ways[engine] = asking(engine, on_openvino.ask(signature))
+            ways[engine] = asking(engine, on_openvino.predictor(signature))
         except UserError as error:
             yield Skipped(job, f"ours with {engine}", str(error))
     for way in ways.values():

@@ -6,18 +6,21 @@ import gc
 import io
 import logging
 import os
-import re
 import signal
 import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from cxr_tf import legacy
 from cxr_tf.errors import UserError
 from cxr_tf.files import expand_user
 
-Settings = TypeVar("Settings")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Settings = TypeVar("Settings", bound="DataclassInstance")
 
 
 def run(settings_type: type[Settings], job: Callable[[Settings], Any]) -> None:
@@ -62,19 +65,17 @@ def run(settings_type: type[Settings], job: Callable[[Settings], Any]) -> None:
 def _parse(settings_type: type[Settings]) -> Settings:
     import tyro
 
-    captured = io.StringIO()
+    arguments, notes = legacy.present_arguments(
+        sys.argv[1:], [field.name for field in dataclasses.fields(settings_type)]
+    )
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
     try:
-        with contextlib.redirect_stderr(captured):
-            return tyro.cli(settings_type)
+        return tyro.cli(settings_type, args=arguments)
     except BrokenPipeError:
         # `--help | head` has read enough; what is still buffered must not fail again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        _fail(_one_line(captured.getvalue()) + " (see --help)", 2)
-        raise AssertionError from None  # _fail does not return
 
 
 def _with_home(settings: Any) -> Any:
@@ -84,19 +85,6 @@ def _with_home(settings: Any) -> Any:
         settings,
         **{k: str(expand_user(v)) for k, v in given.items() if isinstance(v, str) and v[:1] == "~"},
     )
-
-
-def _one_line(box: str) -> str:
-    """The message in tyro's drawn box, without the frame and what stands under the first rule."""
-    lines = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()]
-    if any("──" in line for line in box.splitlines()):
-        body = []
-        for raw, text in zip(box.splitlines()[1:], lines[1:], strict=True):
-            if re.fullmatch(r"[│\s]*─+[│\s]*", raw) or raw.startswith("╰"):
-                break
-            body.append(text)
-        lines = body
-    return " ".join(filter(None, lines)) or "wrong command line"
 
 
 class _Lines(logging.StreamHandler):

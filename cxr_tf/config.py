@@ -1,4 +1,8 @@
-"""One frozen dataclass per command: the flags of its script, and what `config.json` records."""
+"""One frozen dataclass per command: the flags of its script, and what `config.json` records.
+
+Flags that several commands share stand once, in the base classes at the top; a command that
+documents a shared flag differently declares it again.
+"""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -17,9 +21,11 @@ Engine = Literal["auto", "tensorflow", "openvino"]
 
 EnginePrecision = Literal["float32", "bfloat16", "int8"]
 
-# The least that a number may be, wherever a job has one of that name.
+Split = Literal["train", "val", "test", "all"]
+
+# The smallest value allowed, wherever a command has a flag of that name.
 LEAST = {
-    **{"seed": 0, "batch_size": 1, "epochs": 0, "patience": 1, "resamples": 1, "count": 0},
+    **{"seed": 0, "batch_size": 1, "epochs": 0, "patience": 1, "bootstrap_samples": 1, "count": 0},
     **{"augmentation": 0, "autoencoder_epochs": 1},
 }
 
@@ -29,14 +35,14 @@ LARGEST_SEED = 2**32 - 1
 
 
 def check_numbers(settings: Any, **least: int) -> None:
-    """Raises UserError for a number out of its range, not finite or no number, naming the flag.
+    """Raise UserError for a number out of its range or not finite, naming the flag.
 
-    least: where a job asks for more than LEAST. None is a default that is settled later.
+    least: where a command needs more than LEAST. None is a default that is resolved later.
     """
 
-    def refuse(field: str, asked: str) -> None:
+    def refuse(field: str, expected: str) -> None:
         flag = "--" + field.replace("_", "-")
-        raise UserError(f"{flag} must be {asked}, not {getattr(settings, field)}")
+        raise UserError(f"{flag} must be {expected}, not {getattr(settings, field)}")
 
     for field, smallest in {**LEAST, **least}.items():
         value = getattr(settings, field, None)
@@ -50,55 +56,89 @@ def check_numbers(settings: Any, **least: int) -> None:
         refuse("seed", f"at most {LARGEST_SEED}")
 
 
-@dataclass(frozen=True)
-class TrainingBudget:
-    """What training one classifier takes, the same for every backbone that is compared."""
+# ---------------------------------------------------------------------- shared flags
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFlags:
+    """Where a run is written."""
+
+    name: str = ""
+    """Name of the run; the default is built from what the run is of."""
+    logs: str = "logs"
+    """Folder of all runs, and TensorBoard's --logdir."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFlags:
+    """Which radiographs."""
 
     data: str = "phantom"
     """Folder of radiographs, .csv list (path, label, and optionally patient and split), .npz of
     PneumoniaMNIST, or `phantom` for synthetic ones (see prepare_data.py)."""
+    skip_unreadable: bool = False
+    """Leave out files that cannot be decoded, instead of stopping."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreFlags:
+    """How scores are computed."""
+
+    bootstrap_samples: int = 1000
+    """Bootstrap samples (of patients) behind each 95 % interval."""
+    seed: int = 0
+    """Seed of everything random: splits, training, bootstrap."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingFlags(RunFlags, DataFlags, ScoreFlags):
+    """A job that trains on a catalogue and exports a model."""
+
+    saved_models: str = "saved_models"
+    """Folder of all exported models, which TF Serving serves."""
+    resume: bool = False
+    """Continue the interrupted run of this name; a finished one is left as it is."""
+    allow_leakage: bool = False
+    """Continue although a patient or an identical image appears in two splits."""
+
+
+# ---------------------------------------------------------------------- commands
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingBudget(TrainingFlags):
+    """What training one classifier takes, the same for every backbone that is compared."""
+
     task: Task = "binary"
     """binary: normal / pneumonia. three_class: normal / bacterial / viral. labels: the labels of
     --data as they are, two to twenty."""
     positive: str = ""
-    """Of two labels the one that recall, AUROC and the operating point are about; default: the
-    second by alphabet, and never normal. --task labels only."""
+    """Of two labels the positive one, which recall, AUROC and the operating point refer to;
+    default: the second in alphabetical order, and never normal. --task labels only."""
     image_size: int = 224
     """Side of the square that images are resized to, in pixels; at least 64."""
     batch_size: int = 32
+    """Images per training step."""
     epochs: int = 8
     """Epochs of fine-tuning; 0 trains the head alone."""
     trainable_blocks: int | None = None
     """How many blocks, counted from the last, are fine-tuned; default by backbone, and all
     of them from scratch."""
     learning_rate: float | None = None
-    """Peak rate of AdamW; default 1e-4 from pretrained weights, else by backbone."""
+    """Peak learning rate of AdamW; default 1e-4 from pretrained weights, else by backbone."""
     augmentation: float = 1.0
-    """Strength of the random exposure, position and cutout, and of mixed styles; 0 is none."""
+    """Strength of the random exposure, framing and cutout, and of MixStyle; 0 is none."""
     patience: int = 5
-    """Stop after so many epochs without a better validation loss."""
-    operating_point: str = "half"
-    """Threshold on the probability of pneumonia, chosen on validation: half (0.5), youden,
-    min-sensitivity:0.95 or min-specificity:0.95. Binary task only."""
+    """Stop after this many epochs without a better validation loss."""
+    operating_point: str = "0.5"
+    """Threshold on the probability of pneumonia, chosen on validation: 0.5, youden,
+    min-sensitivity:0.95 or min-specificity:0.95. Two classes only."""
     precision: Precision = "auto"
-    """Arithmetic of training; auto takes bfloat16 from pretrained weights, where this machine is
-    faster with it. The exported model is always float32."""
-    resamples: int = 1000
-    """Bootstrap resamples (of patients) behind each 95 % interval."""
-    seed: int = 0
-    name: str = ""
-    """Name of the run; default: from backbone and task."""
-    logs: str = "logs"
-    saved_models: str = "saved_models"
-    resume: bool = False
-    """Go on with the interrupted run of this name; a finished one is left as it is."""
-    allow_leakage: bool = False
-    """Train although a patient or an identical image stands in two splits."""
-    skip_unreadable: bool = False
-    """Leave out files that cannot be decoded, instead of stopping."""
+    """Floating-point precision of training; auto is bfloat16 from pretrained weights, where this
+    machine is faster with it. The exported model is always float32."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainClassifier(TrainingBudget):
     """Train, calibrate, evaluate and export one classifier.
 
@@ -106,11 +146,12 @@ class TrainClassifier(TrainingBudget):
     """
 
     backbone: BackboneName = "vgg16"
+    """The network below the last layer."""
     weights: str = "imagenet"
     """imagenet, none (from scratch), or a weights file: .weights.h5 without the top, or .keras."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CompareBackbones(TrainingBudget):
     """Train the three backbones alike, choose by validation, report once on test.
 
@@ -127,39 +168,33 @@ class CompareBackbones(TrainingBudget):
     """Compare these finished run folders (same data, same task) instead of training."""
 
 
-@dataclass(frozen=True)
-class Evaluate:
-    """Score a SavedModel of ours on any folder of radiographs.
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(RunFlags, DataFlags, ScoreFlags):
+    """Evaluate an exported model on any folder of radiographs.
 
     Writes logs/evaluate/<name>/.
     """
 
     model: str
     """Folder of the model, or of one of its versions: saved_models/<name>[/<version>]."""
-    data: str = "phantom"
-    split: Literal["train", "val", "test", "all"] = "test"
-    """Which split to score; a folder without split folders is scored whole."""
+    split: Split = "test"
+    """Which split to evaluate; a folder without split folders is evaluated whole."""
     engine: Engine = "auto"
     """What runs the network; auto: OpenVINO where it is installed and there is no GPU. To 1e-4 the
     numbers are the same."""
     engine_precision: EnginePrecision = "float32"
-    """int8, and bfloat16 where the CPU has it, are faster and less exact: what that costs in AUROC
-    on validation is measured and printed. For classifiers; needs --engine openvino."""
+    """int8, and bfloat16 where the CPU has it, are faster and less exact: the cost in AUROC on
+    validation is measured and printed. For classifiers; needs --engine openvino."""
     shifts: bool = False
-    """Also score the images framed, exposed and stored otherwise, as those of another hospital may
-    be."""
+    """Also evaluate under acquisition shifts: the images framed, exposed and stored differently, as
+    those of another hospital may be."""
     batch_size: int = 32
-    resamples: int = 1000
-    seed: int = 0
-    name: str = ""
-    """Name of the run; default: from model and data."""
-    logs: str = "logs"
-    skip_unreadable: bool = False
+    """Images per batch."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Predict:
-    """Predictions for files, folders and globs, of a SavedModel on disk or of a running TF Serving.
+    """Predict files, folders and glob patterns, by an exported model or a running TF Serving.
 
     Prints a table, or writes CSV or JSON with --output.
     """
@@ -173,31 +208,31 @@ class Predict:
     """File to write: .csv or .json; without it a table is printed. For occlusion and explain a
     folder: predictions.csv and one picture of each heatmap."""
     signature: str = "serving_default"
-    """What to ask for: serving_default, embed, occlusion (classifiers), explain (autoencoders)."""
+    """serving_default, embed, occlusion (classifiers), explain (autoencoders)."""
     engine: Engine = "auto"
     """What runs the network of a model on disk; auto: OpenVINO where it is installed and there is
-    no GPU. To 1e-4 the numbers are the same. Occlusion is TensorFlow's."""
+    no GPU. To 1e-4 the numbers are the same. Occlusion always runs on TensorFlow."""
     engine_precision: EnginePrecision = "float32"
     """int8, and bfloat16 where the CPU has it, are faster and less exact: evaluate.py measures by
     how much. For classifiers, int8 for their predictions alone; needs --engine openvino."""
     server: str = ""
-    """Ask this TF Serving: http://host:8501, https://host or grpc://host:8500."""
+    """Use this TF Serving: http://host:8501, https://host or grpc://host:8500."""
     version: int | None = None
     """With --server: this version of the model, not the newest."""
     label: str = ""
     """With --server: the version with this label in models.config, such as stable."""
     on_bad_image: Literal["error", "nan"] = "error"
-    """An image that cannot be read stops everything, or gets NaN and a reason, and the others their
-    predictions."""
+    """error: an image that cannot be read stops everything. nan: it gets NaN and a reason, and the
+    others their predictions."""
     batch_size: int | None = None
-    """Images to a request; default 32, for occlusion and explain 4."""
+    """Images per request; default 32, for occlusion and explain 4."""
     timeout: float = 120.0
-    """With --server: seconds to wait for the answer to one request."""
+    """With --server: seconds to wait for the response to one request."""
     overwrite: bool = False
     """Replace an existing output."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PrepareData:
     """Get a data set, or check one.
 
@@ -209,7 +244,7 @@ class PrepareData:
     """Folder, .csv list or .npz to check, instead of preparing one."""
     source: Literal["phantom", "kermany", "pneumoniamnist", "dicom"] = "phantom"
     """phantom: synthetic radiographs. kermany (1.2 GB) and pneumoniamnist: from their publishers.
-    dicom: files of your own, to PNG without any identity."""
+    dicom: your own files, to PNG without the header's identity."""
     from_: Annotated[str, tyro.conf.arg(name="from")] = ""
     """kermany, pneumoniamnist: a mirror's URL, or the published file on disk. dicom: a file, a
     folder (NORMAL/ and PNEUMONIA/ in it give the labels), or a .csv list of path and label."""
@@ -229,11 +264,11 @@ class PrepareData:
     logs: str = "logs"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ConvertAlexNetWeights:
     """Turn torchvision's AlexNet weights into a file for --weights.
 
-    Needs PyTorch, and nothing else of this project does.
+    Needs PyTorch, which nothing else in this project does.
     """
 
     state_dict: str
@@ -241,91 +276,72 @@ class ConvertAlexNetWeights:
     out: str = "alexnet_notop.weights.h5"
 
 
-@dataclass(frozen=True)
-class FitKnn:
-    """Nearest neighbours in the embedding of a trained classifier: pickle, SavedModel, t-SNE.
+@dataclass(frozen=True, kw_only=True)
+class FitKnn(RunFlags):
+    """Fit k-nearest neighbours on the embedding of a trained classifier: pickle, SavedModel, t-SNE.
 
     Writes logs/knn/<name>/ and saved_models/<name>/<version>/.
     """
 
     classifier: str
-    """Folder of a finished run, logs/classifier/<name>, or of a SavedModel of a classifier."""
+    """Folder of a finished run, logs/classifier/<name>, or of an exported classifier."""
     data: str = ""
     """Folder of radiographs, or `phantom`; default: what the classifier was trained on."""
     engine: Engine = "tensorflow"
     """What computes the embeddings; auto: OpenVINO where it is installed and there is no GPU. The
     exported model computes its own with TensorFlow, which differ from OpenVINO's by up to 1e-4: of
-    two neighbours equally far the other may then come first."""
+    two equally distant neighbours the other may then come first."""
     batch_size: int = 32
-    resamples: int = 1000
-    """Bootstrap resamples (of patients) behind each 95 % interval."""
+    """Images per batch."""
+    bootstrap_samples: int = 1000
+    """Bootstrap samples (of patients) behind each 95 % interval."""
     seed: int | None = None
     """Seed of the splits (where the folder has none), t-SNE and bootstrap; default: the
     classifier's own, so that its test images stay test images."""
-    name: str = ""
-    """Name of the run and the model; default: <classifier>-knn."""
-    logs: str = "logs"
     saved_models: str = "saved_models"
     resume: bool = False
-    """Go on with the interrupted run of this name; a finished one is left as it is."""
+    """Continue the interrupted run of this name; a finished one is left as it is."""
     allow_leakage: bool = False
-    """Go on although a patient or an identical image stands in two splits."""
+    """Continue although a patient or an identical image appears in two splits."""
     skip_unreadable: bool = False
     """Leave out files that cannot be decoded, instead of stopping."""
 
 
-@dataclass(frozen=True)
-class TrainAutoencoder:
-    """Train an autoencoder on healthy radiographs; detect anomalies by what it restores.
+@dataclass(frozen=True, kw_only=True)
+class TrainAutoencoder(TrainingFlags):
+    """Train an autoencoder on healthy radiographs, and choose its anomaly threshold.
 
     Writes logs/autoencoder/<name>/ and saved_models/<name>/<version>/.
     """
 
-    data: str = "phantom"
-    """Folder of radiographs, .csv list (path, label, and optionally patient and split), .npz of
-    PneumoniaMNIST, or `phantom` for synthetic ones (see prepare_data.py)."""
-    model: Literal["restoring", "plain"] = "restoring"
-    """restoring: takes painted opacities out of healthy lungs. plain: squeezes the image through a
-    code of 128 numbers; far weaker here, kept to compare."""
-    score: Literal["", "combined", "context", "removed", "mark", "mse", "ssim"] = ""
-    """What an anomaly is judged by. restoring: combined, context, removed or mark. plain: mse or
+    model: Literal["denoising", "plain"] = "denoising"
+    """denoising: removes synthetic opacities from healthy lungs. plain: compresses the image to a
+    code of 128 numbers; far weaker here, kept for comparison."""
+    score: Literal["", "combined", "appearance", "residual", "lesion_mask", "mse", "ssim"] = ""
+    """The anomaly score. denoising: combined, appearance, residual or lesion_mask. plain: mse or
     ssim. Default: the one with the highest AUROC on validation; the first of them where there is no
     sick image."""
     image_size: int = 224
-    """Side of the square that images are resized to, in pixels. restoring: a multiple of 32 from
+    """Side of the square that images are resized to, in pixels. denoising: a multiple of 32 from
     128 on, of which the network sees half. plain: a multiple of 16 from 64 on."""
     batch_size: int = 16
+    """Images per training step."""
     epochs: int | None = None
-    """Default: 8, and up to 60 where healthy images are so few that it would learn in fewer than
+    """Default: 8, and up to 60 where healthy images are so few that training would take fewer than
     500 steps; plain: 30."""
     learning_rate: float = 2e-3
-    """Peak rate of AdamW."""
+    """Peak learning rate of AdamW."""
     augmentation: float = 1.0
     """Strength of the random framing and exposure in the training of the network; 0 is none."""
-    max_false_alarm: float | None = None
-    """Threshold: highest share of healthy validation images that may be called anomalies. Default:
-    Youden's point on the ROC curve of validation as it is, under another exposure and from another
-    scanner (plain: as it is)."""
-    min_sensitivity: float | None = None
-    """Threshold: lowest share of sick validation images that must be called anomalies."""
-    resamples: int = 1000
-    """Bootstrap resamples (of patients) behind each 95 % interval."""
-    seed: int = 0
-    name: str = ""
-    """Name of the run and the model; default: autoencoder-<model>."""
-    logs: str = "logs"
-    saved_models: str = "saved_models"
-    resume: bool = False
-    """Go on with the interrupted run of this name; a finished one is left as it is."""
-    allow_leakage: bool = False
-    """Go on although a patient or an identical image stands in two splits."""
-    skip_unreadable: bool = False
-    """Leave out files that cannot be decoded, instead of stopping."""
+    operating_point: str = "youden"
+    """Threshold on the score, chosen on validation: youden, min-sensitivity:0.95 or
+    min-specificity:0.95. youden takes the validation images as they are and their perturbed copies
+    together (plain: as they are); without sick images it becomes min-specificity:0.95."""
 
 
-@dataclass(frozen=True)
-class Explain:
-    """Heatmaps of what a classifier's decisions rest on, for a split or for images.
+@dataclass(frozen=True, kw_only=True)
+class Explain(RunFlags):
+    """Draw heatmaps of what a classifier's decisions rest on, for a split or for images.
 
     Writes logs/explain/<name>/.
     """
@@ -334,7 +350,7 @@ class Explain:
     """Folder of a finished run: logs/classifier/<name>."""
     data: str = ""
     """Folder of radiographs, or `phantom`; default: what the classifier was trained on."""
-    split: Literal["train", "val", "test", "all"] = "test"
+    split: Split = "test"
     """Which split of --data to draw from; a folder without split folders is split as in training,
     from the classifier's seed."""
     images: tuple[str, ...] = ()
@@ -342,7 +358,7 @@ class Explain:
     count: int = 12
     """How many radiographs to draw from the split, evenly over classes; 0 takes all."""
     method: Literal["occlusion", "gradcam++", "scorecam", "smoothgrad", "all"] = "occlusion"
-    """all lays the four side by side and measures their --faithfulness."""
+    """all shows the four side by side and measures their --faithfulness."""
     patch: int | None = None
     """Side of the covered square in pixels of the model's input; default two strides."""
     stride: int | None = None
@@ -355,78 +371,62 @@ class Explain:
     """The class to explain, or `predicted` for each radiograph's own."""
     drop: Literal["probability", "logit"] = "probability"
     """What is measured when a patch is covered: the fall of the calibrated probability, or of its
-    log odds, which still move where the probability is all but 1."""
+    log odds, which still move where the probability is close to 1."""
     refine: float = 0.0
-    """Occlusion from coarse to fine: only so much of the fine patches is computed, where a coarse
-    map is hot (0.25 is a start); the error is measured on a few images. 0 computes all."""
+    """Occlusion from coarse to fine: only this share of the fine patches is computed, where a
+    coarse map is hot (0.25 is a start); the error is measured on a few images. 0 computes all."""
     faithfulness: bool = False
     """Also measure insertion, deletion and sensitivity to shuffled weights; takes minutes."""
     batch_size: int = 64
     """Covered images in memory at once."""
     seed: int = 0
-    """Of the draw of radiographs, of noise and of SmoothGrad."""
-    name: str = ""
-    """Name of the run; default: from classifier and method."""
-    logs: str = "logs"
+    """Seed of the drawn radiographs, of noise and of SmoothGrad."""
     skip_unreadable: bool = False
     """Leave out files that cannot be decoded, instead of stopping."""
 
 
-@dataclass(frozen=True)
-class CheckServed:
-    """Ask exported models for the test images again, as TF Serving would, and compare.
+@dataclass(frozen=True, kw_only=True)
+class CheckServed(RunFlags):
+    """Verify exported models: predict all test images again, and compare with what was measured.
 
-    Exit code 1 where an answer differs from what was measured. Writes logs/served/<name>/.
+    Exit code 1 where a prediction differs. Writes logs/served/<name>/.
     """
 
     runs: tuple[str, ...] = ()
     """Folders of finished runs, such as logs/classifier/<name>, logs/knn/<name> or
     logs/autoencoder/<name>."""
-    name: str = ""
-    """Name of the result; default: that of the first run."""
-    logs: str = "logs"
 
 
-@dataclass(frozen=True)
-class RunStudy:
-    """All five jobs on one catalogue, and a report of them: logs/study/<name>/report.html.
+@dataclass(frozen=True, kw_only=True)
+class RunStudy(RunFlags, DataFlags):
+    """Do all five jobs on one catalogue, and write a report: logs/study/<name>/report.html.
 
     Compares the backbones for both tasks, fits nearest neighbours and t-SNE on the chosen
-    classifiers, trains the autoencoder, draws heatmaps, exports everything. The same command goes
-    on where a study was stopped, and redoes only what a changed setting touches.
+    classifiers, trains the autoencoder, draws heatmaps, exports everything. The same command
+    resumes an interrupted study, and repeats only what a changed setting affects.
     """
 
-    data: str = "phantom"
-    """Folder of radiographs, .csv list (path, label, and optionally patient and split), .npz of
-    PneumoniaMNIST, or `phantom` for synthetic ones (see prepare_data.py)."""
     preset: Literal["quickstart", "full"] = "full"
     """quickstart: 64 pixels, few epochs, from scratch: minutes, to see everything once. full: the
     defaults of the jobs, ImageNet weights: overnight."""
-    name: str = ""
-    """Name of the study, with which the names of all its runs and models begin; default: the
-    preset's."""
     resnet50_weights: str = ""
     vgg16_weights: str = ""
     alexnet_weights: str = ""
     """imagenet, none, or a file, for each; default by preset: full takes imagenet, and none for
-    AlexNet, of which Keras has none; quickstart none."""
+    AlexNet, for which Keras has none; quickstart none."""
     image_size: int | None = None
     """Side of the square that classifiers see, in pixels; default by preset: 224 or 64."""
     batch_size: int | None = None
     """Default by preset: 32 or 16."""
     epochs: int | None = None
-    """Of fine-tuning each classifier; default by preset."""
+    """Epochs of fine-tuning for each classifier; default by preset."""
     autoencoder_epochs: int | None = None
     """Default by preset: that of train_autoencoder.py, or 5."""
-    resamples: int | None = None
-    """Bootstrap resamples (of patients) behind each 95 % interval; default by preset: 1000 or
-    200."""
+    bootstrap_samples: int | None = None
+    """Bootstrap samples (of patients) behind each 95 % interval; default by preset: 1000 or 200."""
     seed: int = 0
-    logs: str = "logs"
     saved_models: str = "saved_models"
     allow_leakage: bool = False
-    """Go on although a patient or an identical image stands in two splits."""
-    skip_unreadable: bool = False
-    """Leave out files that cannot be decoded, instead of stopping."""
+    """Continue although a patient or an identical image appears in two splits."""
     compare: tuple[str, ...] = ()
     """Run nothing: print what changed between these two finished studies, by name or folder."""

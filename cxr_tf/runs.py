@@ -4,6 +4,7 @@ A run is finished when `metrics.json` is there; it is written last. Every file a
 at all: it is written beside and renamed.
 """
 
+import csv
 import dataclasses
 import itertools
 import platform
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from cxr_tf import legacy
 from cxr_tf.errors import UserError
 from cxr_tf.files import (
     acquire_lock,
@@ -50,6 +52,9 @@ class Catalog(Protocol):
     def __len__(self) -> int: ...
 
 
+# Columns of predictions that are no numbers.
+TEXT_COLUMNS = {"path", "patient", "finding", "label", "predicted", "reason"}
+
 RECORDED_PACKAGES = ("tensorflow", "keras", "scikit-learn", "numpy", "tensorboard", "cxr_tf")
 
 # Settings that say where and how to run, not what comes out: a resumed run may change them. Data
@@ -68,13 +73,41 @@ class Run:
         """Whether the run came to its end."""
         return (self.directory / "metrics.json").exists()
 
+    @property
     def metrics(self) -> dict[str, Any]:
-        """What `write_metrics` wrote."""
+        """The content of `metrics.json`; raises FileNotFoundError while the run is unfinished."""
         return read_json(self.directory / "metrics.json")
 
+    @property
     def config(self) -> dict[str, Any]:
-        """What the run was started with."""
-        return read_json(self.directory / "config.json")
+        """The content of `config.json`, settings under their present names."""
+        config = read_json(self.directory / "config.json")
+        for key in config.keys() & {"settings", "resolved"}:
+            config[key] = legacy.present_settings(config[key])
+        return config
+
+    @property
+    def figures(self) -> dict[str, Path]:
+        """The figures of the run by name: figures/<name>.png."""
+        return {path.stem: path for path in sorted((self.directory / "figures").glob("*.png"))}
+
+    def predictions(self, split: str) -> dict[str, np.ndarray]:
+        """Return the columns of `predictions-<split>.csv`, each [N].
+
+        Probabilities, scores and percentiles are float64, everything else is text. Raises UserError
+        where the run has no predictions for the split.
+        """
+        file = self.directory / f"predictions-{split}.csv"
+        try:
+            with file.open(newline="") as lines:
+                rows = list(csv.DictReader(lines))
+        except FileNotFoundError:
+            raise UserError(f"{self.directory} has no predictions on {split}") from None
+        columns = {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
+        return {
+            name: np.array(values, None if name in TEXT_COLUMNS else np.float64)
+            for name, values in columns.items()
+        }
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         """`metrics.json`, which also marks the run as finished."""
@@ -182,7 +215,7 @@ def _added(settings: Any, resolved: Any) -> dict[str, Any]:
 def _facts(data: Catalog | Run) -> dict[str, Any]:
     """What `config.json` says of the data."""
     if isinstance(data, Run):
-        config = data.config()
+        config = data.config
         return {key: config[key] for key in ("data_fingerprint", "data_is_phantom", "images")}
     return {
         "data_fingerprint": data.fingerprint(),
@@ -221,7 +254,7 @@ def reserve_run(logs: str, job: str, name: str, settings: Any) -> Run:
 
 
 def _check_unchanged(run: Run, config: dict[str, Any]) -> None:
-    before = run.config()
+    before = run.config
     # Settings first: another --seed may draw other splits, and is the better thing to name.
     for key, value in config["settings"].items():
         flag = "--" + key.replace("_", "-")

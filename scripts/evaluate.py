@@ -3,15 +3,7 @@
 python scripts/evaluate.py --model saved_models/vgg16-binary --data other_hospital
 """
 
-from cxr_tf import cli
-from cxr_tf.config import Evaluate
-
-
-def main(settings: Evaluate) -> None:
-    from cxr_tf.evaluation.evaluate import evaluate
-
-    evaluate(settings)
-
+from cxr_tf.commands import run
 
 if __name__ == "__main__":
-    cli.run(Evaluate, main)
+    run("evaluate")

@@ -5,15 +5,7 @@ python scripts/explain.py --classifier logs/classifier/vgg16-binary --method all
 python scripts/explain.py --classifier logs/classifier/vgg16-binary --images ward/*.jpeg
 """
 
-from cxr_tf import cli
-from cxr_tf.config import Explain
-
-
-def main(settings: Explain) -> None:
-    from cxr_tf.explain.explain import explain
-
-    explain(settings)
-
+from cxr_tf.commands import run
 
 if __name__ == "__main__":
-    cli.run(Explain, main)
+    run("explain")

@@ -5,15 +5,7 @@ python scripts/predict.py --model saved_models/vgg16-binary --images ward/ --out
 python scripts/predict.py --server http://localhost:8501 --model vgg16-binary --images ward/
 """
 
-from cxr_tf import cli
-from cxr_tf.config import Predict
-
-
-def main(settings: Predict) -> None:
-    from cxr_tf.evaluation.predict import predict
-
-    predict(settings)
-
+from cxr_tf.commands import run
 
 if __name__ == "__main__":
-    cli.run(Predict, main)
+    run("predict")

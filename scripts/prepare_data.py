@@ -7,15 +7,7 @@ python scripts/prepare_data.py --source dicom --from ward/ --out data/ward
 python scripts/prepare_data.py --check data/kermany                    # and a picture of it
 """
 
-from cxr_tf import cli
-from cxr_tf.config import PrepareData
-
-
-def main(settings: PrepareData) -> None:
-    from cxr_tf.preparation.prepare_data import prepare
-
-    prepare(settings)
-
+from cxr_tf.commands import run
 
 if __name__ == "__main__":
-    cli.run(PrepareData, main)
+    run("prepare_data")

@@ -5,20 +5,7 @@ python scripts/run_study.py --data chest_xray --name mine              # overnig
 python scripts/run_study.py --compare mine other                       # what changed, by metric
 """
 
-from cxr_tf import cli
-from cxr_tf.config import RunStudy
-
-
-def main(settings: RunStudy) -> None:
-    if settings.compare:
-        from cxr_tf.study.compare_studies import compare_studies
-
-        compare_studies(settings)
-    else:
-        from cxr_tf.study.run_study import run_study
-
-        run_study(settings)
-
+from cxr_tf.commands import run
 
 if __name__ == "__main__":
-    cli.run(RunStudy, main)
+    run("run_study")

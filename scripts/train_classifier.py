@@ -5,15 +5,7 @@ python scripts/train_classifier.py --data chest_xray --backbone resnet50 --task 
 python scripts/train_classifier.py --weights none --image-size 64 --epochs 3     # phantoms
 """
 
-from cxr_tf import cli
-from cxr_tf.config import TrainClassifier
-
-
-def main(settings: TrainClassifier) -> None:
-    from cxr_tf.classification.train_classifier import train_classifier
-
-    train_classifier(settings)
-
+from cxr_tf.commands import run
 
 if __name__ == "__main__":
-    cli.run(TrainClassifier, main)
+    run("train_classifier")

@@ -94,7 +94,7 @@ def finished(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainC
         learning_rate=1e-5,
         precision="float32",
         operating_point="youden",
-        resamples=30,
+        bootstrap_samples=30,
         name="shared",
         logs=str(root / "logs"),
         saved_models=str(root / "saved_models"),

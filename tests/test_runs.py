@@ -53,7 +53,7 @@ def test_a_run_that_exists_is_refused_or_resumed_with_the_same_settings(tmp_path
         )
 
     run = opened()
-    config = run.config()
+    config = run.config
     assert config["settings"]["runs"] == ["a", "b"] and config["resolved"] == {}
     assert config["data_fingerprint"] == CATALOG.fingerprint()
     assert config["packages"]["tensorflow"][0].isdigit()
@@ -63,7 +63,7 @@ def test_a_run_that_exists_is_refused_or_resumed_with_the_same_settings(tmp_path
     with pytest.raises(UserError, match=r"--rate None, not 0\.1"):
         opened(resume=True, rate=0.1)
     # Where the data lie, and whether the name was spelt out, changes nothing of the result.
-    assert opened(resume=True, data="elsewhere", name="a").config() == config
+    assert opened(resume=True, data="elsewhere", name="a").config == config
 
     relabelled = replace(CATALOG.radiographs[0], finding="viral")
     other = replace(CATALOG, radiographs=(relabelled, *CATALOG.radiographs[1:]))
@@ -77,7 +77,7 @@ def test_a_run_that_exists_is_refused_or_resumed_with_the_same_settings(tmp_path
     with pytest.raises(UserError, match="is finished"):
         opened()
     assert opened(resume=True).finished
-    assert run.config() == config
+    assert run.config == config
 
 
 def test_a_run_that_is_begun_again_begins_empty(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_a_run_that_is_begun_again_begins_empty(tmp_path: Path) -> None:
 
 def test_settings_that_newer_versions_add_do_not_pass_unseen(tmp_path: Path) -> None:
     run = cxr_tf_runs.open_run(str(tmp_path), "job", "a", Settings(), CATALOG)
-    config = run.config()
+    config = run.config
     del config["settings"]["seed"]
     files.write_json(run.directory / "config.json", config)
     with pytest.raises(UserError, match="by a version without --seed"):
@@ -175,8 +175,8 @@ def test_predictions_are_csv_that_reads_back(tmp_path: Path) -> None:
 def test_what_settings_left_open_is_recorded_beside_them(tmp_path: Path) -> None:
     asked = Settings()
     run = cxr_tf_runs.open_run(str(tmp_path), "job", "a", asked, CATALOG, replace(asked, rate=0.1))
-    assert run.config()["settings"]["rate"] is None
-    assert run.config()["resolved"] == {"rate": 0.1}
+    assert run.config["settings"]["rate"] is None
+    assert run.config["resolved"] == {"rate": 0.1}
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]"])

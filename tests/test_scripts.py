@@ -16,7 +16,7 @@ from cxr_tf.data.acquisition_shifts import SHIFTS
 from cxr_tf.data.sources.phantoms import write_phantoms
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
-TINY = ["--image-size", "64", "--epochs", "1", "--batch-size", "16", "--resamples", "20"]
+TINY = ["--image-size", "64", "--epochs", "1", "--batch-size", "16", "--bootstrap-samples", "20"]
 
 
 def run(script, *arguments, capsys=None):
@@ -145,7 +145,8 @@ def test_evaluate_gives_the_measured_scores(here, capsys):
 
     model = "saved_models/tiny-alexnet"
     code, told, _ = run("evaluate.py", "--model", model, "--data", "xrays", "--split", "test",
-                     "--resamples", 20, "--name", "again", "--shifts", capsys=capsys)  # fmt: skip
+                     "--bootstrap-samples", 20, "--name", "again", "--shifts",
+                     capsys=capsys)  # fmt: skip
     assert code == 0
     assert (
         "framed lower" in told and (here / "logs/evaluate/again/figures/shifts-test.png").exists()
@@ -220,7 +221,7 @@ def mistakes():
     yield "--batch-size must be at least 1, not -3", (*predict, "--batch-size", "-3")
     yield "--timeout must be above 0, not nan", (*predict, "--timeout", "nan")
     yield "--batch-size must be at least 1, not 0", (*evaluate, "--batch-size", "0")
-    yield "--resamples must be at least 1, not -2", (*evaluate, "--resamples", "-2")
+    yield "--bootstrap-samples must be at least 1, not -2", (*evaluate, "--bootstrap-samples", "-2")
     yield "--augmentation must be at least 0, not nan", (*train, "--augmentation", "nan")
     yield "--learning-rate must be above 0, not inf", (*train, "--learning-rate", "inf")
     yield "--seed must be at least 0, not -1", (*fit_knn, "--seed", "-1")

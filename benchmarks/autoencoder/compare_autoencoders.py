@@ -49,7 +49,7 @@ def compare_autoencoders(settings: CompareAutoencoders) -> Run:
     check_numbers(settings, epochs=1)
     if "features" in settings.variants and settings.vgg16_weights == "none":
         raise UserError("--variants features needs --vgg16-weights: imagenet or a file")
-    autoencoder.check_size("restoring", settings.image_size)
+    autoencoder.check_size("denoising", settings.image_size)
     # Many functions are traced; TensorFlow takes that for one traced in a loop.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     keras.utils.set_random_seed(settings.seed)
@@ -71,7 +71,7 @@ def compare_autoencoders(settings: CompareAutoencoders) -> Run:
     for name, make in variants(material, features).items():
         if not settings.variants or name in (DEFAULT, *settings.variants):
             rows.add(name, make)
-    tables = judge(rows.all(), val, resamples=settings.resamples)
+    tables = judge(rows.all(), val, bootstrap_samples=settings.bootstrap_samples)
     _write(run, tables, val)
     rows.remove()
     log.info("\n%s\ncomparison: %s", table(tables, val), run.directory)
@@ -151,7 +151,9 @@ def _row(written: dict[str, Any]) -> Row:
     return Row(alone, joined, written["seconds"])
 
 
-def judge(rows: dict[str, Row], val: ImageDataset, *, resamples: int) -> dict[str, dict[str, Any]]:
+def judge(
+    rows: dict[str, Row], val: ImageDataset, *, bootstrap_samples: int
+) -> dict[str, dict[str, Any]]:
     """AUROC on validation of every row, with intervals, for `metrics.json`.
 
     `alone`, `joined`: AUROC, with `ci95`. `difference`: of the joined one, or where there is none
@@ -166,7 +168,7 @@ def judge(rows: dict[str, Row], val: ImageDataset, *, resamples: int) -> dict[st
         areas = functools.partial(_areas, sick, scores, default)
         tables[name] = {
             **areas(None),
-            "ci95": metrics.intervals(areas, patients, resamples=resamples),
+            "ci95": metrics.intervals(areas, patients, bootstrap_samples=bootstrap_samples),
             "seconds": row.seconds,
         }
     return tables

@@ -37,7 +37,7 @@ def feature_maps(
     def features(images: np.ndarray, block: int) -> np.ndarray:
         end = model.get_layer(f"block{block}_pool").output
         ask = inference.compiled(keras.Model(model.input, end))
-        seen = autoencoder.as_network_sees(images, "restoring")
+        seen = autoencoder.as_network_sees(images, "denoising")
         found = [ask(tf.constant(part, tf.float32)).numpy() for part in batches(seen)]
         return np.concatenate([x.reshape(len(x), -1) for x in found])
 

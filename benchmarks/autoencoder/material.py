@@ -68,7 +68,7 @@ class Material:
     def context_score(self) -> np.ndarray:
         """Score of the context alone, float32 [N] of the validation images."""
         size = self.val.images.shape[1]
-        return self.score(autoencoder.build_network("restoring", size), "context")
+        return self.score(autoencoder.build_network("denoising", size), "appearance")
 
     @property
     def sick(self) -> np.ndarray:
@@ -83,7 +83,7 @@ class Material:
 
     def row(self, network: keras.Model, seconds: float = 0.0) -> Row:
         """What the network removes, and that joined with the context."""
-        return Row(self.score(network, "removed"), self.score(network, "combined"), seconds)
+        return Row(self.score(network, "residual"), self.score(network, "combined"), seconds)
 
     def measured(
         self, amounts: np.ndarray, seconds: float = 0.0, *, least: float = autoencoder.LEAST_REMOVED
@@ -103,7 +103,7 @@ def make_material(
     settings: CompareAutoencoders, healthy: ImageDataset, val: ImageDataset
 ) -> Material:
     """Everything that the variants share, of images of any size."""
-    seen = autoencoder.as_network_sees(healthy.images, "restoring")
+    seen = autoencoder.as_network_sees(healthy.images, "denoising")
     context = fitting.fit_appearance_model(healthy.images)
     return Material(settings, healthy, seen, opacities.lung_fields(seen), val, context)
 
@@ -125,15 +125,15 @@ def trained(
     seed = settings.seed if seed is None else seed
     epochs = material.epochs if epochs is None else epochs
     keras.utils.set_random_seed(seed)
-    network = autoencoder.build_network("restoring", 2 * images.shape[1])
+    network = autoencoder.build_network("denoising", 2 * images.shape[1])
     batch_size = min(settings.batch_size, len(images))
     steps = data_batches.steps_per_epoch(len(images), batch_size)
     network.compile(
         optimizer.averaged_adamw(
             TrainAutoencoder.learning_rate, steps=steps * epochs, weight_decay=1e-4
         ),
-        loss=fitting.losses("restoring"),
-        loss_weights=fitting.LOSS_WEIGHTS["restoring"],
+        loss=fitting.losses("denoising"),
+        loss_weights=fitting.LOSS_WEIGHTS["denoising"],
     )
     weights: list[list[np.ndarray]] = []
     network.fit(

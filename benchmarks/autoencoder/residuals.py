@@ -30,9 +30,9 @@ def other_residuals(network: keras.Model, material: Material) -> Iterator[tuple[
     for part in batches(material.shown):
         x = local_contrast(tf.constant(part))
         outputs = network(x, training=False)
-        maps.append(tf.nn.relu(outputs["removed"]).numpy())
-        marks.append(tf.sigmoid(outputs["mark"]).numpy())
-        restored = x - outputs["removed"]
+        maps.append(tf.nn.relu(outputs["residual"]).numpy())
+        marks.append(tf.sigmoid(outputs["lesion_mask"]).numpy())
+        restored = x - outputs["residual"]
         similar.append((1 - autoencoder.structural_similarity(x, restored)).numpy() / 2)
     removed = np.concatenate(maps)
     coarser = [removed] + [

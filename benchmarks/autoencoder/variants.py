@@ -176,7 +176,7 @@ def of_covered(material: Material) -> Iterator[tuple[str, Row]]:
         cover = tf.roll(cover, offset, axis=[1, 2])
         seen = local_contrast(healthy)
         inputs, targets = opacities.as_pair(seen, seen * (1 - cover))
-        return inputs, {**targets, "mark": cover}
+        return inputs, {**targets, "lesion_mask": cover}
 
     network, _, seconds = trained(material, material.seen, material.lungs, pair=pair)
     size = material.shown.shape[1]
@@ -187,7 +187,7 @@ def of_covered(material: Material) -> Iterator[tuple[str, Row]]:
         error = np.zeros_like(part)
         for turn in range(4):
             cover = ((rows % 2) * 2 + columns % 2 == turn).astype(np.float32)[None, ..., None]
-            removed = network(x * (1 - cover), training=False)["removed"]
+            removed = network(x * (1 - cover), training=False)["residual"]
             error += (tf.nn.relu(x + removed) * cover).numpy()
         amounts.append(highest_tenth(error))
     yield "cells covered and told (inpainting)", material.measured(np.concatenate(amounts), seconds)
@@ -220,7 +220,7 @@ def seen_as(see: Callable[[tf.Tensor], tf.Tensor], pair: opacities.Pair, materia
     network, _, seconds = trained(material, material.seen, material.lungs, pair=pair)
     amounts = []
     for part in batches(material.shown):
-        removed = network(see(tf.constant(part)), training=False)["removed"]
+        removed = network(see(tf.constant(part)), training=False)["residual"]
         amounts.append(highest_tenth(tf.nn.relu(removed).numpy()))
     return material.measured(np.concatenate(amounts), seconds)
 

@@ -22,13 +22,17 @@ def evaluate_autoencoder(settings: Evaluate, served: loading.ServedModel) -> Run
     part = selection.open_subset(settings, served, "binary", catalog.task_classes("binary"))
     run = open_run(settings.logs, "evaluate", settings.name, settings, part.catalog)
     paths, split = part.catalog.paths, settings.split
-    detect, explain = served.ask_files("serving_default"), served.ask_files("explain")
+    detect, explain = served.file_predictor("serving_default"), served.file_predictor("explain")
     batches = range(0, len(paths), settings.batch_size)
     parts = [detect(paths[start : start + settings.batch_size]) for start in batches]
     outputs = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
     threshold = float(outputs["threshold"][0])
     scores = score_split(
-        part, outputs["score"], threshold, resamples=settings.resamples, seed=settings.seed
+        part,
+        outputs["score"],
+        threshold,
+        bootstrap_samples=settings.bootstrap_samples,
+        seed=settings.seed,
     )
     write_predictions(run, split, part, outputs["score"], threshold, outputs["percentile"])
     shown = examples(part.labels == 1, outputs["score"], threshold)

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 # The mark's cross-entropy counts half of the mean absolute error of what is removed.
 LOSS_WEIGHTS = {
-    "restoring": {"removed": 1.0, "mark": 0.5},
+    "denoising": {"residual": 1.0, "lesion_mask": 0.5},
     "plain": {"reconstruction": 1.0},
 }
 
@@ -88,7 +88,7 @@ def fit_appearance_model(
     context = kind(train.shape[1])
     context.fit(
         perturbed_copies(train, VALIDATION_SEED + 1),
-        opacities.lung_fields(autoencoder.as_network_sees(train, "restoring")),
+        opacities.lung_fields(autoencoder.as_network_sees(train, "denoising")),
         coded=2,
     )
     return context
@@ -100,8 +100,8 @@ def losses(model: str) -> dict[str, Any]:
     if model == "plain":
         return {"reconstruction": keras.losses.MeanSquaredError()}
     return {
-        "removed": keras.losses.MeanAbsoluteError(),
-        "mark": keras.losses.BinaryCrossentropy(from_logits=True),
+        "residual": keras.losses.MeanAbsoluteError(),
+        "lesion_mask": keras.losses.BinaryCrossentropy(from_logits=True),
     }
 
 
@@ -118,7 +118,7 @@ def training_batches(
         "epochs": epochs,
         "strength": settings.augmentation,
     }
-    if settings.model == "restoring":
+    if settings.model == "denoising":
         return opacities.restoration_batches(train, opacities.lung_fields(train), **common)
     stream = batches.training_batches(train, np.zeros(len(train), np.int64), **common)
 
@@ -146,7 +146,7 @@ class ValidationEvaluator:
     ) -> None:
         # The context is fitted once, and knows nothing of epochs.
         watched = settings.score or known_scores(settings)[0]
-        watched = "removed" if watched in ("combined", "context") else watched
+        watched = "residual" if watched in ("combined", "appearance") else watched
         model = autoencoder.build_autoencoder(network, watched)
         self._score = predict_fn(model, ("score",))
         self._look = predict_fn(model, ("reconstruction", "anomaly_map"))

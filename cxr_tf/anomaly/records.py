@@ -48,7 +48,7 @@ def model_card(
         "threshold_rule": results["model"]["threshold_rule"],
         **data.catalog.about(),
         "images": seen.about()["images"],
-        "learnt_from": seen.learnt_from(),
+        "training_digests": seen.training_digests(),
         "seed": settings.seed,
         "metrics": {s: {k: results[s][k] for k in shown} for s in ("val", "test")},
         "input": "bytes of a JPEG or PNG of one frontal chest radiograph",

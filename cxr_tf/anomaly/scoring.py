@@ -35,7 +35,7 @@ def scoring_model(
 
     context: of the restoring network; healthy_val: uint8 [N, S, S, 1], healthy images alone.
     """
-    if score not in ("combined", "context"):
+    if score not in ("combined", "appearance"):
         return autoencoder.build_autoencoder(network, score)
     assert context is not None
     seen = np.concatenate(perturbed_copies(healthy_val, VALIDATION_SEED))
@@ -43,7 +43,12 @@ def scoring_model(
 
 
 def score_split(
-    part: ImageDataset, scores: np.ndarray, threshold: float, *, resamples: int, seed: int = 0
+    part: ImageDataset,
+    scores: np.ndarray,
+    threshold: float,
+    *,
+    bootstrap_samples: int,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """The table of one split for `metrics.json`, with `<metric>/bacterial` and `<metric>/viral`.
 
@@ -69,7 +74,9 @@ def score_split(
 
     scored: dict[str, Any] = table(np.ones(len(scores)))
     scored["images"], scored["patients"] = len(scores), len(set(part.catalog.patients))
-    scored["ci95"] = metrics.intervals(table, part.catalog.patients, resamples=resamples, seed=seed)
+    scored["ci95"] = metrics.intervals(
+        table, part.catalog.patients, bootstrap_samples=bootstrap_samples, seed=seed
+    )
     return scored
 
 
@@ -86,7 +93,7 @@ def score_alternative(
     """
     threshold, _ = choose_threshold(val.labels == 1, on_val, settings)
     return {
-        split: score_split(part, own, threshold, resamples=settings.resamples)
+        split: score_split(part, own, threshold, bootstrap_samples=settings.bootstrap_samples)
         for split, part, own in (
             ("val", val, on_val[0]),
             ("test", test, ask(test.images)["score"]),

@@ -7,8 +7,8 @@ from cxr_tf.anomaly.perturbed_copies import PERTURBED_COPIES, THRESHOLD_SEED, Pr
 from cxr_tf.config import TrainAutoencoder
 from cxr_tf.data.dataset import ImageDataset
 
-# Without a sick image in validation nothing but the healthy ones can say where to stop.
-FALLBACK_FALSE_ALARM = 0.05
+# Without a sick image in validation there is no ROC curve: the specificity is fixed instead.
+FALLBACK_SPECIFICITY = 0.95
 
 
 def score_perturbed_copies(
@@ -19,7 +19,7 @@ def score_perturbed_copies(
     C is 3 where Youden's point of a restoring network is asked for, else 1. The plain network's
     error is one of grey levels, and the noise of another scanner would be most of it.
     """
-    by_rate = settings.max_false_alarm is not None or settings.min_sensitivity is not None
+    by_rate = settings.operating_point != "youden"
     alone = settings.model == "plain" or by_rate or not (val.labels == 1).any()
     found: dict[str, list[np.ndarray]] = {name: [] for name in asks}
     for change in PERTURBED_COPIES[:1] if alone else PERTURBED_COPIES:
@@ -46,28 +46,25 @@ def choose_score(sick: np.ndarray, scores: dict[str, np.ndarray]) -> str:
 def choose_threshold(
     sick: np.ndarray, scores: np.ndarray, settings: TrainAutoencoder
 ) -> tuple[float, str]:
-    """Threshold on the score, at or above which an image is an anomaly, and the rule in words.
+    """Choose the threshold at or above which an image is an anomaly; also return the rule in words.
 
-    sick: bool [N]; scores: float32 [C, N], of validation images as they are, then in other versions
-    of them. Youden's J on the ROC curve of all, which of few images is decided by one or two, or
-    what the settings ask for of the images as they are. With no sick image there is no curve, and
-    Youden's J would sink to the lowest score: then a quantile of the healthy ones.
+    sick: bool [N]; scores: float32 [C, N], of the validation images and then of their perturbed
+    copies. `youden` is Youden's J on the ROC curve of all C copies together; the other rules take
+    the images as they are. Without a sick image there is no curve, and Youden's J would sink to the
+    lowest score: then the threshold is a quantile of the healthy scores.
     """
-    plain = scores[0]
+    plain, rule = scores[0], settings.operating_point
     if sick.any():
-        found = "on the ROC curve of validation"
-        if settings.min_sensitivity is not None:
-            rule = f"min-sensitivity:{settings.min_sensitivity}"
-        elif settings.max_false_alarm is not None:
-            rule = f"min-specificity:{round(1 - settings.max_false_alarm, 9)}"
-        else:
+        source = "on the ROC curve of validation"
+        if rule == "youden":
             if len(scores) > 1:
-                found += ", as it is, under another exposure and from another scanner"
-            sick, plain, rule = np.tile(sick, len(scores)), scores.ravel(), "youden"
-        return metrics.operating_point(sick, plain, rule), f"{rule} {found}"
-    share = settings.max_false_alarm or FALLBACK_FALSE_ALARM
-    threshold = float(np.quantile(plain, 1 - share, method="higher"))
+                source += " and its perturbed copies (another exposure, another scanner)"
+            sick, plain = np.tile(sick, len(scores)), scores.ravel()
+        return metrics.operating_point(sick, plain, rule), f"{rule} {source}"
+    name, _, specificity = rule.partition(":")
+    share = float(specificity) if name == "min-specificity" else FALLBACK_SPECIFICITY
+    threshold = float(np.quantile(plain, share, method="higher"))
     return float(np.nextafter(np.float32(threshold), np.float32(np.inf))), (
-        f"{1 - share:.0%} of the healthy validation images lie below; there is no sick image in "
-        "validation, so no ROC curve"
+        f"{share:.0%} of the healthy validation images score lower; validation has no sick image, "
+        "so there is no ROC curve"
     )

@@ -47,6 +47,7 @@ from cxr_tf.data import catalog as data_catalog
 from cxr_tf.data.dataset import ImageDataset
 from cxr_tf.errors import UserError
 from cxr_tf.files import write_atomically
+from cxr_tf.metrics import check_rule
 from cxr_tf.models import autoencoder
 from cxr_tf.runs import Run, open_run, reserve_run
 from cxr_tf.serving import versions
@@ -91,8 +92,12 @@ def _check(catalog: data_catalog.Catalog, settings: TrainAutoencoder) -> None:
     for split in ("val", "test"):
         if not healthy[split]:
             raise UserError(f"{catalog.source}: no healthy image in the {split} split")
-    if settings.min_sensitivity is not None and not sick[catalog.rows("val")].any():
-        raise UserError("--min-sensitivity needs sick images in the validation split")
+    by_sensitivity = settings.operating_point.startswith("min-sensitivity")
+    if by_sensitivity and not sick[catalog.rows("val")].any():
+        raise UserError(
+            f"--operating-point {settings.operating_point} needs sick images in the "
+            "validation split"
+        )
     splits.check_leakage(catalog, allow_leakage=settings.allow_leakage)
 
 
@@ -141,7 +146,7 @@ def train_autoencoder(settings: TrainAutoencoder) -> Run:
     network.set_weights(trainer.get_weights())
 
     # ------------------------------------------------------------------ choices, on validation
-    context = fit_appearance_model(train) if settings.model == "restoring" else None
+    context = fit_appearance_model(train) if settings.model == "denoising" else None
     models = {s: scoring_model(network, context, healthy_images(val), s) for s in known}
     asks = {s: predict_fn(m, ("score",)) for s, m in models.items()}
     on_val = score_perturbed_copies(asks, val, settings)
@@ -157,7 +162,9 @@ def train_autoencoder(settings: TrainAutoencoder) -> Run:
     scores = {"val": val_scores, "test": asks[score](test.images)["score"]}
     for split, part in (("val", val), ("test", test)):
         own = scores[split]
-        results[split] = score_split(part, own, threshold, resamples=settings.resamples)
+        results[split] = score_split(
+            part, own, threshold, bootstrap_samples=settings.bootstrap_samples
+        )
         write_predictions(run, split, part, own, threshold, percentile(own, healthy_scores))
         rows = examples(part.labels == 1, own, threshold)
         seen = {kind: look(part.images[chosen]) for kind, chosen in rows.items()}
@@ -213,7 +220,7 @@ def resolve(settings: TrainAutoencoder, healthy: int, begun: Run) -> TrainAutoen
     """The settings with a number of epochs: that of the run that is resumed, or `epochs_of`."""
     if settings.epochs is None and settings.resume and (begun.directory / "config.json").exists():
         # If healthy images have come since, it is the data that have changed, and no setting.
-        return dataclasses.replace(settings, epochs=begun.config()["settings"]["epochs"])
+        return dataclasses.replace(settings, epochs=begun.config["settings"]["epochs"])
     return dataclasses.replace(settings, epochs=epochs_of(settings, healthy))
 
 
@@ -221,7 +228,7 @@ def epochs_of(settings: TrainAutoencoder | CompareAutoencoders, healthy: int) ->
     """How often so many healthy images are gone through, where the settings leave it open."""
     if settings.epochs is not None:
         return settings.epochs
-    if getattr(settings, "model", "restoring") == "plain":
+    if getattr(settings, "model", "denoising") == "plain":
         return PLAIN_EPOCHS
     steps = batches.steps_per_epoch(healthy, min(settings.batch_size, healthy))
     return max(EPOCHS, min(math.ceil(FEWEST_STEPS / steps), MOST_EPOCHS))
@@ -230,9 +237,8 @@ def epochs_of(settings: TrainAutoencoder | CompareAutoencoders, healthy: int) ->
 def _check_numbers(settings: TrainAutoencoder) -> None:
     check_numbers(settings, epochs=1)
     autoencoder.check_size(settings.model, settings.image_size)
-    if settings.max_false_alarm is not None and settings.min_sensitivity is not None:
-        raise UserError("give --max-false-alarm or --min-sensitivity, not both")
-    for field in ("max_false_alarm", "min_sensitivity"):
-        value = getattr(settings, field)
-        if value is not None and not 0 < value < 1:
-            raise UserError(f"--{field.replace('_', '-')} is a share between 0 and 1, not {value}")
+    if settings.operating_point == "0.5":
+        raise UserError(
+            "--operating-point 0.5 is for probabilities; an anomaly score has no such point"
+        )
+    check_rule(settings.operating_point)

@@ -35,7 +35,15 @@ log = logging.getLogger(__name__)
 OF_DATA = ("data", "task", "positive", "seed")
 
 NOT_OF_TRAINING = {
-    *("name", "logs", "saved_models", "resume", "resamples", "allow_leakage", "skip_unreadable")
+    *(
+        "name",
+        "logs",
+        "saved_models",
+        "resume",
+        "bootstrap_samples",
+        "allow_leakage",
+        "skip_unreadable",
+    )
 }
 
 
@@ -49,7 +57,7 @@ def compare_backbones(settings: CompareBackbones) -> Run:
         name = settings.name or "-vs-".join(r.directory.name for r in trained)
         check_name(name)
         check_numbers(settings)
-        settings = as_trained(settings, [r.config()["settings"] for r in trained])
+        settings = as_trained(settings, [r.config["settings"] for r in trained])
     else:
         name = settings.name or f"backbones-{settings.task}".replace("_", "-")
         reserve_run(settings.logs, "compare", name, settings)
@@ -61,13 +69,15 @@ def compare_backbones(settings: CompareBackbones) -> Run:
         trained = [train_classifier(one, data) for one in planned]
     _check_same(trained)
 
-    results = {r.directory.name: r.metrics() for r in trained}
+    results = {r.directory.name: r.metrics for r in trained}
     chosen = min(results, key=lambda n: results[n]["model"]["selection_loss"])
     predictions = {r.directory.name: read_predictions(r, "test") for r in trained}
     check_same_rows(predictions)
     task = results[chosen]["model"]["task"]
     tests = {
-        other: paired_tests(predictions[chosen], predictions[other], resamples=settings.resamples)
+        other: paired_tests(
+            predictions[chosen], predictions[other], bootstrap_samples=settings.bootstrap_samples
+        )
         for other in results
         if other != chosen
     }
@@ -179,7 +189,7 @@ def _finished(folder: Path) -> Run:
     run = Run(folder)
     if not (folder / "config.json").exists():
         raise UserError(f"{folder} is not a run directory (logs/classifier/<name>)")
-    if run.config()["job"] != "classifier":
+    if run.config["job"] != "classifier":
         raise UserError(f"{folder} is the run of another job, not of a classifier")
     if not run.finished:
         raise UserError(f"the run {folder} is not finished: go on with it by --resume first")
@@ -192,7 +202,7 @@ def _check_same(trained: list[Run]) -> None:
     if twice := {name for name in names if names.count(name) > 1}:
         raise UserError(f"two of the runs are called {min(twice)}: rename the folder of one")
     for run in trained[1:]:
-        if run.config()["data_fingerprint"] != first.config()["data_fingerprint"]:
+        if run.config["data_fingerprint"] != first.config["data_fingerprint"]:
             raise UserError(f"{run.directory} and {first.directory} ran on different data")
-        if run.metrics()["model"]["task"] != first.metrics()["model"]["task"]:
+        if run.metrics["model"]["task"] != first.metrics["model"]["task"]:
             raise UserError(f"{run.directory} and {first.directory} are of different tasks")

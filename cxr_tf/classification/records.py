@@ -56,7 +56,7 @@ def model_card(
         "threshold": results["model"]["threshold"],
         "temperature": results["model"]["temperature"],
         **data.catalog.about(),
-        "learnt_from": data.catalog.learnt_from(),
+        "training_digests": data.catalog.training_digests(),
         "seed": settings.seed,
         "metrics": {s: {k: results[s][k] for k in classifier.HEADLINE} for s in ("val", "test")},
         "input": "bytes of a JPEG or PNG of one frontal chest radiograph",

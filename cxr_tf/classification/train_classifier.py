@@ -62,7 +62,7 @@ def load_data(settings: TrainingBudget) -> ImageDataset:
     if settings.image_size < backbones.SMALLEST_SIZE:
         raise UserError(f"--image-size must be at least {backbones.SMALLEST_SIZE}")
     check_numbers(settings)
-    metrics.operating_point(np.array([0, 1]), np.array([0.0, 1.0]), settings.operating_point)
+    metrics.check_rule(settings.operating_point)
     if settings.positive and settings.task != "labels":
         raise UserError(
             "--positive is for --task labels; in binary, pneumonia is the positive class"
@@ -73,7 +73,7 @@ def load_data(settings: TrainingBudget) -> ImageDataset:
     log.info(checks.describe(catalog))
     checks.check(catalog, task=settings.task, allow_leakage=settings.allow_leakage)
     classes = catalog.classes(settings.task)
-    if len(classes) > 2 and settings.operating_point != "half":
+    if len(classes) > 2 and settings.operating_point != "0.5":
         raise UserError(
             f"--operating-point is for two classes; of {len(classes)} the most probable is taken"
         )
@@ -182,7 +182,7 @@ def train_classifier(settings: TrainClassifier, data: ImageDataset | None = None
     for split, part in (("val", val), ("test", test)):
         probabilities = special.softmax(logits_by_split[split] / temperature, axis=1)
         results[split] = classifier.score_split(
-            run, split, part, probabilities, threshold, resamples=settings.resamples
+            run, split, part, probabilities, threshold, bootstrap_samples=settings.bootstrap_samples
         )
         classifier.draw_split(run, split, part, probabilities, threshold, writer, results[split])
     results["model"] = {
@@ -245,7 +245,7 @@ def resolve(settings: TrainClassifier, begun: Run | None = None) -> TrainClassif
     version would take.
     """
     if begun is not None and settings.resume and (begun.directory / "config.json").exists():
-        settings = dataclasses.replace(settings, **begun.config().get("resolved", {}))
+        settings = dataclasses.replace(settings, **begun.config.get("resolved", {}))
     entry = backbones.backbone(settings.backbone)
     pretrained = settings.weights != "none"
     blocks = settings.trainable_blocks

@@ -111,7 +111,7 @@ class Catalog:
             "data_is_phantom": self.is_phantom,
         }
 
-    def learnt_from(self) -> set[str]:
+    def training_digests(self) -> set[str]:
         """Digests of the files that a model is trained on or chosen by."""
         return {r.digest for r in self.radiographs if r.split in ("train", "val")}
 

@@ -48,7 +48,13 @@ def evaluate(settings: Evaluate) -> Run:
     )
     split, threshold = settings.split, served.card.get("threshold", 0.5)
     run.write_predictions(split, part.catalog, part.labels, probabilities, predicted, part.classes)
-    scores = score(part, probabilities, predicted, resamples=settings.resamples, seed=settings.seed)
+    scores = score(
+        part,
+        probabilities,
+        predicted,
+        bootstrap_samples=settings.bootstrap_samples,
+        seed=settings.seed,
+    )
     writer = run.writer()
     draw_split(run, split, part, probabilities, threshold, writer, scores)
 
@@ -62,7 +68,7 @@ def evaluate(settings: Evaluate) -> Run:
         return [table[f"recall/{kind}"] for kind in part.classes]
 
     shifted = score_shifts(settings, served, part, run, writer, scores, scored, recalls)
-    ran_on = {"name": served.engine_of("serving_default"), "precision": served.precision, **cost}
+    ran_on = {"name": served.engine_for("serving_default"), "precision": served.precision, **cost}
     model = {"saved_model": str(served.folder), **served.card}
     run.write_metrics({split: scores, **shifted, "model": model, "engine": ran_on})
     log.info("%s\nrun: %s", result_line(split, scores), run.directory)

@@ -33,9 +33,9 @@ def precision_cost(settings: Evaluate, served: loading.ServedModel) -> dict[str,
         raise UserError(f"--engine-precision is judged on validation: {error}") from None
     exact = replace(served, engine="tensorflow", precision="float32")
     began = time.perf_counter()
-    fast = served.ask("serving_default")
+    fast = served.predictor("serving_default")
     preparing = time.perf_counter() - began
-    asks = [exact.ask("serving_default"), fast]
+    asks = [exact.predictor("serving_default"), fast]
     seconds = [0.0, 0.0]
     found: list[list[np.ndarray]] = [[], []]
     paths = part.catalog.paths

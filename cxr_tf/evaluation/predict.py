@@ -22,7 +22,7 @@ from cxr_tf.evaluation.prediction_output import (
 )
 from cxr_tf.files import short_stem, temporary_sibling
 from cxr_tf.serving.batch_prediction import open_signature, predict_in_batches, progress
-from cxr_tf.serving.client import Ask
+from cxr_tf.serving.client import PredictFn
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def predict(settings: Predict) -> None:
 
 
 def collect(
-    settings: Predict, ask: Ask, paths: list[str], folder: Path | None
+    settings: Predict, ask: PredictFn, paths: list[str], folder: Path | None
 ) -> tuple[dict[int, dict[str, Any]], dict[int, str]]:
     """{row: its answers} and {row: what is wrong with it}; draws the heatmaps into `folder`."""
     told: dict[int, dict[str, Any]] = {}

@@ -13,7 +13,7 @@ import numpy as np
 from cxr_tf.config import Predict
 from cxr_tf.errors import UserError
 from cxr_tf.files import write_csv, write_json
-from cxr_tf.serving.batch_prediction import Answers
+from cxr_tf.serving.batch_prediction import BatchPredictions
 
 log = logging.getLogger(__name__)
 
@@ -166,7 +166,7 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def draw_images(answers: Answers, k: int, stem: Path, title: str) -> None:
+def draw_images(answers: BatchPredictions, k: int, stem: Path, title: str) -> None:
     """Writes the pictures among the outputs of one image as <stem>[-<output>].png."""
     import tensorflow as tf
     from matplotlib import pyplot as plt

@@ -76,7 +76,7 @@ def open_classifier(folder: str) -> Classifier:
                 "SavedModel itself explains by its signature occlusion (predict.py --signature)"
             )
         raise UserError(f"{folder} is no run of a classifier (expected logs/classifier/<name>)")
-    if run.config()["job"] != "classifier":
+    if run.config["job"] != "classifier":
         raise UserError(f"{folder} is the run of another job, not of a classifier")
     if not run.finished:
         raise UserError(f"the run {folder} is not finished: go on with it by --resume first")
@@ -84,15 +84,15 @@ def open_classifier(folder: str) -> Classifier:
     if not path.exists():
         raise UserError(f"{folder} lacks model.keras: train it again")
     model = weights.load_keras(path)
-    facts = run.metrics()["model"]
+    facts = run.metrics["model"]
     return Classifier(
         name=run.directory.resolve().name,
         model=in_float32(model),
         classes=tuple(facts["classes"]),
         task=facts["task"],
         threshold=float(facts["threshold"]),
-        settings=run.config()["settings"],
-        data_fingerprint=run.config()["data_fingerprint"],
+        settings=run.config["settings"],
+        data_fingerprint=run.config["data_fingerprint"],
     )
 
 

@@ -15,7 +15,7 @@ from cxr_tf.metrics.intervals import (
     with_interval,
 )
 from cxr_tf.metrics.localization import per_region_overlap, pixel_auroc, pointing_hits
-from cxr_tf.metrics.operating_point import operating_point
+from cxr_tf.metrics.operating_point import check_rule, operating_point
 from cxr_tf.metrics.paired_tests import delong_test, mcnemar_test
 from cxr_tf.metrics.ranking import average_precision, cumulative_counts, roc_area
 
@@ -23,6 +23,7 @@ __all__ = [
     "CALIBRATION_BINS",
     "average_precision",
     "bootstrap_weights",
+    "check_rule",
     "classification_scores",
     "confidence_intervals",
     "cumulative_counts",

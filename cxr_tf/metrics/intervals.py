@@ -15,7 +15,7 @@ def confidence_intervals(
     patients: list[str],
     classes: tuple[str, ...],
     *,
-    resamples: int = 1000,
+    bootstrap_samples: int = 1000,
     seed: int = 0,
 ) -> dict[str, list[float]]:
     """95 % percentile intervals of every score: {metric: [low, high]}.
@@ -27,7 +27,7 @@ def confidence_intervals(
     return intervals(
         lambda weights: classification_scores(labels, probabilities, predicted, classes, weights),
         patients,
-        resamples=resamples,
+        bootstrap_samples=bootstrap_samples,
         seed=seed,
     )
 
@@ -36,13 +36,16 @@ def intervals(
     table: Callable[[np.ndarray], dict[str, float]],
     patients: list[str],
     *,
-    resamples: int,
+    bootstrap_samples: int,
     seed: int = 0,
 ) -> dict[str, list[float]]:
     """As `confidence_intervals`, of any table of scores that takes weights [N]."""
     if len(set(patients)) < 2:
         return {}  # every resample is the same: an interval of no width would look like certainty
-    tables = [table(w) for w in bootstrap_weights(patients, resamples=resamples, seed=seed)]
+    tables = [
+        table(w)
+        for w in bootstrap_weights(patients, bootstrap_samples=bootstrap_samples, seed=seed)
+    ]
     found = {}
     for metric in tables[0] if tables else ():
         values = np.array([t[metric] for t in tables])
@@ -59,9 +62,9 @@ def with_interval(scores: dict[str, Any], metric: str) -> str:
     return f"{scores[metric]:.3f} ({low:.3f} to {high:.3f})"
 
 
-def bootstrap_weights(patients: list[str], *, resamples: int, seed: int) -> np.ndarray:
+def bootstrap_weights(patients: list[str], *, bootstrap_samples: int, seed: int) -> np.ndarray:
     """How often each image counts in each resample of patients: int [resamples, N]."""
     names, patient_of_image = np.unique(patients, return_inverse=True)
     rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
+    drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=bootstrap_samples)
     return drawn[:, patient_of_image]

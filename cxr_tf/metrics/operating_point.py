@@ -6,30 +6,36 @@ from sklearn import metrics as sk
 from cxr_tf.errors import UserError
 
 
-def operating_point(labels: np.ndarray, scores: np.ndarray, rule: str) -> float:
-    """Threshold on the score (at or above it: positive) by a rule; labels bool or 0/1 [N].
-
-    Rules: `half` is 0.5. `youden` maximises sensitivity + specificity (Youden 1950); between equal
-    thresholds it takes the highest. `min-sensitivity:S` is the highest threshold whose sensitivity
-    is at least S; `min-specificity:S` the lowest whose specificity is. All but `half` lie half-way
-    between two scores. UserError for another rule.
-    """
+def check_rule(rule: str) -> tuple[str, float]:
+    """Return the name of an operating point and its argument; UserError for an unknown one."""
     name, _, argument = rule.partition(":")
-    if rule == "half":
-        return 0.5
-    if name not in ("youden", "min-sensitivity", "min-specificity") or rule.startswith("youden:"):
+    if rule in ("0.5", "youden"):
+        return rule, 0.0
+    if name not in ("min-sensitivity", "min-specificity"):
         raise UserError(
-            f"unknown operating point '{rule}'; known: half, youden, min-sensitivity:0.95, "
+            f"unknown operating point '{rule}'; known: 0.5, youden, min-sensitivity:0.95, "
             "min-specificity:0.95"
         )
-    target = 0.0
-    if name != "youden":
-        try:
-            target = float(argument)
-        except ValueError:
-            target = -1.0
-        if not 0 < target <= 1:
-            raise UserError(f"operating point '{rule}': give a share in 0..1, as in {name}:0.95")
+    try:
+        target = float(argument)
+    except ValueError:
+        target = -1.0
+    if not 0 < target <= 1:
+        raise UserError(f"operating point '{rule}': give a share in 0..1, as in {name}:0.95")
+    return name, target
+
+
+def operating_point(labels: np.ndarray, scores: np.ndarray, rule: str) -> float:
+    """Return the threshold at or above which a score is positive; labels: bool or 0/1 [N].
+
+    Rules: `0.5` is that number. `youden` maximises sensitivity + specificity (Youden 1950); between
+    equal thresholds it takes the highest. `min-sensitivity:S` is the highest threshold whose
+    sensitivity is at least S; `min-specificity:S` the lowest whose specificity is. All but `0.5`
+    lie half-way between two scores. Raises UserError for another rule.
+    """
+    name, target = check_rule(rule)
+    if name == "0.5":
+        return 0.5
     false_alarm, sensitivity, thresholds = sk.roc_curve(labels, scores, drop_intermediate=False)
     # The first point is "nothing is positive", at an infinite threshold.
     false_alarm, sensitivity, thresholds = false_alarm[1:], sensitivity[1:], thresholds[1:]

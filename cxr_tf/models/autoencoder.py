@@ -19,16 +19,16 @@ from cxr_tf.models.lung_appearance import LungAppearanceModel
 
 # Score -> the kind of network that it belongs to; the first of a kind is its default.
 SCORES = {
-    "combined": "restoring",
-    "context": "restoring",
-    "removed": "restoring",
-    "mark": "restoring",
+    "combined": "denoising",
+    "appearance": "denoising",
+    "residual": "denoising",
+    "lesion_mask": "denoising",
     "mse": "plain",
     "ssim": "plain",
 }
 
 # By how much smaller than the image a side is that the network sees.
-SHRUNK = {"restoring": 2, "plain": 1}
+SHRUNK = {"denoising": 2, "plain": 1}
 
 # The score is the mean of the map over its highest tenth: a lesion of a tenth of the image counts
 # in full, and the noise of all the rest does not.
@@ -60,7 +60,7 @@ def build_network(kind: str, image_size: int) -> keras.Model:
     check_size(kind, image_size)
     side = image_size // SHRUNK[kind]
     images = keras.Input((side, side, 1), name="seen")
-    outputs = _restoring(images) if kind == "restoring" else _plain(images)
+    outputs = _denoising(images) if kind == "denoising" else _plain(images)
     return keras.Model(images, outputs, name=kind)
 
 
@@ -97,16 +97,16 @@ def build_autoencoder(network: keras.Model, score: str) -> keras.Model:
     - ssim: 1 - SSIM (Wang et al. 2004), Gaussian window of 11 pixels, halved to lie in 0..1.
     """
     images, shrunk = _inputs(network)
-    if SCORES[score] == "restoring":
+    if SCORES[score] == "denoising":
         outputs = network(LocalContrast()(shrunk))
         error = (
-            keras.ops.relu(outputs["removed"])
-            if score == "removed"
-            else keras.ops.sigmoid(outputs["mark"])
+            keras.ops.relu(outputs["residual"])
+            if score == "residual"
+            else keras.ops.sigmoid(outputs["lesion_mask"])
         )
         scored = _highest_tenth(error)
         error = Blur(WINDOW / 2)(error)
-        reconstruction = _restored(images, shrunk, outputs["removed"])
+        reconstruction = _denoised(images, shrunk, outputs["residual"])
     else:
         mean = keras.ops.mean(shrunk, axis=(1, 2, 3), keepdims=True)
         spread = keras.ops.std(shrunk, axis=(1, 2, 3), keepdims=True) + 1.0
@@ -143,7 +143,7 @@ def build_combined(
     errors without what is removed.
     """
     images, shrunk = _inputs(network)
-    removed = network(LocalContrast()(shrunk))["removed"]
+    removed = network(LocalContrast()(shrunk))["residual"]
     maps, amounts, levels = [], [], []
     if score == "combined":
         error = keras.ops.relu(removed)
@@ -172,7 +172,7 @@ def build_combined(
     return keras.Model(
         images,
         {
-            "reconstruction": _restored(images, shrunk, removed),
+            "reconstruction": _denoised(images, shrunk, removed),
             "anomaly_map": keras.ops.squeeze(sum(multiples) / len(multiples), -1),
             "score": keras.ops.mean(scale(joined[0]), axis=1),
         },
@@ -187,7 +187,7 @@ def _inputs(network: keras.Model) -> tuple[keras.KerasTensor, keras.KerasTensor]
     return images, keras.ops.average_pool(images, times) if times > 1 else images
 
 
-def _restored(
+def _denoised(
     images: keras.KerasTensor, shrunk: keras.KerasTensor, removed: keras.KerasTensor
 ) -> keras.KerasTensor:
     """The images without what the network removes, in grey levels; fine detail is kept.
@@ -240,7 +240,7 @@ def _block(x: keras.KerasTensor, filters: int, size: int = 3, stride: int = 1) -
     return keras.layers.Activation("relu")(x)
 
 
-def _restoring(x: keras.KerasTensor, width: int = 32) -> dict[str, keras.KerasTensor]:
+def _denoising(x: keras.KerasTensor, width: int = 32) -> dict[str, keras.KerasTensor]:
     # At half the resolution throughout: the finest detail is noise to this job, and half the work.
     x = _block(x, width, size=5, stride=2)
     skipped = []
@@ -256,7 +256,7 @@ def _restoring(x: keras.KerasTensor, width: int = 32) -> dict[str, keras.KerasTe
         x = _block(_block(x, filters), filters)
     x = keras.layers.UpSampling2D()(x)
     x = keras.layers.Conv2D(2, 3, padding="same", dtype="float32")(x)
-    return {"removed": x[..., :1], "mark": x[..., 1:]}
+    return {"residual": x[..., :1], "lesion_mask": x[..., 1:]}
 
 
 def _plain(x: keras.KerasTensor) -> dict[str, keras.KerasTensor]:

@@ -48,7 +48,7 @@ class Classifier:
     @property
     def embedder(self) -> str:
         """What tells embeddings apart: the model's files, and OpenVINO's last digits."""
-        engine = self.served.engine_of("embed")
+        engine = self.served.engine_for("embed")
         return self.fingerprint + ("" if engine == "tensorflow" else f"-{engine}")
 
 
@@ -92,8 +92,8 @@ def open_classifier(folder: str, engine: str = "tensorflow") -> Classifier:
     settings = None
     if (path / "config.json").exists():
         run = Run(path)
-        settings = run.config()["settings"]
-        if run.config()["job"] != "classifier":
+        settings = run.config["settings"]
+        if run.config["job"] != "classifier":
             raise UserError(f"{folder} is the run of another job, not of a classifier")
         if not run.finished:
             raise UserError(f"the run {folder} is not finished: go on with it by --resume first")
@@ -207,7 +207,7 @@ def find_stored(file: Path, model: str, digests: np.ndarray, splits: np.ndarray)
 
 def embed_files(served: loading.ServedModel, paths: Sequence[str], batch_size: int) -> np.ndarray:
     """Embeddings float32 [N, D] of image files, by the SavedModel's own `embed`."""
-    ask = served.ask_files("embed")
+    ask = served.file_predictor("embed")
     values = np.empty((0, 0), np.float32)
     for rows in batches(len(paths), batch_size):
         embedding = ask(paths[rows])["embedding"]
@@ -221,7 +221,7 @@ def embed_stressed(
     served: loading.ServedModel, paths: Sequence[str], batch_size: int
 ) -> np.ndarray:
     """Embeddings float32 [N, D] of images under the augmentation that classifiers are judged by."""
-    ask = served.ask("embed")
+    ask = served.predictor("embed")
     images, _ = decoding.load_images(paths, served.card["image_size"])
     found = []
     for batch in data_batches.evaluation_batches(

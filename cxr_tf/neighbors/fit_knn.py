@@ -113,7 +113,11 @@ def fit_knn(settings: FitKnn) -> Run:
         predicted[where] = shares.argmax(axis=1)
         novelty = novelty_of(distances[split], limit)
         results[split] = scoring_classifier.score(
-            part, shares, predicted[where], resamples=settings.resamples, seed=settings.seed
+            part,
+            shares,
+            predicted[where],
+            bootstrap_samples=settings.bootstrap_samples,
+            seed=settings.seed,
         )
         results[split]["novel"] = float(np.mean(novelty > 1))
         write_predictions(run, split, part, shares, predicted[where], novelty)
@@ -122,7 +126,11 @@ def fit_knn(settings: FitKnn) -> Run:
             own = embeddings.probabilities[val.stop - val.start :]
         own_predicted = export.decide(tf.constant(own), card["threshold"]).numpy()
         classifier_results[split] = scoring_classifier.score(
-            part, own, own_predicted, resamples=settings.resamples, seed=settings.seed
+            part,
+            own,
+            own_predicted,
+            bootstrap_samples=settings.bootstrap_samples,
+            seed=settings.seed,
         )
         if split == "test":
             results["knn_against_classifier"] = paired_tests(
@@ -130,7 +138,7 @@ def fit_knn(settings: FitKnn) -> Run:
                     Predictions(part.catalog.paths, part.catalog.patients, part.labels, p, y)
                     for p, y in ((shares, predicted[where]), (own, own_predicted))
                 ),
-                resamples=settings.resamples,
+                bootstrap_samples=settings.bootstrap_samples,
                 seed=settings.seed,
             )
         draw_split(run, split, part, shares, predicted[where], results[split], writer)
@@ -141,7 +149,7 @@ def fit_knn(settings: FitKnn) -> Run:
         "task": card["task"],
         "classes": list(classes),
         "classifier": str(classifier.served.folder),
-        "engine": classifier.served.engine_of("embed"),
+        "engine": classifier.served.engine_for("embed"),
         "embedding_width": embeddings.width,
         "index": [embeddings.indexed, int(knn[-1].n_features_in_)],
         "novelty_limit": limit,
@@ -186,7 +194,7 @@ def fit_knn(settings: FitKnn) -> Run:
     def agree(folder: Path) -> dict[str, Any]:
         # The exported model embeds with TensorFlow, and between near neighbours OpenVINO's last
         # digits can decide: then both are given TensorFlow's.
-        same = classifier.served.engine_of("embed") == "tensorflow"
+        same = classifier.served.engine_for("embed") == "tensorflow"
         asked = values[test] if same else None
         return check_agreement(folder, knn, asked, catalog.paths[test], settings.batch_size)
 
@@ -208,7 +216,7 @@ def fit_knn(settings: FitKnn) -> Run:
             "image_size": card["image_size"],
             "threshold": 0.5,
             **catalog.about(),
-            "learnt_from": catalog.learnt_from() | classifier.served.learnt_from(),
+            "training_digests": catalog.training_digests() | classifier.served.training_digests(),
             "seed": settings.seed,
             "metrics": {s: {m: results[s][m] for m in scoring_classifier.HEADLINE} for s in results
                         if s in ("val", "test")},

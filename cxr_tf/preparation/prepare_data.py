@@ -23,7 +23,7 @@ from cxr_tf.runs import Run, numbered_names, run_record, to_run_name
 log = logging.getLogger(__name__)
 
 
-def prepare(settings: PrepareData) -> None:
+def prepare_data(settings: PrepareData) -> None:
     """Writes the data set of `--source`, or checks that of `--check`.
 
     Raises UserError, after all is written and said, for what would stop a training.
@@ -177,7 +177,7 @@ def _page_of(catalog: Catalog, root: Path) -> Run:
     return next(
         run
         for run in runs
-        if not run.directory.exists() or (run.finished and run.metrics().get("source") == source)
+        if not run.directory.exists() or (run.finished and run.metrics.get("source") == source)
     )
 
 

@@ -22,12 +22,12 @@ def score_split(
     probabilities: np.ndarray,
     threshold: float,
     *,
-    resamples: int,
+    bootstrap_samples: int,
 ) -> dict[str, Any]:
     """Scores with intervals; writes the predictions."""
     predicted = export.decide(tf.constant(probabilities), threshold).numpy()
     run.write_predictions(split, part.catalog, part.labels, probabilities, predicted, part.classes)
-    return score(part, probabilities, predicted, resamples=resamples)
+    return score(part, probabilities, predicted, bootstrap_samples=bootstrap_samples)
 
 
 def score(
@@ -35,7 +35,7 @@ def score(
     probabilities: np.ndarray,
     predicted: np.ndarray,
     *,
-    resamples: int,
+    bootstrap_samples: int,
     seed: int = 0,
 ) -> dict[str, Any]:
     """The table of one split for `metrics.json`: scores, counts and 95 % intervals."""
@@ -51,7 +51,7 @@ def score(
         predicted,
         part.catalog.patients,
         part.classes,
-        resamples=resamples,
+        bootstrap_samples=bootstrap_samples,
         seed=seed,
     )
     return table

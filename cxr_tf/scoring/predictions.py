@@ -1,6 +1,5 @@
 """Predictions of a finished run, read back, and paired tests of two of them."""
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ class Predictions:
 
 
 def paired_tests(
-    chosen: Predictions, other: Predictions, *, resamples: int, seed: int = 0
+    chosen: Predictions, other: Predictions, *, bootstrap_samples: int, seed: int = 0
 ) -> dict[str, Any]:
     """Whether two models differ on the same test images.
 
@@ -36,7 +35,9 @@ def paired_tests(
     def auroc(p: Predictions, weights: np.ndarray | None = None) -> float:
         return metrics.macro_auroc(p.labels, p.probabilities, weights)
 
-    draws = metrics.bootstrap_weights(chosen.patients, resamples=resamples, seed=seed)
+    draws = metrics.bootstrap_weights(
+        chosen.patients, bootstrap_samples=bootstrap_samples, seed=seed
+    )
     differences = np.array([auroc(chosen, w) - auroc(other, w) for w in draws])
     low, high = np.nanpercentile(differences, [2.5, 97.5])
     return {
@@ -48,16 +49,15 @@ def paired_tests(
 
 
 def read_predictions(run: Run, split: str) -> Predictions:
-    """Reads a run's `predictions-<split>.csv`."""
-    classes = tuple(run.metrics()["model"]["classes"])
-    with (run.directory / f"predictions-{split}.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    """Read the predictions of a finished classifier or nearest-neighbours run."""
+    classes = list(run.metrics["model"]["classes"])
+    columns = run.predictions(split)
     return Predictions(
-        paths=[r["path"] for r in rows],
-        patients=[r["patient"] for r in rows],
-        labels=np.array([classes.index(r["label"]) for r in rows]),
-        probabilities=np.array([[float(r[c]) for c in classes] for r in rows]),
-        predicted=np.array([classes.index(r["predicted"]) for r in rows]),
+        paths=columns["path"].tolist(),
+        patients=columns["patient"].tolist(),
+        labels=np.array([classes.index(label) for label in columns["label"]]),
+        probabilities=np.stack([columns[name] for name in classes], axis=1),
+        predicted=np.array([classes.index(label) for label in columns["predicted"]]),
     )
 
 

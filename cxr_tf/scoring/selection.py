@@ -42,8 +42,8 @@ def open_subset(
         catalog = catalog.take(catalog.rows(settings.split))
         if not len(catalog):
             raise UserError(f"{settings.data} has no {settings.split} split; see --split")
-    learnt_from = served.learnt_from()
-    if seen := sum(r.digest in learnt_from for r in catalog.radiographs):
+    training_digests = served.training_digests()
+    if seen := sum(r.digest in training_digests for r in catalog.radiographs):
         note = f"the model was trained on or chosen by {seen} of these: scores will be too good"
         catalog = replace(catalog, notes=(*catalog.notes, note))
     log.info(checks.describe(catalog))

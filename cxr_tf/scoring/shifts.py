@@ -54,7 +54,7 @@ def under_shifts(
     images: uint8 [N, S, S, 1], decoded at the model's size. Each shifted one is asked about as the
     PNG that it would be.
     """
-    ask = served.ask("serving_default")
+    ask = served.predictor("serving_default")
     width = max(map(len, SHIFTS))
     found = {}
     log.info("  %s  AUROC  accuracy  recall  specificity", "under a shift".ljust(width))

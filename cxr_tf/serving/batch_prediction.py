@@ -9,11 +9,11 @@ import numpy as np
 
 from cxr_tf.config import Predict
 from cxr_tf.errors import UserError
-from cxr_tf.serving.client import Ask, BadImages, connect, read_image
+from cxr_tf.serving.client import BadImages, PredictFn, connect, read_image
 
 
 @dataclass(frozen=True)
-class Answers:
+class BatchPredictions:
     """What came back for one batch: outputs of the rows that were answered, reasons of the others.
 
     rows: indices into the paths, in the order of the outputs' first axis; contents: of those rows.
@@ -25,7 +25,7 @@ class Answers:
     reasons: dict[int, str]
 
 
-def open_signature(settings: Predict) -> Ask:
+def open_signature(settings: Predict) -> PredictFn:
     """The signature to ask, of a server or of a SavedModel."""
     if settings.server:
         if settings.engine != "auto" or settings.engine_precision != "float32":
@@ -45,12 +45,12 @@ def open_signature(settings: Predict) -> Ask:
     served = loading.load_served(
         settings.model, engine=settings.engine, precision=settings.engine_precision
     )
-    return served.ask(settings.signature)
+    return served.predictor(settings.signature)
 
 
 def predict_in_batches(
-    ask: Ask, paths: list[str], batch_size: int, on_bad_image: str
-) -> Iterator[Answers]:
+    ask: PredictFn, paths: list[str], batch_size: int, on_bad_image: str
+) -> Iterator[BatchPredictions]:
     """Answers to all images, batch by batch.
 
     A bad image makes a model refuse the whole request and name its position: the others are asked
@@ -80,7 +80,7 @@ def predict_in_batches(
                 f"{paths[row]}: {reasons[row]}; mend or remove it, or have such files marked by "
                 "--on-bad-image nan"
             )
-        yield Answers(rows, contents, outputs, reasons)
+        yield BatchPredictions(rows, contents, outputs, reasons)
 
 
 def progress(total: int) -> Callable[[int], None]:

@@ -7,7 +7,6 @@ imports only TensorFlow (`cxr_tf.bare_process`). The answers are compared with t
 `predictions-test.csv`.
 """
 
-import csv
 import logging
 import subprocess
 import sys
@@ -86,8 +85,8 @@ class _Checked:
         run = Run(Path(folder))
         if not run.finished:
             raise UserError(f"{folder} is not a finished run: logs/<job>/<name>")
-        self.kind = run.config()["job"]
-        model = run.metrics().get("model", {}).get("saved_model", "")
+        self.kind = run.config["job"]
+        model = run.metrics.get("model", {}).get("saved_model", "")
         predictions = run.directory / "predictions-test.csv"
         if not model or not predictions.exists():
             raise UserError(
@@ -95,36 +94,31 @@ class _Checked:
                 "neighbours and autoencoders have"
             )
         self.folder, self.model = folder, versions.exported_by(run)
-        with predictions.open(newline="") as file:
-            self.rows = list(csv.DictReader(file))
-        self.paths = tuple(row["path"] for row in self.rows)
+        self.columns = run.predictions("test")
+        self.paths = tuple(self.columns["path"].tolist())
 
     def compare(self, answers: dict[str, np.ndarray]) -> dict[str, Any]:
         """What one model answered, against what was written of it."""
         if "score" in answers:
-            written = self.column("score")
+            written = self.columns["score"][:, None]
             served = answers["score"][:, None]
             # The file names the finding that an anomaly is called, which is the model's only two.
             labels = np.where(answers["is_anomaly"], "pneumonia", "normal")
         else:
             classes = [c.decode() for c in answers["classes"][0]]
-            written = np.concatenate([self.column(c) for c in classes], axis=1)
+            written = np.stack([self.columns[name] for name in classes], axis=1)
             served, labels = answers["probabilities"], np.char.decode(answers["label"])
         difference = np.abs(served - written).max(axis=1)
-        same = labels == np.array([row["predicted"] for row in self.rows])
+        same = labels == self.columns["predicted"]
         return {
             "run": self.folder,
             "kind": self.kind,
             "saved_model": str(self.model),
-            "images": len(self.rows),
+            "images": len(self.paths),
             "equal": int(((difference <= TOLERANCE) & same).sum()),
             "largest_difference": float(difference.max()),
             "labels_equal": int(same.sum()),
         }
-
-    def column(self, name: str) -> np.ndarray:
-        """float64 [N, 1] of the predictions."""
-        return np.array([[float(row[name])] for row in self.rows])
 
 
 def _write_files(paths: Sequence[str], file: Path) -> str:

@@ -28,7 +28,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
-Ask = Callable[[Sequence[bytes]], dict[str, np.ndarray]]
+PredictFn = Callable[[Sequence[bytes]], dict[str, np.ndarray]]
 
 # What `serving.decode_images` says of an image: its position, what is wrong, its size.
 FAULT = re.compile(r"image_bytes\[(\d+)\]: ([^;()\[\]]+?) \((\d+) bytes\)")
@@ -66,7 +66,7 @@ def connect(
     version: int | None = None,
     label: str = "",
     timeout: float = 120.0,
-) -> Ask:
+) -> PredictFn:
     """A signature of a model that TF Serving has loaded, at http(s)://host:8501 or grpc://host:8500.
 
     `version` or `label` choose among the loaded versions; without them the server takes its newest.
@@ -85,7 +85,7 @@ def connect(
     if open_protocol is None or not parts.netloc:
         raise UserError(f"--server {url}: give http://host:8501, https://host or grpc://host:8500")
 
-    def opened() -> tuple[Sequence[str], Ask]:
+    def opened() -> tuple[Sequence[str], PredictFn]:
         try:
             return open_protocol(url, model, signature, version, label, timeout)
         except Unreachable as error:
@@ -152,7 +152,7 @@ def refusal(message: str, contents: Sequence[bytes]) -> Exception:
 
 def _open_rest(
     url: str, model: str, signature: str, version: int | None, label: str, timeout: float
-) -> tuple[list[str], Ask]:
+) -> tuple[list[str], PredictFn]:
     import requests
 
     session = requests.Session()
@@ -217,7 +217,7 @@ def _open_rest(
 
 def _open_grpc(
     url: str, model: str, signature: str, version: int | None, label: str, timeout: float
-) -> tuple[list[str], Ask]:
+) -> tuple[list[str], PredictFn]:
     import grpc
     import tensorflow as tf
     from tensorflow.core.framework import tensor_pb2, tensor_shape_pb2, types_pb2

@@ -9,13 +9,16 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from cxr_tf import legacy
 from cxr_tf.errors import UserError
 from cxr_tf.files import expand_user, read_json
 from cxr_tf.serving import cards, model_config, versions, warm_up
-from cxr_tf.serving.client import Ask, BadImages, as_text, bad_images, read_image
+from cxr_tf.serving.client import BadImages, PredictFn, as_text, bad_images, read_image
 from cxr_tf.serving.runtimes import openvino_engine
 
 log = logging.getLogger(__name__)
+
+Paths = str | Path | Sequence[str | Path]
 
 
 @dataclass(frozen=True)
@@ -45,20 +48,22 @@ class ServedModel:
         """Class names in the order of `probabilities`."""
         return tuple(self.card["classes"])
 
-    def learnt_from(self) -> set[str]:
+    def training_digests(self) -> set[str]:
         """Digests (`Radiograph.digest`) of the files it was trained on or chosen by.
 
         Empty for an export that does not say.
         """
-        file = self.folder / versions.LEARNT_FROM
+        file = self.folder / versions.TRAINING_DIGESTS
+        if not file.exists():
+            file = file.with_name(legacy.TRAINING_DIGESTS)
         return set(file.read_text().split()) if file.exists() else set()
 
     def decode(self, paths: list[str]) -> list[bytes]:
         """Contents of image files, as the signatures take them; DICOM becomes PNG on the way."""
         return [read_image(p) for p in paths]
 
-    def ask(self, signature: str) -> Ask:
-        """A signature that takes image files, called as one of a server (see `cxr_tf.client`).
+    def predictor(self, signature: str) -> PredictFn:
+        """Return a signature that takes image files, called as one of a server.
 
         Raises UserError for one that does not, or that OpenVINO cannot run although it must.
         """
@@ -81,9 +86,9 @@ class ServedModel:
 
         return asked
 
-    def ask_files(self, signature: str) -> Callable[[Sequence[str]], dict[str, np.ndarray]]:
-        """As `ask`, of the paths of files; UserError names the first that is bad."""
-        ask = self.ask(signature)
+    def file_predictor(self, signature: str) -> Callable[[Sequence[str]], dict[str, np.ndarray]]:
+        """As `predictor`, of file paths; UserError names the first that is bad."""
+        ask = self.predictor(signature)
 
         def asked(paths: Sequence[str]) -> dict[str, np.ndarray]:
             try:
@@ -94,7 +99,37 @@ class ServedModel:
 
         return asked
 
-    def engine_of(self, signature: str) -> str:
+    def predict(
+        self, paths: Paths, *, signature: str = "serving_default", batch_size: int = 32
+    ) -> dict[str, np.ndarray]:
+        """Predict image files: every output of the signature, in the order of the paths.
+
+        paths: one JPEG, PNG or DICOM file, or N of them. A classifier returns `probabilities`
+        float32 [N, C], `classes` [N, C] and `label` [N]; an autoencoder `score`, `threshold`,
+        `is_anomaly` and `percentile` [N]; nearest neighbours also their `neighbor_paths` [N, k].
+
+        Raises UserError for a file that cannot be read, and for a signature the model lacks.
+        """
+        predict = self.file_predictor(signature)
+        names = [str(p) for p in ([paths] if isinstance(paths, str | Path) else paths)]
+        if not names:
+            raise UserError("no image to predict")
+        parts = [predict(names[i : i + batch_size]) for i in range(0, len(names), batch_size)]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def embed(self, paths: Paths) -> np.ndarray:
+        """Return the embedding of image files, float32 [N, D]; classifiers only."""
+        return self.predict(paths, signature="embed")["embedding"]
+
+    def heatmap(self, paths: Paths) -> np.ndarray:
+        """Return occlusion heatmaps of the predicted class, float32 [N, S, S]; classifiers only."""
+        return self.predict(paths, signature="occlusion", batch_size=4)["heatmap"]
+
+    def anomaly_map(self, paths: Paths) -> np.ndarray:
+        """Return anomaly maps, float32 [N, S, S]; autoencoders only."""
+        return self.predict(paths, signature="explain", batch_size=4)["anomaly_map"]
+
+    def engine_for(self, signature: str) -> str:
         """What answers when a signature is asked: tensorflow or openvino."""
         return "tensorflow" if self._call(signature) is self.signature(signature) else "openvino"
 
@@ -166,7 +201,7 @@ def predict_files(
 
     Raises UserError that names the file where one cannot be decoded.
     """
-    classify = served.ask_files("serving_default")
+    classify = served.file_predictor("serving_default")
     probabilities, labels = [], []
     for start in range(0, len(paths), batch_size):
         out = classify(paths[start : start + batch_size])

@@ -17,7 +17,7 @@ from cxr_tf.serving.cards import CARD, describe_signature, package_versions
 from cxr_tf.serving.model_config import model_versions, read_models_config, write_models_config
 from cxr_tf.serving.warm_up import WARM_UP, signature_defs, write_warm_up
 
-LEARNT_FROM = Path("assets.extra") / "learnt_from.txt"
+TRAINING_DIGESTS = Path("assets.extra") / "training_digests.txt"
 
 
 def write_version(
@@ -71,7 +71,9 @@ def _write_version(
             "version": version,
         }
         told = {**card, **described}
-        (beside / LEARNT_FROM).write_text("\n".join(sorted(told.pop("learnt_from", ()))) + "\n")
+        (beside / TRAINING_DIGESTS).write_text(
+            "\n".join(sorted(told.pop("training_digests", ()))) + "\n"
+        )
         write_json(beside / CARD, told)
         target = base / str(version)
         os.rename(beside, target)
@@ -97,7 +99,7 @@ def _says_the_same(version: Path, card: dict[str, Any]) -> bool:
         written = json.loads((version / CARD).read_text())
     except (OSError, ValueError):
         return False
-    told = {k: v for k, v in card.items() if k != "learnt_from"}
+    told = {k: v for k, v in card.items() if k != "training_digests"}
     return to_json_types(told) == {k: written.get(k) for k in told}
 
 
@@ -142,7 +144,7 @@ def exported_by(run: Run) -> Path:
     Its path is recorded as the run knew it: from the working directory, or from the folder in which
     `logs/` lies. Raises UserError where no model stands there, or another one.
     """
-    told = run.metrics()["model"]["saved_model"]
+    told = run.metrics["model"]["saved_model"]
     around = run.directory.resolve().parents
     places = [Path(told), *(project / told for project in around[2:3])]
     there = [place for place in places if (place / CARD).exists()]
@@ -150,9 +152,9 @@ def exported_by(run: Run) -> Path:
         card = read_json(place / CARD)
         scored = card.get("metrics", {}).get("test", {})
         same_data = "data_fingerprint" not in card or (
-            card["data_fingerprint"] == run.config()["data_fingerprint"]
+            card["data_fingerprint"] == run.config["data_fingerprint"]
         )
-        if same_data and scored and scored == {k: run.metrics()["test"].get(k) for k in scored}:
+        if same_data and scored and scored == {k: run.metrics["test"].get(k) for k in scored}:
             return place
     what = "is another model's" if there else "is not here"
     raise UserError(

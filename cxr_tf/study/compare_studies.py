@@ -26,7 +26,7 @@ def compare_studies(settings: RunStudy) -> str:
     first, second = (open_study(settings.logs, name) for name in settings.compare)
     names = first.directory.name, second.directory.name
     lines = [f"{names[0]} -> {names[1]}"]
-    configs = first.config(), second.config()
+    configs = first.config, second.config
     same = configs[0]["data_fingerprint"] == configs[1]["data_fingerprint"]
     lines.append(
         "the same images, patients and splits"
@@ -73,7 +73,7 @@ def open_study(logs: str, name: str) -> Run:
         raise UserError(f"no study {name} under {Path(logs) / 'study'}{known}")
     if not run.finished:
         raise UserError(
-            f"the study {name} is not finished: go on with it by {run.config()['command']}"
+            f"the study {name} is not finished: go on with it by {run.config['command']}"
         )
     return run
 
@@ -82,10 +82,10 @@ def tables_on_test(study: Run) -> dict[str, tuple[str, dict[str, Any]]]:
     """For each step with scores on test, its title: (name of its run, the table)."""
     logs = study.directory.parent.parent
     tables = {}
-    for step in study.metrics()["steps"]:
+    for step in study.metrics["steps"]:
         if "run" not in step:
             continue
-        metrics = Run(logs / step["run"]).metrics()
+        metrics = Run(logs / step["run"]).metrics
         if "ci95" in metrics.get("test", {}):
             name = metrics.get("chosen", Path(step["run"]).name)
             title = step["title"]

@@ -38,7 +38,7 @@ class Preset:
     image_size: int | None = None
     batch_size: int | None = None
     epochs: dict[str, int] = dataclasses.field(default_factory=dict)
-    resamples: int | None = None
+    bootstrap_samples: int | None = None
     weights: dict[str, str] = dataclasses.field(default_factory=dict)
     autoencoder_image_size: int | None = None
     autoencoder_batch_size: int | None = None
@@ -52,7 +52,7 @@ PRESETS = {
         image_size=64,
         batch_size=16,
         epochs={"binary": 2, "three_class": 0},
-        resamples=200,
+        bootstrap_samples=200,
         weights=dict.fromkeys(NAMES, "none"),
         autoencoder_image_size=128,
         # Two hundred healthy images in batches of 16 are too few steps for it to learn anything.
@@ -79,7 +79,9 @@ def resolve(settings: RunStudy) -> RunStudy:
         name=settings.name or settings.preset,
         image_size=first_given(settings.image_size, preset.image_size, budget.image_size),
         batch_size=first_given(settings.batch_size, preset.batch_size, budget.batch_size),
-        resamples=first_given(settings.resamples, preset.resamples, budget.resamples),
+        bootstrap_samples=first_given(
+            settings.bootstrap_samples, preset.bootstrap_samples, budget.bootstrap_samples
+        ),
         autoencoder_epochs=preset.autoencoder_epochs
         if settings.autoencoder_epochs is None
         else settings.autoencoder_epochs,
@@ -107,7 +109,7 @@ def training_budget(settings: RunStudy, task: str) -> TrainingBudget:
         image_size=settings.image_size,  # type: ignore[arg-type]
         batch_size=settings.batch_size,  # type: ignore[arg-type]
         epochs=first_given(settings.epochs, epochs),
-        resamples=settings.resamples,  # type: ignore[arg-type]
+        bootstrap_samples=settings.bootstrap_samples,  # type: ignore[arg-type]
         seed=settings.seed,
         logs=settings.logs,
         saved_models=settings.saved_models,
@@ -148,11 +150,11 @@ def comparison_settings(settings: RunStudy, task: str, runs: dict[str, Run]) -> 
 
 def neighbours_settings(settings: RunStudy, label: str, runs: dict[str, Run]) -> FitKnn:
     """Nearest neighbours in the embedding of the classifier that a comparison chose."""
-    assert settings.batch_size and settings.resamples
+    assert settings.batch_size and settings.bootstrap_samples
     return FitKnn(
         classifier=chosen(runs[label]),
         batch_size=settings.batch_size,
-        resamples=settings.resamples,
+        bootstrap_samples=settings.bootstrap_samples,
         resume=True,
         **_common(settings),
         saved_models=settings.saved_models,
@@ -162,13 +164,13 @@ def neighbours_settings(settings: RunStudy, label: str, runs: dict[str, Run]) ->
 
 def autoencoder_settings(settings: RunStudy) -> TrainAutoencoder:
     """The autoencoder, at its own size: it needs less than classifiers do."""
-    assert settings.resamples
+    assert settings.bootstrap_samples
     preset = PRESETS[settings.preset]
     return TrainAutoencoder(
         image_size=first_given(preset.autoencoder_image_size, TrainAutoencoder().image_size),
         batch_size=first_given(preset.autoencoder_batch_size, TrainAutoencoder().batch_size),
         epochs=settings.autoencoder_epochs,
-        resamples=settings.resamples,
+        bootstrap_samples=settings.bootstrap_samples,
         resume=True,
         **_common(settings),
         saved_models=settings.saved_models,
@@ -200,4 +202,4 @@ def _common(settings: RunStudy) -> dict[str, Any]:
 
 def heatmap_count(settings: RunStudy) -> int:
     """Return the number of images to explain per study."""
-    return first_given(PRESETS[settings.preset].heatmaps, Explain("").count)
+    return first_given(PRESETS[settings.preset].heatmaps, Explain(classifier="").count)

@@ -56,14 +56,14 @@ def write_report(study: Path) -> Path:
 def collect(study: Run) -> dict[str, Any]:
     """All that the page shows, from the metrics, settings and figures of the study's runs."""
     logs = study.directory.parent.parent
-    config, steps = study.config(), study.metrics()["steps"]
+    config, steps = study.config, study.metrics["steps"]
     runs = {s["name"]: Run(logs / s["run"]) for s in steps if "run" in s}
     for step in steps:
         step.setdefault("skipped", "")
         if "run" in step:
-            model = runs[step["name"]].metrics().get("model", {})
+            model = runs[step["name"]].metrics.get("model", {})
             step["saved_model"] = model.get("saved_model", "")
-    data = runs["data"].metrics()
+    data = runs["data"].metrics
     tasks = [task_section(name, runs[name], logs) for name in QUESTIONS if name in runs]
     neighbours = [
         neighbours_section(name, runs[f"{name}-knn"]) for name in QUESTIONS if f"{name}-knn" in runs
@@ -90,7 +90,7 @@ def collect(study: Run) -> dict[str, Any]:
         "phantoms": config["data_is_phantom"],
         "preset": config["settings"]["preset"],
         "command": config["command"],
-        "resamples": config["settings"]["resamples"],
+        "bootstrap_samples": config["settings"]["bootstrap_samples"],
         "contents": contents,
         "data": data,
         "data_figure": picture(runs["data"], "data"),
@@ -100,11 +100,11 @@ def collect(study: Run) -> dict[str, Any]:
         "neighbours": neighbours,
         "anomaly": anomaly,
         "heatmaps": heatmaps,
-        "served": runs["served"].metrics() if "served" in runs else None,
+        "served": runs["served"].metrics if "served" in runs else None,
         "steps_shown": steps_shown,
         "skipped": [s for s in steps if s["skipped"] and s["name"] in (*QUESTIONS, "autoencoder")],
         "total_seconds": sum(s.get("seconds", 0.0) for s in steps),
-        "facts": facts(study, runs["binary"].config()),
+        "facts": facts(study, runs["binary"].config),
     }
 
 
@@ -123,11 +123,11 @@ def problems(data: dict[str, Any]) -> list[str]:
 
 def task_section(name: str, compared: Run, logs: Path) -> dict[str, Any]:
     """The comparison of one task: every network's row, the chosen one, and the paired tests."""
-    metrics = compared.metrics()
+    metrics = compared.metrics
     models = []
     for run_name, own in metrics["models"].items():
         run = Run(logs / "classifier" / run_name)
-        settings = run.config()["settings"]
+        settings = run.config["settings"]
         models.append(
             {
                 **own,
@@ -159,7 +159,7 @@ def task_section(name: str, compared: Run, logs: Path) -> dict[str, Any]:
 
 def neighbours_section(name: str, run: Run) -> dict[str, Any]:
     """The nearest neighbours, beside the network they are of, and the map of the images."""
-    metrics = run.metrics()
+    metrics = run.metrics
     return {
         "id": f"{name}-knn",
         "question": QUESTIONS[name],
@@ -181,11 +181,11 @@ def neighbours_section(name: str, run: Run) -> dict[str, Any]:
 
 def anomaly_section(run: Run) -> dict[str, Any]:
     """The autoencoder's scores, threshold and maps."""
-    metrics = run.metrics()
+    metrics = run.metrics
     return {
         "test": metrics["test"],
         "model": metrics["model"],
-        "settings": run.config()["settings"],
+        "settings": run.config["settings"],
         "figures": {
             **pictures(run, "roc", "scores", "typical", "missed", "false_alarms", split="test"),
             **pictures(run, "training_curves"),
@@ -195,7 +195,7 @@ def anomaly_section(run: Run) -> dict[str, Any]:
 
 def heatmaps_section(run: Run) -> dict[str, Any]:
     """The heatmaps of the chosen classifier, and what was measured of them."""
-    metrics = run.metrics()
+    metrics = run.metrics
     keys = ("methods", "occlusion", "images")
     return {
         **{key: metrics[key] for key in keys},
@@ -205,7 +205,7 @@ def heatmaps_section(run: Run) -> dict[str, Any]:
 
 def facts(study: Run, of_a_run: dict[str, Any]) -> list[tuple[str, str]]:
     """Versions, machine, seed and settings as rows of (name, value)."""
-    config, machine = study.config(), study.metrics()["machine"]
+    config, machine = study.config, study.metrics["machine"]
     processors = f"{machine['processors']} processors, {machine['architecture']}"
     return [
         *((name, version) for name, version in of_a_run["packages"].items()),

@@ -19,6 +19,7 @@ from cxr_tf.data import catalog as data_catalog
 from cxr_tf.data import checks, loading
 from cxr_tf.errors import UserError
 from cxr_tf.serving import versions
+from cxr_tf.study.compare_studies import compare_studies
 from cxr_tf.study.plan import Images, plan
 from cxr_tf.study.presets import resolve
 from cxr_tf.study.report import write_report
@@ -30,11 +31,15 @@ log = logging.getLogger(__name__)
 
 
 def run_study(settings: RunStudy) -> Path:
-    """Does all that is not done yet, writes the report, returns its path.
+    """Do every step that is not done yet, write the report, and return its path.
 
-    Raises UserError on a user's mistake, before anything is written wherever it can be known
-    before.
+    With `settings.compare` print what changed between two studies instead, and return the folder of
+    the second. Raises UserError on a user's mistake, before anything is written wherever it can be
+    known before.
     """
+    if settings.compare:
+        compare_studies(settings)
+        return Path(settings.compare[-1])
     settings = resolve(settings)
     # Every job traces its functions once; TensorFlow takes those of a dozen jobs for one in a loop.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)

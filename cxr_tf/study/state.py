@@ -163,7 +163,7 @@ class Study:
 
 def _exported(run: Run, settings: Any) -> bool:
     """Whether the model of a finished run, where its job exports one, is where it is asked for."""
-    if not run.metrics().get("model", {}).get("saved_model"):
+    if not run.metrics.get("model", {}).get("saved_model"):
         return True
     return bool(model_config.model_versions(Path(settings.saved_models) / run.directory.name))
 

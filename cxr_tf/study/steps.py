@@ -43,7 +43,7 @@ def keep_settings(settings: Any, runs: dict[str, Run]) -> Any:
 def chosen(compared: Run) -> str:
     """Folder of the classifier that a finished comparison chose on validation."""
     logs = compared.directory.parent.parent
-    return str(logs / "classifier" / compared.metrics()["chosen"])
+    return str(logs / "classifier" / compared.metrics["chosen"])
 
 
 def named(job: Callable[[Any], Any]) -> Callable[[Any, str], Any]:

@@ -68,7 +68,7 @@ def measure(networks: Sequence[str], settings: RunStudy) -> Speed:
         if network == "autoencoder":
             preset = PRESETS[settings.preset]
             size = first_given(preset.autoencoder_image_size, TrainAutoencoder().image_size)
-            model, channels = autoencoder.build_network("restoring", size), 1
+            model, channels = autoencoder.build_network("denoising", size), 1
             size = int(model.input_shape[1])
             batch_size = TrainAutoencoder().batch_size
         else:

@@ -31,7 +31,7 @@ def settings_for(data: Path, root: Path, **changed) -> TrainAutoencoder:
         "score": "combined",
         "batch_size": 8,
         "epochs": 2,
-        "resamples": 5,
+        "bootstrap_samples": 5,
         "name": "run",
         "logs": str(root / "logs"),
         "saved_models": str(root / "saved_models"),
@@ -86,9 +86,9 @@ def test_other_scores_of_the_same_network_stand_beside(finished: TrainAutoencode
 
     folder = Path(finished.logs) / "autoencoder" / finished.name
     told = json.loads((folder / "metrics.json").read_text())["other_scores"]
-    assert set(told) == {"context", "removed", "mark"}
-    told.pop("context")  # it is fitted, and that is measured by what is served
-    network = keras.saving.load_model(folder / "model.keras", compile=False).get_layer("restoring")
+    assert set(told) == {"appearance", "residual", "lesion_mask"}
+    told.pop("appearance")  # it is fitted, and that is measured by what is served
+    network = keras.saving.load_model(folder / "model.keras", compile=False).get_layer("denoising")
     data = train_autoencoder.load_data(finished)
     for score, tables in told.items():
         for split, own in tables.items():
@@ -98,7 +98,9 @@ def test_other_scores_of_the_same_network_stand_beside(finished: TrainAutoencode
             )["score"]
             assert own["auroc"] == pytest.approx(roc_auc_score(part.labels, scores), abs=1e-9)
             # Of so few resamples the interval need not hold the score; it is that of these scores.
-            draws = metrics_module.bootstrap_weights(part.catalog.patients, resamples=5, seed=0)
+            draws = metrics_module.bootstrap_weights(
+                part.catalog.patients, bootstrap_samples=5, seed=0
+            )
             resampled = [
                 roc_auc_score(part.labels, scores, sample_weight=w)
                 for w in draws
@@ -115,9 +117,11 @@ def test_its_export_knows_the_files_it_has_learnt_from(finished: TrainAutoencode
 
     served = loading.load_served(f"{finished.saved_models}/{finished.name}")
     rows = open_catalog(finished.data, seed=finished.seed).radiographs
-    kinds = {(r.split, r.finding == "normal") for r in rows if r.digest in served.learnt_from()}
+    kinds = {
+        (r.split, r.finding == "normal") for r in rows if r.digest in served.training_digests()
+    }
     assert kinds == {("train", True), ("val", True), ("val", False)}
-    assert len(served.learnt_from()) == sum(
+    assert len(served.training_digests()) == sum(
         r.split == "val" or (r.split == "train" and r.finding == "normal") for r in rows
     )
 
@@ -218,11 +222,13 @@ def test_evaluating_the_export_repeats_the_run(
     from cxr_tf.evaluation.evaluate import evaluate
 
     model = str(Path(finished.saved_models) / "run")
-    settings = Evaluate(model=model, data=str(chests), logs=str(tmp_path), resamples=5, shifts=True)
+    settings = Evaluate(
+        model=model, data=str(chests), logs=str(tmp_path), bootstrap_samples=5, shifts=True
+    )
     again = evaluate(dataclasses.replace(settings, batch_size=7))
     folder = Path(finished.logs) / "autoencoder" / "run"
     before = json.loads((folder / "metrics.json").read_text())["test"]
-    after = again.metrics()["test"]
+    after = again.metrics["test"]
     for metric in ("auroc", "recall", "specificity", "f1", "images", "auroc/viral"):
         assert after[metric] == pytest.approx(before[metric], abs=1e-9)
     figures = {path.stem for path in (again.directory / "figures").iterdir()}
@@ -233,8 +239,8 @@ def test_evaluating_the_export_repeats_the_run(
     scores = perturbed_copies.predict_fn(network, ["score"])(
         acquisition_shifts.SHIFTS["darker"](test.images)
     )["score"]
-    called = scores >= float(again.metrics()["model"]["threshold"])
-    row = again.metrics()["shifts"]["darker"]
+    called = scores >= float(again.metrics["model"]["threshold"])
+    row = again.metrics["shifts"]["darker"]
     assert row["recall"] == pytest.approx(called[test.labels == 1].mean())
     assert row["specificity"] == pytest.approx(1 - called[test.labels == 0].mean())
     assert row["auroc"] == pytest.approx(roc_auc_score(test.labels, scores), abs=1e-9)
@@ -319,10 +325,10 @@ def test_the_plain_autoencoder_and_a_folder_without_a_sick_image(
     for split in ("train", "val", "test"):
         shutil.copytree(chests / split / "NORMAL", healthy / split / "NORMAL")
     with pytest.raises(UserError, match="needs sick images"):  # before it trains
-        train_autoencoder(settings_for(healthy, tmp_path, min_sensitivity=0.9))
+        train_autoencoder(settings_for(healthy, tmp_path, operating_point="min-sensitivity:0.9"))
     assert not (tmp_path / "logs").exists()
     settings = settings_for(healthy, tmp_path, model="plain", score="ssim", epochs=1)
-    measured = train_autoencoder(settings).metrics()
+    measured = train_autoencoder(settings).metrics
     assert measured["model"]["score"] == "ssim"
     assert all(0 <= float(r["score"]) <= 1 for r in table(settings))
     assert "no sick image" in measured["model"]["threshold_rule"]
@@ -373,14 +379,18 @@ SCORES = np.concatenate([np.linspace(0.1, 1.0, 10), np.linspace(0.65, 1.55, 10)]
 def test_the_score_is_chosen_on_validation() -> None:
     from cxr_tf.anomaly.threshold import choose_score
 
-    scores = {"combined": -SCORES, "context": SCORES, "removed": 2 * SCORES}
-    assert choose_score(SICK, scores) == "context"  # of equals the first
+    scores = {"combined": -SCORES, "appearance": SCORES, "residual": 2 * SCORES}
+    assert choose_score(SICK, scores) == "appearance"  # of equals the first
     assert choose_score(np.zeros(20, bool), scores) == "combined"
 
 
 @pytest.mark.parametrize(
     ("asked", "false_alarms", "least_sensitivity"),
-    [({}, 0, 0.6), ({"max_false_alarm": 0.1}, 1, 0.7), ({"min_sensitivity": 0.8}, 2, 0.8)],
+    [
+        ({}, 0, 0.6),
+        ({"operating_point": "min-specificity:0.9"}, 1, 0.7),
+        ({"operating_point": "min-sensitivity:0.8"}, 2, 0.8),
+    ],
 )
 def test_thresholds_by_rule(asked: dict, false_alarms: int, least_sensitivity: float) -> None:
     from cxr_tf.anomaly.threshold import choose_threshold
@@ -403,7 +413,7 @@ def test_youdens_point_is_of_all_versions_and_a_rate_of_the_images_as_they_are()
     at = np.mean(both[:, SICK] >= threshold) - np.mean(both[:, ~SICK] >= threshold)
     assert at == pytest.approx(j.max())
     assert threshold < choose_threshold(SICK, SCORES[None], TrainAutoencoder())[0]
-    asked = TrainAutoencoder(max_false_alarm=0.1)
+    asked = TrainAutoencoder(operating_point="min-specificity:0.9")
     assert choose_threshold(SICK, both, asked) == choose_threshold(SICK, SCORES[None], asked)
 
 
@@ -415,7 +425,9 @@ def test_without_sick_images_the_threshold_is_a_quantile_and_says_so() -> None:
     threshold, rule = choose_threshold(nobody, healthy[None], TrainAutoencoder())
     assert np.mean(healthy >= threshold) == pytest.approx(0.05, abs=0.006)
     assert "no sick image" in rule
-    threshold, _ = choose_threshold(nobody, healthy[None], TrainAutoencoder(max_false_alarm=0.2))
+    threshold, _ = choose_threshold(
+        nobody, healthy[None], TrainAutoencoder(operating_point="min-specificity:0.8")
+    )
     assert np.mean(healthy >= threshold) == pytest.approx(0.2, abs=0.006)
 
 
@@ -456,10 +468,10 @@ def test_without_epochs_it_takes_as_many_as_the_images_need(
 
     monkeypatch.setattr(train_autoencoder, "MOST_EPOCHS", 2)
     monkeypatch.setattr(train_autoencoder, "EPOCHS", 1)
-    settings = settings_for(chests, tmp_path, epochs=None, max_false_alarm=0.2)
+    settings = settings_for(chests, tmp_path, epochs=None, operating_point="min-specificity:0.8")
     run = train_autoencoder.train_autoencoder(settings)
-    assert run.config()["settings"]["epochs"] == len(run.metrics()["history"]) == 2
-    assert run.metrics()["model"]["threshold_rule"].startswith("min-specificity")
+    assert run.config["settings"]["epochs"] == len(run.metrics["history"]) == 2
+    assert run.metrics["model"]["threshold_rule"].startswith("min-specificity")
     again = train_autoencoder.train_autoencoder(dataclasses.replace(settings, resume=True))
     assert again.directory == run.directory
 
@@ -470,12 +482,12 @@ def test_without_epochs_it_takes_as_many_as_the_images_need(
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"score": "ssim"}, "does not belong to --model restoring"),
+        ({"score": "ssim"}, "does not belong to --model denoising"),
         ({"image_size": 208}, "multiple of 32 from 128 on"),
         ({"image_size": 96}, "multiple of 32 from 128 on"),
         ({"model": "plain", "score": "", "image_size": 72}, "multiple of 16 from 64 on"),
-        ({"max_false_alarm": 0.1, "min_sensitivity": 0.9}, "not both"),
-        ({"max_false_alarm": 1.5}, "between 0 and 1"),
+        ({"operating_point": "0.5"}, "is for probabilities"),
+        ({"operating_point": "min-specificity:1.5"}, "give a share"),
         ({"epochs": 0}, "--epochs must be at least 1"),
         ({"name": "a/b"}, "--name"),
     ],

@@ -21,7 +21,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> CompareAutoencoders:
     folder = tmp_path_factory.mktemp("chests") / "phantoms"
     write_phantoms(folder, count=200, size=64, seed=3)
     return CompareAutoencoders(
-        str(folder), image_size=128, batch_size=8, epochs=2, resamples=5,
+        str(folder), image_size=128, batch_size=8, epochs=2, bootstrap_samples=5,
         logs=str(folder.parent / "logs"),
     )  # fmt: skip
 
@@ -45,7 +45,7 @@ def network() -> Any:
     from cxr_tf.models.autoencoder import build_network
 
     keras.utils.set_random_seed(5)
-    return build_network("restoring", 128)
+    return build_network("denoising", 128)
 
 
 def test_the_default_is_that_of_train_autoencoder(material: Any, tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_the_default_is_that_of_train_autoencoder(material: Any, tmp_path: Path)
     found, last, _ = autoencoder_material.trained(material, material.seen, material.lungs)
     own = TrainAutoencoder(epochs=2, batch_size=8, image_size=128)
     keras.utils.set_random_seed(own.seed)
-    expected = build_network("restoring", 128)
+    expected = build_network("denoising", 128)
     state = checkpoints.TrainingState(tmp_path)
     judged = iter([1.0, 0.5])  # the last is the best
     fitting.fit(
@@ -89,10 +89,10 @@ def test_other_measures_are_taken_and_joined_as_the_default_is(material: Any, ne
 
     rows = dict(residuals.other_residuals(network, material))
     assert len(rows) == 5
-    mark = material.score(network, "mark")
+    mark = material.score(network, "lesion_mask")
     np.testing.assert_allclose(rows["the mark of the network"].alone, mark, rtol=1e-4)
     x = local_contrast(tf.constant(material.shown))
-    removed = np.maximum(network(x, training=False)["removed"].numpy(), 0)
+    removed = np.maximum(network(x, training=False)["residual"].numpy(), 0)
     row, default = material.measured(residuals.highest_tenth(removed)), material.row(network)
     np.testing.assert_allclose(row.alone, default.alone, rtol=1e-4)
     np.testing.assert_allclose(row.joined, default.joined, atol=2e-3)
@@ -151,7 +151,7 @@ def test_a_better_score_is_told_from_the_default(material: Any) -> None:
         "perfect": autoencoder_material.Row(None, sick.astype(float)),
         "opposite": autoencoder_material.Row(-1.0 * sick, None),
     }
-    tables = compare_autoencoders.judge(rows, material.val, resamples=50)
+    tables = compare_autoencoders.judge(rows, material.val, bootstrap_samples=50)
     assert tables[autoencoder_material.DEFAULT]["difference"] == 0
     assert tables[autoencoder_material.DEFAULT]["ci95"]["difference"] == [0, 0]
     assert tables["perfect"]["joined"] == 1 and "alone" not in tables["perfect"]
@@ -180,7 +180,7 @@ def test_all_variants_are_compared_and_finished_ones_are_kept(
             raise KeyboardInterrupt
         trained.append(images)
         if images.shape[1] != 64:
-            return build_network("restoring", 2 * images.shape[1]), [], 1.0
+            return build_network("denoising", 2 * images.shape[1]), [], 1.0
         return network, network.get_weights(), 1.0
 
     def scores(material: Any, network: Any, name: str) -> np.ndarray:
@@ -200,7 +200,7 @@ def test_all_variants_are_compared_and_finished_ones_are_kept(
 
     run = compare_autoencoders.compare_autoencoders(dataclasses.replace(quick, resume=True))
     assert len(trained) == 16  # fifteen, one of them twice
-    told = run.metrics()["variants"]
+    told = run.metrics["variants"]
     assert len(told) == 27 and {"both seeds averaged", "grey levels, not local contrast"} <= set(
         told
     )
@@ -212,7 +212,7 @@ def test_all_variants_are_compared_and_finished_ones_are_kept(
     data = compare_autoencoders.load_data(settings).split("train")
     from cxr_tf.models.autoencoder import as_network_sees
 
-    healthy = as_network_sees(data.images[data.labels == 0], "restoring")
+    healthy = as_network_sees(data.images[data.labels == 0], "denoising")
     np.testing.assert_array_equal(trained[0], healthy)
 
 
@@ -232,7 +232,7 @@ def test_some_variants_can_be_trained_beside_the_default(
     some = dataclasses.replace(
         settings, vgg16_weights="none", variants=("large", "seed", "small"), name="some"
     )
-    told = compare_autoencoders.compare_autoencoders(some).metrics()["variants"]
+    told = compare_autoencoders.compare_autoencoders(some).metrics["variants"]
     assert "both seeds averaged" in told and "lungs where they are on average" not in told
     # In the order of the table, with the paint that their names say.
     asked = []

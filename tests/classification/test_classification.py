@@ -32,7 +32,7 @@ def tiny_settings(phantoms: Path, root: Path, **changed) -> TrainClassifier:
         "batch_size": 16,
         "epochs": 3,
         "precision": "float32",
-        "resamples": 5,
+        "bootstrap_samples": 5,
         "name": "run",
         "logs": str(root / "logs"),
         "saved_models": str(root / "saved_models"),
@@ -129,7 +129,7 @@ def test_killed_and_resumed_gives_the_bits_of_an_undisturbed_run(
     assert len(killed) == 3
     assert_same(final_state(undisturbed), final_state(settings))
     before = json.loads((Path(undisturbed.logs) / "classifier/run/metrics.json").read_text())
-    after = run.metrics()
+    after = run.metrics
     for volatile in ("train_seconds", "images_per_second"):
         del before["model"][volatile], after["model"][volatile]
     # As text, which tells 1 from 1.0.
@@ -252,9 +252,9 @@ def test_an_unreadable_file_stops_before_anything_is_written(
 
     quick.__wrapped__(monkeypatch)
     run = train_classifier.train_classifier(dataclasses.replace(settings, skip_unreadable=True))
-    rows = sum(run.metrics()[s]["images"] for s in ("val", "test"))
+    rows = sum(run.metrics[s]["images"] for s in ("val", "test"))
     assert 0 < rows < 71
-    assert run.config()["images"] == 71
+    assert run.config["images"] == 71
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,7 @@ def test_an_unreadable_file_stops_before_anything_is_written(
         ({"weights": "nowhere.weights.h5"}, "no such weights file"),
         ({"learning_rate": 0.0}, "--learning-rate"),
         ({"augmentation": -1.0}, "--augmentation"),
-        ({"resamples": -1}, "--resamples"),
+        ({"bootstrap_samples": -1}, "--bootstrap-samples"),
         ({"patience": 0}, "--patience"),
     ],
 )
@@ -307,7 +307,7 @@ def test_no_epochs_train_the_head_alone(
             layer.get_weights(), after.get_layer(layer.name).get_weights(), strict=True
         ):
             np.testing.assert_array_equal(old, new)
-    metrics = run.metrics()
+    metrics = run.metrics
     assert metrics["model"]["best_epoch"] == 0
     assert metrics["history"][0]["train_loss"] is None
     assert {f"recall/{c}" for c in ("normal", "bacterial", "viral")} <= metrics["test"].keys()
@@ -448,8 +448,8 @@ def test_a_resumed_training_keeps_the_arithmetic_that_it_began_with(
             train_classifier.train_classifier(settings)
     monkeypatch.setattr(training_precision, "resolve_precision", taking("mixed_bfloat16"))
     run = train_classifier.train_classifier(dataclasses.replace(settings, resume=True))
-    assert run.config()["resolved"]["precision"] == "float32"
-    assert run.metrics()["model"]["precision"] == "float32"
+    assert run.config["resolved"]["precision"] == "float32"
+    assert run.metrics["model"]["precision"] == "float32"
 
 
 def test_training_on_two_devices(phantoms: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from cxr_tf.data.audit import inspect_images, near_duplicates, perceptual_hash, 
 from cxr_tf.data.loading import open_catalog
 from cxr_tf.data.sources.phantoms import phantom
 from cxr_tf.errors import UserError
-from cxr_tf.preparation.prepare_data import prepare
+from cxr_tf.preparation.prepare_data import prepare_data
 
 FINDINGS = ("normal", "bacterial", "viral")
 
@@ -107,7 +107,7 @@ def data(tmp_path: Path, drawn: list[Image.Image]) -> Path:
 
 
 def check(data: Path, tmp_path: Path) -> Path:
-    prepare(PrepareData(check=str(data), logs=str(tmp_path / "logs")))
+    prepare_data(PrepareData(check=str(data), logs=str(tmp_path / "logs")))
     return tmp_path / "logs" / "data" / data.name
 
 
@@ -191,7 +191,7 @@ def test_the_page_of_a_study_or_of_other_data_is_left_alone(data: Path, tmp_path
 
 def test_what_a_training_would_refuse_is_refused_here(data: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="task binary needs neither"):
-        prepare(PrepareData(check=str(data), task="three_class", logs=str(tmp_path / "logs")))
+        prepare_data(PrepareData(check=str(data), task="three_class", logs=str(tmp_path / "logs")))
 
 
 def test_many_labels_fit_on_the_page(tmp_path: Path, drawn: list[Image.Image]) -> None:
@@ -200,7 +200,7 @@ def test_many_labels_fit_on_the_page(tmp_path: Path, drawn: list[Image.Image]) -
         image.save(tmp_path / f"{number}.png")
         lines.append(f"{number}.png,finding number {number % 12}")
     (tmp_path / "list.csv").write_text("\n".join(lines))
-    prepare(
+    prepare_data(
         PrepareData(check=str(tmp_path / "list.csv"), task="labels", logs=str(tmp_path / "logs"))
     )
     assert (tmp_path / "logs/data/list/figures/data.png").exists()
@@ -212,12 +212,12 @@ def test_phantoms_are_written_where_asked(
     monkeypatch.chdir(tmp_path)
     settings = PrepareData(out="mine", count=40, size=32, seed=3)
     with caplog.at_level("INFO", logger="cxr_tf"):
-        prepare(settings)
+        prepare_data(settings)
     assert len(list(Path("mine").glob("t*/*/*.png"))) > 30
     assert "synthetic phantoms" in caplog.text
     with pytest.raises(UserError, match="exists"):
-        prepare(settings)
+        prepare_data(settings)
     with pytest.raises(UserError, match="--out"):
-        prepare(PrepareData(count=40))
+        prepare_data(PrepareData(count=40))
     with pytest.raises(UserError, match="28, 64, 128 and 224"):
-        prepare(PrepareData(source="pneumoniamnist", size=32))
+        prepare_data(PrepareData(source="pneumoniamnist", size=32))

@@ -26,7 +26,7 @@ from cxr_tf.data.sources.dicom import (  # noqa: E402
 )
 from cxr_tf.data.sources.phantoms import phantom  # noqa: E402
 from cxr_tf.errors import UserError  # noqa: E402
-from cxr_tf.preparation.prepare_data import prepare  # noqa: E402
+from cxr_tf.preparation.prepare_data import prepare_data  # noqa: E402
 
 GRAY = np.round(np.linspace(0, 4095, 32 * 32)).astype(np.uint16).reshape(32, 32)
 
@@ -249,7 +249,7 @@ def test_nothing_that_identifies_is_written_or_said(
     settings = PrepareData(source="dicom", from_=str(tmp_path / "ward"), out=str(tmp_path / "o"))
     # One patient cannot fill three splits; the data set stands all the same.
     with caplog.at_level("DEBUG"), pytest.raises(UserError, match="in the val split") as refused:
-        prepare(settings)
+        prepare_data(settings)
     written = b"".join(p.read_bytes() for p in (tmp_path / "o").rglob("*") if p.is_file())
     names = " ".join(str(p) for p in (tmp_path / "o").rglob("*"))
     outside = (
@@ -308,7 +308,7 @@ def test_one_file_without_a_label(
     write: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("INFO"):
-        prepare(PrepareData(source="dicom", from_=str(write("IM1")), out=str(tmp_path / "o")))
+        prepare_data(PrepareData(source="dicom", from_=str(write("IM1")), out=str(tmp_path / "o")))
     assert "1 images have no label: fill in that column" in caplog.text
     image = next((tmp_path / "o/images").iterdir())
     # What predict.py sees of the file itself is what it sees of the picture.

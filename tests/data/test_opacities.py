@@ -97,9 +97,9 @@ def test_what_is_to_be_removed_is_what_was_painted(chests: tuple[np.ndarray, np.
     inputs, targets = restoration_pair(healthy, mask, seed)
     painted = paint(healthy, mask, seed)
     np.testing.assert_array_equal(inputs, local_contrast(painted))
-    np.testing.assert_allclose(inputs - targets["removed"], local_contrast(healthy), atol=1e-5)
-    marked = targets["mark"].numpy() > 0
-    np.testing.assert_array_equal(marked, targets["removed"].numpy() > 0)
+    np.testing.assert_allclose(inputs - targets["residual"], local_contrast(healthy), atol=1e-5)
+    marked = targets["lesion_mask"].numpy() > 0
+    np.testing.assert_array_equal(marked, targets["residual"].numpy() > 0)
     assert marked[lungs].mean() > 2 * marked[~lungs].mean() > 0
 
 

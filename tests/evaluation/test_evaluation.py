@@ -49,9 +49,9 @@ def test_the_folder_of_the_training_is_split_as_it_was_then(
         tmp_path / "models" / "one",
         seed=3,
         data_fingerprint=trained_on.fingerprint(),
-        learnt_from=trained_on.learnt_from(),
+        training_digests=trained_on.training_digests(),
     )
-    assert "learnt_from" not in served.card
+    assert "training_digests" not in served.card
     settings = Evaluate(model="", data=str(unsplit))
     part = open_subset(settings, served, "binary", CLASSES)
     assert "too good" not in caplog.text
@@ -248,15 +248,15 @@ def test_the_seed_of_an_evaluation_draws_its_resamples(finished: TrainClassifier
         settings = Evaluate(
             model=f"{finished.saved_models}/{finished.name}",
             data=finished.data,
-            resamples=finished.resamples,
+            bootstrap_samples=finished.bootstrap_samples,
             seed=seed,
             name=f"seed-{seed}",
             logs=finished.logs,
         )
-        return evaluate(settings).metrics()["test"]["ci95"]
+        return evaluate(settings).metrics["test"]["ci95"]
 
     # Of decisions, which the last digit of a probability does not change.
-    measured = run.metrics()["test"]["ci95"]["accuracy"]
+    measured = run.metrics["test"]["ci95"]["accuracy"]
     assert intervals(0)["accuracy"] == measured != intervals(1)["accuracy"]
 
 

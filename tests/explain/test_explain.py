@@ -81,10 +81,10 @@ def test_what_is_written(explained: tuple[Run, Explain]) -> None:
         "heatmaps_alone.png",
         "mean_by_class.png",
     ]
-    row = run.metrics()["methods"]["occlusion"]
+    row = run.metrics["methods"]["occlusion"]
     assert 0 <= row["outside_chest"] <= 1
-    assert run.metrics()["occlusion"] == {"patch": 10, "stride": 5, "patches": 144}
-    assert run.config()["settings"]["patch"] == 10  # as resolved
+    assert run.metrics["occlusion"] == {"patch": 10, "stride": 5, "patches": 144}
+    assert run.config["settings"]["patch"] == 10  # as resolved
     events = [p for p in run.directory.iterdir() if p.name.startswith("events")]
     tags = {
         value.tag
@@ -155,7 +155,7 @@ def test_images_of_which_nothing_is_known_and_a_named_target(
     assert np.ptp(quarter, axis=(1, 2)).max() < 1e-6
     with pytest.raises(UserError, match="exists and is finished"):
         explain_explain.explain(settings)
-    assert run.metrics()["correct"] is None  # nobody knows
+    assert run.metrics["correct"] is None  # nobody knows
     # What else is asked for has another name, and a file may be named from within its folder.
     monkeypatch.chdir(Path(stored["paths"][0]).parent)
     name = Path(stored["paths"][0]).name
@@ -177,7 +177,7 @@ def test_a_broken_dicom_file_is_left_out_where_that_is_asked_for(
         explain_explain.explain(settings)
     assert not (tmp_path / "logs").exists()
     run = explain_explain.explain(dataclasses.replace(settings, skip_unreadable=True))
-    assert run.metrics()["images"] == 1
+    assert run.metrics["images"] == 1
 
 
 def test_mistakes_are_said_before_anything_is_written(
@@ -223,7 +223,9 @@ def test_draws_are_even(classifier: Path) -> None:
     labels = np.array([0] * 40 + [1] * 18)
 
     def drawn(count: int, seed: int = 0) -> list[int]:
-        return inputs.draw_rows(labels, findings, Explain("", count=count, seed=seed)).tolist()
+        return inputs.draw_rows(
+            labels, findings, Explain(classifier="", count=count, seed=seed)
+        ).tolist()
 
     rows = drawn(12)
     assert [findings[k] for k in rows] == ["normal"] * 6 + ["bacterial"] * 3 + ["viral"] * 3
@@ -389,7 +391,7 @@ def test_occlusion_of_a_bfloat16_file_is_that_of_the_float32_one(
         assert {x.compute_dtype for x in classifier.model.layers} == {"float32"}
         grid = occluder.make_grid(64, 16, 8)
         explain = explain_maps.map_function(
-            "occlusion", classifier, grid, Explain("", fill="gray", drop="logit")
+            "occlusion", classifier, grid, Explain(classifier="", fill="gray", drop="logit")
         )
         images = np.random.default_rng(0).uniform(0, 255, (2, 64, 64, 3)).astype(np.float32)
         maps[kind] = explain(images, np.array([0, 1]))[0]

@@ -105,7 +105,7 @@ def test_a_score_that_is_not_defined_is_nan_and_null_in_json(tmp_path) -> None:
     assert np.isfinite(scores["accuracy"])
     patients = [str(i) for i in range(kept.sum())]
     scores["ci95"] = metrics.confidence_intervals(
-        labels[kept], probabilities[kept], predicted[kept], patients, THREE, resamples=10
+        labels[kept], probabilities[kept], predicted[kept], patients, THREE, bootstrap_samples=10
     )
     assert "auroc/viral" not in scores["ci95"]
     files.write_json(tmp_path / "x.json", scores)
@@ -147,7 +147,7 @@ def test_one_patient_has_no_interval() -> None:
     def interval(patients: list[str]) -> dict[str, list[float]]:
         probabilities, called = np.stack([1 - scores, scores], 1), np.zeros(20, int)
         return metrics.confidence_intervals(
-            labels, probabilities, called, patients, ("a", "b"), resamples=20
+            labels, probabilities, called, patients, ("a", "b"), bootstrap_samples=20
         )
 
     assert interval(["p"] * 20) == {}
@@ -156,14 +156,14 @@ def test_one_patient_has_no_interval() -> None:
 
 def test_patients_are_resampled_whole() -> None:
     patients = ["b", "a", "b", "c", "b", "a"]
-    weights = metrics.bootstrap_weights(patients, resamples=200, seed=3)
+    weights = metrics.bootstrap_weights(patients, bootstrap_samples=200, seed=3)
     assert weights.shape == (200, 6)
     np.testing.assert_array_equal(weights[:, 0], weights[:, 2])
     np.testing.assert_array_equal(weights[:, 0], weights[:, 4])
     np.testing.assert_array_equal(weights[:, 1], weights[:, 5])
     np.testing.assert_array_equal(weights[:, [0, 1, 3]].sum(axis=1), 3)
     np.testing.assert_array_equal(
-        weights, metrics.bootstrap_weights(patients, resamples=200, seed=3)
+        weights, metrics.bootstrap_weights(patients, bootstrap_samples=200, seed=3)
     )
 
 
@@ -175,7 +175,7 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
     for trial in range(120):
         right = np.repeat(rng.random(30) < truth, 5)
         for names, by_patient in ((list(patients), True), ([str(i) for i in range(150)], False)):
-            weights = metrics.bootstrap_weights(names, resamples=200, seed=trial)
+            weights = metrics.bootstrap_weights(names, bootstrap_samples=200, seed=trial)
             means = (weights * right).sum(axis=1) / weights.sum(axis=1)
             low, high = np.percentile(means, [2.5, 97.5])
             covered += by_patient and low <= truth <= high
@@ -189,7 +189,7 @@ def test_intervals_are_percentiles_of_the_score_over_resamples() -> None:
     labels, probabilities, predicted = drawn(2, 50)
     patients = [f"p{i // 2}" for i in range(50)]
     intervals = metrics.confidence_intervals(
-        labels, probabilities, predicted, patients, BINARY, resamples=60, seed=1
+        labels, probabilities, predicted, patients, BINARY, bootstrap_samples=60, seed=1
     )
     rng = np.random.default_rng(1)
     areas = []
@@ -229,7 +229,7 @@ def rates(threshold: float, labels=LABELS, scores=SCORES) -> tuple[float, float]
 @pytest.mark.parametrize(
     ("rule", "sensitivity", "specificity"),
     [
-        ("half", 2 / 3, 2 / 3),
+        ("0.5", 2 / 3, 2 / 3),
         ("youden", 2 / 3, 1.0),
         ("min-sensitivity:0.95", 1.0, 2 / 3),
         ("min-sensitivity:0.5", 2 / 3, 1.0),
@@ -271,7 +271,7 @@ def test_a_specificity_that_no_score_reaches_takes_a_threshold_above_all() -> No
     "rule",
     [
         *("best", "min-sensitivity", "min-sensitivity:2", "min-sensitivity:0"),
-        *("min-sensitivity:nan", "min-specificity:x", "half:0.4", "youden:1", ""),
+        *("min-sensitivity:nan", "min-specificity:x", "0.5:0.4", "youden:1", ""),
     ],
 )
 def test_unknown_rules_are_refused(rule: str) -> None:
@@ -351,7 +351,7 @@ def test_delong_of_three_classes_keeps_its_level_and_agrees_with_the_bootstrap()
     from scipy import stats
 
     z = stats.norm.isf(metrics.delong_test(labels, first, second) / 2)
-    draws = metrics.bootstrap_weights([str(i) for i in range(120)], resamples=1000, seed=0)
+    draws = metrics.bootstrap_weights([str(i) for i in range(120)], bootstrap_samples=1000, seed=0)
     resampled = [
         metrics.macro_auroc(labels, first, w) - metrics.macro_auroc(labels, second, w)
         for w in draws

@@ -1,6 +1,5 @@
 """Backbones and classifiers: whose network they are, which weights fit, and what stays frozen."""
 
-import importlib.util
 from pathlib import Path
 
 import h5py
@@ -12,7 +11,8 @@ import tensorflow as tf
 from cxr_tf.config import ConvertAlexNetWeights
 from cxr_tf.data.sources.phantoms import phantom
 from cxr_tf.errors import UserError
-from cxr_tf.models import alexnet, backbones, weights
+from cxr_tf.models import alexnet, alexnet_conversion, backbones, weights
+from cxr_tf.models.alexnet_conversion import convert_alexnet_weights
 from cxr_tf.models.classifier import build_classifier, calibrated, embedding_of, logits_of
 
 # torchvision's layer list, written out: {name of its state dict: shape}.
@@ -119,22 +119,13 @@ def test_adaptive_pooling_averages_the_bins_of_torch(size: tuple[int, int]) -> N
             )
 
 
-def converter():
-    path = Path(__file__).parents[2] / "scripts" / "convert_alexnet_weights.py"
-    spec = importlib.util.spec_from_file_location("convert_alexnet_weights", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.usefixtures("no_drawing")
 def test_converted_weights_fit_alexnet(
     state_dict: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    script, out = converter(), tmp_path / "alexnet_notop.weights.h5"
-    monkeypatch.setattr(script, "read_state_dict", lambda path: state_dict)
-    script.main(ConvertAlexNetWeights("alexnet.pth", str(out)))
+    out = tmp_path / "alexnet_notop.weights.h5"
+    monkeypatch.setattr(alexnet_conversion, "read_state_dict", lambda path: state_dict)
+    convert_alexnet_weights(ConvertAlexNetWeights(state_dict="alexnet.pth", out=str(out)))
     assert [p.name for p in tmp_path.iterdir()] == [out.name]
     model = build_classifier("alexnet", classes=2, image_size=64)
     weights.load_weights(model, "alexnet", str(out))
@@ -142,31 +133,31 @@ def test_converted_weights_fit_alexnet(
         np.testing.assert_array_equal(model.get_layer(layer).kernel, kernel)
         np.testing.assert_array_equal(model.get_layer(layer).bias, bias)
     with pytest.raises(UserError, match="exists"):
-        script.main(ConvertAlexNetWeights("alexnet.pth", str(out)))
+        convert_alexnet_weights(ConvertAlexNetWeights(state_dict="alexnet.pth", out=str(out)))
 
 
 @pytest.mark.usefixtures("no_drawing")
 def test_the_converter_refuses_what_is_not_alexnet(
     state_dict: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    script, out = converter(), tmp_path / "out" / "x.weights.h5"
+    out = tmp_path / "out" / "x.weights.h5"
     out.parent.mkdir()
     source = tmp_path / "a.pth"
     with pytest.raises(UserError, match="no such file"):
-        script.main(ConvertAlexNetWeights(str(source), str(out)))
+        convert_alexnet_weights(ConvertAlexNetWeights(state_dict=str(source), out=str(out)))
     source.write_bytes(b"")
     with monkeypatch.context() as patch:
         patch.setitem(__import__("sys").modules, "torch", None)
         with pytest.raises(UserError, match="pip install torch"):
-            script.main(ConvertAlexNetWeights(str(source), str(out)))
+            convert_alexnet_weights(ConvertAlexNetWeights(state_dict=str(source), out=str(out)))
     with pytest.raises(UserError, match="must end in"):
-        script.main(ConvertAlexNetWeights(str(source), "weights.h5"))
+        convert_alexnet_weights(ConvertAlexNetWeights(state_dict=str(source), out="weights.h5"))
     narrow = {**state_dict, "features.3.weight": state_dict["features.3.weight"][:100]}
     lacking = {k: v for k, v in state_dict.items() if k != "features.8.bias"}
     for state, message in ((narrow, "not torchvision's"), (lacking, r"features\.8\.bias")):
-        monkeypatch.setattr(script, "read_state_dict", lambda path, state=state: state)
+        monkeypatch.setattr(alexnet_conversion, "read_state_dict", lambda path, state=state: state)
         with pytest.raises(UserError, match=message):
-            script.main(ConvertAlexNetWeights(str(source), str(out)))
+            convert_alexnet_weights(ConvertAlexNetWeights(state_dict=str(source), out=str(out)))
     assert list(out.parent.iterdir()) == []
 
 

@@ -52,11 +52,15 @@ def fitted(phantoms: Path, tiny_backbone: str, tmp_path_factory) -> Fitted:
     classifier = train_classifier(
         TrainClassifier(
             data=str(data), backbone=tiny_backbone, weights="none", image_size=64, batch_size=16,
-            epochs=2, precision="float32", resamples=5, name="tiny", seed=3, **where,
+            epochs=2, precision="float32", bootstrap_samples=5, name="tiny", seed=3, **where,
         )
     )  # fmt: skip
     settings = FitKnn(
-        classifier=str(classifier.directory), batch_size=16, resamples=20, name="knn", **where
+        classifier=str(classifier.directory),
+        batch_size=16,
+        bootstrap_samples=20,
+        name="knn",
+        **where,
     )
     run = fit_knn(settings)
     return Fitted(settings, classifier.directory, run.directory, root / "saved_models" / "knn")
@@ -89,8 +93,8 @@ def test_evaluating_the_export_repeats_the_run(fitted: Fitted, tmp_path: Path) -
 
     data = json.loads((fitted.run / "config.json").read_text())["settings"]["data"]
     again = evaluate(
-        Evaluate(model=str(fitted.model), data=data, logs=str(tmp_path), resamples=5)
-    ).metrics()["test"]
+        Evaluate(model=str(fitted.model), data=data, logs=str(tmp_path), bootstrap_samples=5)
+    ).metrics["test"]
     for metric in ("auroc", "accuracy", "f1", "images"):
         assert again[metric] == pytest.approx(fitted.metrics["test"][metric], abs=1e-5)
 
@@ -313,9 +317,9 @@ def test_an_interrupted_export_leaves_no_version_and_resumes_without_embedding_a
     run = neighbors_fit_knn.fit_knn(resumed)
     assert [p.name for p in (tmp_path / "again").iterdir()] == ["1"]
     assert (tmp_path / "again" / "1" / "knn.pkl").exists()
-    assert run.metrics()["served_agreement"] == fitted.metrics["served_agreement"]
+    assert run.metrics["served_agreement"] == fitted.metrics["served_agreement"]
     # Same seed, same numbers, and those from before training found beside.
-    again, first = run.metrics(), fitted.metrics
+    again, first = run.metrics, fitted.metrics
     assert again["test"] == first["test"]
     assert again["projection"] == first["projection"]
     assert {"before", "after"} <= set(again["projection"])
@@ -423,7 +427,7 @@ def test_exports_know_the_files_they_have_learnt_from(fitted: Fitted) -> None:
     expected = {r.digest for r in rows if r.split in ("train", "val")}
     classifier = json.loads((fitted.classifier / "metrics.json").read_text())["model"]
     for model in (classifier["saved_model"], str(fitted.model)):
-        assert loading.load_served(model).learnt_from() == expected
+        assert loading.load_served(model).training_digests() == expected
 
 
 # ------------------------------------------------------------------ without a run

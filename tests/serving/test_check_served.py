@@ -55,7 +55,7 @@ def test_one_number_or_label_that_differs_is_seen(
         text=True,
     )
     assert done.returncode == 1, done.stderr
-    (found,) = Run(tmp_path / "served" / classifier.directory.name).metrics()["models"]
+    (found,) = Run(tmp_path / "served" / classifier.directory.name).metrics["models"]
     assert found["equal"] == found["images"] - 1
     assert f"{found['equal']} of {found['images']} test images as measured" in done.stdout
 
@@ -65,7 +65,7 @@ def test_the_process_imports_nothing_of_ours(classifier: Run, tmp_path: Path) ->
     image = tf.io.encode_png(tf.zeros([64, 64, 1], tf.uint8)).numpy()
     with tf.io.TFRecordWriter(str(files)) as writer:
         writer.write(image)
-    model = classifier.metrics()["model"]["saved_model"]
+    model = classifier.metrics["model"]["saved_model"]
     job = tmp_path / "job.json"
     job.write_text(json.dumps([{"model": model, "files": str(files), "answers": str(answers)}]))
     done = subprocess.run(
@@ -88,7 +88,7 @@ def test_mistakes_are_told_and_leave_nothing(classifier: Run, tmp_path: Path) ->
         check()
     with pytest.raises(UserError, match="not a finished run"):
         check(tmp_path / "nowhere")
-    metrics = classifier.metrics()
+    metrics = classifier.metrics
     metrics["model"]["saved_model"] = str(tmp_path / "deleted")
     classifier.write_metrics(metrics)
     with pytest.raises(UserError, match="deleted, which is not here"):

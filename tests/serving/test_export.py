@@ -348,7 +348,7 @@ def test_predictions_name_the_file_that_cannot_be_read(
     with pytest.raises(UserError, match=r"no signature 'explain'; it has .*serving_default"):
         served.signature("explain")
     with pytest.raises(UserError, match="does not take image files"):
-        served.ask("tensor")
+        served.predictor("tensor")
 
 
 def test_colour_and_size_of_the_file_do_not_matter_to_the_server(
@@ -483,9 +483,11 @@ def test_what_was_exported_before_an_interruption_is_not_exported_again(tmp_path
         written.append(folder)
         tf.saved_model.save(tf.Module(), folder)
 
-    first = versions.write_version(base, write, card={**card, "learnt_from": {"00"}})
+    first = versions.write_version(base, write, card={**card, "training_digests": {"00"}})
     (base.parent / "models.config").unlink()  # interrupted before it was brought up to date
-    again = versions.write_version(base, write, card={**card, "learnt_from": {"00"}}, resumed=True)
+    again = versions.write_version(
+        base, write, card={**card, "training_digests": {"00"}}, resumed=True
+    )
     assert again == first and len(written) == 1
     assert (base.parent / "models.config").exists()
     other = {**card, "metrics": {"auroc": 0.4}}

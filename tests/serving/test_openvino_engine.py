@@ -69,7 +69,7 @@ def models(tiny_backbone: str, images: list[bytes], tmp_path_factory) -> Path:
     keras.utils.set_random_seed(3)
     model = build_classifier(tiny_backbone, classes=3, image_size=64)
     classifier = loading.load_served(str(export(root, model)))
-    embeddings = classifier.ask("embed")(images)["embedding"]
+    embeddings = classifier.predictor("embed")(images)["embedding"]
     labels = np.arange(len(images)) % 3
     knn = Pipeline([("knn", KNeighborsClassifier(3, weights="distance"))]).fit(embeddings, labels)
     serving_export.export_knn(
@@ -84,7 +84,7 @@ def models(tiny_backbone: str, images: list[bytes], tmp_path_factory) -> Path:
         write_beside=lambda folder: None,
     )
     serving_export.export_autoencoder(
-        build_autoencoder(build_network("restoring", 128), "removed"),
+        build_autoencoder(build_network("denoising", 128), "residual"),
         root / "autoencoder",
         threshold=0.2,
         healthy_scores=np.linspace(0, 1, 50),
@@ -164,12 +164,12 @@ def test_answers_are_those_of_tensorflow(
 ) -> None:
     tensorflow = loading.load_served(str(models / name))
     served = loading.load_served(str(models / name), engine="openvino")
-    assert served.engine_of(signature) == "openvino"
-    expected = tensorflow.ask(signature)(others)
+    assert served.engine_for(signature) == "openvino"
+    expected = tensorflow.predictor(signature)(others)
     if name == "tiny":
         (values,) = (v for v in expected.values() if v.dtype.kind == "f")
         assert np.ptp(values, axis=0).max() > 0.01, "else all images look alike to it"
-    ask = served.ask(signature)
+    ask = served.predictor(signature)
     for batch in (slice(0, 5), slice(0, 1), slice(2, 5)):
         assert_equal(ask(others[batch]), {k: v[batch] for k, v in expected.items()})
     # Taking a signature apart leaves the loaded model as it was.
@@ -192,7 +192,7 @@ def test_real_backbones_too(
     served = loading.load_served(folder, engine="openvino")
     tensorflow = loading.load_served(folder)
     for signature in ("serving_default", "embed"):
-        assert_equal(served.ask(signature)(others), tensorflow.ask(signature)(others))
+        assert_equal(served.predictor(signature)(others), tensorflow.predictor(signature)(others))
 
 
 def test_a_bad_image_is_named_as_by_tensorflow(
@@ -200,14 +200,14 @@ def test_a_bad_image_is_named_as_by_tensorflow(
 ) -> None:
     served = loading.load_served(str(models / "tiny"), engine="openvino")
     with pytest.raises(BadImages) as bad:
-        served.ask("serving_default")([others[0], b"", others[1], b"GIF89a and more"])
+        served.predictor("serving_default")([others[0], b"", others[1], b"GIF89a and more"])
     assert bad.value.reasons == {1: "empty", 3: "neither JPEG nor PNG"}
 
 
 @needs_openvino
 def test_answers_repeat_bit_for_bit(models: Path, others: list[bytes]) -> None:
     first, second = (
-        loading.load_served(str(models / "tiny"), engine="openvino").ask("embed")(others)
+        loading.load_served(str(models / "tiny"), engine="openvino").predictor("embed")(others)
         for _ in range(2)
     )
     np.testing.assert_array_equal(first["embedding"], second["embedding"])
@@ -220,10 +220,10 @@ def test_occlusion_stays_with_tensorflow(
     served = loading.load_served(str(models / "tiny"), engine=wanted)
     if wanted == "openvino":
         with pytest.raises(UserError, match=r"cannot run 'occlusion' of .*--engine tensorflow"):
-            served.ask("occlusion")
+            served.predictor("occlusion")
         return
-    assert served.engine_of("occlusion") == "tensorflow"
-    assert served.ask("occlusion")(others[:1])["heatmap"].shape == (1, 64, 64)
+    assert served.engine_for("occlusion") == "tensorflow"
+    assert served.predictor("occlusion")(others[:1])["heatmap"].shape == (1, 64, 64)
     assert len(caplog.messages) == 1 and "'occlusion' runs on TensorFlow" in caplog.messages[0]
 
 
@@ -234,7 +234,7 @@ def test_openvino_that_is_not_there_is_named(without_openvino: None, models: Pat
     with pytest.raises(UserError, match=r"pip install -r requirements-openvino\.txt"):
         loading.load_served(str(models / "tiny"), engine="openvino")
     served = loading.load_served(str(models / "tiny"), engine="auto")
-    assert served.engine_of("serving_default") == "tensorflow"
+    assert served.engine_for("serving_default") == "tensorflow"
 
 
 @pytest.mark.parametrize(
@@ -263,17 +263,17 @@ def test_auto_goes_on_with_tensorflow_where_openvino_fails(
         raise RuntimeError("no kernel for this\nand a page more")
 
     monkeypatch.setattr(openvino_engine, "_compile", fails)
-    expected = loading.load_served(str(models / "tiny")).ask("serving_default")(others)
+    expected = loading.load_served(str(models / "tiny")).predictor("serving_default")(others)
     served = loading.load_served(str(models / "tiny"), engine="auto")
     with caplog.at_level(logging.WARNING):
-        found = served.ask("serving_default")(others)
+        found = served.predictor("serving_default")(others)
     np.testing.assert_array_equal(found["probabilities"], expected["probabilities"])
     assert caplog.messages == [
         "'serving_default' runs on TensorFlow, not OpenVINO: no kernel for this"
     ]
     must = loading.load_served(str(models / "tiny"), engine="openvino")
     with pytest.raises(UserError, match=r"no kernel for this\): take --engine tensorflow"):
-        must.ask("serving_default")
+        must.predictor("serving_default")
 
 
 @pytest.mark.parametrize("wrong", [lambda p: p + 3e-4, lambda p: p * np.nan])
@@ -286,11 +286,11 @@ def test_a_network_that_answers_otherwise_is_not_taken(
 
     monkeypatch.setattr(openvino_engine, "_compile", compile_wrongly)
     with pytest.raises(UserError, match="'probabilities' differs from TensorFlow's by"):
-        loading.load_served(str(models / "tiny"), engine="openvino").ask("serving_default")
+        loading.load_served(str(models / "tiny"), engine="openvino").predictor("serving_default")
 
 
 def test_a_server_has_its_own_engine() -> None:
-    settings = Predict("m", ("a.png",), server="http://localhost:1", engine="openvino")
+    settings = Predict(model="m", images=("a.png",), server="http://localhost:1", engine="openvino")
     with pytest.raises(UserError, match="a server chooses its own"):
         open_signature(settings)
 
@@ -342,10 +342,10 @@ def test_evaluation_scores_the_same(
 ) -> None:
     def scores(wanted: Any) -> dict:
         settings = Evaluate(
-            str(models / name), str(phantoms), engine=wanted, resamples=3, name=wanted,
+            str(models / name), str(phantoms), engine=wanted, bootstrap_samples=3, name=wanted,
             logs=str(tmp_path),
         )  # fmt: skip
-        return evaluate.evaluate(settings).metrics()
+        return evaluate.evaluate(settings).metrics
 
     found, expected = scores("openvino"), scores("tensorflow")
     for metric in ("auroc", "brier", "accuracy"):
@@ -374,10 +374,10 @@ def test_what_a_precision_costs_is_said(
     monkeypatch.setattr(openvino_engine, "_compile", compile_roughly)
     settings = Evaluate(
         str(models / "tiny"), str(phantoms), engine="openvino", engine_precision="bfloat16",
-        resamples=3, name="rough", logs=str(tmp_path),
+        bootstrap_samples=3, name="rough", logs=str(tmp_path),
     )  # fmt: skip
     with caplog.at_level(logging.INFO):
-        measured = evaluate.evaluate(settings).metrics()["engine"]
+        measured = evaluate.evaluate(settings).metrics["engine"]
     assert measured["precision"] == "bfloat16"
     lost = measured["val_auroc_float32"] - measured["val_auroc"]
     (line,) = [m for m in caplog.messages if "validation images: AUROC" in m]
@@ -404,11 +404,11 @@ def test_neighbours_of_slightly_other_embeddings_are_exported(
 
     monkeypatch.setattr(openvino_engine, "_compile", compile_inexactly)
     settings = FitKnn(
-        str(models / "tiny"), str(phantoms), engine="openvino", resamples=3, name="knn",
+        str(models / "tiny"), str(phantoms), engine="openvino", bootstrap_samples=3, name="knn",
         logs=str(tmp_path / "logs"), saved_models=str(tmp_path / "saved_models"),
     )  # fmt: skip
     run = fit_knn(settings)
-    results = run.metrics()
+    results = run.metrics
     assert results["model"]["engine"] == "openvino"
     assert results["served_agreement"]["equal"] == results["test"]["images"]
     # TensorFlow's embeddings and these are never taken for each other.
@@ -442,13 +442,13 @@ def test_a_quantiser_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch)
 def test_int8_is_near_and_the_same_whatever_else_is_asked(
     models: Path, others: list[bytes], capsys: pytest.CaptureFixture
 ) -> None:
-    exact = loading.load_served(str(models / "tiny")).ask("serving_default")(others)
+    exact = loading.load_served(str(models / "tiny")).predictor("serving_default")(others)
     first, second = (
         loading.load_served(str(models / "tiny"), engine="openvino", precision="int8")
         for _ in range(2)
     )
-    rough = first.ask("serving_default")(others)["probabilities"]
-    alone = second.ask("serving_default")(others[2:3])["probabilities"]
+    rough = first.predictor("serving_default")(others)["probabilities"]
+    alone = second.predictor("serving_default")(others[2:3])["probabilities"]
     np.testing.assert_allclose(alone[0], rough[2], rtol=0, atol=1e-6)
     difference = np.abs(rough - exact["probabilities"]).max()
     assert 1e-5 < difference < 0.02
@@ -458,7 +458,7 @@ def test_int8_is_near_and_the_same_whatever_else_is_asked(
 def test_int8_gives_no_embeddings(stand_in: None, models: Path) -> None:
     served = loading.load_served(str(models / "tiny"), engine="openvino", precision="int8")
     with pytest.raises(UserError, match="int8 is for predictions, not for embeddings"):
-        served.ask("embed")
+        served.predictor("embed")
 
 
 @needs_openvino
@@ -470,7 +470,7 @@ def test_bfloat16_is_another_arithmetic(models: Path, others: list[bytes]) -> No
             openvino_engine.takes_openvino("openvino", "bfloat16")
         pytest.skip("this CPU has no bfloat16")
     served = loading.load_served(str(models / "tiny"), engine="openvino", precision="bfloat16")
-    exact = loading.load_served(str(models / "tiny")).ask("serving_default")(others)
-    rough = served.ask("serving_default")(others)
+    exact = loading.load_served(str(models / "tiny")).predictor("serving_default")(others)
+    rough = served.predictor("serving_default")(others)
     difference = np.abs(rough["probabilities"] - exact["probabilities"]).max()
     assert 1e-4 < difference < 0.1

@@ -64,7 +64,7 @@ def test_every_way_in_gives_the_same_answer(
 ) -> None:
     served = loading.load_served(str(served_models / name))
     for signature, answer in found[name]["columns"].items():
-        expected = served.ask(signature)(served.decode(images))
+        expected = served.predictor(signature)(served.decode(images))
         columns = answer["outputs"]
         if len(expected) == 1:
             (only,) = expected

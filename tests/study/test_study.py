@@ -62,7 +62,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
                 (Path(settings.saved_models) / settings.name / "1").mkdir(parents=True)
             if job == "compare":
                 copied = Run(folder / settings.name)
-                metrics = json.dumps(copied.metrics())
+                metrics = json.dumps(copied.metrics)
                 for old, new in zip(TRAINED, settings.runs, strict=True):
                     metrics = metrics.replace(f'"tiny-{old}"', json.dumps(Path(new).name))
                 copied.write_metrics(json.loads(metrics))
@@ -115,21 +115,21 @@ def test_every_job_ran_and_exported(finished_study: RunStudy) -> None:
         [f"tiny-{t}" for t in TRAINED] + ["tiny-binary-knn", "tiny-autoencoder"]
     )
     # Neighbours and heatmaps are of the classifier that validation chose.
-    chosen = Run(Path(finished_study.logs) / runs["binary"]).metrics()["chosen"]
+    chosen = Run(Path(finished_study.logs) / runs["binary"]).metrics["chosen"]
     for step in ("binary-knn", "heatmaps"):
-        config = Run(Path(finished_study.logs) / runs[step]).config()
+        config = Run(Path(finished_study.logs) / runs[step]).config
         assert Path(config["settings"]["classifier"]).name == chosen
 
 
 def test_exported_models_answer_as_measured(finished_study: RunStudy) -> None:
-    checked = Run(Path(finished_study.logs) / "served/tiny-served").metrics()
+    checked = Run(Path(finished_study.logs) / "served/tiny-served").metrics
     assert checked["agreed"] is True
     assert [m["kind"] for m in checked["models"]] == ["classifier", "knn", "autoencoder"]
     page = " ".join(Page(page_of(finished_study)).words.split())
     assert "What is served is what was measured." in page
     for model in checked["models"]:
         run = Run(Path(model["run"]))
-        assert model["images"] == run.metrics()["test"]["images"] > 10
+        assert model["images"] == run.metrics["test"]["images"] > 10
         assert model["equal"] == model["labels_equal"] == model["images"]
         assert model["largest_difference"] < 1e-4
         assert f"{model['saved_model']}{model['equal']} of {model['images']}" in page
@@ -166,7 +166,7 @@ def test_other_weights_of_one_backbone_train_that_one_alone(
     from cxr_tf.study.run_study import run_study
 
     before = runs_of(settings)
-    chosen = Run(Path(settings.logs) / before["binary"]).metrics()["chosen"]
+    chosen = Run(Path(settings.logs) / before["binary"]).metrics["chosen"]
     weights = Path(settings.logs) / "weights.h5"  # where those of our own runs are
     weights.write_bytes(b"first")
     other = dataclasses.replace(settings, **{f"{changed}_weights": str(weights)})
@@ -213,15 +213,15 @@ def test_finished_trainings_are_compared_without_their_data(
     trained = tuple(f"{settings.logs}/classifier/tiny-binary-{b}" for b in BACKBONES)
     before = Run(Path(settings.logs) / "compare/tiny-binary")
     after = compare_backbones(
-        CompareBackbones(runs=trained, name="later", resamples=20, logs=settings.logs)
+        CompareBackbones(runs=trained, name="later", bootstrap_samples=20, logs=settings.logs)
     )
-    assert after.metrics()["chosen"] == before.metrics()["chosen"]
+    assert after.metrics["chosen"] == before.metrics["chosen"]
     for key in ("data_fingerprint", "data_is_phantom", "images"):
-        assert after.config()[key] == before.config()[key]
-    assert after.config()["settings"]["data"] == before.config()["settings"]["data"]
+        assert after.config[key] == before.config[key]
+    assert after.config["settings"]["data"] == before.config["settings"]["data"]
     assert not (tmp_path / "data").exists()  # no phantoms in the place of what is gone
     # The record says how they were trained, and flags of training that say otherwise are refused.
-    recorded = after.config()["settings"]
+    recorded = after.config["settings"]
     assert (recorded["epochs"], recorded["image_size"]) == (1, 64)
     assert recorded["vgg16_weights"] == "none"
     with pytest.raises(UserError, match="--epochs 7 is for training"):
@@ -351,14 +351,14 @@ def test_numbers_of_the_report_are_those_of_the_metrics(finished_study: RunStudy
     runs = {n: Run(Path(finished_study.logs) / r) for n, r in runs_of(finished_study).items()}
     shown = ("auroc", "accuracy", "recall", "specificity", "f1")
     for step in [*TRAINED, "binary-knn", "autoencoder"]:
-        table = runs[step].metrics()["test"]
+        table = runs[step].metrics["test"]
         for metric in shown:
             low, high = table["ci95"][metric]
             assert f"{table[metric]:.3f} ({low:.3f} to {high:.3f})" in page.words, (step, metric)
-    for test in runs["binary"].metrics()["paired_tests"].values():
+    for test in runs["binary"].metrics["paired_tests"].values():
         low, high = test["auroc_difference_ci95"]
         assert f"{test['auroc_difference']:+.3f} ({low:+.3f} to {high:+.3f})" in page.words
-    assert runs["data"].metrics()["images"] == 90 and "90 phantoms" in page.words
+    assert runs["data"].metrics["images"] == 90 and "90 phantoms" in page.words
 
 
 def test_changed_metrics_change_the_report_and_nothing_else_does(settings: RunStudy) -> None:
@@ -419,7 +419,7 @@ def test_command_of_the_report_is_that_of_the_study(finished_study: RunStudy) ->
 
     from cxr_tf.study.presets import resolve
 
-    config = Run(directory(finished_study)).config()
+    config = Run(directory(finished_study)).config
     words = shlex.split(config["command"])
     assert words[:2] == ["python", "scripts/run_study.py"]
     assert resolve(tyro.cli(RunStudy, args=words[2:])) == resolve(finished_study)
@@ -429,7 +429,7 @@ def test_command_of_the_report_is_that_of_the_study(finished_study: RunStudy) ->
 def test_what_a_user_named_cannot_become_markup(settings: RunStudy) -> None:
     from cxr_tf.study.report import write_report
 
-    config = Run(directory(settings)).config()
+    config = Run(directory(settings)).config
     config["command"] = config["name"] = "<script>alert(1)</script>"
     (directory(settings) / "config.json").write_text(json.dumps(config))
     table = Path(settings.logs) / "knn/tiny-binary-knn/projector/metadata.tsv"
@@ -449,7 +449,7 @@ def test_map_shows_all_test_images_and_says_when_it_leaves_others_out(
     monkeypatch.setattr(report_pictures, "MOST_POINTS", 20)
     drawn = report_pictures.image_map(knn, ["normal", "pneumonia"])
     assert drawn is not None
-    images = knn.metrics()["test"]["images"]
+    images = knn.metrics["test"]["images"]
     assert len(drawn["points"]) == 20 and drawn["all"] == 90
     assert sum(p["test"] for p in drawn["points"]) == images < 20
     for x, y in drawn["data"]["after"]:
@@ -479,7 +479,7 @@ def test_a_study_against_itself_has_changed_nothing(settings: RunStudy) -> None:
 def test_what_changed_is_named_and_intervals_that_part_are_marked(settings: RunStudy) -> None:
     shutil.copytree(directory(settings), directory(settings).with_name("other"))
     other = directory(settings).with_name("other")
-    config = Run(other).config()
+    config = Run(other).config
     config["settings"]["seed"] = 5
     config["data_fingerprint"] = "another"
     (other / "config.json").write_text(json.dumps(config))
@@ -490,7 +490,7 @@ def test_what_changed_is_named_and_intervals_that_part_are_marked(settings: RunS
     (other / "metrics.json").write_text(json.dumps(metrics))
     folder = Path(settings.logs) / "autoencoder"
     shutil.copytree(folder / "tiny-autoencoder", folder / "tiny-autoencoder-2")
-    scores = Run(folder / "tiny-autoencoder").metrics()
+    scores = Run(folder / "tiny-autoencoder").metrics
     scores["test"] |= {"auroc": 0.5, "accuracy": 0.5}
     scores["test"]["ci95"] |= {"auroc": [0.4, 0.6], "accuracy": [0.4, 0.6]}
     Run(folder / "tiny-autoencoder").write_metrics(scores)

@@ -29,7 +29,7 @@ if __name__ == "__main__":
         batch_size=8,
         epochs=2,
         precision="float32",
-        resamples=10,
+        bootstrap_samples=10,
         logs=f"{out}/logs",
         saved_models=f"{out}/saved_models",
     )
@@ -37,5 +37,5 @@ if __name__ == "__main__":
     onwards = replace(scratch, weights=str(run.directory / "model.keras"), epochs=1, name="onwards")
     again = train_classifier.train_classifier(onwards)
     # The last of scratch; the head alone, and after an epoch of fine-tuning.
-    entries = [run.metrics()["history"][-1], *again.metrics()["history"]]
+    entries = [run.metrics["history"][-1], *again.metrics["history"]]
     print(strategy.num_replicas_in_sync, "replicas", *(e["val_loss"] for e in entries))

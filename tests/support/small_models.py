@@ -26,7 +26,7 @@ def write_models(root: Path, backbone: str, data: Path) -> Path:
     )
     classifier = loading.load_served(str(folder))
     paths = [str(p) for p in sorted((data / "train").rglob("*.png"))[:20]]
-    embeddings = classifier.ask("embed")(classifier.decode(paths))["embedding"]
+    embeddings = classifier.predictor("embed")(classifier.decode(paths))["embedding"]
     labels = np.arange(len(paths)) % 3
     knn = Pipeline(
         [("unit_length", Normalizer()), ("knn", KNeighborsClassifier(3, weights="distance"))]
@@ -43,7 +43,7 @@ def write_models(root: Path, backbone: str, data: Path) -> Path:
         write_beside=lambda folder: None,
     )
     export.export_autoencoder(
-        build_autoencoder(build_network("restoring", 128), "removed"),
+        build_autoencoder(build_network("denoising", 128), "residual"),
         root / "tiny-autoencoder",
         threshold=0.5,
         healthy_scores=np.linspace(0, 1, 10),

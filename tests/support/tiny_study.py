@@ -40,7 +40,7 @@ def run_tiny_study(root: Path) -> RunStudy:
         name="tiny",
         epochs=1,
         autoencoder_epochs=1,
-        resamples=20,
+        bootstrap_samples=20,
         logs=str(root / "logs"),
         saved_models=str(root / "saved_models"),
     )

@@ -170,7 +170,7 @@ def as_pair(healthy: tf.Tensor, painted: tf.Tensor) -> tuple[tf.Tensor, dict[str
     """(painted, targets) of images float32 [B, S, S, 1], as a network sees them."""
     removed = painted - healthy
     mark = tf.clip_by_value(removed / MARKED_RISE, 0.0, 1.0)
-    return painted, {"removed": removed, "mark": mark}
+    return painted, {"residual": removed, "lesion_mask": mark}
 
 
 def reframe(

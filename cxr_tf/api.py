@@ -1,0 +1,148 @@
+"""The Python API: one function per script, with the script's flags as keyword arguments.
+
+Each function takes the fields of its dataclass in `cxr_tf.config`, with hyphens as underscores:
+`train_classifier.py --image-size 64` is `train_classifier(image_size=64)`. All raise `UserError`
+for a mistake of the caller, with the message that the script prints.
+"""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cxr_tf.commands import COMMANDS, call
+from cxr_tf.config import RunStudy
+from cxr_tf.errors import UserError
+
+if TYPE_CHECKING:
+    from cxr_tf.data.catalog import Catalog
+    from cxr_tf.runs import Run
+    from cxr_tf.serving.loading import ServedModel
+
+
+def open_catalog(
+    data: str | Path, *, task: str = "binary", positive: str = "", seed: int = 0
+) -> "Catalog":
+    """Read a folder, a .csv list or a .npz of radiographs, and draw the splits it does not give.
+
+    Args:
+        data: folder, list or file; `"phantom"` for synthetic radiographs.
+        task: `"binary"`, `"three_class"`, or `"labels"` for the labels as they are.
+        positive: of two labels the positive one; with `task="labels"` only.
+        seed: seed of the splits that are drawn.
+
+    Returns:
+        The catalogue: `catalog.radiographs`, `catalog.paths`, `catalog.rows("train")`.
+
+    Example:
+        >>> catalog = cxr_tf.open_catalog("phantom")
+        >>> len(catalog.rows("test"))
+        118
+    """
+    from cxr_tf.data.loading import open_catalog
+
+    return open_catalog(str(data), seed=seed, task=task, positive=positive)
+
+
+def load_model(
+    path: str | Path, *, engine: str = "tensorflow", precision: str = "float32"
+) -> "ServedModel":
+    """Load an exported model of any kind: classifier, nearest neighbours or autoencoder.
+
+    Args:
+        path: `saved_models/<name>` for the newest version, or the folder of one version.
+        engine: `"tensorflow"`, `"openvino"`, or `"auto"`.
+        precision: with OpenVINO, `"float32"`, `"bfloat16"` or `"int8"`.
+
+    Returns:
+        The model, with `.predict(paths)`, `.embed(paths)`, `.heatmap(paths)` (classifiers),
+        `.anomaly_map(paths)` (autoencoders) and its model card, `.card`.
+
+    Example:
+        >>> model = cxr_tf.load_model("saved_models/vgg16-binary")
+        >>> model.predict(["a.png"])["probabilities"].shape
+        (1, 2)
+    """
+    from cxr_tf.serving.loading import load_served
+
+    return load_served(str(path), engine=engine, precision=precision)
+
+
+def train_classifier(**settings: Any) -> "Run":
+    """Train, calibrate, evaluate and export one classifier; see `config.TrainClassifier`.
+
+    Example:
+        >>> run = cxr_tf.train_classifier(backbone="alexnet", weights="none", image_size=64)
+        >>> run.metrics["test"]["auroc"]
+    """
+    return _call("train_classifier", settings)
+
+
+def compare_backbones(**settings: Any) -> "Run":
+    """Train three backbones alike and choose by validation; see `config.CompareBackbones`."""
+    return _call("compare_backbones", settings)
+
+
+def fit_knn(**settings: Any) -> "Run":
+    """Fit nearest neighbours on the embedding of a classifier; see `config.FitKnn`."""
+    return _call("fit_knn", settings)
+
+
+def train_autoencoder(**settings: Any) -> "Run":
+    """Train an autoencoder on healthy radiographs; see `config.TrainAutoencoder`."""
+    return _call("train_autoencoder", settings)
+
+
+def explain(**settings: Any) -> "Run":
+    """Draw heatmaps of what a classifier's decisions rest on; see `config.Explain`."""
+    return _call("explain", settings)
+
+
+def evaluate(**settings: Any) -> "Run":
+    """Evaluate an exported model on a folder of radiographs; see `config.Evaluate`."""
+    return _call("evaluate", settings)
+
+
+def predict(**settings: Any) -> None:
+    """Predict images, printed or written to a file; see `config.Predict`.
+
+    In a notebook `load_model(...).predict(paths)` is handier: it returns arrays.
+    """
+    _call("predict", settings)
+
+
+def prepare_data(**settings: Any) -> None:
+    """Get a data set, or check one; see `config.PrepareData`."""
+    _call("prepare_data", settings)
+
+
+def check_served(**settings: Any) -> "Run":
+    """Verify that exported models predict what was measured; see `config.CheckServed`."""
+    return _call("check_served", settings)
+
+
+def run_study(**settings: Any) -> Path:
+    """Do all five jobs on one catalogue; returns the path of the report; see `config.RunStudy`."""
+    return _call("run_study", settings)
+
+
+def compare_studies(*studies: str | Path, logs: str = "logs") -> str:
+    """Return what changed between two finished studies, metric by metric."""
+    from cxr_tf.study.compare_studies import compare_studies
+
+    return compare_studies(RunStudy(compare=tuple(map(str, studies)), logs=logs))
+
+
+def _call(command: str, given: dict[str, Any]) -> Any:
+    """Call a command; UserError for a setting that it does not have, or that is missing."""
+    kind = COMMANDS[command][0]
+    known = [field.name for field in dataclasses.fields(kind)]
+    if unknown := [name for name in given if name not in known]:
+        raise UserError(f"no such setting: {', '.join(unknown)}; known: {', '.join(known)}")
+    # A path is as good as its name.
+    plain = {k: os.fspath(v) if isinstance(v, os.PathLike) else v for k, v in given.items()}
+    try:
+        settings = kind(**plain)
+    except TypeError as error:
+        raise UserError(str(error).split(".__init__() ")[-1]) from None
+    return call(command, settings)

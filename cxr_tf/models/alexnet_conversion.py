@@ -1,0 +1,76 @@
+"""Convert torchvision's AlexNet weights to a file for --weights."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cxr_tf.config import ConvertAlexNetWeights
+from cxr_tf.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+# torchvision resizes to this for AlexNet; the weights themselves fit every size.
+IMAGE_SIZE = 224
+
+
+def convert_alexnet_weights(settings: ConvertAlexNetWeights) -> None:
+    """Write the weights; UserError for a file that is not AlexNet's or a target that exists."""
+    source, target = Path(settings.state_dict).expanduser(), Path(settings.out).expanduser()
+    if not target.name.endswith(".weights.h5"):
+        raise UserError(f"--out {settings.out}: the name must end in .weights.h5")
+    if target.exists():
+        raise UserError(f"--out {settings.out} exists: remove it or choose another name")
+    if not target.parent.is_dir():
+        raise UserError(f"--out {settings.out}: no such folder {target.parent}")
+    state = read_state_dict(source)
+
+    import keras
+
+    from cxr_tf.files import write_atomically
+    from cxr_tf.models.alexnet import alexnet_features, from_torch
+
+    try:
+        weights = from_torch(state)
+        inputs = keras.Input((IMAGE_SIZE, IMAGE_SIZE, 3))
+        model = keras.Model(inputs, alexnet_features(inputs), name="alexnet")
+        for layer in model.layers:
+            if layer.weights:
+                layer.set_weights(weights[layer.name])
+    except KeyError as error:
+        raise UserError(f"{source} is not torchvision's AlexNet: it has no {error}") from error
+    except ValueError as error:  # an array of another shape
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{source} is not torchvision's AlexNet: {reason}") from error
+
+    def write(beside: Path) -> None:
+        # Keras insists on the ending, which the name beside has not.
+        named = beside.with_name(beside.name + ".weights.h5")
+        try:
+            model.save_weights(named)
+            named.replace(beside)
+        finally:
+            named.unlink(missing_ok=True)
+
+    write_atomically(target, write)
+    print(f"{target}: {model.count_params():,} parameters; use it as --weights {target}")
+
+
+def read_state_dict(path: Path) -> "dict[str, np.ndarray]":
+    """The arrays of a PyTorch state dict; UserError where it, or PyTorch, cannot be read."""
+    if not path.is_file():
+        raise UserError(
+            f"no such file: {path} (torchvision's weights are at "
+            "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth)"
+        )
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError("this needs PyTorch, once: pip install torch") from error
+    try:
+        # weights_only: a pickle may otherwise run code.
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        return {name: tensor.numpy() for name, tensor in state.items()}
+    # torch raises what its readers raise: pickle, zip, runtime and attribute errors.
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path} is not a PyTorch state dict: {reason}") from error
