@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         predict,
         prepare_data,
         run_study,
+        score_archive,
         train_autoencoder,
         train_classifier,
     )
@@ -47,6 +48,7 @@ __all__ = [
     "predict",
     "prepare_data",
     "run_study",
+    "score_archive",
     "train_autoencoder",
     "train_classifier",
 ]

@@ -111,6 +111,11 @@ def predict(**settings: Any) -> None:
     _call("predict", settings)
 
 
+def score_archive(**settings: Any) -> None:
+    """Predict an archive of any size, shard by shard; see `config.ScoreArchive`."""
+    _call("score_archive", settings)
+
+
 def prepare_data(**settings: Any) -> None:
     """Get a data set, or check one; see `config.PrepareData`."""
     _call("prepare_data", settings)

@@ -23,8 +23,12 @@ if TYPE_CHECKING:
 Settings = TypeVar("Settings", bound="DataclassInstance")
 
 
-def run(settings_type: type[Settings], job: Callable[[Settings], Any]) -> None:
+def run(
+    settings_type: type[Settings], job: Callable[[Settings], Any], *, tensorflow: bool = True
+) -> None:
     """Parses the command line into `settings_type`, calls `job` with it, and exits.
+
+    tensorflow: whether to import it first, without its start-up messages.
 
     Exit codes: 0 done, 2 a mistake the user can mend (one line on stderr), 130 interrupted.
     """
@@ -39,8 +43,9 @@ def run(settings_type: type[Settings], job: Callable[[Settings], Any]) -> None:
     # Containers and schedulers stop a process so: it cleans up as after Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with _without_start_up_noise():
-            import tensorflow  # noqa: F401
+        if tensorflow:
+            with _without_start_up_noise():
+                import tensorflow  # noqa: F401
         # The million objects of what was imported live as long as the process: each collection of
         # garbage would go through them in vain.
         gc.freeze()
@@ -50,7 +55,8 @@ def run(settings_type: type[Settings], job: Callable[[Settings], Any]) -> None:
         _fail(str(error), 2)
     except KeyboardInterrupt:
         _fail(
-            "interrupted; a training goes on with --resume, studies and downloads by themselves",
+            "interrupted; a training goes on with --resume, studies, archives and downloads by "
+            "themselves",
             130,
         )
     except BrokenPipeError:

@@ -19,10 +19,15 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "explain": (config.Explain, "cxr_tf.explain.explain"),
     "evaluate": (config.Evaluate, "cxr_tf.evaluation.evaluate"),
     "predict": (config.Predict, "cxr_tf.evaluation.predict"),
+    "score_archive": (config.ScoreArchive, "cxr_tf.archive.score_archive"),
     "run_study": (config.RunStudy, "cxr_tf.study.run_study"),
     "check_served": (config.CheckServed, "cxr_tf.serving.check_served"),
     "convert_alexnet_weights": (config.ConvertAlexNetWeights, "cxr_tf.models.alexnet_conversion"),
 }
+
+
+# Commands whose own process needs no TensorFlow: that of its workers is loaded by them.
+WITHOUT_TENSORFLOW = ("score_archive",)
 
 
 def call(command: str, settings: Any) -> Any:
@@ -41,7 +46,7 @@ def run(command: str) -> None:
         if command == "check_served" and not result.metrics["agreed"]:
             sys.exit(1)
 
-    cli.run(COMMANDS[command][0], work)
+    cli.run(COMMANDS[command][0], work, tensorflow=command not in WITHOUT_TENSORFLOW)
 
 
 def main() -> None:

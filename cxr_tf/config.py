@@ -26,7 +26,8 @@ Split = Literal["train", "val", "test", "all"]
 # The smallest value allowed, wherever a command has a flag of that name.
 LEAST = {
     **{"seed": 0, "batch_size": 1, "epochs": 0, "patience": 1, "bootstrap_samples": 1, "count": 0},
-    **{"augmentation": 0, "autoencoder_epochs": 1},
+    **{"augmentation": 0, "autoencoder_epochs": 1, "shard_size": 1, "workers": 1, "readers": 1},
+    **{"retries": 0, "cpus_per_worker": 0, "gpus_per_worker": 0},
 }
 
 ABOVE_ZERO = ("learning_rate", "timeout")
@@ -230,6 +231,59 @@ class Predict:
     """With --server: seconds to wait for the response to one request."""
     overwrite: bool = False
     """Replace an existing output."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreArchive:
+    """Predict an archive of any size, on this machine or on a Ray cluster, shard by shard.
+
+    Writes plan.json, lists/, shards/*.parquet and summary.json under --out. The same command
+    continues where it was stopped, and adds what is new in --images.
+    """
+
+    out: str
+    """Folder of the results, or a prefix in an object store (s3://bucket/scores)."""
+    images: tuple[str, ...] = ()
+    """Files, folders (read recursively), glob patterns, .csv lists with a column path, .txt lists,
+    .tar and .zip archives; on disk or as URLs (s3://, gs://, https://). Default: those planned."""
+    model: str = ""
+    """Folder of the model, or of one of its versions: saved_models/<name>[/<version>]. Default: the
+    one of the plan."""
+    signatures: tuple[str, ...] = ("serving_default",)
+    """Signatures to predict in one pass over the files: serving_default, embed."""
+    runtime: Engine = "auto"
+    """What runs the network; auto: OpenVINO where it is installed and there is no GPU."""
+    runtime_precision: EnginePrecision = "float32"
+    """int8, and bfloat16 where the CPU has it, are faster and less exact. For classifiers; needs
+    --runtime openvino."""
+    engine: Literal["processes", "ray"] = "processes"
+    """What distributes the shards: processes on this machine, or a Ray cluster."""
+    workers: int | None = None
+    """Workers, each with a model of its own. Default: one per GPU, or one on CPUs; with ray as many
+    as the cluster has room for."""
+    address: str = ""
+    """With --engine ray: the cluster, such as auto or ray://head:10001; default: one of this
+    machine alone."""
+    cpus_per_worker: float = 1
+    """With --engine ray: CPU cores that a worker reserves."""
+    gpus_per_worker: float = 0
+    """With --engine ray: GPUs that a worker reserves; 0.5 puts two on one."""
+    only: str = ""
+    """Compute one part of the shards, such as 3/16: for the jobs of a Slurm or Kubernetes array."""
+    shard_size: int | None = None
+    """Images per shard, a file of the result; what a killed worker loses at most. Default 1024."""
+    batch_size: int | None = None
+    """Images per call of the model; default 32."""
+    readers: int = 8
+    """Files that each worker reads at the same time."""
+    retries: int = 6
+    """Further attempts at a file behind a URL that cannot be reached, after growing pauses."""
+    retry_unreachable: bool = False
+    """Compute the shards again in which a file stayed unreachable."""
+    status: bool = False
+    """Only print how far the archive is; from any machine that can read --out."""
+    merge: str = ""
+    """Only write all shards of a finished archive into one file, .parquet or .csv."""
 
 
 @dataclass(frozen=True, kw_only=True)

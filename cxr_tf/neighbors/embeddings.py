@@ -7,7 +7,6 @@ Memory. The embeddings, float32 [N, D], are held once: they are kept in a file, 
 changed in place.
 """
 
-import hashlib
 import logging
 import os
 import shutil
@@ -32,6 +31,7 @@ from cxr_tf.models import weights
 from cxr_tf.models.classifier import build_classifier, embedding_of
 from cxr_tf.runs import Run
 from cxr_tf.serving import loading, versions
+from cxr_tf.serving.fingerprint import fingerprint
 from cxr_tf.training.inference import compiled, infer
 
 log = logging.getLogger(__name__)
@@ -102,16 +102,6 @@ def open_classifier(folder: str, engine: str = "tensorflow") -> Classifier:
     if served.card.get("kind") != "classifier":
         raise UserError(f"{served.folder} is no classifier but: {served.card.get('kind')}")
     return Classifier(served, fingerprint(served.folder), settings)
-
-
-def fingerprint(folder: Path) -> str:
-    """Hash of a SavedModel's graph and weights: equal files, equal embeddings."""
-    digest = hashlib.blake2b(digest_size=16)
-    for path in sorted([folder / "saved_model.pb", *(folder / "variables").iterdir()]):
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()
 
 
 def split_order(catalog: data_catalog.Catalog, labels: np.ndarray) -> tuple[np.ndarray, int]:

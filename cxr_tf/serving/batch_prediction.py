@@ -63,28 +63,66 @@ def predict_in_batches(
                 contents.append(read_image(paths[row]))
                 rows.append(row)
             except (UserError, OSError) as error:
-                reason = getattr(error, "strerror", None) or str(error)
-                reasons[row] = reason.removeprefix(f"{paths[row]}: ")
-        outputs: dict[str, np.ndarray] = {}
-        while rows and not (reasons and on_bad_image == "error"):
-            try:
-                outputs = ask(contents)
-                break
-            except BadImages as bad:
-                reasons |= {rows[k]: reason for k, reason in bad.reasons.items()}
-                kept = [k for k in range(len(rows)) if k not in bad.reasons]
-                rows, contents = [rows[k] for k in kept], [contents[k] for k in kept]
+                reasons[row] = reason_of(error, paths[row])
+        if reasons and on_bad_image == "error":
+            batch = BatchPredictions([], [], {}, reasons)
+        else:
+            batch = predict_readable(
+                ask, rows, contents, stop=on_bad_image == "error", alone=len(paths) == 1
+            )
+            reasons |= batch.reasons
         if reasons and on_bad_image == "error":
             row = min(reasons)
             raise UserError(
                 f"{paths[row]}: {reasons[row]}; mend or remove it, or have such files marked by "
                 "--on-bad-image nan"
             )
-        yield BatchPredictions(rows, contents, outputs, reasons)
+        yield BatchPredictions(batch.rows, batch.contents, batch.outputs, reasons)
 
 
-def progress(total: int) -> Callable[[int], None]:
-    """A function to call with how many are done: a line on stderr, at times."""
+def predict_readable(
+    predict: PredictFn,
+    rows: list[int],
+    contents: list[bytes],
+    *,
+    stop: bool = False,
+    alone: bool = False,
+) -> BatchPredictions:
+    """Predict one batch without the images that the model refuses.
+
+    rows: what the images are called in the result. `stop` leaves it at the first refusal, with the
+    reasons and no outputs. A batch of one is predicted as two copies unless the image is `alone`:
+    for a single image some kernels sum in another order, and its last bits would depend on where a
+    list is cut into batches.
+    """
+    reasons: dict[int, str] = {}
+    while rows:
+        pair = len(contents) == 1 and not alone
+        try:
+            outputs = predict(contents * 2 if pair else contents)
+            if pair:
+                outputs = {name: values[:1] for name, values in outputs.items()}
+            return BatchPredictions(rows, contents, outputs, reasons)
+        except BadImages as bad:
+            reasons |= {rows[k]: reason for k, reason in bad.reasons.items() if k < len(rows)}
+            kept = [k for k in range(len(rows)) if k not in bad.reasons]
+            rows, contents = [rows[k] for k in kept], [contents[k] for k in kept]
+            if stop:
+                break
+    return BatchPredictions([], [], {}, reasons)
+
+
+def reason_of(error: Exception, path: str) -> str:
+    """Return why a file cannot be read, without its path."""
+    reason = getattr(error, "strerror", None) or str(error)
+    return reason.removeprefix(f"{path}: ")
+
+
+def progress(total: int, before: int = 0) -> Callable[[int], None]:
+    """Return a function to call with how many images are done: a line on stderr, at times.
+
+    before: how many were done at the start, which say nothing of the speed.
+    """
     started = shown = time.monotonic()
     terminal = sys.stderr.isatty()
 
@@ -94,9 +132,20 @@ def progress(total: int) -> Callable[[int], None]:
         last = terminal and done == total
         if last or now - shown > (0.2 if terminal else 10):
             shown = now
-            line = f"{done} of {total} images, {done / max(now - started, 1e-9):.1f}/s"
+            rate = (done - before) / max(now - started, 1e-9)
+            left = f", {duration((total - done) / rate)} left" if rate > 0 and done < total else ""
+            line = f"{done} of {total} images, {rate:.1f}/s{left}"
             # On a terminal each line is written over the one before.
             end = "\r" if terminal and not last else "\n"
-            print(line, end=end, file=sys.stderr, flush=True)
+            print(f"{line:<60}" if terminal else line, end=end, file=sys.stderr, flush=True)
 
     return show
+
+
+def duration(seconds: float) -> str:
+    """Return a time span in words, such as `2 h 05 min`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
