@@ -24,11 +24,11 @@ Settings = TypeVar("Settings", bound="DataclassInstance")
 
 
 def run(
-    settings_type: type[Settings], job: Callable[[Settings], Any], *, tensorflow: bool = True
+    settings_type: type[Settings], job: Callable[[Settings], Any], *, load_tensorflow: bool = True
 ) -> None:
     """Parses the command line into `settings_type`, calls `job` with it, and exits.
 
-    tensorflow: whether to import it first, without its start-up messages.
+    load_tensorflow: whether to import it first, without its start-up messages.
 
     Exit codes: 0 done, 2 a mistake the user can mend (one line on stderr), 130 interrupted.
     """
@@ -43,7 +43,7 @@ def run(
     # Containers and schedulers stop a process so: it cleans up as after Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        if tensorflow:
+        if load_tensorflow:
             with _without_start_up_noise():
                 import tensorflow  # noqa: F401
         # The million objects of what was imported live as long as the process: each collection of

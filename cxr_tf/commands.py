@@ -46,7 +46,7 @@ def run(command: str) -> None:
         if command == "check_served" and not result.metrics["agreed"]:
             sys.exit(1)
 
-    cli.run(COMMANDS[command][0], work, tensorflow=command not in WITHOUT_TENSORFLOW)
+    cli.run(COMMANDS[command][0], work, load_tensorflow=command not in WITHOUT_TENSORFLOW)
 
 
 def main() -> None:

@@ -1,1 +1,1 @@
-"""Scoring of archives: plan, shards, workers, engines for one machine and for Ray, status, merge."""
+"""Scoring of archives: plan, shards, workers, engines (processes, Ray), status, merge."""

@@ -23,11 +23,10 @@ from typing import IO, Any
 
 from cxr_tf.archive.sources import Image
 from cxr_tf.archive.storage import filesystem
-from cxr_tf.data.sources import dicom
 from cxr_tf.data.conventions import IMAGE_SUFFIXES
 from cxr_tf.data.lists import check_utf8
+from cxr_tf.data.sources import dicom
 from cxr_tf.errors import UserError
-from cxr_tf.files import expand_user
 
 log = logging.getLogger(__name__)
 
@@ -157,7 +156,7 @@ def _if_image(path: str, others: Counter[str], is_dicom: Any) -> Iterator[Image]
 
 
 def _may_be_dicom(name: str) -> bool:
-    """Whether a file may be DICOM by its name: scanners give none, or a UID, which ends in digits."""
+    """Whether a file may be DICOM by its name: often a UID, which ends in digits, or no suffix."""
     suffix = posixpath.splitext(name)[1].lower()
     return suffix in dicom.SUFFIXES or not suffix or re.fullmatch(r"\.\d+", suffix) is not None
 

@@ -98,9 +98,9 @@ def run(
                     raise _error(error) from None
                 except ray.exceptions.RayActorError as error:
                     # In the constructor it is wrapped into the actor's death.
-                    if cause := getattr(error, "cause", None) or error.__cause__:
-                        if isinstance(cause, UserError):
-                            raise UserError(str(cause)) from None
+                    cause = getattr(error, "cause", None) or error.__cause__
+                    if isinstance(cause, UserError):
+                        raise UserError(str(cause)) from None
                     reason = "its node or process died"
                     if shard is not None:
                         log.info("a worker ended: its shard goes to another")

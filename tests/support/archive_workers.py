@@ -47,6 +47,15 @@ def make_worker(seconds=0.0):
     return functools.partial(worker.Worker, load=functools.partial(load, seconds=seconds))
 
 
+class SlowWorker(worker.Worker):
+    def __init__(self, settings):
+        super().__init__(settings, functools.partial(load, seconds=0.02))
+
+
+def die(settings):
+    os._exit(3)
+
+
 def settings(out, **changes):
     return worker.WorkerSettings(str(out), "", **changes)
 
