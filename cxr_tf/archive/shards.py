@@ -118,7 +118,7 @@ def _array(
 
     count, length = len(missing), column.length
     shape = (count,) if length is None else (count, length)
-    values = np.zeros(shape, object if column.dtype == "str" else column.dtype)
+    values = np.full(shape, "", object) if column.dtype == "str" else np.zeros(shape, column.dtype)
     if len(rows):
         found = outputs[column.output]
         values[rows] = found if column.index is None else found[:, column.index]

@@ -130,7 +130,7 @@ def test_a_disk_that_is_full_stops_the_archive_and_is_made_good(
         if os.access(tmp_path / "out/shards", os.W_OK):
             (tmp_path / "out/shards").rmdir()
             (tmp_path / "out/shards").touch()  # root may write anywhere, but not below a file
-        with pytest.raises(UserError, match="Permission denied|Not a directory|File exists"):
+        with pytest.raises(UserError, match=r"Permission denied|Not a directory|File exists"):
             finish(plan, workers=1, seconds=0)
     finally:
         (tmp_path / "out/shards").chmod(0o700)

@@ -8,6 +8,7 @@ import sys
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import ClassVar
 
 import fsspec
 import pytest
@@ -25,7 +26,7 @@ class Flaky(MemoryFileSystem):
 
     protocol = "flaky"
     cachable = False
-    failures: list[Exception] = []
+    failures: ClassVar[list[Exception]] = []
 
     @classmethod
     def _strip_protocol(cls, path):
@@ -92,7 +93,7 @@ def test_members_are_the_files_that_were_packed(tmp_path: Path, phantoms: Path) 
     with tarfile.open(tmp_path / "films.tar", "w") as tar:
         tar.add(files[2], "other.png")
     for image in tar_images[1:]:
-        with pytest.raises(UserError, match="archive has changed|archive ends before"):
+        with pytest.raises(UserError, match=r"archive has changed|archive ends before"):
             read(image)
 
 
