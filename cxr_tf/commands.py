@@ -32,7 +32,10 @@ WITHOUT_TENSORFLOW = ("score_archive",)
 
 def call(command: str, settings: Any) -> Any:
     """Import the module of a command, which may load TensorFlow, and do the work."""
-    return getattr(import_module(COMMANDS[command][1]), command)(settings)
+    module = COMMANDS[command][1]
+    if getattr(settings, "archive", ""):  # fit_knn
+        module = "cxr_tf.archive.similar_cases"
+    return getattr(import_module(module), command)(settings)
 
 
 def run(command: str) -> None:

@@ -337,8 +337,17 @@ class FitKnn(RunFlags):
     Writes logs/knn/<name>/ and saved_models/<name>/<version>/.
     """
 
-    classifier: str
+    classifier: str = ""
     """Folder of a finished run, logs/classifier/<name>, or of an exported classifier."""
+    archive: str = ""
+    """Fit nothing: find similar cases in this archive of score_archive.py, which has embeddings."""
+    query: tuple[str, ...] = ()
+    """With --archive: the images to find similar cases of; without them its index is built and
+    measured."""
+    neighbors: int = 10
+    """With --archive: how many cases to find for each image."""
+    output: str = ""
+    """With --archive: .csv to write; without it a table is printed."""
     data: str = ""
     """Folder of radiographs, or `phantom`; default: what the classifier was trained on."""
     engine: Engine = "tensorflow"

@@ -69,7 +69,7 @@ def _images_of(item: str, others: Counter[str]) -> Iterator[Image]:
             # With the protocol again, without which a path in a bucket is one on disk.
             yield from _images_of_file(path if local else item, others)
         elif fs.isdir(path):
-            yield from _walk_local(Path(path), others) if local else _walk(fs, path, others)
+            yield from _walk_local(path, others, set()) if local else _walk(fs, path, others)
         else:
             names = _matches(fs, path, local)
             if not names:
@@ -107,30 +107,34 @@ def _images_of_file(path: str, others: Counter[str]) -> Iterator[Image]:
 
 def _check(image: Image) -> None:
     """Raises UserError for a path that no table could hold."""
-    check_utf8(Path(image.path))
+    try:
+        image.path.encode()
+    except UnicodeEncodeError:
+        check_utf8(Path(image.path))
 
 
 # ---------------------------------------------------------------------- folders
 
 
 def _walk_local(
-    folder: Path, others: Counter[str], above: frozenset = frozenset()
+    folder: str, others: Counter[str], entered: set[tuple[int, int]]
 ) -> Iterator[Image]:
-    """As `data.reading.visible_files`, in the same order, one folder at a time."""
+    """As `conventions.visible_files`, in the same order, one folder at a time."""
     state = os.stat(folder)
     identity = (state.st_dev, state.st_ino)
-    if identity in above:  # a link to a folder around it
+    if identity in entered:  # by a link, perhaps to a folder around it
         return
+    entered.add(identity)
     with os.scandir(folder) as entries:
-        found = sorted(e.name for e in entries if e.name[:1] != ".")
-    for name in found:
-        path = folder / name
-        if path.is_dir():
-            yield from _walk_local(path, others, above | {identity})
-        elif path.is_file():
-            yield from _if_image(str(path), others, functools.partial(dicom.is_dicom, path))
-        elif path.is_symlink():
-            raise UserError(f"{path}: a link that leads nowhere; is a disk missing?")
+        found = sorted((e for e in entries if e.name[:1] != "."), key=lambda e: e.name)
+    for entry in found:
+        if entry.is_dir():
+            yield from _walk_local(entry.path, others, entered)
+        elif entry.is_file():
+            is_dicom = functools.partial(dicom.is_dicom, Path(entry.path))
+            yield from _if_image(entry.path, others, is_dicom)
+        elif entry.is_symlink():
+            raise UserError(f"{entry.path}: a link that leads nowhere; is a disk missing?")
 
 
 def _walk(fs: Any, folder: str, others: Counter[str]) -> Iterator[Image]:

@@ -16,12 +16,12 @@ pytest.importorskip("pyarrow", reason="pyarrow is not installed (requirements-ar
 import pyarrow.parquet as pq
 from small_models import write_models
 
-from cxr_tf.archive import processes, score_archive
+from cxr_tf.archive import processes, score_archive, similar_cases
 from cxr_tf.archive.engine import Progress
 from cxr_tf.archive.plan import Plan
 from cxr_tf.archive.storage import open_storage
 from cxr_tf.archive.worker import Worker, describe
-from cxr_tf.config import Predict, ScoreArchive
+from cxr_tf.config import FitKnn, Predict, ScoreArchive
 from cxr_tf.data.image_files import find_images
 from cxr_tf.errors import UserError
 from cxr_tf.evaluation.predict import predict
@@ -238,3 +238,24 @@ def test_status_counts_what_is_there(
     assert "shards:  2 of 3" in caplog.text and "images:  25 of 41, 61.0 %" in caplog.text
     with pytest.raises(UserError, match=r"1 of 3 shards are missing, the first is shards/00001"):
         score_archive.score_archive(ScoreArchive(out=order.out, merge=str(tmp_path / "x.csv")))
+
+
+def test_a_radiograph_of_the_archive_is_its_own_most_similar_case(
+    here: None, models: Path, ward: Path, tmp_path: Path
+) -> None:
+    order = settings(models / "tiny", ward, tmp_path / "out", signatures=("embed",))
+    score_archive.score_archive(order)
+    output = tmp_path / "similar.csv"
+    similar_cases.fit_knn(
+        FitKnn(
+            archive=order.out,
+            query=(str(ward / "00.png"), str(ward / "40.png")),
+            neighbors=3,
+            output=str(output),
+        )
+    )
+    with output.open() as file:
+        found = list(csv.DictReader(file))
+    assert [row["rank"] for row in found] == ["1", "2", "3"] * 2
+    for row in (found[0], found[3]):
+        assert row["path"] == row["query"] and float(row["distance"]) < 1e-5
