@@ -140,7 +140,7 @@ def workers_of(process: subprocess.Popen) -> list[int]:
 
 def digests(out: Path) -> dict[str, str]:
     """{file: digest} of the shards and lists of an archive, hidden files included."""
-    files = [*(out / "shards").iterdir(), *(out / "lists").iterdir(), out / "plan.json"]
+    files = [p for p in out.rglob("*") if p.is_file() and p.name != "summary.json"]
     return {
         str(p.relative_to(out)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(files)
     }
@@ -172,7 +172,7 @@ def kill_workers(campaign: Campaign) -> dict[str, Any]:
         out = campaign.work / f"workers-{runs}"
         process = start(campaign.command(out, [str(campaign.images)]), out.with_suffix(".log"))
         while process.poll() is None:
-            time.sleep(random.uniform(1, 6))
+            time.sleep(random.uniform(4, 16))
             workers = workers_of(process)
             if workers and (out / "plan.json").exists() and killed < campaign.kills:
                 with contextlib.suppress(ProcessLookupError):

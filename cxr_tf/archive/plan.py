@@ -127,7 +127,7 @@ class Plan:
     @functools.cached_property
     def lists(self) -> list[tuple[str, int, int]]:
         """(name, shards, images) of each list that there is, in order."""
-        found = []
+        found: list[tuple[str, int, int]] = []
         while True:
             # Asked one by one, because listings of some stores lag behind.
             name = f"{LISTS}/{len(found):05d}.parquet"

@@ -26,7 +26,7 @@ from cxr_tf.errors import UserError
 log = logging.getLogger(__name__)
 
 # As many workers that end before their model is loaded, and it is no accident.
-FAILED_STARTS = 3
+FAILED_STARTS = 5
 
 
 def default_workers() -> int:

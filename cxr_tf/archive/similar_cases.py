@@ -9,6 +9,7 @@ and kept beside the shards; how many of the true neighbours it finds is measured
 """
 
 import logging
+import math
 import tempfile
 import time
 from collections.abc import Iterator
@@ -190,12 +191,12 @@ def build_index(plan: Plan, count: int) -> Any:
     """An inverted file of all embeddings, with as many lists probed as the recall takes."""
     import faiss
 
-    lists = int(max(LEAST_LISTS, 2 ** np.round(np.log2(np.sqrt(count)))))
+    lists = max(LEAST_LISTS, 2 ** round(math.log2(math.sqrt(count))))
     share = min(1.0, TRAINED_PER_LIST * lists / count)
     rng = np.random.default_rng(0)
     drawn = [v[rng.random(len(v)) < share] for _, v in embeddings(plan)]
     sample = np.concatenate(drawn)
-    index = faiss.index_factory(sample.shape[1], f"IVF{lists},SQ8")
+    index: Any = faiss.index_factory(sample.shape[1], f"IVF{lists},SQ8")
     index.train(sample)
     del drawn, sample
     for _, values in embeddings(plan):
@@ -232,7 +233,7 @@ def measure(plan: Plan, index: Any, k: int) -> dict[str, Any]:
 
 def write_neighbors(plan: Plan, paths: list[str], found: Neighbors, output: str) -> None:
     """Writes or prints query, rank, path, label and distance of each neighbour."""
-    wanted = set(found.rows.ravel().tolist()) - {-1}
+    wanted: set[Any] = set(found.rows.ravel()) - {-1}
     known = dict(_cases(plan, wanted))
     header = ["query", "rank", "path", "label", "distance"]
     table = [
@@ -249,7 +250,7 @@ def write_neighbors(plan: Plan, paths: list[str], found: Neighbors, output: str)
         log.info("  ".join(str(cell) for cell in row))
 
 
-def _cases(plan: Plan, wanted: set[int]) -> Iterator[tuple[int, tuple[str, str]]]:
+def _cases(plan: Plan, wanted: set[Any]) -> Iterator[tuple[int, tuple[str, str]]]:
     """(row, (path, label)) of some rows; a label is empty where the model gives none."""
     first = 0
     for shard in range(plan.shards):

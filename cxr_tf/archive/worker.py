@@ -227,7 +227,8 @@ def _load(model: str, runtime: str, precision: str) -> "ServedModel":
 
 
 def _predictor(served: "ServedModel", signature: str) -> "PredictFn":
-    outputs = served.signature(signature).structured_outputs
+    call: Any = served.signature(signature)
+    outputs = call.structured_outputs
     if any(tensor.shape.rank is not None and tensor.shape.rank > 2 for tensor in outputs.values()):
         raise UserError(
             f"--signatures {signature}: pictures do not fit into a table; use predict.py for them"
