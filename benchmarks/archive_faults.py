@@ -164,17 +164,21 @@ def read_paths(pq: Any, file: Path) -> list[str]:
 
 
 def kill_workers(campaign: Campaign) -> dict[str, Any]:
-    """kill -9 of a random worker, every few seconds."""
+    """kill -9 of a random worker, after every few shards."""
     killed = runs = 0
     problems = []
     while killed < campaign.kills:
         runs += 1
         out = campaign.work / f"workers-{runs}"
         process = start(campaign.command(out, [str(campaign.images)]), out.with_suffix(".log"))
+        finished = 0
         while process.poll() is None:
-            time.sleep(random.uniform(4, 16))
+            time.sleep(random.uniform(0.5, 4))
+            now = len(list((out / "shards").glob("[0-9]*")))
             workers = workers_of(process)
-            if workers and (out / "plan.json").exists() and killed < campaign.kills:
+            # Whatever it is doing, loading or computing; but not so often that nothing moves.
+            if workers and now > finished and killed < campaign.kills:
+                finished = now
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(random.choice(workers), signal.SIGKILL)
                     killed += 1

@@ -9,6 +9,7 @@ paths, and each of its row groups is a shard; shards are numbered through all li
 new images, another list is added, and no earlier file changes.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from cxr_tf.archive.sources import Image
-from cxr_tf.archive.storage import Storage, temporary_copy
+from cxr_tf.archive.storage import Storage
 from cxr_tf.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -31,10 +32,13 @@ PLAN = "plan.json"
 LISTS = "lists"
 SHARDS = "shards"
 
-# Digests of paths that are sorted at a time, 24 bytes each: what bounds the memory of planning.
-SORTED_AT_A_TIME = 1 << 20
+# Digests of paths that are sorted at a time, which bounds the memory of planning; and the most
+# files that they are put into for it.
+SORTED_AT_A_TIME = 1 << 17
+MOST_PARTS = 256
 
 DIGEST = np.dtype([("high", "<u8"), ("low", "<u8")])
+ENTRY = np.dtype([("digest", DIGEST), ("row", "<i8")])
 
 
 @dataclass(frozen=True)
@@ -186,7 +190,7 @@ class Plan:
         import pyarrow.parquet as pq
 
         if name not in self._files:
-            self._files[name] = pq.ParquetFile(temporary_copy(self.storage, name))
+            self._files[name] = pq.ParquetFile(self.storage.open(name))
         return self._files[name]
 
     def refreshed(self) -> "Plan":
@@ -218,7 +222,7 @@ class Plan:
                     kept = (i for i, r in zip(_read(listed), repeated, strict=True) if not r)
                     _write(new, kept, self.recipe.shard_size)
                 name = f"{LISTS}/{len(plan.lists):05d}.parquet"
-                if plan.storage.create(name, new.read_bytes()):
+                if plan.storage.create(name, new):
                     return plan.refreshed(), fresh
                 # Another process has added a list in the meantime: what is in it is not new.
                 plan = plan.refreshed()
@@ -253,23 +257,32 @@ def digest_of(path: str) -> bytes:
 def repeats(digests: Path) -> np.ndarray:
     """bool [N]: whether the same digest stands earlier in a file of N digests.
 
-    Sorts a part of the range of values at a time, so that memory is N bits and a constant.
+    Parts of the range of values go into files of their own, and are sorted one by one: memory is N
+    bytes and a constant.
     """
     count = digests.stat().st_size // DIGEST.itemsize
     repeated = np.zeros(count, bool)
-    parts = -(-count // SORTED_AT_A_TIME)
-    for part in range(parts):
-        rows, values = [], []
+    parts = min(-(-count // SORTED_AT_A_TIME), MOST_PARTS)
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(parts)]
         for start in range(0, count, SORTED_AT_A_TIME):
-            block = np.fromfile(digests, DIGEST, SORTED_AT_A_TIME, offset=start * DIGEST.itemsize)
-            chosen = np.flatnonzero(block["high"] % np.uint64(parts) == part)
-            rows.append(chosen + start)
-            values.append(block[chosen])
-        row, value = np.concatenate(rows), np.concatenate(values)
-        # By value, and of equal ones the first in the file first.
-        order = np.lexsort((row, value["low"], value["high"]))
-        same = value[order[1:]] == value[order[:-1]]
-        repeated[row[order[1:]][same]] = True
+            offset = start * DIGEST.itemsize
+            block = np.fromfile(digests, DIGEST, SORTED_AT_A_TIME, offset=offset)
+            entries = np.zeros(len(block), ENTRY)
+            entries["digest"], entries["row"] = block, np.arange(start, start + len(block))
+            part_of = block["high"] % np.uint64(parts)
+            order = np.argsort(part_of, kind="stable")
+            ends = np.searchsorted(part_of[order], np.arange(1, parts))
+            for file, part in zip(files, np.split(entries[order], ends), strict=True):
+                file.write(part.tobytes())
+        for file in files:
+            file.seek(0)
+            part = np.frombuffer(file.read(), ENTRY)
+            # By value, and of equal ones the first in the list first.
+            digest = part["digest"]
+            order = np.lexsort((part["row"], digest["low"], digest["high"]))
+            same = digest[order[1:]] == digest[order[:-1]]
+            repeated[part["row"][order[1:]][same]] = True
     return repeated
 
 

@@ -9,11 +9,11 @@ and the others have computed the same.
 """
 
 import contextlib
-import io
 import itertools
 import os
 import posixpath
 import re
+import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 # Unfinished files of other machines, whose processes cannot be looked up, are removed after a day.
 STALE_SECONDS = 24 * 3600
+
+# A file in an object store is read in pieces of so many bytes.
+READ_BLOCK = 1 << 20
 
 _number = itertools.count()
 
@@ -101,7 +104,8 @@ class Storage:
 
     def open(self, name: str) -> IO[bytes]:
         """A file opened for reading at any position."""
-        return self.fs.open(self.path(name), "rb")
+        options = {} if self.is_local else {"block_size": READ_BLOCK}
+        return self.fs.open(self.path(name), "rb", **options)
 
     def modified(self, folder: str) -> dict[str, float]:
         """When the files of a subfolder were written: {name: seconds since 1970}."""
@@ -118,11 +122,17 @@ class Storage:
             if t is not None and name[:1] != "."
         }
 
-    def create(self, name: str, content: bytes) -> bool:
-        """Writes a new file, whole or not at all; False where one of that name exists."""
+    def create(self, name: str, content: bytes | Path) -> bool:
+        """Writes a new file, whole or not at all; False where one of that name exists.
+
+        content: its bytes, or a local file to copy.
+        """
         if not self.is_local:
             try:
-                self.fs.pipe_file(self.path(name), content, mode="create")
+                if isinstance(content, Path):
+                    self.fs.put_file(str(content), self.path(name), mode="create")
+                else:
+                    self.fs.pipe_file(self.path(name), content, mode="create")
             except FileExistsError:
                 return False
             return True
@@ -152,7 +162,7 @@ class Storage:
         self.fs.rm_file(self.path(name))
 
     @contextlib.contextmanager
-    def _aside(self, name: str, content: bytes) -> Iterator[tuple[Path, Path]]:
+    def _aside(self, name: str, content: bytes | Path) -> Iterator[tuple[Path, Path]]:
         """The content in a hidden file beside its place, which is removed at the end."""
         path = Path(self.path(name))
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -160,7 +170,11 @@ class Storage:
         unfinished = path.with_name(f".{path.name}.{owner}.writing")
         try:
             with unfinished.open("wb") as file:
-                file.write(content)
+                if isinstance(content, Path):
+                    with content.open("rb") as source:
+                        shutil.copyfileobj(source, file)
+                else:
+                    file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             yield unfinished, path
@@ -194,11 +208,6 @@ def open_storage(url: str) -> Storage:
     if storage.is_local and Path(root).exists() and not Path(root).is_dir():
         raise UserError(f"--out {url} is a file, not a folder: choose another")
     return storage
-
-
-def temporary_copy(storage: Storage, name: str) -> Any:
-    """A file of the folder, opened for many small reads: from memory where it is far away."""
-    return storage.open(name) if storage.is_local else io.BytesIO(storage.read(name))
 
 
 def _is_alive(pid: int) -> bool:
