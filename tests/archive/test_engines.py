@@ -66,14 +66,14 @@ def test_killed_workers_lose_nothing(tmp_path: Path, images: Path) -> None:
     for step in steps:
         if step.finished:
             finished.append(step)
-        elif killed < 3:
+        elif killed < 2:
             # One of the processes that are computing, in the middle of a shard.
             import multiprocessing
 
             child = multiprocessing.active_children()[killed % 2]
             os.kill(child.pid, signal.SIGKILL)
             killed += 1
-    assert killed == 3
+    assert killed == 2
     assert sum(step.images for step in finished) == 43
     assert sorted(step.shard for step in finished) == list(range(6))
     assert written(tmp_path / "out") == undisturbed(plan)
