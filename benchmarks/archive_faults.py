@@ -34,14 +34,21 @@ random.seed(0)
 class Campaign:
     """A folder with images, a model, and the digests of the undisturbed archive."""
 
-    def __init__(self, work: Path, images: int, kills: int, coordinator_kills: int) -> None:
+    def __init__(
+        self, work: Path, images: int, kills: int, coordinator_kills: int, stand_in: bool
+    ) -> None:
         self.work = work
+        self.script = ROOT / "scripts/score_archive.py"
+        if stand_in:
+            self.script = SUPPORT / "archive_workers.py"
+        self.seconds = 2 if stand_in else 40
+        """Within which a coordinator is killed after its start."""
         self.images = work / "images"
         self.model = work / "models" / "small"
         self.kills, self.coordinator_kills = kills, coordinator_kills
         if not self.images.exists():
             make_images(self.images, images)
-        if not self.model.exists():
+        if not self.model.exists() and not stand_in:
             make_model(self.model)
         self.expected = self.undisturbed(work / "undisturbed", [str(self.images)])
 
@@ -53,7 +60,7 @@ class Campaign:
     def command(self, out: Path | str, images: list[str], *more: str) -> list[str]:
         """The command line of a user."""
         return [
-            *(sys.executable, str(ROOT / "scripts/score_archive.py")),
+            *(sys.executable, str(self.script)),
             *("--images", *images, "--model", str(self.model), "--out", str(out)),
             *("--runtime", "tensorflow", "--shard-size", str(SHARD_SIZE)),
             *("--signatures", "serving_default", "embed"),
@@ -198,7 +205,7 @@ def kill_coordinator(campaign: Campaign, how: signal.Signals = signal.SIGKILL) -
         process = start(command, out.with_suffix(".log"))
         if killed < times:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(random.uniform(1, 40))
+                process.wait(random.uniform(0.2, 1) * campaign.seconds)
         else:
             process.wait()
         if process.poll() is not None:
@@ -343,9 +350,9 @@ def ray_actors(campaign: Campaign) -> dict[str, Any]:
             process = start(command, out.with_suffix(".log"))
             began = time.monotonic()
             while process.poll() is None:
-                time.sleep(random.uniform(2, 6))
+                time.sleep(random.uniform(0.05, 0.15) * campaign.seconds)
                 pids = [p for p in actor_processes() if (out / "plan.json").exists()]
-                if drivers < 2 and time.monotonic() - began > 40:
+                if drivers < 2 and time.monotonic() - began > 1.5 * campaign.seconds:
                     process.kill()
                     process.wait()
                     drivers += 1
@@ -366,7 +373,8 @@ def actor_processes() -> list[int]:
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if b"ray::Worker" in (folder / "cmdline").read_bytes():
+            name = (folder / "cmdline").read_bytes()
+            if name.startswith(b"ray::") and b"IDLE" not in name:
                 found.append(int(folder.name))
     return found
 
@@ -417,9 +425,14 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=6400)
     parser.add_argument("--kills", type=int, default=20, help="of workers")
     parser.add_argument("--coordinator-kills", type=int, default=10)
+    parser.add_argument(
+        "--stand-in", action="store_true", help="a model that loads in no time, to kill more often"
+    )
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
     given = parser.parse_args()
-    campaign = Campaign(given.work, given.images, given.kills, given.coordinator_kills)
+    campaign = Campaign(
+        given.work, given.images, given.kills, given.coordinator_kills, given.stand_in
+    )
     rows = []
     print("| fault | times | equal to the undisturbed archive | |\n| --- | --- | --- | --- |")
     for case in given.cases:

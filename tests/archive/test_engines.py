@@ -45,9 +45,10 @@ def finish(plan: Plan, workers: int = 2, seconds: float = SECONDS) -> list[proce
 
 
 def coordinator(out: Path, workers: int) -> subprocess.Popen:
-    command = [sys.executable, archive_workers.__file__, str(out), str(workers), str(SECONDS)]
+    command = [sys.executable, archive_workers.__file__, "--out", str(out)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    environment["SECONDS_PER_IMAGE"] = str(SECONDS)
+    return subprocess.Popen([*command, "--workers", str(workers)], env=environment)
 
 
 def children(pid: int) -> list[int]:
@@ -86,8 +87,8 @@ def test_a_killed_coordinator_takes_its_workers_along(
 ) -> None:
     plan = plan_of(tmp_path / "out", [images])
     process = coordinator(tmp_path / "out", 2)
-    assert process.stdout is not None
-    process.stdout.readline()
+    while not plan.finished():
+        time.sleep(0.02)
     workers = children(process.pid)
     process.send_signal(how)
     process.wait()

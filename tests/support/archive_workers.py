@@ -1,15 +1,14 @@
-"""Archive workers without TensorFlow, and a coordinator of them as a process of its own.
+"""Archive workers whose model is a stand-in without TensorFlow, which loads in no time.
 
-    python archive_workers.py OUT WORKERS
+    python archive_workers.py --images ... --model any --out ...     # else as score_archive.py
 
-What such a worker predicts depends on every byte of a file. It takes its time, so that it can be
-killed meanwhile.
+What it predicts depends on every byte of a file. It takes SECONDS_PER_IMAGE, of the environment, so
+that it can be killed meanwhile.
 """
 
 import functools
 import hashlib
 import os
-import sys
 import time
 from pathlib import Path
 
@@ -49,7 +48,8 @@ def make_worker(seconds=0.0):
 
 class SlowWorker(worker.Worker):
     def __init__(self, settings):
-        super().__init__(settings, functools.partial(load, seconds=0.02))
+        seconds = float(os.environ.get("SECONDS_PER_IMAGE", "0.01"))
+        super().__init__(settings, functools.partial(load, seconds=seconds))
 
 
 def die(settings):
@@ -79,12 +79,22 @@ def written(out):
     return {p.name: p.read_bytes() for p in (Path(out) / "shards").iterdir()}
 
 
-def main(out, workers, seconds):
-    plan = Plan.read(open_storage(out))
-    steps = processes.run(settings(out), plan.missing(), workers, make_worker=make_worker(seconds))
-    for step in steps:
-        print(step.shard, step.images, flush=True)
+def describe(request, **where):
+    return {
+        "model": request.model,
+        "digest": "stand-in",
+        "signatures": dict.fromkeys(request.signatures, "tensorflow"),
+        "precision": request.precision,
+    }
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]))
+    from archive_workers import SlowWorker, describe  # by a name that other processes know
+
+    from cxr_tf import commands
+    from cxr_tf.archive import ray_cluster
+
+    for engine in (processes, ray_cluster):
+        engine.describe_model = describe
+        engine.run = functools.partial(engine.run, make_worker=SlowWorker)
+    commands.run("score_archive")
