@@ -221,7 +221,8 @@ def kill_coordinator(campaign: Campaign, how: signal.Signals = signal.SIGKILL) -
         process.send_signal(how)
         killed += 1
         process.wait()
-        if how == signal.SIGTERM and process.returncode != 130:
+        # 130 from our handler; before that is installed, in the first second, the signal itself.
+        if how == signal.SIGTERM and process.returncode not in (130, -signal.SIGTERM):
             problems.append(f"SIGTERM: exit code {process.returncode}")
         deadline = time.monotonic() + 60
         while any(is_alive(w) for w in workers) and time.monotonic() < deadline:

@@ -67,20 +67,23 @@ def print_status(plan: Plan) -> None:
 
 def summarize(plan: Plan) -> dict[str, Any]:
     """What a finished archive holds: printed, and written as `summary.json`."""
-    columns = _numeric_columns(plan)
+    columns, flags = _columns(plan)
     ranges = dict.fromkeys(columns, (np.inf, -np.inf))
     for file in _shards(plan):
         for name, (low, high) in _ranges(file, columns).items():
             ranges[name] = (min(ranges[name][0], low), max(ranges[name][1], high))
     reasons: Counter[str] = Counter()
     labels: Counter[str] = Counter()
+    flagged: Counter[str] = Counter()
     counts = {name: np.zeros(BINS, np.int64) for name in columns}
     for file in _shards(plan):
-        names = [n for n in ("reason", "label", *columns) if n in file.schema_arrow.names]
+        names = [n for n in ("reason", "label", *columns, *flags) if n in file.schema_arrow.names]
         table = file.read(columns=names)
         reasons.update(_kind(r) for r in table["reason"].to_pylist() if r is not None)
         if "label" in names:
             labels.update(v for v in table["label"].to_pylist() if v is not None)
+        for name in flags:
+            flagged[name] += sum(v is True for v in table[name].to_pylist())
         for name in columns:
             values = table[name].drop_null().to_numpy()
             counts[name] += np.histogram(values, BINS, _edges(ranges[name]))[0]
@@ -90,6 +93,7 @@ def summarize(plan: Plan) -> dict[str, Any]:
         "unreadable": sum(reasons.values()),
         "reasons": dict(reasons.most_common()),
         "labels": dict(sorted(labels.items())),
+        "flags": dict(flagged),
         "scores": {n: _distribution(counts[n], ranges[n]) for n in columns if counts[n].any()},
     }
     content = json.dumps(to_json_types(summary), indent=2, allow_nan=False) + "\n"
@@ -103,7 +107,7 @@ def _print_summary(plan: Plan, summary: dict[str, Any]) -> None:
     log.info("  unreadable: %d", summary["unreadable"])
     for reason, count in list(summary["reasons"].items())[:10]:
         log.info("    %d  %s", count, reason)
-    for label, count in summary["labels"].items():
+    for label, count in [*summary["labels"].items(), *summary["flags"].items()]:
         log.info("  %s: %d (%.1f %%)", label, count, 100 * count / max(plan.images, 1))
     for name, told in summary["scores"].items():
         quantiles = "  ".join(f"{q} {told[q]:.3g}" for q in told if q.endswith("%"))
@@ -115,11 +119,13 @@ def _kind(reason: str) -> str:
     return "unreachable" if reason.startswith("unreachable: ") else reason
 
 
-def _numeric_columns(plan: Plan) -> list[str]:
+def _columns(plan: Plan) -> tuple[list[str], list[str]]:
+    """Names of the columns of numbers, and of those that are true or false."""
     import pyarrow.types as kinds
 
-    file = next(_shards(plan))
-    return [f.name for f in file.schema_arrow if kinds.is_floating(f.type)]
+    schema = next(_shards(plan)).schema_arrow
+    numbers = [f.name for f in schema if kinds.is_floating(f.type)]
+    return numbers, [f.name for f in schema if kinds.is_boolean(f.type)]
 
 
 def _ranges(file: Any, columns: list[str]) -> dict[str, tuple[float, float]]:

@@ -32,9 +32,8 @@ OPEN_ARCHIVES = 4
 
 TAR_BLOCK = 512
 
-# No number of attempts makes these succeed.
+# No number of attempts makes these succeed; all else, such as a stale network share, may pass.
 LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
-_ERRNO = {FileNotFoundError: errno.ENOENT, PermissionError: errno.EACCES}
 
 
 class Image(NamedTuple):
@@ -66,8 +65,14 @@ class Reader:
         Raises UserError or OSError for what no further attempt changes, Unreachable for the rest.
         """
         if "://" not in image.path:
-            return read_image(image.path)
-        content = self._persistently(lambda: self._fetch(image))
+            return self._persistently(lambda: read_image(image.path))
+        try:
+            content = self._persistently(lambda: self._fetch(image))
+        except PermissionError:
+            # More often than not a token that has expired: the image is not to blame.
+            raise Unreachable(f"unreachable: {os.strerror(errno.EACCES)}") from None
+        except FileNotFoundError:  # of which fsspec tells the path alone
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) from None
         if dicom.has_dicom_content(content, image.path):
             return dicom.png_of_content(content, image.path)
         return content
@@ -92,12 +97,8 @@ class Reader:
         for attempt in range(self.retries + 1):
             try:
                 return fetch()
-            except UserError:
+            except (UserError, *LASTING):
                 raise
-            except LASTING as error:
-                # Of a remote file, fsspec gives the path alone.
-                code = error.errno or _ERRNO.get(type(error), errno.EIO)
-                raise OSError(code, os.strerror(code)) from None
             except Exception as error:  # of any of fsspec's back ends
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
                 if attempt == self.retries:

@@ -120,7 +120,7 @@ class Worker:
         """Compute a shard unless it exists; how many images it has.
 
         report: called with how many are done, after each batch. Raises UserError where no image
-        of the shard could be reached: then the store is down, and not the images missing.
+        of the shard could be reached: then the store is down or a disk missing, and no image bad.
         """
         if shard >= self.plan.shards:
             self.plan = self.plan.refreshed()
@@ -137,13 +137,15 @@ class Worker:
         """The content of a shard of these images."""
         rows: list[int] = []
         reasons: dict[int, str] = {}
-        unreachable = 0
+        unreachable: list[int] = []
+        absent: list[int] = []
         parts: list[dict[str, np.ndarray]] = []
         batch_size = self.plan.recipe.batch_size
         for start, contents in self._batches(images, batch_size):
             unread = {start + k: c for k, c in enumerate(contents) if isinstance(c, Exception)}
             reasons |= {k: reason_of(e, images[k].path) for k, e in unread.items()}
-            unreachable += sum(isinstance(e, Unreachable) for e in unread.values())
+            unreachable += [k for k, e in unread.items() if isinstance(e, Unreachable)]
+            absent += [k for k, e in unread.items() if isinstance(e, FileNotFoundError)]
             read = {start + k: c for k, c in enumerate(contents) if isinstance(c, bytes)}
             first = predict_readable(self.predictors[0], list(read), list(read.values()))
             reasons |= first.reasons
@@ -157,8 +159,10 @@ class Worker:
                 parts.append(outputs)
                 rows += first.rows
             report(start + len(contents))
-        if unreachable == len(images):
+        if len(unreachable) == len(images):
             raise UserError(f"{images[0].path} and all others of its shard: {reasons[0]}")
+        if len(absent) == len(images):
+            _check_folder([image.path for image in images])
         outputs = {
             c.output: np.concatenate([part[c.output] for part in parts])
             for c in self.columns
@@ -190,6 +194,18 @@ class Worker:
             return self.read(image)
         except (UserError, OSError, Unreachable) as error:
             return error
+
+
+def _check_folder(paths: Sequence[str]) -> None:
+    """Raises UserError where the folder of images that are all missing is missing too."""
+    if any("://" in path for path in paths):
+        return
+    folder = os.path.commonpath([os.path.dirname(path) for path in paths])
+    if not os.path.isdir(folder):
+        raise UserError(
+            f"{folder} is gone, with all {len(paths)} images of a shard: is a disk missing? If it "
+            "was removed, create it empty, and its images are recorded as missing"
+        )
 
 
 def phantom_png() -> bytes:

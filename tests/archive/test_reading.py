@@ -14,8 +14,13 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+pytest.importorskip("pyarrow", reason="pyarrow is not installed (requirements-archive.txt)")
+
+from archive_workers import make_worker, plan_of, settings
+
 from cxr_tf.archive import sources, storage
 from cxr_tf.archive.listing import list_images
+from cxr_tf.archive.shards import open_shard
 from cxr_tf.archive.sources import Image, Reader, Unreachable
 from cxr_tf.archive.storage import open_storage
 from cxr_tf.errors import UserError
@@ -67,9 +72,42 @@ def test_what_stays_unreachable_is_told_apart_from_what_is_not_there(flaky, with
     with pytest.raises(Unreachable, match="unreachable: 503 Slow Down"):
         Reader(retries=2)(Image("flaky://a.png"))
     assert len(without_pauses) == 2
-    with pytest.raises(OSError) as missing:
+    with pytest.raises(FileNotFoundError) as missing:
         Reader()(Image("flaky://b.png"))
     assert missing.value.strerror == os.strerror(errno.ENOENT) and len(without_pauses) == 2
+    flaky.failures = [PermissionError("the token has expired")]
+    with pytest.raises(Unreachable, match="unreachable: Permission denied"):
+        Reader()(Image("flaky://a.png"))
+
+
+def test_a_stale_network_share_is_waited_for(
+    tmp_path: Path, without_pauses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stale = [OSError(errno.ESTALE, os.strerror(errno.ESTALE))] * 2
+
+    def read(path: str) -> bytes:
+        if stale:
+            raise stale.pop()
+        return b"radiograph"
+
+    monkeypatch.setattr(sources, "read_image", read)
+    assert Reader()(Image(str(tmp_path / "a.png"))) == b"radiograph" and len(without_pauses) == 2
+
+
+def test_a_disk_that_is_gone_is_no_shard_of_missing_images(tmp_path: Path) -> None:
+    (tmp_path / "disk/ward").mkdir(parents=True)
+    for name in "abc":
+        (tmp_path / f"disk/ward/{name}.png").write_bytes(b"radiograph")
+    plan = plan_of(tmp_path / "out", [tmp_path / "disk"])
+    worker = make_worker()(settings(tmp_path / "out"))
+    (tmp_path / "disk/ward").rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="disk/ward is gone, with all 3 images"):
+        worker.score(0)
+    assert plan.missing() == [0]
+    (tmp_path / "disk/ward").mkdir()
+    worker.score(0)
+    table = open_shard(plan.storage.open("shards/00000.parquet")).read()
+    assert set(table["reason"].to_pylist()) == {os.strerror(errno.ENOENT)}
 
 
 def test_members_are_the_files_that_were_packed(tmp_path: Path, phantoms: Path) -> None:
