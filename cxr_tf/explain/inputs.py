@@ -123,7 +123,7 @@ def load_radiographs(settings: Explain, classifier: Classifier) -> Radiographs:
         catalog, labels = catalog.take(rows), labels[rows]
     images, unreadable = decode_files(catalog.paths, classifier.size)
     keep = np.setdiff1d(np.arange(len(catalog)), list(unreadable))
-    catalog, images = dataset.leave_out_unreadable(
+    catalog, images = dataset.drop_unreadable(
         catalog, images, unreadable, skip=settings.skip_unreadable
     )
     return Radiographs(
