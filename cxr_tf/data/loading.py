@@ -2,7 +2,6 @@
 
 import contextlib
 import difflib
-import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -13,7 +12,7 @@ from cxr_tf.data.conventions import Row, read_folder
 from cxr_tf.data.lists import check_utf8, rows_of_list
 from cxr_tf.data.splits import resolve_splits
 from cxr_tf.errors import UserError
-from cxr_tf.files import expand_user
+from cxr_tf.files import digest_files, expand_user
 
 # Size of `--data phantom`: enough for a validation split that is not redrawn.
 PHANTOM_COUNT = 800
@@ -70,7 +69,7 @@ def _catalog(source: Path, rows: Sequence[Row], notes: tuple[str, ...] = ()) -> 
         check_utf8(path)
     # Threads, because hashing and reading both release the interpreter lock.
     with ThreadPoolExecutor() as pool:
-        digests = list(pool.map(_digest, [row[0] for row in rows]))
+        digests = list(pool.map(digest_files, [row[0] for row in rows]))
     radiographs = tuple(
         Radiograph(str(path), finding, patient, split, digest)
         for (path, finding, patient, split), digest in zip(rows, digests, strict=True)
@@ -93,7 +92,3 @@ def _did_you_mean(path: Path) -> str:
         return ""
     close = difflib.get_close_matches(path.name, names, n=1)
     return f"; did you mean {path.parent / close[0]}?" if close else ""
-
-
-def _digest(path: Path) -> str:
-    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()

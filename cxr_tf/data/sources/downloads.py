@@ -7,7 +7,6 @@ A file is accepted only if size and checksum are the published ones. An interrup
 resumed by the same command; an unpacked folder appears whole or not at all.
 """
 
-import hashlib
 import http.client
 import logging
 import os
@@ -23,7 +22,7 @@ from pathlib import Path, PurePosixPath
 
 from cxr_tf.data.conventions import IMAGE_SUFFIXES
 from cxr_tf.errors import UserError
-from cxr_tf.files import expand_user, temporary_sibling, write_atomically
+from cxr_tf.files import digest_files, expand_user, temporary_sibling, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -269,12 +268,9 @@ def _difference(file: Path, source: Source) -> str:
     if (size := file.stat().st_size) != source.bytes:
         return f"it has {size} bytes, not {source.bytes}"
     algorithm, expected = source.checksum.split(":")
-    digest = hashlib.new(algorithm)
-    with file.open("rb") as content:
-        while block := content.read(1 << 20):
-            digest.update(block)
-    if digest.hexdigest() != expected:
-        return f"its {algorithm} is {digest.hexdigest()}, not {expected}"
+    digest = digest_files(file, algorithm=algorithm)
+    if digest != expected:
+        return f"its {algorithm} is {digest}, not {expected}"
     return ""
 
 
