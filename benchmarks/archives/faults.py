@@ -236,7 +236,7 @@ def actor_processes() -> list[int]:
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             name = (folder / "cmdline").read_bytes()
-            if name.startswith(b"ray::") and b"IDLE" not in name:
+            if name.startswith((b"ray::Worker", b"ray::SlowWorker")):
                 found.append(int(folder.name))
     return found
 
