@@ -18,10 +18,16 @@ from cxr_tf.data.sources.phantoms import write_phantoms
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
-# Modules that look at the same study, or the same training, each of which takes its time to run.
+# Modules that look at the same study, the same training or the same exported models, each of which
+# takes its time to make.
 STUDY = ("test_report_browser", "test_check_served", "test_study", "test_tensorboard_browser")
 TRAINING = ("test_classification", "test_export")
-GROUPS = dict.fromkeys(STUDY, "study") | dict.fromkeys(TRAINING, "training")
+EXPORTS = ("test_serving_contract", "test_client", "test_cpp_runtime", "test_conversion")
+GROUPS = (
+    dict.fromkeys(STUDY, "study")
+    | dict.fromkeys(TRAINING, "training")
+    | dict.fromkeys(EXPORTS, "exports")
+)
 
 
 @pytest.hookimpl(wrapper=True)  # before xdist, which reads the groups in the same hook
@@ -58,6 +64,16 @@ def tiny_backbone() -> Iterator[str]:
 
     yield register()
     del backbones.BACKBONES["tiny"]
+
+
+@pytest.fixture(scope="session")
+def small_models(
+    tiny_backbone: str, phantoms: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Folder of a small exported classifier, its nearest neighbours, and an autoencoder."""
+    from small_models import write_models
+
+    return write_models(tmp_path_factory.mktemp("models"), tiny_backbone, phantoms)
 
 
 @pytest.fixture(scope="session")

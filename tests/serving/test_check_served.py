@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -15,7 +16,7 @@ from cxr_tf.errors import UserError
 from cxr_tf.files import write_csv
 from cxr_tf.runs import Run
 from cxr_tf.serving.check_served import check_served
-from cxr_tf.serving.runtimes import bare_process
+from cxr_tf.serving.runtimes import bare_process, cpp_comparison
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "check_served.py"
 
@@ -67,7 +68,7 @@ def test_the_process_imports_nothing_of_ours(classifier: Run, tmp_path: Path) ->
         writer.write(image)
     model = classifier.metrics["model"]["saved_model"]
     job = tmp_path / "job.json"
-    job.write_text(json.dumps([{"model": model, "files": str(files), "answers": str(answers)}]))
+    job.write_text(json.dumps([{"model": model, "files": str(files), "predictions": str(answers)}]))
     done = subprocess.run(
         [sys.executable, "-X", "importtime", bare_process.__file__, str(job)],
         capture_output=True,
@@ -97,3 +98,32 @@ def test_mistakes_are_told_and_leave_nothing(classifier: Run, tmp_path: Path) ->
     with pytest.raises(UserError, match="no exported model with predictions"):
         check(classifier.directory)
     assert not logs.exists()
+
+
+def test_every_signature_of_every_kind_of_model_on_the_cpp_runtime(
+    study: RunStudy, tmp_path: Path
+) -> None:
+    runs = [Path(study.logs) / name for name in (
+        "classifier/tiny-binary-vgg16", "knn/tiny-binary-knn", "autoencoder/tiny-autoencoder"
+    )]  # fmt: skip
+    settings = CheckServed(runs=tuple(map(str, runs)), logs=str(tmp_path), runtime="c++")
+    metrics = check_served(settings).metrics
+    assert metrics["agreed"]
+    for model in metrics["models"]:
+        assert model["runtime"] == "c++" and model["equal"] == model["images"] > 0
+        assert max(model["c++"]["signatures"].values()) < 1e-5
+        refusal = "INVALID_ARGUMENT: assertion failed: [image_bytes[1]: neither JPEG nor PNG"
+        assert model["c++"]["refusal"].startswith(refusal)
+        assert model["c++"]["warm_up"]
+    assert {"embed/embedding", "occlusion/heatmap", "tensor/label"} <= set(
+        metrics["models"][0]["c++"]["signatures"]
+    )
+
+
+def test_differences_between_outputs_are_relative_to_large_values() -> None:
+    expected = np.array([[1.0, 200.0]], np.float32)
+    shifted = np.array([[1.0, 200.02]], np.float32)
+    assert cpp_comparison.difference(shifted, expected) == pytest.approx(1e-4, rel=1e-2)
+    assert np.isnan(cpp_comparison.difference(expected[0], expected))
+    assert np.isnan(cpp_comparison.difference(np.array([b"a"]), np.array([b"b"], object)))
+    assert cpp_comparison.difference(np.array([b"a"]), np.array([b"a"], object)) == 0
