@@ -153,8 +153,8 @@ def agrees(result: dict[str, Any]) -> bool:
 def result_line(result: dict[str, Any]) -> str:
     """The result of one model, as one line."""
     line = (
-        f"{result['saved_model']}: {result['equal']} of {result['images']} test images as measured, "
-        f"largest difference {result['largest_difference']:.1g}"
+        f"{result['saved_model']}: {result['equal']} of {result['images']} test images as "
+        f"measured, largest difference {result['largest_difference']:.1g}"
     )
     if "c++" in result:
         line += "; " + cpp_comparison.result_line(result["c++"])

@@ -83,7 +83,8 @@ def main(job: Path) -> None:
     """Do a job: [{"model", "files", "images", "predictions", "sample", "report"}], all paths.
 
     model: folder of a version. files: TFRecord of image files. images: .npy, float32 [N, S, S, 3],
-    for the signature `tensor`. Written are predictions, the outputs of `serving_default` for all files;
+    for the signature `tensor`. Written are predictions, the outputs of `serving_default` for all
+    files;
     sample, `signature/output` of every signature for the first ones; and report, what `examine`
     returns.
     """
