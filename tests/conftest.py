@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from skips import NO_BROWSER, without_skips
 
 from cxr_tf.config import TrainClassifier
 from cxr_tf.data.sources.phantoms import write_phantoms
@@ -37,6 +38,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None, N
         module = item.path.stem
         item.add_marker(pytest.mark.xdist_group(GROUPS.get(module, module)))
     yield
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """In CI everything that tests need is installed: there a skipped test is an error."""
+    report = yield
+    return without_skips(report) if os.environ.get("CI") else report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """The same of a module that skips as a whole."""
+    report = yield
+    return without_skips(report) if os.environ.get("CI") else report
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -86,7 +101,7 @@ def browser() -> Iterator[Any]:
             # Containers seldom allow Chromium's own sandbox; the pages are ours.
             opened = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
         except sync_api.Error as error:
-            pytest.skip(f"no Chromium that starts: {str(error).splitlines()[0]}")
+            pytest.skip(f"{NO_BROWSER}: {str(error).splitlines()[0]}")
         yield opened
         opened.close()
 

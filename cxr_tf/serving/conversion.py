@@ -45,10 +45,8 @@ Network = Callable[[np.ndarray], np.ndarray]
 def check_installed(format_: str) -> None:
     """Raises UserError where the packages of a format are not installed."""
     if missing := [p for m, p in NEEDS[format_].items() if importlib.util.find_spec(m) is None]:
-        raise UserError(
-            f"--format {format_} needs {' and '.join(missing)}: pip install -r "
-            "requirements-export.txt"
-        )
+        file = f"requirements-{'openvino' if format_ == 'openvino' else 'export'}.txt"
+        raise UserError(f"--format {format_} needs {' and '.join(missing)}: pip install -r {file}")
 
 
 def runtime_version(format_: str) -> str:
