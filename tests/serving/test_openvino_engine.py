@@ -162,9 +162,9 @@ def test_real_backbones_too(
     backbone: str, others: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Of no interest here, and half a minute to trace.
-    monkeypatch.setattr(serving_export.occlusion, "make_occluder", lambda *_: None)
+    monkeypatch.setattr(serving_export.occlusion_occluder, "make_occluder", lambda *_: None)
     monkeypatch.setattr(
-        serving_export.occlusion, "heatmaps_of", lambda _, images, *__: images[..., 0]
+        serving_export.occlusion_occluder, "heatmaps_of", lambda _, images, *__: images[..., 0]
     )
     folder = str(export(tmp_path, random_classifier(backbone, 64)))
     served = loading.load_served(folder, engine="openvino")
