@@ -23,7 +23,9 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 # takes its time to make.
 STUDY = ("test_report_browser", "test_check_served", "test_study", "test_tensorboard_browser")
 TRAINING = ("test_classification", "test_export")
-EXPORTS = ("test_serving_contract", "test_client", "test_cpp_runtime", "test_conversion")
+EXPORTS = (
+    *("test_serving_contract", "test_client", "test_cpp_runtime", "test_conversion", "test_load"),
+)
 GROUPS = (
     dict.fromkeys(STUDY, "study")
     | dict.fromkeys(TRAINING, "training")
