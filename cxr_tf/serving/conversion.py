@@ -126,7 +126,7 @@ def calibration_images(served: ServedModel) -> Iterator[np.ndarray]:
 
 
 def _write_openvino(function: Any, path: Path) -> None:
-    openvino_engine._core()  # before the first import of OpenVINO: it switches usage reports off
+    openvino_engine.core()  # before the first import of OpenVINO: it switches usage reports off
     import openvino
 
     model = openvino.convert_model(function, share_weights=False)
@@ -156,7 +156,7 @@ def _open_litert(path: Path) -> Network:
 
 def _open_openvino(path: Path) -> Network:
     # Where the CPU has bfloat16, OpenVINO would compute in it.
-    model = openvino_engine._core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    model = openvino_engine.core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return lambda images: model(images)["probabilities"]
 
 

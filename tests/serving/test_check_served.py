@@ -1,4 +1,4 @@
-"""Exported models asked again: that a difference is seen, and that the process is a bare one."""
+"""Verification of exports: every difference is reported, and the processes are bare ones."""
 
 import csv
 import json
@@ -30,7 +30,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> RunStudy:
 
 @pytest.fixture
 def classifier(study: RunStudy, tmp_path: Path) -> Run:
-    """A finished run in a place of its own, where a test may change it."""
+    """A copy of a finished run, which a test may change."""
     folder = tmp_path / "logs" / "classifier" / "tiny-binary-vgg16"
     return Run(shutil.copytree(Path(study.logs) / "classifier" / folder.name, folder))
 
@@ -46,7 +46,7 @@ def change(run: Run, row: int, column: str, value: str) -> None:
 @pytest.mark.parametrize(
     "column, value", [("pneumonia", "0.31415"), ("predicted", "something else")]
 )
-def test_one_number_or_label_that_differs_is_seen(
+def test_one_number_or_label_that_differs_fails(
     classifier: Run, tmp_path: Path, column: str, value: str
 ) -> None:
     change(classifier, 3, column, value)
@@ -61,25 +61,27 @@ def test_one_number_or_label_that_differs_is_seen(
     assert f"{found['equal']} of {found['images']} test images as measured" in done.stdout
 
 
-def test_the_process_imports_nothing_of_ours(classifier: Run, tmp_path: Path) -> None:
-    files, answers = tmp_path / "files", tmp_path / "answers.npz"
+def test_the_process_imports_nothing_of_the_package(classifier: Run, tmp_path: Path) -> None:
+    files, predictions = tmp_path / "files", tmp_path / "predictions.npz"
     image = tf.io.encode_png(tf.zeros([64, 64, 1], tf.uint8)).numpy()
     with tf.io.TFRecordWriter(str(files)) as writer:
         writer.write(image)
     model = classifier.metrics["model"]["saved_model"]
     job = tmp_path / "job.json"
-    job.write_text(json.dumps([{"model": model, "files": str(files), "predictions": str(answers)}]))
+    job.write_text(
+        json.dumps([{"model": model, "files": str(files), "predictions": str(predictions)}])
+    )
     done = subprocess.run(
         [sys.executable, "-X", "importtime", bare_process.__file__, str(job)],
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0 and answers.exists(), done.stderr
+    assert done.returncode == 0 and predictions.exists(), done.stderr
     imported = {line.rpartition("|")[2].strip().split(".")[0] for line in done.stderr.splitlines()}
     assert "tensorflow" in imported and "cxr_tf" not in imported
 
 
-def test_mistakes_are_told_and_leave_nothing(classifier: Run, tmp_path: Path) -> None:
+def test_errors_leave_nothing_behind(classifier: Run, tmp_path: Path) -> None:
     logs = tmp_path / "mine"
 
     def check(*runs: Path) -> None:

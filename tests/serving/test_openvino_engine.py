@@ -90,7 +90,7 @@ def others(phantoms: Path) -> list[bytes]:
 
 
 def on_tensorflow(graph: Any, outputs: list[str], precision: str) -> Any:
-    """What `engine._compile` gives, without OpenVINO."""
+    """What `openvino_engine._compile` gives, without OpenVINO."""
     whole = tf.compat.v1.wrap_function(lambda: tf.graph_util.import_graph_def(graph, name=""), [])
     inputs = [x.outputs[0] for x in whole.graph.get_operations() if x.type == "Placeholder"]
     assert [x.dtype for x in inputs] == [tf.uint8]
@@ -229,7 +229,7 @@ def test_auto_needs_openvino_and_no_gpu(
 
 @pytest.mark.parametrize("wanted", ["auto", "tensorflow"])
 def test_bfloat16_must_be_requested(wanted: str) -> None:
-    with pytest.raises(UserError, match="goes with --engine openvino"):
+    with pytest.raises(UserError, match="needs --engine openvino"):
         openvino_engine.takes_openvino(wanted, "bfloat16")
 
 
@@ -381,7 +381,8 @@ def test_neighbors_of_openvino_embeddings_are_exported(
     monkeypatch.setattr(openvino_engine, "_compile", compile_inexactly)
     settings = FitKnn(
         classifier=str(models / "tiny"), data=str(phantoms), engine="openvino",
-        bootstrap_samples=3, name="knn", logs=str(tmp_path / "logs"), saved_models=str(tmp_path / "saved_models"),
+        bootstrap_samples=3, name="knn", logs=str(tmp_path / "logs"),
+        saved_models=str(tmp_path / "saved_models"),
     )  # fmt: skip
     run = fit_knn(settings)
     results = run.metrics
@@ -445,7 +446,7 @@ def test_bfloat16_is_close_but_not_float32(models: Path, others: list[bytes]) ->
     import openvino
 
     if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        with pytest.raises(UserError, match="this CPU does not calculate in bfloat16"):
+        with pytest.raises(UserError, match="this CPU does not compute in bfloat16"):
             openvino_engine.takes_openvino("openvino", "bfloat16")
         return
     served = loading.load_served(str(models / "tiny"), engine="openvino", precision="bfloat16")
