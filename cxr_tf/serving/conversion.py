@@ -61,7 +61,7 @@ def convert(served: ServedModel, format_: str, path: Path, *, int8: bool = False
     The file takes `images`, float32 [N, S, S, 3] in 0..255, and returns `probabilities`, float32
     [N, C]. int8 (LiteRT): weights and activations in 8 bits, with scales from phantoms.
     """
-    tensor = served.signature("tensor")
+    tensor: Any = served.signature("tensor")
     (images,) = tensor.structured_input_signature[1].values()
 
     def classify(images: tf.Tensor) -> dict[str, tf.Tensor]:

@@ -106,9 +106,10 @@ def main(job: Path) -> None:
 
 
 def _write(path: str, arrays: dict[str, np.ndarray]) -> None:
+    # Strings as fixed-length bytes: object arrays would need pickle.
+    plain = {k: v.astype("S") if v.dtype == object else v for k, v in arrays.items()}
     with open(path, "wb") as file:
-        # Without object arrays, which would need pickle.
-        np.savez(file, **{k: v.astype("S") if v.dtype == object else v for k, v in arrays.items()})
+        np.savez(file, allow_pickle=False, **plain)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import os
 import struct
 import sys
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +123,7 @@ class Session:
         shape = (ctypes.c_int64 * array.ndim)(*array.shape)
         tensor = library.TF_AllocateTensor(dtype, shape, array.ndim, size)
         data = library.TF_TensorData(tensor)
-        strings: Sequence[Any] = ()
+        strings: Any = ()
         try:
             if dtype == STRING:
                 strings = (_String * array.size).from_address(data) if array.size else ()
@@ -153,7 +153,7 @@ class Session:
                     library.TF_StringGetDataPointer(at), library.TF_StringGetSize(at)
                 )
             return values
-        array = np.empty(shape, DTYPES[dtype])
+        array: np.ndarray = np.empty(shape, DTYPES[dtype])
         ctypes.memmove(array.ctypes.data, data, array.nbytes)
         return array
 
