@@ -79,12 +79,10 @@ def convert(served: ServedModel, format_: str, path: Path, *, int8: bool = False
 
 
 def _write_onnx(function: Any, path: Path) -> None:
+    import tf2onnx
     from tensorflow.python.framework.convert_to_constants import (
         convert_variables_to_constants_v2,
     )
-
-    _give_numpy_its_old_names()
-    import tf2onnx
 
     frozen = convert_variables_to_constants_v2(function, lower_control_flow=False)
     # The class names, which only the strings need, are inputs of the frozen function too.
@@ -98,13 +96,6 @@ def _write_onnx(function: Any, path: Path) -> None:
         tensors_to_rename={given: "images", probabilities: "probabilities"},
     )
     path.write_bytes(model.SerializeToString())
-
-
-def _give_numpy_its_old_names() -> None:
-    """tf2onnx 1.17 still uses names that NumPy 2 dropped; Keras patches it in the same way."""
-    for name, value in (("object", object), ("cast", np.asarray), ("bool", np.bool_)):
-        if name not in vars(np):
-            setattr(np, name, value)
 
 
 def _litert(function: Any, served: ServedModel, *, int8: bool) -> bytes:

@@ -268,7 +268,7 @@ def test_a_network_with_other_outputs_is_rejected(
 
 def test_a_server_has_its_own_engine() -> None:
     settings = Predict(model="m", images=("a.png",), server="http://localhost:1", engine="openvino")
-    with pytest.raises(UserError, match="a server chooses its own"):
+    with pytest.raises(UserError, match="--engine is for a model on disk"):
         open_signature(settings)
 
 
