@@ -80,3 +80,26 @@ class Benchmark:
     name: str = ""
     """Name of the file; default: the time."""
     logs: str = "logs"
+
+
+@dataclass(frozen=True)
+class LoadTest:
+    """Measure latency and throughput of exported models under concurrent requests.
+
+    Prints a table, and writes logs/benchmark/<name>.json.
+    """
+
+    backbones: tuple[BackboneName, ...] = ("vgg16", "resnet50", "alexnet")
+    """Which networks, with random weights: they cost the same."""
+    precisions: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
+    image_size: int = 224
+    requests: int = 160
+    """Requests to each backend, for one client and again for all."""
+    clients: int = 8
+    """Clients that send at the same time."""
+    batch: int = 8
+    """Most images that run together, where requests are batched."""
+    seed: int = 0
+    name: str = ""
+    """Name of the file; default: the time."""
+    logs: str = "logs"

@@ -458,6 +458,37 @@ class CheckServed(RunFlags):
     runs: tuple[str, ...] = ()
     """Folders of finished runs, such as logs/classifier/<name>, logs/knn/<name> or
     logs/autoencoder/<name>."""
+    runtime: Literal["tensorflow", "c++"] = "tensorflow"
+    """tensorflow: a Python process that imports only TensorFlow. c++: the C++ runtime that TF
+    Serving is built on, in a process without TensorFlow's Python package. It also compares every
+    output of every signature, sends a bad image, replays the warm-up requests and runs eight
+    threads at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """Convert an exported classifier to another format, and verify it on that format's runtime.
+
+    Writes the model and its card to --out. Fails and writes nothing where a probability of a test
+    image differs by more than 0.001 from the SavedModel's.
+    """
+
+    model: str
+    """Folder of the model, or of one of its versions: saved_models/<name>[/<version>]."""
+    format: Literal["onnx", "litert", "openvino"]
+    """onnx: for ONNX Runtime and many others. litert: for phones and small devices. openvino: for
+    Intel processors."""
+    out: str = ""
+    """Folder to write; default: exports/<model>-<format>."""
+    precision: Literal["float32", "int8"] = "float32"
+    """int8 (litert only): a quarter of the size, calibrated on phantoms; its cost in AUROC is
+    measured and printed."""
+    data: str = "phantom"
+    """Folder of radiographs whose test split verifies the export."""
+    batch_size: int = 32
+    """Images per batch."""
+    seed: int = 0
+    """Seed of the splits, where the folder has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
