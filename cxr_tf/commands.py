@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "explain": (config.Explain, "cxr_tf.explain.explain"),
     "evaluate": (config.Evaluate, "cxr_tf.evaluation.evaluate"),
     "predict": (config.Predict, "cxr_tf.evaluation.predict"),
+    "demo": (config.Demo, "cxr_tf.demo.demo"),
     "run_study": (config.RunStudy, "cxr_tf.study.run_study"),
     "check_served": (config.CheckServed, "cxr_tf.serving.check_served"),
     "convert_alexnet_weights": (config.ConvertAlexNetWeights, "cxr_tf.models.alexnet_conversion"),

@@ -10,17 +10,19 @@ from typing import Any
 
 from cxr_tf.config import Predict, check_numbers
 from cxr_tf.data.image_files import find_images
+from cxr_tf.data.sources import dicomweb
 from cxr_tf.evaluation.prediction_output import (
     PICTURES,
+    ImageWriter,
     blank,
     check_output,
-    draw_images,
     image_predictions,
+    picture_writer,
     print_table,
     put_in_place,
     write_table,
 )
-from cxr_tf.files import short_stem, temporary_sibling
+from cxr_tf.files import temporary_sibling
 from cxr_tf.serving.batch_prediction import open_signature, predict_in_batches, progress
 from cxr_tf.serving.client import PredictFn
 
@@ -34,32 +36,45 @@ def predict(settings: Predict) -> None:
     a server that is none, and an output that is there already.
     """
     check_numbers(settings)
+    if settings.format == "dicom":
+        from cxr_tf.evaluation.predict_dicom import predict_dicom
+
+        predict_dicom(settings)
+        return
     drawn = settings.signature in PICTURES
     output = check_output(settings)
-    paths = find_images(settings.images)
-    ask = open_signature(settings)
-    with temporary_sibling(output) if drawn and output else contextlib.nullcontext() as folder:
-        check_output(settings)  # again: another process, which was waited for, may have written it
-        told, reasons = collect(settings, ask, paths, folder)
-        marked = settings.on_bad_image == "nan"
-        check_output(settings)
-        if folder and output:
-            write_table(folder / "predictions.csv", paths, told, reasons, marked)
-            put_in_place(folder, output)
-        elif output:
-            write_table(output, paths, told, reasons, marked)
-        else:
-            print_table(paths, told, reasons, marked)
-    if reasons:
-        log.info("%d of %d images could not be read", len(reasons), len(paths))
+    with dicomweb.downloaded(settings.images) as (images, urls):
+        paths = find_images(images)
+        ask = open_signature(settings)
+        with temporary_sibling(output) if drawn and output else contextlib.nullcontext() as folder:
+            check_output(settings)  # again: another process, which was waited for, may have made it
+            write = picture_writer(folder, paths) if folder else None
+            told, reasons = collect(settings, ask, paths, write)
+            marked = settings.on_bad_image == "nan"
+            names = [urls.get(path, path) for path in paths]
+            check_output(settings)
+            if folder and output:
+                write_table(folder / "predictions.csv", names, told, reasons, marked)
+                put_in_place(folder, output)
+            elif output:
+                write_table(output, names, told, reasons, marked)
+            else:
+                print_table(names, told, reasons, marked)
+    log_counts(len(paths), len(reasons), output)
+
+
+def log_counts(images: int, unreadable: int, output: Path | str | None) -> None:
+    """Log how many images were predicted, and where the predictions are."""
+    if unreadable:
+        log.info("%d of %d images could not be read", unreadable, images)
     if output:
-        log.info("%d predictions: %s", len(paths) - len(reasons), output)
+        log.info("%d predictions: %s", images - unreadable, output)
 
 
 def collect(
-    settings: Predict, ask: PredictFn, paths: list[str], folder: Path | None
+    settings: Predict, ask: PredictFn, paths: list[str], write: ImageWriter | None = None
 ) -> tuple[dict[int, dict[str, Any]], dict[int, str]]:
-    """{row: its answers} and {row: what is wrong with it}; draws the heatmaps into `folder`."""
+    """Return {row: its predictions} and {row: what is wrong with it}; call `write` for each."""
     told: dict[int, dict[str, Any]] = {}
     reasons: dict[int, str] = {}
     show = progress(len(paths))
@@ -68,10 +83,8 @@ def collect(
         reasons |= answers.reasons
         for k, row in enumerate(answers.rows):
             told[row] = image_predictions(answers.outputs, k)
-            if folder:
-                file = Path(paths[row])
-                title = f"{file.name}  {told[row].get('label', '')}"
-                draw_images(answers, k, folder / f"{row:05d}-{short_stem(file)}", title)
+            if write:
+                write(row, answers, k, told[row])
         show(len(told) + len(reasons))
     if reasons:
         if not told:

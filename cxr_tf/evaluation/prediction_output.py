@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from cxr_tf.config import Predict
 from cxr_tf.errors import UserError
-from cxr_tf.files import write_csv, write_json
+from cxr_tf.files import short_stem, write_csv, write_json
 from cxr_tf.serving.batch_prediction import BatchPredictions
 
 log = logging.getLogger(__name__)
@@ -39,15 +40,26 @@ def check_output(settings: Predict) -> Path | None:
         raise UserError(f"--output {output}: --signature {settings.signature} writes a folder")
     if not drawn and output.suffix not in (".csv", ".json"):
         raise UserError(f"--output {output}: give a name that ends in .csv or .json")
+    if drawn:
+        check_folder(output, overwrite=settings.overwrite)
+        return output
     if output.exists() and not settings.overwrite:
         raise UserError(f"{output} exists: choose another --output, or --overwrite")
-    if drawn and output.exists() and not is_ours(output):
-        raise UserError(f"{output} is no output of this script: it is not overwritten")
-    if not drawn and output.is_dir():
+    if output.is_dir():
         raise UserError(f"{output} is a folder: choose another --output")
     if not output.parent.is_dir():
         raise UserError(f"no such folder: {output.parent}")
     return output
+
+
+def check_folder(output: Path, *, overwrite: bool) -> None:
+    """Raise UserError where a folder of results cannot be written."""
+    if output.exists() and not overwrite:
+        raise UserError(f"{output} exists: choose another --output, or --overwrite")
+    if output.exists() and not is_ours(output):
+        raise UserError(f"{output} is no output of this script: it is not overwritten")
+    if not output.parent.is_dir():
+        raise UserError(f"no such folder: {output.parent}")
 
 
 def is_ours(folder: Path) -> bool:
@@ -56,7 +68,7 @@ def is_ours(folder: Path) -> bool:
         return False
     names = [p.name for p in folder.iterdir()]
     return "predictions.csv" in names and all(
-        n == "predictions.csv" or n.endswith(".png") for n in names
+        n == "predictions.csv" or n.endswith((".png", "-report.dcm", "-heatmap.dcm")) for n in names
     )
 
 
@@ -164,6 +176,22 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+# Called for each image with its row, the predictions of its batch, its position in the batch, and
+# its own predictions in plain types.
+ImageWriter = Callable[[int, BatchPredictions, int, dict[str, Any]], None]
+
+
+def picture_writer(folder: Path, paths: list[str]) -> ImageWriter:
+    """Return a function that writes the pictures of an image into `folder` as PNG."""
+
+    def write(row: int, batch: BatchPredictions, k: int, predicted: dict[str, Any]) -> None:
+        file = Path(paths[row])
+        title = f"{file.name}  {predicted.get('label', '')}"
+        draw_images(batch, k, folder / f"{row:05d}-{short_stem(file)}", title)
+
+    return write
 
 
 def draw_images(answers: BatchPredictions, k: int, stem: Path, title: str) -> None:

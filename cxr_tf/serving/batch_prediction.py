@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,14 +66,10 @@ def predict_in_batches(
                 reason = getattr(error, "strerror", None) or str(error)
                 reasons[row] = reason.removeprefix(f"{paths[row]}: ")
         outputs: dict[str, np.ndarray] = {}
-        while rows and not (reasons and on_bad_image == "error"):
-            try:
-                outputs = ask(contents)
-                break
-            except BadImages as bad:
-                reasons |= {rows[k]: reason for k, reason in bad.reasons.items()}
-                kept = [k for k in range(len(rows)) if k not in bad.reasons]
-                rows, contents = [rows[k] for k in kept], [contents[k] for k in kept]
+        if not (reasons and on_bad_image == "error"):
+            kept, outputs, refused = predict_readable(ask, contents)
+            reasons |= {rows[k]: reason for k, reason in refused.items()}
+            rows, contents = [rows[k] for k in kept], [contents[k] for k in kept]
         if reasons and on_bad_image == "error":
             row = min(reasons)
             raise UserError(
@@ -81,6 +77,25 @@ def predict_in_batches(
                 "--on-bad-image nan"
             )
         yield BatchPredictions(rows, contents, outputs, reasons)
+
+
+def predict_readable(
+    predict: PredictFn, contents: Sequence[bytes]
+) -> tuple[list[int], dict[str, np.ndarray], dict[int, str]]:
+    """Predict the images that the model can read.
+
+    Returns their positions, the outputs for them, and {position: reason} of the others. A bad image
+    makes a model refuse the whole request, so the request is sent again without it.
+    """
+    kept = list(range(len(contents)))
+    reasons: dict[int, str] = {}
+    while kept:
+        try:
+            return kept, predict([contents[k] for k in kept]), reasons
+        except BadImages as bad:
+            reasons |= {kept[k]: reason for k, reason in bad.reasons.items()}
+            kept = [k for k in kept if k not in reasons]
+    return [], {}, reasons
 
 
 def progress(total: int) -> Callable[[int], None]:
