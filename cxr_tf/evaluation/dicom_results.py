@@ -9,14 +9,16 @@ colour, which every viewer shows. Both refer to the source image, have new UIDs,
 patient and study of the source and no other identity. Needs highdicom (requirements-dicom.txt).
 """
 
+import hashlib
+import re
 import warnings
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import cxr_tf
 from cxr_tf.data.sources.dicom import silent
 from cxr_tf.errors import UserError
 
@@ -235,7 +237,7 @@ def structured_report(
             is_complete=True,
             coding_schemes=[
                 CodingSchemeIdentificationItem(
-                    designator=OWN_SCHEME, name="Class names of a cxr_tf model"
+                    designator=OWN_SCHEME, name="Classes and outputs of a cxr_tf model"
                 )
             ],
             **_equipment(algorithm),
@@ -319,13 +321,16 @@ def _finding(label: str) -> Any:
 def _own_code(value: str, meaning: str) -> Any:
     from highdicom import sr
 
-    return sr.CodedConcept(value.upper()[:16], OWN_SCHEME, meaning[:64])
+    code = value.upper()
+    if not re.fullmatch("[A-Z0-9-]{1,16}", code):  # what a code value can be anywhere
+        code = hashlib.blake2b(code.encode(), digest_size=6).hexdigest().upper()
+    return sr.CodedConcept(code, OWN_SCHEME, meaning[:64])
 
 
 def _equipment(algorithm: Algorithm) -> dict[str, Any]:
     return {
         "manufacturer": MANUFACTURER,
         "manufacturer_model_name": algorithm.name[:64],
-        "software_versions": (f"cxr_tf {cxr_tf.__version__}", f"model {algorithm.version}"),
+        "software_versions": (f"cxr_tf {metadata.version('cxr_tf')}", f"model {algorithm.version}"),
         "device_serial_number": "none",
     }

@@ -1,10 +1,9 @@
 """`predict.py --format dicom`: for each DICOM radiograph a structured report and a heatmap."""
 
 import contextlib
-import dataclasses
 import io
 import tempfile
-from collections.abc import Collection
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,15 @@ from cxr_tf.data.sources import dicom, dicomweb
 from cxr_tf.errors import UserError
 from cxr_tf.evaluation import dicom_results
 from cxr_tf.evaluation.dicom_results import Algorithm, SeriesOfStudies
-from cxr_tf.evaluation.predict import collect, log_counts
+from cxr_tf.evaluation.prediction_loop import ImageWriter, log_counts, predict_images
 from cxr_tf.evaluation.prediction_output import (
-    ImageWriter,
     check_folder,
     put_in_place,
     write_table,
 )
 from cxr_tf.figures import overlays
 from cxr_tf.files import expand_user, short_stem, temporary_sibling
-from cxr_tf.serving.batch_prediction import BatchPredictions, open_signature
+from cxr_tf.serving.batch_prediction import BatchPredictions, open_model
 from cxr_tf.serving.client import PredictFn
 
 # By the signature that has one: the output that is drawn, and what it shows.
@@ -36,35 +34,31 @@ HEATMAPS = {
 
 
 def predict_dicom(settings: Predict) -> None:
-    """Writes a report and a heatmap for each DICOM image, or stores them in a PACS.
+    """Write a report and a heatmap for each DICOM image, or store them in a PACS.
 
     All or nothing: the folder appears when it is complete, and nothing is sent before everything
-    has been made. Raises UserError as `prediction.predict` does, and for an image that is not
-    DICOM.
+    has been made. Raises UserError as `predict` does, and for an image that is not DICOM.
     """
     output = check_output(settings)
     with contextlib.ExitStack() as stack:
         images, urls = stack.enter_context(dicomweb.downloaded(settings.images))
         paths = find_images(images)
         check_images(paths)
-        predict = open_signature(settings)
-        algorithm, signatures = model_facts(settings)
-        heat = None
-        drawing = next((name for name in HEATMAPS if name in signatures), None)
-        if settings.heatmaps and drawing:
-            heat = (drawing, open_signature(dataclasses.replace(settings, signature=drawing)))
+        model = open_model(settings)
+        algorithm = algorithm_of(settings)
+        drawing = _drawing(model) if settings.heatmaps else None
         if output:
             folder = stack.enter_context(temporary_sibling(output))
             check_output(settings)
         else:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cxr_tf-")))
-        write = report_writer(folder, paths, algorithm, heat)
-        told, reasons = collect(settings, predict, paths, write)
+        write = report_writer(folder, paths, algorithm, drawing)
+        predictions, reasons = predict_images(settings, model(settings.signature), paths, write)
         if output:
             names = [urls.get(path, path) for path in paths]
             marked = settings.on_bad_image == "nan"
             check_output(settings)
-            write_table(folder / "predictions.csv", names, told, reasons, marked)
+            write_table(folder / "predictions.csv", names, predictions, reasons, marked)
             put_in_place(folder, output)
         else:
             dicomweb.store(settings.output, sorted(folder.glob("*.dcm")))
@@ -72,7 +66,7 @@ def predict_dicom(settings: Predict) -> None:
 
 
 def check_output(settings: Predict) -> Path | None:
-    """The folder that --output names, or None for a PACS that batch; UserError for neither."""
+    """The folder that --output names, or None for a PACS that answers; UserError for neither."""
     if not settings.output:
         raise UserError("--format dicom needs --output, a folder or dicomweb://host:port/path")
     if settings.signature != "serving_default":
@@ -88,7 +82,7 @@ def check_output(settings: Predict) -> Path | None:
 
 
 def check_images(paths: list[str]) -> None:
-    """Raises UserError for the first file that is not DICOM, or where a package is missing."""
+    """Raise UserError for the first file that is not DICOM, or where a package is missing."""
     dicom_results.highdicom()
     for path in paths:
         if not dicom.is_dicom(Path(path)):
@@ -98,53 +92,56 @@ def check_images(paths: list[str]) -> None:
             )
 
 
-def model_facts(settings: Predict) -> tuple[Algorithm, Collection[str]]:
-    """How reports name the model, and the signatures that it has."""
+def algorithm_of(settings: Predict) -> Algorithm:
+    """Return how reports name the model: by its model card, or as the server was asked for it."""
     if settings.server:
         if settings.version is None:
             raise UserError("--format dicom with --server needs --version: reports state it")
-        known = []
-        for signature in HEATMAPS:
-            with contextlib.suppress(UserError):
-                open_signature(dataclasses.replace(settings, signature=signature))
-                known.append(signature)
-        return Algorithm(settings.model, str(settings.version)), known
+        return Algorithm(settings.model, str(settings.version))
     from cxr_tf.serving import loading
 
     card = loading.read_card(settings.model)
     threshold = card.get("threshold") if card["kind"] == "classifier" else None
-    return Algorithm(card["name"], str(card["version"]), threshold), card["signatures"]
+    return Algorithm(card["name"], str(card["version"]), threshold)
+
+
+def _drawing(model: Callable[[str], PredictFn]) -> tuple[str, PredictFn] | None:
+    """The signature that draws a heatmap and its function; None where the model has none."""
+    for signature in HEATMAPS:
+        with contextlib.suppress(UserError):
+            return signature, model(signature)
+    return None
 
 
 def report_writer(
-    folder: Path, paths: list[str], algorithm: Algorithm, heat: tuple[str, PredictFn] | None
+    folder: Path, paths: list[str], algorithm: Algorithm, drawing: tuple[str, PredictFn] | None
 ) -> ImageWriter:
-    """Writes the objects of each image into `folder`.
+    """Return a function that writes the objects of each image into `folder`.
 
-    heat: the signature of the heatmap, and a function that calls it.
+    drawing: the signature of the heatmap, and a function that calls it.
     """
     studies = SeriesOfStudies()
 
-    def write(row: int, batch: BatchPredictions, k: int, told: dict[str, Any]) -> None:
+    def write(row: int, batch: BatchPredictions, k: int, predicted: dict[str, Any]) -> None:
         path = Path(paths[row])
         source = dicom_results.read_header(path)
         series = studies.of(source)
         stem = f"{row:05d}-{short_stem(path)}"
         capture = None
-        if heat:
-            signature, ask = heat
+        if drawing:
+            signature, draw = drawing
             output, meaning = HEATMAPS[signature]
             content = batch.contents[k]
-            values = np.squeeze(ask([content])[output][0])
+            values = np.squeeze(draw([content])[output][0])
             capture = dicom_results.heatmap_capture(
                 source,
-                _drawn(content, values, _caption(told, meaning)),
+                _drawn(content, values, _caption(predicted, meaning)),
                 f"{meaning}. {dicom_results.NOTICE}",
                 algorithm,
                 series,
             )
             capture.save_as(folder / f"{stem}-heatmap.dcm", enforce_file_format=True)
-        report = dicom_results.structured_report(source, told, algorithm, series, capture)
+        report = dicom_results.structured_report(source, predicted, algorithm, series, capture)
         report.save_as(folder / f"{stem}-report.dcm", enforce_file_format=True)
 
     return write

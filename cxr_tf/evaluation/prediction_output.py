@@ -178,12 +178,9 @@ def _is_number(text: str) -> bool:
     return True
 
 
-# Called for each image with its row, the predictions of its batch, its position in the batch, and
-# its own predictions in plain types.
-ImageWriter = Callable[[int, BatchPredictions, int, dict[str, Any]], None]
-
-
-def picture_writer(folder: Path, paths: list[str]) -> ImageWriter:
+def picture_writer(
+    folder: Path, paths: list[str]
+) -> Callable[[int, BatchPredictions, int, dict[str, Any]], None]:
     """Return a function that writes the pictures of an image into `folder` as PNG."""
 
     def write(row: int, batch: BatchPredictions, k: int, predicted: dict[str, Any]) -> None:

@@ -26,14 +26,22 @@ class BatchPredictions:
 
 
 def open_signature(settings: Predict) -> PredictFn:
-    """The signature to ask, of a server or of a SavedModel."""
+    """Open the signature that the settings name, of a server or of a SavedModel."""
+    return open_model(settings)(settings.signature)
+
+
+def open_model(settings: Predict) -> Callable[[str], PredictFn]:
+    """Open a model on a server or on disk; returns a function from signatures to what calls them.
+
+    Raises UserError where there is no such model, and the function for a signature it lacks.
+    """
     if settings.server:
         if settings.engine != "auto" or settings.engine_precision != "float32":
             raise UserError("--engine is for a model on disk: a server chooses its own")
-        return connect(
+        return lambda signature: connect(
             settings.server,
             settings.model,
-            signature=settings.signature,
+            signature=signature,
             version=settings.version,
             label=settings.label,
             timeout=settings.timeout,
@@ -45,7 +53,7 @@ def open_signature(settings: Predict) -> PredictFn:
     served = loading.load_served(
         settings.model, engine=settings.engine, precision=settings.engine_precision
     )
-    return served.predictor(settings.signature)
+    return served.predictor
 
 
 def predict_in_batches(

@@ -144,7 +144,10 @@ def _client(url: str) -> Any:
     if parts.username:
         session.auth = (parts.username, parts.password or "")
     address = parts._replace(scheme=SCHEMES[parts.scheme], netloc=parts.netloc.rpartition("@")[2])
-    return DICOMwebClient(address.geturl().rstrip("/"), session=session)
+    client = DICOMwebClient(address.geturl().rstrip("/"), session=session)
+    # Two more attempts within three seconds, where its own five take half a minute.
+    client.set_http_retry_params(max_attempts=3, wait_exponential_multiplier=500)
+    return client
 
 
 def shown(url: str) -> str:
