@@ -16,6 +16,8 @@ from cxr_tf.figures.overlays import heat_layer, png
 
 SIDE = 512  # pixels of a radiograph on the page
 
+COMPUTING = "computing ..."
+NO_HEATMAP = "this model draws no heatmap"
 WELCOME = "<p class='hint'>Drop a radiograph, or take an example.</p>"
 
 CSS = """

@@ -145,8 +145,8 @@ def _client(url: str) -> Any:
         session.auth = (parts.username, parts.password or "")
     address = parts._replace(scheme=SCHEMES[parts.scheme], netloc=parts.netloc.rpartition("@")[2])
     client = DICOMwebClient(address.geturl().rstrip("/"), session=session)
-    # Two more attempts within three seconds, where its own five take half a minute.
-    client.set_http_retry_params(max_attempts=3, wait_exponential_multiplier=500)
+    # Two more attempts within two seconds, where its own five take half a minute.
+    client.set_http_retry_params(max_attempts=3, wait_exponential_multiplier=250)
     return client
 
 
