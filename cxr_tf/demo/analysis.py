@@ -76,11 +76,13 @@ def predict(model: Model, images: Sequence[Image]) -> None:
     readable = [image for image in images if image.content]
     for start in range(0, len(readable), BATCH):
         batch = readable[start : start + BATCH]
-        rows, outputs, reasons = predict_readable(model.predict, [image.content for image in batch])
-        for row, reason in reasons.items():
+        found = predict_readable(
+            model.predict, list(range(len(batch))), [image.content for image in batch], alone=True
+        )
+        for row, reason in found.reasons.items():
             batch[row].reason, batch[row].content = reason, b""
-        for k, row in enumerate(rows):
-            batch[row].prediction = image_predictions(outputs, k)
+        for k, row in enumerate(found.rows):
+            batch[row].prediction = image_predictions(found.outputs, k)
             batch[row].heat = None
 
 

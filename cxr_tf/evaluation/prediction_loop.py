@@ -31,18 +31,18 @@ def predict_images(
     """Return {row: its predictions} and {row: what is wrong with it}; call `write` for each."""
     predicted: dict[int, dict[str, Any]] = {}
     reasons: dict[int, str] = {}
-    show = progress(len(paths))
     batch_size = settings.batch_size or (4 if settings.signature in PICTURES else 32)
-    for batch in predict_in_batches(predict, paths, batch_size, settings.on_bad_image):
-        reasons |= batch.reasons
-        for k, row in enumerate(batch.rows):
-            predicted[row] = image_predictions(batch.outputs, k)
-            if write:
-                write(row, batch, k, predicted[row])
-        show(len(predicted) + len(reasons))
+    with progress(len(paths)) as show:
+        for batch in predict_in_batches(predict, paths, batch_size, settings.on_bad_image):
+            reasons |= batch.reasons
+            for k, row in enumerate(batch.rows):
+                predicted[row] = image_predictions(batch.outputs, k)
+                if write:
+                    write(row, batch, k, predicted[row])
+            show(len(predicted) + len(reasons))
     if reasons:
         if not predicted:
-            # Which columns there are, only an answer tells.
+            # The columns of the table are known from a prediction only.
             from cxr_tf.serving.warm_up import phantom_file
 
             predicted[-1] = image_predictions(predict([phantom_file()]), 0)

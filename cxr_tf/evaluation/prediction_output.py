@@ -5,12 +5,14 @@ import logging
 import math
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cxr_tf import console
 from cxr_tf.config import Predict
 from cxr_tf.errors import UserError
 from cxr_tf.files import short_stem, write_csv, write_json
@@ -18,6 +20,9 @@ from cxr_tf.serving.batch_prediction import BatchPredictions
 
 log = logging.getLogger(__name__)
 
+
+# The least that the path gets of the width of a terminal, in characters.
+SHORTEST_PATH = 20
 
 # Signatures whose answer is a picture. One image there is the work of hundreds.
 PICTURES = ("occlusion", "explain")
@@ -146,28 +151,56 @@ def write_table(
 
 
 def print_table(
-    paths: list[str], told: dict[int, dict[str, Any]], reasons: dict[int, str], marked: bool
+    paths: list[str],
+    predictions: dict[int, dict[str, Any]],
+    reasons: dict[int, str],
+    marked: bool,
 ) -> None:
-    """The same on stdout, without lists: those of a nearest-neighbours model fill the screen."""
+    """Print the predictions as a table, without lists such as the neighbours' paths.
+
+    With `marked` a column says why an image has no prediction. On a terminal that is too narrow
+    for the probabilities of all classes, only that of the label is printed.
+    """
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     shown = {
         row: {k: v for k, v in values.items() if not isinstance(v, list)}
-        for row, values in told.items()
+        for row, values in predictions.items()
     }
-    template = next((shown[r] for r in shown if r not in reasons), shown[0])
-    width = max(map(len, [*paths, "path"])) + 2
+    header, rows = _printed(paths, shown, reasons, marked)
+    beside_path = [max(map(len, column)) + 2 for column in zip(header, *rows, strict=True)][1:]
+    if width and sum(beside_path) + SHORTEST_PATH > width:
+        shown = {row: _of_label(values) for row, values in shown.items()}
+        header, rows = _printed(paths, shown, reasons, marked)
+    log.info("%s", console.table(header, rows, width=width))
 
-    def line(path: str, row: dict[str, str], reason: str) -> str:
-        label = row.pop("label", None)
-        text = f"{path:<{width}}" + (f"{label:<12}" if label is not None else "")
-        return text + "".join(f"{v:>12}" for v in row.values()) + (f"  {reason}" if marked else "")
 
-    log.info(line("path", {k: k for k in cells(template)}, "reason").rstrip())
+def _printed(
+    paths: list[str],
+    predictions: dict[int, dict[str, Any]],
+    reasons: dict[int, str],
+    marked: bool,
+) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the printed table; numbers with four decimals."""
+    template = next((predictions[r] for r in predictions if r not in reasons), predictions[0])
+    header = ["path", *cells(template), *(["reason"] if marked else [])]
+    rows = []
     for row, path in enumerate(paths):
-        values = cells(shown[row])
-        for name, value in list(values.items()):
+        values = cells(predictions[row])
+        for name, value in values.items():
             if name != "label" and _is_number(value):
                 values[name] = f"{float(value):.4f}"
-        log.info(line(path, values, reasons.get(row, "")).rstrip())
+        rows.append([path, *values.values(), *([reasons.get(row, "")] if marked else [])])
+    return header, rows
+
+
+def _of_label(predicted: dict[str, Any]) -> dict[str, Any]:
+    """The same with the probability of the label in the place of all probabilities."""
+    if "probabilities" not in predicted:
+        return predicted
+    rest = {k: v for k, v in predicted.items() if k not in ("label", "probabilities")}
+    label = predicted["label"]
+    probability = predicted["probabilities"].get(label, math.nan)
+    return {"label": label, "probability": probability, **rest}
 
 
 def _is_number(text: str) -> bool:

@@ -1,12 +1,11 @@
 """Predictions of many images, batch by batch, from disk or from a server."""
 
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
+from cxr_tf import console
 from cxr_tf.config import Predict
 from cxr_tf.errors import UserError
 from cxr_tf.serving.client import BadImages, PredictFn, connect, read_image
@@ -71,55 +70,61 @@ def predict_in_batches(
                 contents.append(read_image(paths[row]))
                 rows.append(row)
             except (UserError, OSError) as error:
-                reason = getattr(error, "strerror", None) or str(error)
-                reasons[row] = reason.removeprefix(f"{paths[row]}: ")
-        outputs: dict[str, np.ndarray] = {}
-        if not (reasons and on_bad_image == "error"):
-            kept, outputs, refused = predict_readable(ask, contents)
-            reasons |= {rows[k]: reason for k, reason in refused.items()}
-            rows, contents = [rows[k] for k in kept], [contents[k] for k in kept]
+                reasons[row] = reason_of(error, paths[row])
+        if reasons and on_bad_image == "error":
+            batch = BatchPredictions([], [], {}, reasons)
+        else:
+            batch = predict_readable(
+                ask, rows, contents, stop=on_bad_image == "error", alone=len(paths) == 1
+            )
+            reasons |= batch.reasons
         if reasons and on_bad_image == "error":
             row = min(reasons)
             raise UserError(
                 f"{paths[row]}: {reasons[row]}; mend or remove it, or have such files marked by "
                 "--on-bad-image nan"
             )
-        yield BatchPredictions(rows, contents, outputs, reasons)
+        yield BatchPredictions(batch.rows, batch.contents, batch.outputs, reasons)
 
 
 def predict_readable(
-    predict: PredictFn, contents: Sequence[bytes]
-) -> tuple[list[int], dict[str, np.ndarray], dict[int, str]]:
-    """Predict the images that the model can read.
+    predict: PredictFn,
+    rows: list[int],
+    contents: list[bytes],
+    *,
+    stop: bool = False,
+    alone: bool = False,
+) -> BatchPredictions:
+    """Predict one batch without the images that the model refuses.
 
-    Returns their positions, the outputs for them, and {position: reason} of the others. A bad image
-    makes a model refuse the whole request, so the request is sent again without it.
+    rows: what the images are called in the result. `stop` leaves it at the first refusal, with the
+    reasons and no outputs. A batch of one is predicted as two copies unless the image is `alone`:
+    for a single image some kernels sum in another order, and its last bits would depend on where a
+    list is cut into batches.
     """
-    kept = list(range(len(contents)))
     reasons: dict[int, str] = {}
-    while kept:
+    while rows:
+        pair = len(contents) == 1 and not alone
         try:
-            return kept, predict([contents[k] for k in kept]), reasons
+            outputs = predict(contents * 2 if pair else contents)
+            if pair:
+                outputs = {name: values[:1] for name, values in outputs.items()}
+            return BatchPredictions(rows, contents, outputs, reasons)
         except BadImages as bad:
-            reasons |= {kept[k]: reason for k, reason in bad.reasons.items()}
-            kept = [k for k in kept if k not in reasons]
-    return [], {}, reasons
+            reasons |= {rows[k]: reason for k, reason in bad.reasons.items() if k < len(rows)}
+            kept = [k for k in range(len(rows)) if k not in bad.reasons]
+            rows, contents = [rows[k] for k in kept], [contents[k] for k in kept]
+            if stop:
+                break
+    return BatchPredictions([], [], {}, reasons)
 
 
-def progress(total: int) -> Callable[[int], None]:
-    """A function to call with how many are done: a line on stderr, at times."""
-    started = shown = time.monotonic()
-    terminal = sys.stderr.isatty()
+def reason_of(error: Exception, path: str) -> str:
+    """Return why a file cannot be read, without its path."""
+    reason = getattr(error, "strerror", None) or str(error)
+    return reason.removeprefix(f"{path}: ")
 
-    def show(done: int) -> None:
-        nonlocal shown
-        now = time.monotonic()
-        last = terminal and done == total
-        if last or now - shown > (0.2 if terminal else 10):
-            shown = now
-            line = f"{done} of {total} images, {done / max(now - started, 1e-9):.1f}/s"
-            # On a terminal each line is written over the one before.
-            end = "\r" if terminal and not last else "\n"
-            print(line, end=end, file=sys.stderr, flush=True)
 
-    return show
+def progress(total: int, before: int = 0) -> console.Progress:
+    """Show how many images are done; see `console.Progress`."""
+    return console.Progress(total, "images", before=before)
