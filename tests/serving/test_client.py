@@ -20,7 +20,7 @@ from small_models import CLASSES, write_models
 from cxr_tf.config import Predict
 from cxr_tf.data import image_files
 from cxr_tf.errors import UserError
-from cxr_tf.evaluation import predict, prediction_output
+from cxr_tf.evaluation import predict, prediction_loop, prediction_output
 from cxr_tf.serving import batch_prediction, client
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "predict.py"
@@ -210,7 +210,7 @@ def test_nothing_but_bad_images_still_has_the_columns(
     missing = str(tmp_path / "locked.png")
     Path(missing).mkdir()  # reading it fails, as a file without permission does
     for bad in ([ward[1]], [ward[1], ward[4]]):
-        told, reasons = predict.collect(
+        told, reasons = prediction_loop.predict_images(
             Predict(model="", images=(), on_bad_image="nan"),
             batch_prediction.open_signature(Predict(model=str(saved_models / "tiny"), images=())),
             [*bad, missing],
@@ -422,7 +422,7 @@ def heat(contents: list[bytes]) -> dict[str, np.ndarray]:
 def test_heatmaps_are_drawn_over_the_radiographs(
     images: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch_prediction, "open_signature", lambda settings: heat)
+    monkeypatch.setattr(predict, "open_signature", lambda settings: heat)
     output = tmp_path / "maps"
     settings = Predict(model="any", images=tuple(images), signature="occlusion",
                        output=str(output), batch_size=2)  # fmt: skip
@@ -447,7 +447,7 @@ def test_heatmaps_are_drawn_over_the_radiographs(
 def test_a_folder_is_overwritten_only_if_it_is_ours(
     images: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch_prediction, "open_signature", lambda settings: heat)
+    monkeypatch.setattr(predict, "open_signature", lambda settings: heat)
     output = tmp_path / "maps"
     settings = Predict(model="any", images=tuple(images[:2]), signature="explain",
                        output=str(output), overwrite=True)  # fmt: skip
@@ -463,7 +463,7 @@ def test_a_folder_is_overwritten_only_if_it_is_ours(
     def broken(contents):
         raise UserError("gone")
 
-    monkeypatch.setattr(batch_prediction, "open_signature", lambda settings: broken)
+    monkeypatch.setattr(predict, "open_signature", lambda settings: broken)
     with pytest.raises(UserError, match="gone"):
         predict.predict(settings)
     assert [p.name for p in tmp_path.iterdir()] == ["maps"]
@@ -483,17 +483,3 @@ def test_outputs_that_do_not_fit_the_signature_are_refused(tmp_path: Path) -> No
             settings = Predict(model="m", images=("x",), **arguments)
             prediction_output.check_output(settings)
             batch_prediction.open_signature(settings)
-
-
-def test_progress_is_one_line_that_is_written_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    monkeypatch.setattr(sys, "stderr", Terminal())
-    now = iter([0.0, 0.1, 1.0, 2.0])
-    monkeypatch.setattr(predict.time, "monotonic", lambda: next(now))
-    show = batch_prediction.progress(40)
-    for done in (1, 20, 40):
-        show(done)
-    assert sys.stderr.getvalue() == "20 of 40 images, 20.0/s\r40 of 40 images, 20.0/s\n"
