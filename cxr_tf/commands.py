@@ -1,4 +1,4 @@
-"""The commands: which settings each takes, and which function does the work.
+"""The commands: the settings that each takes, and the function that does the work.
 
 A script under scripts/ runs one of them, `cxr <command>` runs any, and `cxr_tf.<command>(...)`
 calls its function from Python. The function has the name of the command, in the module named here.
@@ -48,8 +48,8 @@ def run(command: str) -> None:
 def main() -> None:
     """Run `cxr <command> ...`; every command has --help."""
     names = {command.replace("_", "-"): command for command in COMMANDS}
-    given = sys.argv[1] if len(sys.argv) > 1 else "--help"
-    if given in ("-h", "--help"):
+    chosen = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if chosen in ("-h", "--help"):
         width = max(map(len, names))
         print("usage: cxr COMMAND [FLAGS]\n")
         for name, command in names.items():
@@ -57,8 +57,8 @@ def main() -> None:
             print(f"  {name:<{width}}  {summary}")
         print("\n`cxr COMMAND --help` lists the flags of a command.")
         return
-    if given not in names:
-        print(f"error: no command '{given}'; known: {', '.join(names)}", file=sys.stderr)
+    if chosen not in names:
+        print(f"error: no command '{chosen}'; known: {', '.join(names)}", file=sys.stderr)
         sys.exit(2)
-    sys.argv = [f"cxr {given}", *sys.argv[2:]]
-    run(names[given])
+    sys.argv = [f"cxr {chosen}", *sys.argv[2:]]
+    run(names[chosen])

@@ -127,7 +127,8 @@ def of_default(material: Material) -> Iterator[tuple[str, Row]]:
 
 def rescanned_pair(healthy: tf.Tensor, lungs: tf.Tensor, seed: tf.Tensor) -> tuple:
     """Another tone and light, blur or noise, then the default's paint."""
-    return opacities.restoration_pair(acquisition_shifts.rescanned(healthy, seed), lungs, seed)
+    rescanned = acquisition_shifts.simulate_scanner(healthy, seed)
+    return opacities.restoration_pair(rescanned, lungs, seed)
 
 
 def of_phantom_lesions(material: Material) -> Iterator[tuple[str, Row]]:

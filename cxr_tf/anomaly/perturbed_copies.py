@@ -26,8 +26,8 @@ THRESHOLD_SEED = VALIDATION_SEED + 2
 # another scanner.
 PERTURBED_COPIES: tuple[Callable[[np.ndarray, int], np.ndarray], ...] = (
     lambda images, seed: images,
-    acquisition_shifts.another_exposure,
-    acquisition_shifts.another_scanner,
+    acquisition_shifts.perturb_exposure,
+    acquisition_shifts.perturb_scanner,
 )
 
 

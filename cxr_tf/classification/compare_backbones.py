@@ -7,7 +7,6 @@ python scripts/compare_backbones.py --runs logs/classifier/a logs/classifier/b -
 import dataclasses
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, get_args
 
 import tensorflow as tf
@@ -24,7 +23,7 @@ from cxr_tf.config import (
 from cxr_tf.errors import UserError
 from cxr_tf.files import write_csv
 from cxr_tf.models.weights import check_weights
-from cxr_tf.runs import Run, check_name, open_run, reserve_run
+from cxr_tf.runs import Run, check_name, open_finished_run, open_run, reserve_run
 from cxr_tf.scoring.classifier import HEADLINE
 from cxr_tf.scoring.predictions import check_same_rows, paired_tests, read_predictions
 
@@ -53,7 +52,7 @@ def compare_backbones(settings: CompareBackbones) -> Run:
     The model is chosen by the loss on validation and its stressed copy; test decides nothing.
     """
     if settings.runs:
-        trained = [_finished(Path(folder)) for folder in settings.runs]
+        trained = [open_finished_run(folder, "classifier") for folder in settings.runs]
         name = settings.name or "-vs-".join(r.directory.name for r in trained)
         check_name(name)
         check_numbers(settings)
@@ -183,17 +182,6 @@ def _write(run: Run, results: dict[str, Any], chosen: str, tests: dict[str, Any]
             "paired_tests": tests,
         }
     )
-
-
-def _finished(folder: Path) -> Run:
-    run = Run(folder)
-    if not (folder / "config.json").exists():
-        raise UserError(f"{folder} is not a run directory (logs/classifier/<name>)")
-    if run.config["job"] != "classifier":
-        raise UserError(f"{folder} is the run of another job, not of a classifier")
-    if not run.finished:
-        raise UserError(f"the run {folder} is not finished: go on with it by --resume first")
-    return run
 
 
 def _check_same(trained: list[Run]) -> None:

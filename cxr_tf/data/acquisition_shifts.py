@@ -1,8 +1,7 @@
-"""Acquisition shifts: the same radiographs framed, exposed or stored in another way.
+"""Acquisition shifts: the same radiographs under other framing, exposure or image quality.
 
-`SHIFTS` are the fixed shifts, one change at a time, that `evaluate.py --shifts` scores a model
-under. `another_exposure` and `another_scanner` draw random perturbed copies, from which thresholds
-are chosen.
+`SHIFTS` are the fixed shifts, one change at a time, of `evaluate.py --shifts`. `perturb_exposure`
+and `perturb_scanner` draw random perturbed copies, which thresholds are chosen on.
 """
 
 from collections.abc import Callable
@@ -13,42 +12,41 @@ from scipy import ndimage
 
 from cxr_tf.data.augmentation import affine, augment, augmentation_draws, binomial_blur
 
-# How far another scanner goes: the logarithm of gamma, light from one edge to the other (as shares
-# of the brightness, down and across), grey levels of noise at 224 pixels, and the standard
-# deviation of the blur as a share of the side.
-GAMMA, LIGHT_DOWN, LIGHT_ACROSS, NOISE, BLUR = 0.55, 0.35, 0.18, 12.0, 1 / 150
+# Ranges of `simulate_scanner`: log gamma; vertical and horizontal brightness gradient, as shares of
+# the brightness; noise in grey levels at 224 pixels; standard deviation of the blur as a share of
+# the side.
+GAMMA, GRADIENT_DOWN, GRADIENT_ACROSS, NOISE, BLUR = 0.55, 0.35, 0.18, 12.0, 1 / 150
 
 
-def another_exposure(images: np.ndarray, seed: int) -> np.ndarray:
-    """A copy of each image as the classifier's augmentation changes it, nothing covered.
+def perturb_exposure(images: np.ndarray, seed: int) -> np.ndarray:
+    """Return a copy of each image changed by the classifier's augmentation, without cutout.
 
-    images: uint8 [N, S, S, 1]; the same size and type come back. Width and height by up to 7 %
-    only; the same way for the same seed.
+    images: uint8 [N, S, S, 1], as is the result. Width and height change by up to 7 % only. The
+    seed determines the result.
     """
     draws = augmentation_draws(len(images), tf.constant([seed, -1], tf.int64)).numpy()
     draws[:, 11] = 1.0  # no cutout
-    return _in_parts(
+    return _in_batches(
         images, lambda part, rows: augment(part, tf.constant(draws[rows]), framing=0.07)
     )
 
 
-def another_scanner(images: np.ndarray, seed: int) -> np.ndarray:
-    """A copy of each image, uint8 [N, S, S, 1], as `rescanned` changes it; the same way for the
-    same seed."""
-    return _in_parts(
+def perturb_scanner(images: np.ndarray, seed: int) -> np.ndarray:
+    """Return a copy of each image, uint8 [N, S, S, 1], changed by `simulate_scanner`."""
+    return _in_batches(
         images,
-        lambda part, rows: rescanned(
+        lambda part, rows: simulate_scanner(
             tf.cast(part, tf.float32), tf.constant([seed, rows.start], tf.int64)
         ),
     )
 
 
-def rescanned(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """Another tone and light, and blur or noise in two of three: float32 [B, S, S, 1] in 0..255.
+def simulate_scanner(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Vary gamma and illumination, and blur or add noise to two in three: float32 [B, S, S, 1].
 
-    seed: int64 [2], which alone decides. Gamma 0.58 to 1.73; up to 35 % more light from above or
-    below, 18 % from one side; blurred by up to a 150th of the side, or noise of up to 12 grey
-    levels at 224 pixels, less where pixels are larger.
+    images: in 0..255, as is the result. seed: int64 [2]. Gamma 0.58 to 1.73; a brightness gradient
+    of up to 35 % vertically and 18 % horizontally; blur by up to a 150th of the side, or noise of
+    up to 12 grey levels at 224 pixels, less where pixels are larger.
     """
     batch, size = tf.shape(images)[0], images.shape[1]
     streams = tf.random.experimental.stateless_split(seed, 2)
@@ -58,9 +56,9 @@ def rescanned(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     images = 255.0 * tf.pow(tf.clip_by_value(images / 255.0, 0.0, 1.0), tf.exp(GAMMA * u[0]))
     ramp = tf.linspace(-1.0, 1.0, size)
     down, across = ramp[None, :, None, None], ramp[None, None, :, None]
-    images *= 1.0 + LIGHT_DOWN * u[1] * down + LIGHT_ACROSS * u[2] * across
+    images *= 1.0 + GRADIENT_DOWN * u[1] * down + GRADIENT_ACROSS * u[2] * across
 
-    # A pass has a variance of half a pixel.
+    # Each pass has a variance of half a pixel.
     smooth = images
     for _ in range(max(1, round(2 * (BLUR * size) ** 2))):
         smooth = binomial_blur(smooth)
@@ -74,7 +72,7 @@ def rescanned(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     return tf.clip_by_value(images, 0.0, 255.0)
 
 
-def _in_parts(
+def _in_batches(
     images: np.ndarray, change: Callable[[np.ndarray, slice], tf.Tensor], size: int = 256
 ) -> np.ndarray:
     changed = np.empty_like(images)
@@ -86,12 +84,12 @@ def _in_parts(
 
 Shift = Callable[[np.ndarray], np.ndarray]
 
-# The radiographs of sick children are about so much wider than those of healthy ones (Kermany).
+# Ratio of the aspects of sick and healthy children's radiographs (Kermany).
 ASPECT = 1.22
 
 
 def framed(images: np.ndarray, *, width: float = 1.0, height: float = 1.0) -> np.ndarray:
-    """More of width or height shown (above 1), or less; black where there is nothing to show."""
+    """Zoom out (above 1) or in by width and height; black outside of the image."""
     ones, zeros = tf.ones(len(images)), tf.zeros(len(images))
     return _as_pixels(
         affine(
@@ -106,18 +104,18 @@ def framed(images: np.ndarray, *, width: float = 1.0, height: float = 1.0) -> np
 
 
 def gamma(images: np.ndarray, exponent: float) -> np.ndarray:
-    """Brighter (below 1) or darker (above 1), black and white kept."""
+    """Apply a gamma curve: brighter (below 1) or darker (above 1)."""
     return _as_pixels(255 * (images / 255) ** exponent)
 
 
 def lit_from_below(images: np.ndarray, change: float = 0.35) -> np.ndarray:
-    """Brighter by so much at the lower edge, darker at the upper one."""
+    """Brighten the lower edge by this share, and darken the upper one."""
     ramp = 1 + change * np.linspace(-1, 1, images.shape[1])
     return _as_pixels(images * ramp[:, None, None])
 
 
 def equalised(images: np.ndarray) -> np.ndarray:
-    """Histogram equalisation: every grey level is about as frequent as any other."""
+    """Equalise the histogram of each image."""
     levels = np.arange(257)
     below = [np.histogram(image, bins=levels)[0].cumsum() / image.size for image in images]
     return np.stack(
@@ -126,14 +124,14 @@ def equalised(images: np.ndarray) -> np.ndarray:
 
 
 def blurred(images: np.ndarray) -> np.ndarray:
-    """Gaussian blur with a standard deviation of a 150th of the side."""
+    """Blur with a standard deviation of a 150th of the side."""
     sigma = images.shape[1] / 150
     smooth = ndimage.gaussian_filter(images.astype(np.float32), (0, sigma, sigma, 0))
     return _as_pixels(smooth)
 
 
 def noisy(images: np.ndarray, spread: float = 12.0) -> np.ndarray:
-    """Gaussian noise of so many grey levels, pixel by pixel; the same on every image."""
+    """Add Gaussian noise of this many grey levels, the same to every image."""
     noise = np.random.default_rng(0).normal(0, spread, images.shape[1:])
     return _as_pixels(images + noise)
 

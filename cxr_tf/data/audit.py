@@ -1,11 +1,11 @@
-"""What a data set is like before anything is trained on it, and what in it could mislead.
+"""Audit of a data set before training: near duplicates, shortcuts, unreadable files.
 
-    found = inspect_images(open_catalog("chest_xray"))
-    for warning in warnings(found): ...
+    inspection = inspect_images(open_catalog("chest_xray"))
+    for warning in warnings(inspection): ...
 
 Two questions that a table of counts does not answer. Are there copies that no hash of bytes finds,
-because they were resized or compressed again? And do size, aspect or brightness tell the class on
-their own? A network takes such a shortcut where there is one, and loses it in the next hospital.
+because they were resized or recompressed? And does size, aspect or brightness alone predict the
+class? A network learns such a shortcut, which fails at the next hospital.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -14,22 +14,22 @@ from warnings import catch_warnings, simplefilter
 
 import numpy as np
 
-from cxr_tf.data.catalog import Catalog, contradict
+from cxr_tf.data.catalog import Catalog, contradictory
 
 THUMBNAIL = 64  # pixels a side
 
 # The perceptual hash: signs of the 16 x 16 lowest frequencies of a thumbnail against their median,
-# without the mean (Zauner 2010, section 3.2.2, with finer bits, since chests look alike). On the
-# 5,232 images of Kermany's train and val, copies differ in no bit and the nearest two other images
-# in 38 of 255; with 63 bits, as is usual, hundreds of strangers lie within 5.
+# without the mean (Zauner 2010, section 3.2.2, with more bits, since chests look alike). On the
+# 5,232 images of Kermany's train and val, copies differ in no bit and the closest two other images
+# in 38 of 255; with the usual 63 bits, hundreds of unrelated pairs differ in 5 or less.
 HASH_SIDE = 16
 
-NEAR = 20
+MAX_DIFFERENT_BITS = 20
 
-# Values of 12 bits in a file of 16 end at 16 of 255.
+# 12-bit values in a 16-bit file end at 16 of 255.
 DARK = 24
 
-# A shortcut is worth a warning from this AUROC on, where chance is an unlikely explanation.
+# A shortcut is reported from this AUROC on, if chance is an unlikely explanation.
 SHORTCUT_AUROC = 0.70
 
 SHORTCUT_P = 0.001
@@ -37,9 +37,9 @@ SHORTCUT_P = 0.001
 
 @dataclass(frozen=True)
 class Shortcut:
-    """How well one number, known without looking at the lungs, tells one finding from the rest.
+    """How well one measure, unrelated to the lungs, separates one finding from the rest.
 
-    `auroc` is at least 0.5; `higher` says whether the finding has the higher values. `p` is that of
+    `auroc` is at least 0.5; `higher`: whether the finding has the higher values. `p` is that of
     the two-sided Mann-Whitney test.
     """
 
@@ -51,17 +51,17 @@ class Shortcut:
 
     @property
     def suspicious(self) -> bool:
-        """Whether to warn of it."""
+        """Whether to warn about it."""
         return self.auroc >= SHORTCUT_AUROC and self.p < SHORTCUT_P
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """A catalogue, and what its images are like.
+    """A catalogue, and measurements of its images.
 
     thumbnails: uint8 [N, 64, 64], zero where unreadable. measures: float [N] each, NaN where
-    unreadable: width, height (pixels), size (pixels in all), aspect (width by height), brightness
-    (mean of 0..255). near: pairs of rows that look alike and are not the same bytes.
+    unreadable: width, height (pixels), size (number of pixels), aspect (width by height),
+    brightness (mean of 0..255). near: pairs of rows that look alike, identical files excluded.
     """
 
     catalog: Catalog
@@ -73,7 +73,7 @@ class Inspection:
 
 
 def inspect_images(catalog: Catalog) -> Inspection:
-    """Reads every image, by the decoder that training and serving use."""
+    """Read every image with the decoder of training and serving."""
     from PIL import Image
 
     from cxr_tf.data.decoding import load_images
@@ -107,7 +107,7 @@ def inspect_images(catalog: Catalog) -> Inspection:
 
 
 def perceptual_hash(thumbnails: np.ndarray) -> np.ndarray:
-    """uint8 [N, 64, 64] -> bool [N, 255]; brightness, contrast and compression hardly change it."""
+    """Hash thumbnails uint8 [N, 64, 64] to bool [N, 255], robust to exposure and compression."""
     from scipy.fft import dctn
 
     spectrum = dctn(thumbnails.astype(np.float32), axes=(1, 2))[:, :HASH_SIDE, :HASH_SIDE]
@@ -116,23 +116,23 @@ def perceptual_hash(thumbnails: np.ndarray) -> np.ndarray:
 
 
 def near_duplicates(thumbnails: np.ndarray) -> list[tuple[int, int]]:
-    """Pairs of rows (first < second) whose hashes differ in at most `NEAR` bits."""
+    """Return pairs of rows, first < second, whose hashes differ by `MAX_DIFFERENT_BITS` at most."""
     if not len(thumbnails):
         return []
     signs = np.where(perceptual_hash(thumbnails), np.float32(1), np.float32(-1))
-    # A blank image has no structure, and every blank one the same hash.
+    # All blank images have the same hash.
     blank = thumbnails.reshape(len(thumbnails), -1).std(axis=1) < 1
-    found: list[tuple[int, int]] = []
+    pairs: list[tuple[int, int]] = []
     for start in range(0, len(signs), 1024):
         different = (signs.shape[1] - signs[start : start + 1024] @ signs.T) / 2
-        for first, second in np.argwhere(different <= NEAR) + np.array([start, 0]):
+        for first, second in np.argwhere(different <= MAX_DIFFERENT_BITS) + np.array([start, 0]):
             if first < second and not (blank[first] and blank[second]):
-                found.append((int(first), int(second)))
-    return found
+                pairs.append((int(first), int(second)))
+    return pairs
 
 
 def shortcuts(catalog: Catalog, measures: dict[str, np.ndarray]) -> list[Shortcut]:
-    """For size, aspect and brightness, the finding that each tells best from all others."""
+    """Return, for size, aspect and brightness, the finding that each separates best."""
     from scipy.stats import mannwhitneyu
 
     findings = np.array([r.finding for r in catalog.radiographs])
@@ -142,12 +142,13 @@ def shortcuts(catalog: Catalog, measures: dict[str, np.ndarray]) -> list[Shortcu
         candidates = []
         for finding in catalog.findings:
             known = np.isfinite(values)
-            own, rest = values[known & (findings == finding)], values[known & (findings != finding)]
-            if not len(own) or not len(rest):
+            positive = values[known & (findings == finding)]
+            rest = values[known & (findings != finding)]
+            if not len(positive) or not len(rest):
                 continue
-            test = mannwhitneyu(own, rest)
+            test = mannwhitneyu(positive, rest)
             # U over the number of pairs is the AUROC (Hanley and McNeil 1982).
-            auroc = float(test.statistic) / (len(own) * len(rest))
+            auroc = float(test.statistic) / (len(positive) * len(rest))
             p = float(test.pvalue) if np.isfinite(test.pvalue) else 1.0
             candidates.append(Shortcut(measure, finding, max(auroc, 1 - auroc), auroc > 0.5, p))
         if candidates:
@@ -155,39 +156,43 @@ def shortcuts(catalog: Catalog, measures: dict[str, np.ndarray]) -> list[Shortcu
     return best
 
 
-def warnings(found: Inspection) -> list[str]:
-    """What a user should know before trusting a model of these data; nothing of it stops a run."""
-    said = []
-    for s in found.shortcuts:
+def warnings(inspection: Inspection) -> list[str]:
+    """Return warnings about the data, one sentence each; none of them stops a run."""
+    lines = []
+    for s in inspection.shortcuts:
         if s.suspicious:
-            said.append(
-                f"{s.measure} alone tells '{s.finding}' from the rest with AUROC {s.auroc:.2f} "
-                f"({'higher' if s.higher else 'lower'} in it): a shortcut that a network can take"
+            lines.append(
+                f"{s.measure} alone separates '{s.finding}' from the rest with AUROC {s.auroc:.2f} "
+                f"({'higher' if s.higher else 'lower'} values): a shortcut that a network can learn"
             )
-    rows = found.catalog.radiographs
-    brightest = np.delete(found.thumbnails.max(axis=(1, 2), initial=0), list(found.unreadable))
+    rows = inspection.catalog.radiographs
+    brightest = np.delete(
+        inspection.thumbnails.max(axis=(1, 2), initial=0), list(inspection.unreadable)
+    )
     if dark := int(np.sum(brightest < DARK)):
-        said.append(
-            f"{dark} images are all but black, no grey level of {DARK} of 255 or above: 12 bits in "
-            "files of 16, or blank?"
+        lines.append(
+            f"{dark} images are almost black, without a grey level of {DARK} or above: 12-bit "
+            "values in 16-bit files, or blank?"
         )
-    count = len(found.near)
+    count = len(inspection.near)
     if count:
-        said.append(f"{count} pairs of images look the same and are not the same file")
-    if torn := sum(rows[a].split != rows[b].split for a, b in found.near):
-        said.append(f"{torn} of these pairs stand in two splits: what is tested was trained on")
-    if torn := sum(contradict({rows[a].finding, rows[b].finding}) for a, b in found.near):
-        said.append(f"{torn} of these pairs stand under two labels")
-    return said
+        lines.append(f"{count} pairs of images look the same but are different files")
+    if across := sum(rows[a].split != rows[b].split for a, b in inspection.near):
+        lines.append(f"{across} of these pairs appear in two splits: leakage from training to test")
+    if conflicts := sum(
+        contradictory({rows[a].finding, rows[b].finding}) for a, b in inspection.near
+    ):
+        lines.append(f"{conflicts} of these pairs appear under two labels")
+    return lines
 
 
 def _size(path: str) -> tuple[float, float]:
-    """Width and height from the header of a file; NaN where it has none."""
+    """Return width and height from the header of a file; NaN if it cannot be read."""
     from PIL import Image
 
     try:
         with Image.open(path) as image:
             return float(image.width), float(image.height)
-    # ValueError for a text in a PNG that is larger than Pillow likes: of no interest here.
+    # ValueError for a text chunk of a PNG above Pillow's limit.
     except (OSError, ValueError, Image.DecompressionBombError):
         return float("nan"), float("nan")

@@ -1,44 +1,44 @@
-"""Random exposure, framing and cutout of whole batches in training."""
+"""Augmentation of training batches: random exposure, framing and cutout."""
 
 import tensorflow as tf
 
-# Random numbers that an augmentation takes.
+# Number of random numbers per augmented image.
 AUGMENTATION_DRAWS = 14
 
-# Width and height of what is shown are scaled by up to this, as a logarithm; and under stress.
-FRAMING, WIDEST_FRAMING = 0.15, 0.2
+# Largest log scale of width and height, and its limit at a strength above 1.
+FRAMING, MAX_FRAMING = 0.15, 0.2
 
 
 def augmentation_draws(count: int, seed: tf.Tensor) -> tf.Tensor:
-    """Random numbers that decide an epoch's augmentations: float32 [count, 14] in -1..1."""
+    """Return the random numbers of an epoch's augmentations: float32 [count, 14] in -1..1."""
     return tf.random.stateless_uniform([count, AUGMENTATION_DRAWS], seed, -1.0, 1.0)
 
 
 def augment(
     images: tf.Tensor, draws: tf.Tensor, strength: float = 1.0, *, framing: float = FRAMING
 ) -> tf.Tensor:
-    """Random exposure, position and cutout of whole batches, without a Python loop over images.
+    """Augment a batch in exposure, position and cutout; returns float32 [B, S, S, 1].
 
-    images: uint8 or float32 [B, S, S, 1] in 0..255. draws: float32 [B, 14] in -1..1, which alone
-    decide what happens to each. strength scales every range, that of the framing to 22 % at most.
-    framing: how far width and height are scaled, as a logarithm. Returns float32 [B, S, S, 1].
+    images: uint8 or float32 [B, S, S, 1] in 0..255. draws: float32 [B, 14] in -1..1, which
+    determine the result. strength: scales every range, that of the framing to 22 % at most.
+    framing: largest log scale of width and height.
 
-    At strength 1: rotation up to 4 degrees; width and height scaled apart by up to 16 %; shift up
-    to 4 %; gamma 0.79 to 1.27; contrast and brightness up to 12 %; fine detail (what a 3x3 blur
-    takes away) 0.2 to 1.8 times; 3 in 10 images lose a square of 10 to 30 % of the side. No flips:
-    the heart has a side, and nobody takes chest X-rays upside down.
+    At strength 1: rotation up to 4 degrees; width and height scaled independently by up to 16 %;
+    shift up to 4 %; gamma 0.79 to 1.27; contrast and brightness up to 12 %; fine detail (what a 3x3
+    blur removes) 0.2 to 1.8 times; 3 in 10 images have a square of 10 to 30 % of the side covered.
+    No flips: the heart is on the left, and chest X-rays are never taken upside down.
 
-    The framing is varied that much because it is a shortcut. In the Kermany data the radiographs of
-    the healthy are 1.2 times as wide as high, those of the sick 1.5 times; squashed to a square, a
-    healthy chest that was framed like a sick one is taken for sick.
+    The framing varies this much because it is a shortcut. In the Kermany data the radiographs of
+    healthy children are 1.2 times as wide as high, those of sick ones 1.5 times; squashed to a
+    square, a healthy chest framed like a sick one is classified as sick.
     """
     images = tf.cast(images, tf.float32)
     size = images.shape[1]
     u = [draws[:, i] * strength for i in range(AUGMENTATION_DRAWS)]
-    # A quarter keep their place. Interpolation blurs, and a network that has only seen blurred
-    # images takes every sharp one for healthy.
+    # A quarter are not moved. Interpolation blurs, and a network trained on blurred images only
+    # classifies every sharp one as healthy.
     moved = tf.cast(draws[:, 12] < 0.5, tf.float32)
-    scaled = min(framing * strength, WIDEST_FRAMING) * moved
+    scaled = min(framing * strength, MAX_FRAMING) * moved
     images = affine(
         images,
         angle=0.07 * u[0] * moved,
@@ -51,7 +51,7 @@ def augment(
     def per_image(x: tf.Tensor) -> tf.Tensor:
         return tf.reshape(x, [-1, 1, 1, 1])
 
-    # Sharpness belongs to the scanner and to how the file was made, not to the patient.
+    # Sharpness depends on the scanner and the file format, not on the patient.
     detail = images - binomial_blur(images)
     images += per_image(tf.clip_by_value(0.8 * u[13], -1.0, 2.0)) * detail
     images = 255.0 * tf.pow(
@@ -61,7 +61,7 @@ def augment(
     images = (images - mean) * per_image(tf.exp(0.12 * u[6])) + mean + per_image(15.0 * u[7])
     images = tf.clip_by_value(images, 0.0, 255.0)
 
-    # Unscaled draws decide where and whether; strength only how often.
+    # Position and size come from the unscaled draws; strength affects the frequency only.
     half = per_image(size * (0.10 + 0.05 * draws[:, 8]))
     centre_y = per_image(size * (draws[:, 9] + 1.0) / 2.0)
     centre_x = per_image(size * (draws[:, 10] + 1.0) / 2.0)
@@ -74,9 +74,9 @@ def augment(
 
 
 def binomial_blur(images: tf.Tensor) -> tf.Tensor:
-    """3x3 blur of [B, S, S, 1], float32; borders are repeated, so that they do not darken."""
-    # By sums, because the last bits of a convolution depend on how many threads it is given, and a
-    # resumed run must see the very same pixels.
+    """Blur [B, S, S, 1], float32, with a 3x3 binomial kernel; borders are mirrored."""
+    # By sums: the last bits of a convolution depend on the number of threads, and a resumed run
+    # must see the same pixels.
     x = tf.pad(images, [[0, 0], [1, 1], [1, 1], [0, 0]], mode="SYMMETRIC")
     x = (x[:, :-2] + 2.0 * x[:, 1:-1] + x[:, 2:]) / 4.0
     return (x[:, :, :-2] + 2.0 * x[:, :, 1:-1] + x[:, :, 2:]) / 4.0
@@ -91,9 +91,9 @@ def affine(
     shift_x: tf.Tensor,
     shift_y: tf.Tensor,
 ) -> tf.Tensor:
-    """Affine transform of [B, S, S, C] about the centre; what comes from outside is 0.
+    """Transform [B, S, S, C] by an affine map about the centre; outside of the image is 0.
 
-    All parameters float32 [B]: angle in radians, shifts in pixels, scales above 1 show more.
+    All parameters float32 [B]: angle in radians, shifts in pixels, scales above 1 zoom out.
     """
     centre = (images.shape[1] - 1) / 2
     a, b = tf.cos(angle) * scale_x, -tf.sin(angle) * scale_y

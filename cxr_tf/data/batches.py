@@ -6,7 +6,7 @@ import tensorflow as tf
 from cxr_tf.data.augmentation import augment, augmentation_draws
 from cxr_tf.data.tf_data import PARALLEL, no_autograph, prefetch
 
-# Seed of the stressed validation copy: fixed, so that runs with other seeds are judged alike.
+# Seed of the perturbed validation copy: fixed, so that runs with other seeds are comparable.
 STRESS_SEED = 20_001
 
 
@@ -19,11 +19,11 @@ def training_batches(
     epochs: range,
     strength: float = 1.0,
 ) -> tf.data.Dataset:
-    """Training batches of some epochs: (float32 [B, S, S, 3] in 0..255, int64 [B]).
+    """Return training batches of some epochs: (float32 [B, S, S, 3] in 0..255, int64 [B]).
 
     Each epoch of `epochs` is a fresh permutation, and each image a fresh augmentation, both drawn
-    from (seed, epoch, row) alone: a run resumed at epoch 7 sees what it would have seen. The last,
-    incomplete batch of an epoch is dropped; see `steps_per_epoch`.
+    from (seed, epoch, row) alone, so that a resumed run sees the same batches. The last, incomplete
+    batch of an epoch is dropped; see `steps_per_epoch`.
     """
     n = len(labels)
     steps = steps_per_epoch(n, batch_size)
@@ -35,7 +35,7 @@ def training_batches(
         rows = tf.random.experimental.stateless_shuffle(
             tf.range(n, dtype=tf.int64), seed=epoch_seed
         )[: steps * batch_size]
-        # Drawn by row, so that neither order nor batch size changes what an image becomes.
+        # Drawn by row, so that neither order nor batch size affects the augmentation of an image.
         draws = tf.gather(augmentation_draws(n, epoch_seed), rows)
         return tf.data.Dataset.from_tensor_slices((rows, draws)).batch(batch_size)
 
@@ -57,11 +57,11 @@ def training_batches(
 def evaluation_batches(
     images: np.ndarray, *, batch_size: int, stress_seed: int | None = None, strength: float = 2.5
 ) -> tf.data.Dataset:
-    """All images in order: float32 [B, S, S, 1] in 0..255; the last batch may be smaller.
+    """Return all images in order: float32 [B, S, S, 1] in 0..255; the last batch may be smaller.
 
-    One channel, because to write three of the same takes longer than all the rest;
-    `training.compiled` has the network's graph do it. With `stress_seed` every image is augmented,
-    the same way each time, at `strength`: a stand-in for images of another hospital, on which a
+    One channel, because writing three equal ones takes longer than everything else;
+    `training.inference.compiled` repeats it in the network's graph. With `stress_seed` every image
+    is augmented at `strength`, the same way each time: a simulated acquisition shift, under which a
     nearly separable validation set still ranks models.
     """
     size = images.shape[1]
@@ -82,11 +82,11 @@ def evaluation_batches(
 
 
 def steps_per_epoch(count: int, batch_size: int) -> int:
-    """Whole batches in an epoch; at least one is needed."""
+    """Return the number of whole batches in an epoch."""
     return count // batch_size
 
 
 def to_rgb(gray: tf.Tensor) -> tf.Tensor:
-    """[..., 1] -> float32 [..., 3], three equal channels, the input of the backbones."""
+    """Repeat one channel, [..., 1] -> float32 [..., 3], the input of the backbones."""
     gray = tf.cast(gray, tf.float32)
     return tf.concat([gray, gray, gray], axis=-1)

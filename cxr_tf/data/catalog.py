@@ -12,8 +12,8 @@ Reads a folder, with or without split folders, a list, or MedMNIST's array file:
     catalogue.csv                                          path, label[, patient][, split]
     pneumoniamnist_64.npz                                  with its published split
 
-The rows are settled before any image is decoded: a split that leaks must stop a run before it has
-cost an hour.
+The rows are complete before any image is decoded, so that a split that leaks stops a run before it
+has cost an hour.
 """
 
 import hashlib
@@ -29,28 +29,28 @@ from cxr_tf.errors import UserError
 
 SPLITS = ("train", "val", "test")
 
-# Of tables of predictions, beside those of the classes.
-COLUMNS = {"path", "patient", "label", "predicted", "novelty", "reason"}
+# Columns of prediction tables besides the classes; no class may have one of these names.
+RESERVED_COLUMNS = {"path", "patient", "label", "predicted", "novelty", "reason"}
 
-# What the named tasks call their classes, in the order of the model's outputs; `normal` is first.
-# The third task, `labels`, takes the labels of the catalogue as they are.
+# Classes of the named tasks in the order of the model's outputs; `normal` is first. The third task,
+# `labels`, uses the labels of the catalogue unchanged.
 TASKS: dict[str, tuple[str, ...]] = {
     "binary": ("normal", "pneumonia"),
     "three_class": ("normal", "bacterial", "viral"),
 }
 
-# More labels than this are rather a column of numbers or names, taken for labels.
-MOST_LABELS = 20
+# A column with more labels than this more likely holds numbers or names.
+MAX_LABELS = 20
 
 
 @dataclass(frozen=True)
 class Radiograph:
-    """One image file and what is known of it.
+    """One image file and its metadata.
 
-    `finding` is normal, bacterial, viral, or pneumonia where the cause is not told; in a list with
-    labels of its own it is that label. `split` is train, val, test, or empty where it is not
-    settled yet. `digest` is the BLAKE2 hash of the
-    file's bytes (hex, 128 bits), by which identical images are found.
+    `finding` is normal, bacterial, viral, or pneumonia where the cause is unknown; in a list with
+    custom labels it is that label. `split` is train, val, test, or empty where none has been
+    assigned. `digest` is the BLAKE2 hash of the file's bytes (hex, 128 bits), which identifies
+    identical files.
     """
 
     path: str
@@ -62,11 +62,11 @@ class Radiograph:
 
 @dataclass(frozen=True)
 class Catalog:
-    """Radiographs in a fixed order, where they come from, and what was done to their splits.
+    """Radiographs in a fixed order, their source, and how their splits were obtained.
 
     `findings` are the labels that occur, in the order of the classes of the task `labels`. A
-    `published_split` is a benchmark's own: it is kept as it is, leaks included, because results on
-    it stand beside those of others.
+    `published_split` marks the official split of a benchmark, which is kept unchanged, leakage
+    included, so that results can be compared with published ones.
     """
 
     source: str
@@ -85,17 +85,17 @@ class Catalog:
 
     @property
     def patients(self) -> list[str]:
-        """Patient of each row."""
+        """Patient of each row, in row order."""
         return [r.patient for r in self.radiographs]
 
     @property
     def without_patient(self) -> int:
-        """How many rows do not tell their patient, and count as one each."""
+        """Number of rows without a known patient; each counts as a patient of its own."""
         return sum(r.patient.endswith(Path(r.path).name) for r in self.radiographs)
 
     @property
     def is_phantom(self) -> bool:
-        """Whether the images are synthetic: reports must say so."""
+        """Whether all images are phantoms, which reports must state."""
         return bool(self.radiographs) and all(PHANTOM_NAME.match(Path(p).name) for p in self.paths)
 
     def rows(self, split: str) -> np.ndarray:
@@ -103,7 +103,7 @@ class Catalog:
         return np.array([i for i, r in enumerate(self.radiographs) if r.split == split], np.int64)
 
     def about(self) -> dict[str, Any]:
-        """What a model's card says of the data; of the folder the name alone, not where it is."""
+        """Return what a model card records of the data; the folder's name, not its path."""
         return {
             "data": Path(self.source).resolve().name,
             "images": {split: len(self.rows(split)) for split in SPLITS},
@@ -112,22 +112,22 @@ class Catalog:
         }
 
     def training_digests(self) -> set[str]:
-        """Digests of the files that a model is trained on or chosen by."""
+        """Return the digests of the files used for training or model selection."""
         return {r.digest for r in self.radiographs if r.split in ("train", "val")}
 
     def take(self, rows: Iterable[int]) -> "Catalog":
-        """The catalogue of these rows alone, in this order."""
+        """Return the catalogue of these rows, in this order."""
         return replace(self, radiographs=tuple(self.radiographs[int(i)] for i in rows))
 
     def classes(self, task: str) -> tuple[str, ...]:
-        """Class names of a task, in the order of the model's outputs."""
+        """Return the class names of a task, in the order of the model's outputs."""
         return self.findings if task == "labels" else task_classes(task)
 
     def labels(self, task: str, classes: Sequence[str] = ()) -> np.ndarray:
-        """Class index of each row for a task, int64 [N].
+        """Return the class index of each row for a task, int64 [N].
 
-        `classes` are those of a finished model, where they are not this catalogue's own. Raises
-        UserError where a finding cannot be named in the task's classes.
+        `classes` are those of a trained model, where they differ from this catalogue's. Raises
+        UserError for a finding that belongs to none of the classes.
         """
         classes = list(classes or self.classes(task))
         named = [class_of(r.finding, task) for r in self.radiographs]
@@ -136,57 +136,58 @@ class Catalog:
         return np.array([classes.index(name) for name in named], np.int64)
 
     def fingerprint(self) -> str:
-        """Hash over finding, patient, split and content of all rows: equal data, equal hash.
+        """Return a hash over finding, patient, split and content of all rows.
 
-        Paths do not enter, so that a moved folder is the same data.
+        Paths do not enter, so that a moved folder keeps its fingerprint.
         """
         rows = sorted(f"{r.digest} {r.finding} {r.patient} {r.split}" for r in self.radiographs)
         return hashlib.blake2b("\n".join(rows).encode(), digest_size=16).hexdigest()
 
 
 def task_classes(task: str) -> tuple[str, ...]:
-    """Class names of a named task, in the order of the model's outputs."""
+    """Return the class names of a named task, in the order of the model's outputs."""
     if task not in TASKS:
         raise UserError(f"unknown task '{task}'; known: {', '.join(TASKS)}, labels")
     return TASKS[task]
 
 
-def contradict(findings: set[str]) -> bool:
-    """Whether one image cannot have all these findings; pneumonia may be bacterial or viral."""
+def contradictory(findings: set[str]) -> bool:
+    """Return whether findings exclude each other; pneumonia may be bacterial or viral."""
     return len(findings - {"pneumonia"}) > 1 or findings >= {"normal", "pneumonia"}
 
 
 def positive_last(catalog: Catalog, positive: str) -> tuple[str, ...]:
-    """The two findings, the positive one second."""
+    """Return the two findings, the positive one second."""
     if positive not in catalog.findings:
         raise UserError(
             f"{catalog.source} has no label '{positive}' for --positive; "
-            f"it has {', '.join(catalog.findings[:MOST_LABELS])}"
+            f"it has {', '.join(catalog.findings[:MAX_LABELS])}"
         )
     if len(catalog.findings) != 2:
         raise UserError(
-            f"--positive is for two labels; {catalog.source} has {len(catalog.findings)}"
+            f"--positive needs exactly two labels; {catalog.source} has {len(catalog.findings)}"
         )
     return (*(f for f in catalog.findings if f != positive), positive)
 
 
 def class_of(finding: str, task: str) -> str:
-    """The class of a finding in a task, or the finding itself where the task has none for it."""
+    """Return the class of a finding in a task, or the finding itself where there is none."""
     return "pneumonia" if task == "binary" and finding in ("bacterial", "viral") else finding
 
 
 def _unsupported(unknown: list[str], task: str, classes: Sequence[str]) -> str:
     if task == "three_class" and unknown == ["pneumonia"]:
         return (
-            "of some images only 'pneumonia' is known, not bacterial or viral: three_class needs "
+            "some images are labelled 'pneumonia', neither bacterial nor viral: three_class needs "
             "folders BACTERIAL and VIRAL, or Kermany's file names; the task binary needs neither"
         )
-    # One strange label makes a list one of the user's own, in which the usual ones are strange too.
-    usual = {u: class_of(FINDING_FOLDERS.get(u.lower(), u), task) for u in unknown}
-    unknown = [u for u in unknown if usual[u] not in classes] or unknown
+    # One unknown label makes all labels of a list custom ones, the standard words included: name
+    # only those that are not standard.
+    standard = {u: class_of(FINDING_FOLDERS.get(u.lower(), u), task) for u in unknown}
+    unknown = [u for u in unknown if standard[u] not in classes] or unknown
     named = ", ".join(f"'{u}'" for u in unknown[:3]) + (", ..." if len(unknown) > 3 else "")
-    hint = "" if task == "labels" else "; for others there is train_classifier.py --task labels"
-    return f"label {named} is none of the classes {', '.join(classes)}{hint}"
+    hint = "" if task == "labels" else "; for custom labels use train_classifier.py --task labels"
+    return f"label {named} is not one of the classes {', '.join(classes)}{hint}"
 
 
 def short_path(path: str) -> str:

@@ -1,10 +1,10 @@
-"""What a run checks and reports before it trusts a catalogue."""
+"""Checks of a catalogue before it is used, and its description."""
 
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from cxr_tf.data.catalog import COLUMNS, MOST_LABELS, SPLITS, Catalog, contradict
+from cxr_tf.data.catalog import MAX_LABELS, RESERVED_COLUMNS, SPLITS, Catalog, contradictory
 from cxr_tf.data.splits import check_leakage, leakage
 from cxr_tf.errors import UserError
 
@@ -12,25 +12,24 @@ from cxr_tf.errors import UserError
 def check(
     catalog: Catalog, *, task: str, classes: Sequence[str] = (), allow_leakage: bool = False
 ) -> None:
-    """Stops a run that could not be trusted.
+    """Raise UserError for a catalogue that must not be trained on.
 
-    `classes` are those of a finished model, where they are not this catalogue's own. Raises
-    UserError for a patient or an identical image in two splits (unless `allow_leakage`, or
-    the split is a published one), for a class without images in a split, and for a task that the
-    findings do not support.
+    `classes` are those of a trained model, where they differ from this catalogue's. Refused are a
+    patient or an identical image in two splits (unless `allow_leakage`, or the split is a published
+    one), a class without images in a split, and a task that the findings do not support.
     """
     classes = classes or catalog.classes(task)
     labels = catalog.labels(task, classes)
-    if not 2 <= len(classes) <= MOST_LABELS:
+    if not 2 <= len(classes) <= MAX_LABELS:
         shown = ", ".join(classes[:3]) + (", ..." if len(classes) > 3 else "")
         raise UserError(
             f"{catalog.source} has {len(classes)} different labels ({shown}); "
-            f"2 to {MOST_LABELS} can be told apart"
+            f"a classifier needs 2 to {MAX_LABELS}"
         )
-    if taken := sorted(set(classes) & COLUMNS):
+    if reserved := sorted(set(classes) & RESERVED_COLUMNS):
         raise UserError(
-            f"{catalog.source}: a label cannot be called '{taken[0]}': tables of predictions have "
-            "a column of that name"
+            f"{catalog.source}: a label cannot be called '{reserved[0]}', the name of a column in "
+            "prediction tables; rename the label"
         )
     for split in SPLITS:
         rows = catalog.rows(split)
@@ -44,7 +43,7 @@ def check(
 
 
 def describe(catalog: Catalog) -> str:
-    """What the catalogue holds, as a table for the screen: finding by split, images, patients."""
+    """Return a table of the catalogue as text: images and patients by finding and split."""
     splits = [s for s in (*SPLITS, "") if any(r.split == s for r in catalog.radiographs)]
     columns = [[r for r in catalog.radiographs if r.split == s] for s in splits]
     columns.append(list(catalog.radiographs))
@@ -65,23 +64,23 @@ def describe(catalog: Catalog) -> str:
 
 
 def notes(catalog: Catalog) -> list[str]:
-    """What was done to the splits, and what there is to say of identical images."""
+    """Return notes on splits, patients and identical images, one sentence each."""
     findings: dict[str, set[str]] = {}
     for r in catalog.radiographs:
         findings.setdefault(r.digest, set()).add(r.finding)
-    said = list(catalog.notes)
-    if untold := catalog.without_patient:
-        said.append(
-            f"{untold} images do not tell their patient, and count as one patient each: where "
-            "patients have several, name them in a .csv list, in a column patient"
+    lines = list(catalog.notes)
+    if unknown := catalog.without_patient:
+        lines.append(
+            f"{unknown} images have no known patient and count as one patient each; if patients "
+            "have several images, name them in the column patient of a .csv list"
         )
     if copies := len(catalog) - len(findings):
-        said.append(f"{copies} images are byte-identical copies of another")
-    if torn := sum(map(contradict, findings.values())):
-        said.append(f"{torn} images stand under two labels, as identical files")
+        lines.append(f"{copies} images are byte-identical copies of another")
+    if conflicts := sum(map(contradictory, findings.values())):
+        lines.append(f"{conflicts} images appear under two labels, as identical files")
     if catalog.published_split and (leaks := leakage(catalog)):
-        said.append(
-            f"the published split is kept as it is, though {len(leaks)} images or patients stand "
-            "in two splits"
+        lines.append(
+            f"the published split is kept unchanged, although {len(leaks)} images or patients "
+            "appear in two splits"
         )
-    return said
+    return lines

@@ -1,9 +1,8 @@
-"""What folders, lists and file names tell of radiographs, before any image is opened.
+"""Conventions of folder and file names: finding, patient and split of a radiograph.
 
     rows, notes = read_folder(Path("chest_xray"))       # (path, finding, patient, split) of each
-    rows = rows_of_list(Path("catalogue.csv"), as_written=False)
 
-A finding or a split that nothing tells of is an empty string.
+No image is opened. An unknown finding or split is an empty string.
 """
 
 import itertools
@@ -56,9 +55,9 @@ PHANTOM_NAME = re.compile(r"(phantom\d+)_")
 
 
 def read_folder(root: Path) -> tuple[list[Row], tuple[str, ...]]:
-    """The images of a folder, and notes on what was left out of it.
+    """Return the images of a folder, and notes on what was left out.
 
-    Raises UserError where there is none, and where folders contradict each other.
+    Raises UserError where there is no image, and where folders contradict each other.
     """
     split_folders = {
         d: SPLIT_FOLDERS[d.name.lower()] for d in _folders(root) if d.name.lower() in SPLIT_FOLDERS
@@ -70,75 +69,79 @@ def read_folder(root: Path) -> tuple[list[Row], tuple[str, ...]]:
             f"({_names(finding_folders)}); keep one layout"
         )
     rows: list[Row] = []
-    others = Counter[str]()
-    strangers = _strangers(root, split_folders) if split_folders else Counter[str]()
+    other_suffixes = Counter[str]()
+    unrecognized = _unrecognized_folders(root, split_folders) if split_folders else Counter[str]()
     for top, split in (split_folders or {root: ""}).items():
         known = _finding_folders(top)
-        strangers += _strangers(top, known)
+        unrecognized += _unrecognized_folders(top, known)
         for folder in known:
             for path in visible_files(folder):
                 if path.suffix.lower() not in IMAGE_SUFFIXES:
-                    others[path.suffix.lower() or "no suffix"] += 1
+                    other_suffixes[path.suffix.lower() or "no suffix"] += 1
                     continue
                 named, inner = label_of_folders(path, top)
                 if inner and inner != split:
                     raise UserError(
-                        f"{path} lies in a folder of a split inside of {folder.name}: put the "
-                        "splits outside, as in train/NORMAL"
+                        f"{path} is in a split folder inside {folder.name}: put class folders "
+                        "inside split folders, as in train/NORMAL"
                     )
                 rows.append((path, finding_of(named, path), patient_of(path, root), split))
     if not rows:
         raise UserError(
             f"no .jpeg, .jpg or .png image in the class folders of {root}"
-            + ("; convert DICOM with prepare_data.py --source dicom" if others[".dcm"] else "")
+            + (
+                "; convert DICOM with prepare_data.py --source dicom"
+                if other_suffixes[".dcm"]
+                else ""
+            )
         )
     notes: tuple[str, ...] = ()
-    if others:
-        named = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common())
-        notes = (f"left out, being neither JPEG nor PNG: {named}",)
-    if strangers:
-        named = ", ".join(f"{count} in {folder}" for folder, count in sorted(strangers.items()))
-        notes += (f"left out, being in no folder of a split or a class: {named}",)
+    if other_suffixes:
+        named = ", ".join(f"{count} {suffix}" for suffix, count in other_suffixes.most_common())
+        notes = (f"left out, neither JPEG nor PNG: {named}",)
+    if unrecognized:
+        named = ", ".join(f"{count} in {folder}" for folder, count in sorted(unrecognized.items()))
+        notes += (f"left out, not in a folder of a split or a class: {named}",)
     return rows, notes
 
 
-def _strangers(top: Path, known: Iterable[Path]) -> Counter[str]:
-    """How many images lie beside the folders that are known, or in others, by the folder's name."""
-    # Beside phantoms lie the masks of their lesions.
+def _unrecognized_folders(top: Path, known: Iterable[Path]) -> Counter[str]:
+    """Count the images in `top` itself and in folders other than `known`, by folder name."""
+    # Lesion masks of phantoms.
     others = [d for d in _folders(top) if d not in set(known) and d.name != "masks"]
-    places = [(d.name, visible_files(d)) for d in others]
+    files_of = [(d.name, visible_files(d)) for d in others]
     loose = [p for p in top.iterdir() if p.is_file() and not p.name.startswith(".")]
-    places.append((f"{top.resolve().name} itself", loose))
+    files_of.append((f"{top.resolve().name} itself", loose))
     return Counter(
-        name for name, files in places for p in files if p.suffix.lower() in IMAGE_SUFFIXES
+        name for name, files in files_of for p in files if p.suffix.lower() in IMAGE_SUFFIXES
     )
 
 
 def label_of_folders(path: Path, root: Path) -> tuple[str, str]:
-    """(finding, split) that the folders from `root` to a file tell of; empty where none does.
+    """Return (finding, split) by the folders between `root` and a file; empty where unknown.
 
     Raises UserError where they contradict each other.
     """
     parts = [part.lower() for part in path.relative_to(root).parts[:-1]]
-    told = {FINDING_FOLDERS[part] for part in parts if part in FINDING_FOLDERS}
-    if len(told) == 2 and "normal" not in told:
-        told.discard("pneumonia")  # PNEUMONIA/VIRUS tells the cause
+    findings = {FINDING_FOLDERS[part] for part in parts if part in FINDING_FOLDERS}
+    if len(findings) == 2 and "normal" not in findings:
+        findings.discard("pneumonia")  # PNEUMONIA/VIRUS: the cause is more specific
     splits = {SPLIT_FOLDERS[part] for part in parts if part in SPLIT_FOLDERS}
-    for names in (told, splits):
+    for names in (findings, splits):
         if len(names) > 1:
             raise UserError(
-                f"{path} lies in folders of {' and '.join(sorted(names))}: move it where it belongs"
+                f"{path} is in folders of both {' and '.join(sorted(names))}: move it to one"
             )
-    return next(iter(told), ""), next(iter(splits), "")
+    return next(iter(findings), ""), next(iter(splits), "")
 
 
 def patient_of(path: Path, root: Path) -> str:
-    """The patient a file name tells of; where it tells none, the image is its own patient."""
+    """Return the patient by the file name; an image whose name has none is its own patient."""
     if match := _KERMANY_PNEUMONIA.match(path.stem):
         number, cause = match["patient"] or match["patient3"], match["cause"] or match["cause3"]
         return f"{number}_{cause}".lower()
     if match := _KERMANY_NORMAL.match(path.stem):
-        # Viewers name the images of every export IM-0001-0001: there a folder tells the patient.
+        # Viewers name the images of every export IM-0001-0001: there the folder names the patient.
         inside = path.parent.relative_to(root).parts if path.is_relative_to(root) else ()
         below = itertools.takewhile(
             lambda part: part.lower() not in (SPLIT_FOLDERS | FINDING_FOLDERS), reversed(inside)
@@ -146,13 +149,13 @@ def patient_of(path: Path, root: Path) -> str:
         return "/".join([*reversed([*below]), match[1].upper()])
     if match := PHANTOM_NAME.match(path.name):
         return match[1]
-    # With the folders, because `NORMAL/1.png` and `VIRAL/1.png` are two people; from the root on,
-    # because a folder that is moved holds the same people.
+    # Folders included, because `NORMAL/1.png` and `VIRAL/1.png` are two people; relative to the
+    # root, so that a moved folder keeps its patients.
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
 
 
 def finding_of(named: str, path: Path) -> str:
-    """What a folder or a list calls it, or the cause where Kermany's file name tells that."""
+    """Return the finding named by a folder or a list, or the cause in Kermany's file names."""
     if named == "pneumonia" and (match := _KERMANY_PNEUMONIA.match(path.stem)):
         cause = match["cause"] or match["cause3"]
         return {"bacteria": "bacterial", "virus": "viral"}[cause.lower()]
@@ -164,7 +167,7 @@ def _finding_folders(top: Path) -> list[Path]:
     known = [d for d in folders if d.name.lower() in FINDING_FOLDERS]
     if known:
         return known
-    # One level too high is the usual slip: archives unpack to a folder in a folder.
+    # Archives often unpack to a folder inside a folder.
     inner = [
         d
         for d in folders
@@ -182,24 +185,24 @@ def _folders(path: Path) -> list[Path]:
 
 
 def visible_files(folder: Path) -> list[Path]:
-    """Files at any depth; nothing hidden: Kermany's archive carries ._ files of another system."""
-    found, entered = [], set()
-    # Links to folders are followed: that is how a collection on another disk is put together.
+    """Return the files at any depth, without hidden ones such as macOS's ._ files."""
+    files_found, entered = [], set()
+    # Links to folders are followed: collections are often assembled from several disks.
     for here, folders, files in os.walk(folder, followlinks=True, onerror=_stop):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         state = os.stat(here)
-        if (state.st_dev, state.st_ino) in entered:  # a link to a folder around it
+        if (state.st_dev, state.st_ino) in entered:  # a link to a parent folder
             folders.clear()
             continue
         entered.add((state.st_dev, state.st_ino))
-        found += [Path(here, name) for name in files if not name.startswith(".")]
-    if lost := sorted(p for p in found if p.is_symlink() and not p.exists()):
-        raise UserError(f"{lost[0]}: a link that leads nowhere; is a disk missing?")
-    return sorted(p for p in found if p.is_file())
+        files_found += [Path(here, name) for name in files if not name.startswith(".")]
+    if broken := sorted(p for p in files_found if p.is_symlink() and not p.exists()):
+        raise UserError(f"{broken[0]}: a broken link; is a disk missing?")
+    return sorted(p for p in files_found if p.is_file())
 
 
 def _stop(error: OSError) -> None:
-    """A folder that cannot be read must not be taken for an empty one."""
+    """Raise UserError: an unreadable folder must not pass for an empty one."""
     raise UserError(f"{error.filename}: {error.strerror}")
 
 

@@ -23,7 +23,7 @@ class ImageDataset:
     classes: tuple[str, ...]
 
     def take(self, rows: np.ndarray) -> "ImageDataset":
-        """Some of the rows, copied."""
+        """Return some of the rows, copied."""
         return replace(
             self,
             catalog=self.catalog.take(rows),
@@ -32,10 +32,10 @@ class ImageDataset:
         )
 
     def split(self, name: str) -> "ImageDataset":
-        """The rows of one split; no copy of the images where they lie together."""
+        """Return the rows of one split, without copying images that are contiguous."""
         rows = self.catalog.rows(name)
-        together = len(rows) > 0 and int(rows[-1]) - int(rows[0]) == len(rows) - 1
-        where = slice(int(rows[0]), int(rows[-1]) + 1) if together else rows
+        contiguous = len(rows) > 0 and int(rows[-1]) - int(rows[0]) == len(rows) - 1
+        where = slice(int(rows[0]), int(rows[-1]) + 1) if contiguous else rows
         return replace(
             self,
             catalog=self.catalog.take(rows),
@@ -47,22 +47,22 @@ class ImageDataset:
 def decode_catalog(
     catalog: data_catalog.Catalog, size: int, *, skip: bool
 ) -> tuple[data_catalog.Catalog, np.ndarray]:
-    """The images of a catalogue, uint8 [N, size, size, 1], and the catalogue in their order.
+    """Decode a catalogue: images uint8 [N, size, size, 1], and the catalogue in their order.
 
-    Its rows are ordered by split, so that `Data.split` copies none of what may be gigabytes. Raises
-    UserError for a file that cannot be read, or with `skip` leaves it out.
+    Rows are ordered by split, so that `ImageDataset.split` need not copy gigabytes. Raises
+    UserError for a file that cannot be read; with `skip` leaves it out.
     """
     order = {split: number for number, split in enumerate(data_catalog.SPLITS)}
     splits = [order.get(r.split, len(order)) for r in catalog.radiographs]
     catalog = catalog.take(np.argsort(splits, kind="stable"))
     images, unreadable = decoding.load_images(catalog.paths, size)
-    return leave_out_unreadable(catalog, images, unreadable, skip=skip)
+    return drop_unreadable(catalog, images, unreadable, skip=skip)
 
 
-def leave_out_unreadable(
+def drop_unreadable(
     catalog: data_catalog.Catalog, images: np.ndarray, unreadable: dict[int, str], *, skip: bool
 ) -> tuple[data_catalog.Catalog, np.ndarray]:
-    """Drops rows that could not be decoded, or raises UserError unless that is asked for."""
+    """Drop the rows that could not be decoded; raise UserError for them unless `skip`."""
     if not unreadable:
         return catalog, images
     for row, reason in unreadable.items():
@@ -71,7 +71,7 @@ def leave_out_unreadable(
         row, reason = next(iter(unreadable.items()))
         more = f" and {len(unreadable) - 1} more" if len(unreadable) > 1 else ""
         raise UserError(
-            f"{catalog.paths[row]}: {reason}{more}; mend or remove, or leave them out with "
+            f"{catalog.paths[row]}: {reason}{more}. Fix or remove the file, or pass "
             "--skip-unreadable"
         )
     keep = np.setdiff1d(np.arange(len(catalog)), list(unreadable))
@@ -81,7 +81,7 @@ def leave_out_unreadable(
 
 
 def lesion_masks(catalog: data_catalog.Catalog, size: int) -> np.ndarray | None:
-    """Where the lesions of phantoms are: bool [N, size, size]; None for real radiographs.
+    """Return the lesion masks of phantoms, bool [N, size, size]; None for real radiographs.
 
     A phantom <folder>/test/VIRAL/x.png has its mask in <folder>/masks/test/VIRAL/x.png.
     """

@@ -1,4 +1,4 @@
-"""Image files that a user names as files, folders or glob patterns."""
+"""Image files given as files, folders or glob patterns."""
 
 import glob
 import sys
@@ -12,18 +12,18 @@ from cxr_tf.errors import UserError
 from cxr_tf.files import expand_user
 
 
-def find_images(wanted: tuple[str, ...]) -> list[str]:
-    """Files, folders (recursively) and glob patterns -> image paths, each once, in that order.
+def find_images(items: tuple[str, ...]) -> list[str]:
+    """Return the images of files, folders (recursively) and glob patterns, each once, in order.
 
-    Raises UserError for one that names nothing, and for none at all.
+    Raises UserError for an item that matches nothing, and for an empty list.
     """
-    if not wanted:
-        raise UserError("--images names no image: a file, a folder or a pattern")
-    found: dict[str, None] = {}
+    if not items:
+        raise UserError("--images is empty: give a file, a folder or a pattern")
+    paths: dict[str, None] = {}
     others = Counter[str]()
-    for item in wanted:
+    for item in items:
         if not item:
-            raise UserError("--images names no image: one of its values is empty")
+            raise UserError("--images: one of its values is empty")
         path = expand_user(item)
         if path.is_dir():
             inside = []
@@ -40,10 +40,10 @@ def find_images(wanted: tuple[str, ...]) -> list[str]:
             inside = sorted(p for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
             if not inside:
                 raise UserError(f"no such image, folder or pattern: {item}")
-        found |= dict.fromkeys(inside)
+        paths |= dict.fromkeys(inside)
     if others:
         named = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common())
-        print(f"left out, being neither JPEG, PNG nor DICOM: {named}", file=sys.stderr)
-    for name in found:
+        print(f"left out, neither JPEG, PNG nor DICOM: {named}", file=sys.stderr)
+    for name in paths:
         check_utf8(Path(name))
-    return list(found)
+    return list(paths)

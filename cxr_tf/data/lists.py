@@ -16,10 +16,10 @@ from cxr_tf.errors import UserError
 
 
 def rows_of_list(file: Path, *, as_written: bool) -> list[Row]:
-    """The images of a .csv list; `as_written` takes every label for one of the user's own."""
+    """Return the images of a .csv list; `as_written` keeps all labels as custom ones."""
     listed = read_list(file)
-    # The words of the folders mean the same here, but only where all labels are such words.
-    named = not as_written and all(row.label.lower() in FINDING_FOLDERS for row in listed)
+    # Labels have the meaning of folder names, but only if all of them are such names.
+    standard = not as_written and all(row.label.lower() in FINDING_FOLDERS for row in listed)
     rows: list[Row] = []
     for row in listed:
         if row.path.suffix.lower() not in IMAGE_SUFFIXES:
@@ -28,7 +28,7 @@ def rows_of_list(file: Path, *, as_written: bool) -> list[Row]:
                 "convert DICOM with prepare_data.py --source dicom"
             )
         finding = row.label
-        if named:
+        if standard:
             finding = finding_of(FINDING_FOLDERS[finding.lower()], row.path)
         rows.append(
             (row.path, finding, row.patient or patient_of(row.path, file.parent), row.split)
@@ -38,7 +38,7 @@ def rows_of_list(file: Path, *, as_written: bool) -> list[Row]:
 
 @dataclass(frozen=True)
 class Listed:
-    """One line of a list; patient and split are empty where it does not tell."""
+    """One line of a list; an unknown patient or split is empty."""
 
     where: str
     path: Path
@@ -48,22 +48,22 @@ class Listed:
 
 
 def read_list(file: Path) -> list[Listed]:
-    """A .csv with the columns path (relative to it) and label, optionally patient and split.
+    """Read a .csv with the columns path (relative to it) and label, optionally patient and split.
 
-    Raises UserError that names the line.
+    Raises UserError with the line number.
     """
     try:
         with file.open(encoding="utf-8-sig", newline="") as lines:
-            begin, header = 0, lines.readline()
-            if header.lower().startswith("sep="):  # which Excel takes for itself
-                begin, header = lines.tell(), lines.readline()
-            # Spreadsheets of half the world write semicolons.
+            start, header = 0, lines.readline()
+            if header.lower().startswith("sep="):  # a directive of Excel
+                start, header = lines.tell(), lines.readline()
+            # Spreadsheets write semicolons where the comma is the decimal separator.
             delimiter = max(",;\t", key=header.count)
-            lines.seek(begin)
+            lines.seek(start)
             reader = csv.DictReader(lines, delimiter=delimiter, skipinitialspace=True)
             columns = [str(name).strip().lower() for name in reader.fieldnames or ()]
             reader.fieldnames = columns
-            skipped = 1 if begin else 0
+            skipped = 1 if start else 0
             table = [
                 (
                     skipped + reader.line_num,
@@ -72,15 +72,17 @@ def read_list(file: Path) -> list[Listed]:
                 for row in reader
             ]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{file} is no list of comma-separated values in UTF-8: {error}") from None
+        raise UserError(
+            f"{file} is not a list of comma-separated values in UTF-8: {error}"
+        ) from None
     if missing := {"path", "label"} - set(columns):
         raise UserError(
             f"{file} has no column {' and '.join(sorted(missing))}; "
-            f"its first line names {', '.join(columns) or 'nothing'}"
+            f"its first line is {', '.join(columns) or 'empty'}"
         )
     for name in ("path", "label", "patient", "split"):
         if columns.count(name) > 1:
-            raise UserError(f"{file} has more than one column {name}: leave one")
+            raise UserError(f"{file} has more than one column {name}: keep one")
     if not table:
         raise UserError(f"{file} lists no image")
     some_split = any(row.get("split") for _, row in table)
@@ -92,7 +94,7 @@ def read_list(file: Path) -> list[Listed]:
             raise UserError(f"{where}: no {'label' if row['path'] else 'path'}")
         path = file.parent / row["path"]
         if path in seen:
-            raise UserError(f"{where}: {row['path']} stands in line {seen[path]} already")
+            raise UserError(f"{where}: {row['path']} is already in line {seen[path]}")
         if not path.is_file():
             raise UserError(f"{where}: no such file: {path}")
         seen[path] = number
@@ -105,7 +107,7 @@ def read_list(file: Path) -> list[Listed]:
 
 
 def check_utf8(path: Path) -> None:
-    """Raises UserError for a name that is no UTF-8: no table or report could hold it."""
+    """Raise UserError for a name that is not UTF-8, which no table or report can hold."""
     try:
         str(path).encode()
     except UnicodeEncodeError:

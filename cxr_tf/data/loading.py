@@ -1,8 +1,7 @@
-"""From a folder, a list, a MedMNIST file or phantoms to a checked catalogue."""
+"""Loading of a catalogue from a folder, a list, a MedMNIST file or phantoms."""
 
 import contextlib
 import difflib
-import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -13,9 +12,9 @@ from cxr_tf.data.conventions import Row, read_folder
 from cxr_tf.data.lists import check_utf8, rows_of_list
 from cxr_tf.data.splits import resolve_splits
 from cxr_tf.errors import UserError
-from cxr_tf.files import expand_user
+from cxr_tf.files import digest_files, expand_user
 
-# What `--data phantom` is: enough for a validation split above that.
+# Size of `--data phantom`: enough for a validation split that is not redrawn.
 PHANTOM_COUNT = 800
 
 PHANTOM_SIZE = 128
@@ -24,12 +23,12 @@ PHANTOM_SIZE = 128
 def open_catalog(
     source: str, *, seed: int = 0, resplit: bool = True, task: str = "", positive: str = ""
 ) -> Catalog:
-    """Reads a folder, a .csv list or a .npz of radiographs and settles the splits.
+    """Read a folder, a .csv list or a .npz of radiographs and resolve the splits.
 
-    `resplit=False` leaves the splits as they are given (empty where they are not), which is what
-    scoring a finished model needs. For the task `labels` a list's labels stay as they are written;
-    else healthy, sick and the like mean what they do as names of folders. `positive` is the label
-    that two-class scores are about; without it the order is normal first, then alphabetical.
+    `resplit=False` leaves the splits as given (empty where they are not), as needed to evaluate a
+    trained model. For the task `labels` the labels of a list are kept as written; otherwise
+    healthy, sick and the like have the meaning of folder names. `positive` is the positive label of
+    two; without it the order is normal first, then alphabetical.
 
     Raises UserError where there is nothing to read.
     """
@@ -46,7 +45,7 @@ def open_catalog(
         unpacked = medmnist.unpack(root)
         catalog = replace(_catalog(unpacked, *read_folder(unpacked)), published_split=True)
     else:
-        raise UserError(f"not a folder, nor a .csv or .npz file: {source}")
+        raise UserError(f"neither a folder nor a .csv or .npz file: {source}")
     catalog = replace(catalog, source=str(root if source == "phantom" else source))
     if positive:
         catalog = replace(catalog, findings=positive_last(catalog, positive))
@@ -54,7 +53,7 @@ def open_catalog(
 
 
 def phantom_folder() -> Path:
-    """The phantoms that `--data phantom` stands for, written to `data/` on first use."""
+    """Return the folder of `--data phantom`, written to `data/` on first use."""
     from cxr_tf.data.sources import phantoms
 
     folder = Path("data") / f"phantom-v{phantoms.GENERATOR_VERSION}"
@@ -65,12 +64,12 @@ def phantom_folder() -> Path:
 
 
 def _catalog(source: Path, rows: Sequence[Row], notes: tuple[str, ...] = ()) -> Catalog:
-    """The catalogue of rows as `reading` gives them."""
+    """Build the catalogue of (path, finding, patient, split) rows."""
     for path, *_ in rows:
         check_utf8(path)
-    # Threads, because hashing and reading both let go of the interpreter lock.
+    # Threads, because hashing and reading both release the interpreter lock.
     with ThreadPoolExecutor() as pool:
-        digests = list(pool.map(_digest, [row[0] for row in rows]))
+        digests = list(pool.map(digest_files, [row[0] for row in rows]))
     radiographs = tuple(
         Radiograph(str(path), finding, patient, split, digest)
         for (path, finding, patient, split), digest in zip(rows, digests, strict=True)
@@ -86,14 +85,10 @@ def _catalog(source: Path, rows: Sequence[Row], notes: tuple[str, ...] = ()) -> 
 
 
 def _did_you_mean(path: Path) -> str:
-    """A neighbour whose name is nearly that of a path that does not exist."""
+    """Return a hint at a sibling with a similar name, for a path that does not exist."""
     try:
         names = [p.name for p in path.parent.iterdir()]
     except OSError:
         return ""
     close = difflib.get_close_matches(path.name, names, n=1)
     return f"; did you mean {path.parent / close[0]}?" if close else ""
-
-
-def _digest(path: Path) -> str:
-    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()

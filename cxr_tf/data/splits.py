@@ -16,20 +16,19 @@ SMALLEST_VALIDATION = 100
 
 
 def check_leakage(catalog: Catalog, *, allow_leakage: bool) -> None:
-    """Raises UserError for a patient or an identical image in two splits, unless that is allowed,
-    or the split is a published one."""
+    """Raise UserError for leakage, unless it is allowed or the split is a published one."""
     leaks = leakage(catalog)
     if leaks and not allow_leakage and not catalog.published_split:
         raise UserError(
             f"{catalog.source}: {leaks[0]}"
-            + (f" (and {len(leaks) - 1} more such)" if len(leaks) > 1 else "")
-            + "; mend the splits, or go on all the same with --allow-leakage"
+            + (f" (and {len(leaks) - 1} more)" if len(leaks) > 1 else "")
+            + ". Fix the splits, or pass --allow-leakage"
         )
 
 
 def leakage(catalog: Catalog) -> list[str]:
-    """Patients, and byte-identical images, that stand in two splits; one sentence each."""
-    found = []
+    """Return one sentence for each patient and each identical image that is in two splits."""
+    sentences = []
     for kind, attribute in (("patient", "patient"), ("identical image", "digest")):
         splits: dict[str, dict[str, str]] = {}
         for r in catalog.radiographs:
@@ -38,16 +37,16 @@ def leakage(catalog: Catalog) -> list[str]:
             if len(where) > 1:
                 files = " and ".join(f"{s}: {short_path(p)}" for s, p in sorted(where.items()))
                 name = f" {value}" if kind == "patient" else ""
-                found.append(f"{kind}{name} stands in {len(where)} splits ({files})")
-    return found
+                sentences.append(f"{kind}{name} appears in {len(where)} splits ({files})")
+    return sentences
 
 
 def split_by_patient(catalog: Catalog, fractions: dict[str, float], *, seed: int) -> dict[int, str]:
-    """Draws splits for all rows: stratified by finding, whole patients, identical images together.
+    """Draw splits for all rows: stratified by finding, whole patients, identical images together.
 
-    Returns {row: split}. Within each finding the patients are shuffled and dealt, first one to each
-    split, then one by one to the split that lacks most of its share: no split stays without the
-    finding where there are patients enough, and shares hold for small catalogues too.
+    Returns {row: split}. Within each finding the patients are shuffled and assigned, first one to
+    each split, then each to the split that lacks most of its share. Every split has the finding if
+    there are enough patients, and the fractions hold for small catalogues too.
     """
     rng = np.random.default_rng(seed)
     groups: dict[int, list[int]] = {}
@@ -73,26 +72,26 @@ def split_by_patient(catalog: Catalog, fractions: dict[str, float], *, seed: int
 
 
 def resolve_splits(catalog: Catalog, seed: int) -> Catalog:
-    """Draws the splits that the folder does not give, and notes what was done."""
+    """Draw the splits that the source does not give, and note what was done."""
     if catalog.published_split:
         return catalog
     counts = Counter(r.split for r in catalog.radiographs)
     if not counts["train"] or not counts["test"]:
-        given = "no split folders" if counts[""] else "no train and test folders both"
-        note = f"{given}: all images split by patient 70/15/15 from seed {seed}"
+        reason = "no split folders" if counts[""] else "no train or no test folder"
+        note = f"{reason}: all images split by patient 70/15/15 from seed {seed}"
         return _redraw(catalog, set(counts), FRACTIONS, seed, note)
     findings = {r.finding for r in catalog.radiographs if r.split == "train"}
     in_val = {r.finding for r in catalog.radiographs if r.split == "val"}
     if counts["val"] >= SMALLEST_VALIDATION and findings <= in_val:
         return catalog
     if not counts["val"]:
-        why = "no val folder"
+        reason = "no val folder"
     elif counts["val"] < SMALLEST_VALIDATION:
-        why = f"val has only {counts['val']} images"
+        reason = f"val has only {counts['val']} images"
     else:
-        why = f"val has no {' or '.join(sorted(findings - in_val))} image"
+        reason = f"val has no {' or '.join(sorted(findings - in_val))} image"
     share = FRACTIONS["val"] / (FRACTIONS["train"] + FRACTIONS["val"])
-    note = f"{why}: train and val pooled and split again by patient from seed {seed}"
+    note = f"{reason}: train and val pooled and split again by patient from seed {seed}"
     return _redraw(catalog, {"train", "val"}, {"train": 1 - share, "val": share}, seed, note)
 
 
@@ -108,11 +107,11 @@ def _redraw(
 
 
 def _groups(catalog: Catalog) -> np.ndarray:
-    """Number of the group of each row: rows that share a patient or their bytes, transitively."""
+    """Return the group of each row: rows that share a patient or a digest, transitively."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    # Rows on one side, patients and digests on the other; a component is a group.
+    # A bipartite graph of rows, and of patients and digests; a component is a group.
     n = len(catalog)
     keys: dict[tuple[str, str], int] = {}
     edges = [

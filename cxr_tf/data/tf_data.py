@@ -1,22 +1,22 @@
-"""Settings that every `tf.data` stream of the package shares."""
+"""Settings shared by all `tf.data` streams of the package."""
 
 import os
 
 import tensorflow as tf
 
-# For what a tf.data stream calls: autograph would translate its source and find nothing to do.
+# For functions called by a tf.data stream: autograph would translate them for nothing.
 no_autograph = tf.autograph.experimental.do_not_convert
 
-# Files or batches that are prepared at a time.
+# Number of files or batches prepared at a time.
 PARALLEL = min(os.cpu_count() or 2, 16)
 
 
 def prefetch(batches: tf.data.Dataset) -> tf.data.Dataset:
-    """The same batches, prepared while the one before is in use; without tf.data's own tuning.
+    """Prefetch two batches, without tf.data's automatic tuning.
 
-    The thread that tunes (AUTOTUNE) may miss that an iterator is let go, which then waits for the
-    thread's next turn. Turns are twice as far apart each time, so that a pass over validation took
-    up to twice its time (seen in four of ten with TensorFlow 2.21).
+    The tuning thread (AUTOTUNE) may miss that an iterator is released, which then waits for the
+    thread's next cycle. Cycles double in length, so that a pass over validation took up to twice
+    its time (in four of ten runs with TensorFlow 2.21).
     """
     options = tf.data.Options()
     options.autotune.enabled = False

@@ -1,6 +1,5 @@
 """The classifier and the radiographs to explain."""
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,10 +15,10 @@ from cxr_tf.data import catalog as data_catalog
 from cxr_tf.data import checks, conventions, dataset, decoding, loading, splits
 from cxr_tf.data.image_files import find_images
 from cxr_tf.errors import UserError
-from cxr_tf.files import expand_user
+from cxr_tf.files import digest_files, expand_user
 from cxr_tf.models import weights
 from cxr_tf.models.layer_graph import in_float32
-from cxr_tf.runs import Run
+from cxr_tf.runs import open_finished_run
 from cxr_tf.scoring import selection
 from cxr_tf.serving import model_config
 from cxr_tf.serving.client import read_image
@@ -66,20 +65,17 @@ class Radiographs:
 
 def open_classifier(folder: str) -> Classifier:
     """A classifier from its run's folder, in float32; UserError where there is none."""
-    run = Run(expand_user(folder))
-    if not (run.directory / "config.json").exists():
-        if (run.directory / "saved_model.pb").exists() or model_config.model_versions(
-            run.directory
-        ):
-            raise UserError(
-                f"{folder} is a SavedModel: name the run's folder, logs/classifier/<name>; the "
-                "SavedModel itself explains by its signature occlusion (predict.py --signature)"
-            )
-        raise UserError(f"{folder} is no run of a classifier (expected logs/classifier/<name>)")
-    if run.config["job"] != "classifier":
-        raise UserError(f"{folder} is the run of another job, not of a classifier")
-    if not run.finished:
-        raise UserError(f"the run {folder} is not finished: go on with it by --resume first")
+    directory = expand_user(folder)
+    is_saved_model = (directory / "saved_model.pb").exists() or model_config.model_versions(
+        directory
+    )
+    run = open_finished_run(
+        folder,
+        "classifier",
+        hint="it is a SavedModel, which predict.py --signature occlusion explains"
+        if is_saved_model
+        else "",
+    )
     path = run.directory / "model.keras"
     if not path.exists():
         raise UserError(f"{folder} lacks model.keras: train it again")
@@ -123,7 +119,7 @@ def load_radiographs(settings: Explain, classifier: Classifier) -> Radiographs:
         catalog, labels = catalog.take(rows), labels[rows]
     images, unreadable = decode_files(catalog.paths, classifier.size)
     keep = np.setdiff1d(np.arange(len(catalog)), list(unreadable))
-    catalog, images = dataset.leave_out_unreadable(
+    catalog, images = dataset.drop_unreadable(
         catalog, images, unreadable, skip=settings.skip_unreadable
     )
     return Radiographs(
@@ -159,9 +155,8 @@ def catalog_of_images(paths: list[str]) -> data_catalog.Catalog:
     """Files of which nothing is known, as a catalogue."""
     rows = []
     for path in paths:
-        digest = hashlib.blake2b(Path(path).read_bytes(), digest_size=16).hexdigest()
         patient = conventions.patient_of(Path(path), Path(path).parent)
-        rows.append(data_catalog.Radiograph(path, "", patient, "", digest))
+        rows.append(data_catalog.Radiograph(path, "", patient, "", digest_files(path)))
     return data_catalog.Catalog("images", tuple(rows), ())
 
 

@@ -1,4 +1,4 @@
-"""A data set on one page."""
+"""The page that shows a data set."""
 
 import textwrap
 from collections.abc import Sequence
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter, NullFormatter
 
 from cxr_tf.figures.style import CYCLE, class_colour
 
@@ -24,7 +25,7 @@ def data_page(
     heading: str,
     remarks: Sequence[str],
 ) -> Figure:
-    """A data set on one page: classes, sizes, aspect, brightness, patients, copies, samples.
+    """Draw a data set on one page: classes, sizes, aspect, brightness, patients, copies, samples.
 
     findings, splits, patients: of each image [N]. measures: width, height, aspect, brightness,
     float [N], NaN where unreadable. thumbnails: uint8 [N, S, S]. exact: number of identical
@@ -32,7 +33,7 @@ def data_page(
     """
     finding_of, split_of = np.array(findings), np.array(splits)
     colours = {name: class_colour(name, k) for k, name in enumerate(classes)}
-    if {"pneumonia", "bacterial"} <= set(classes):  # elsewhere never side by side
+    if {"pneumonia", "bacterial"} <= set(classes):  # the same colour in other figures
         colours["pneumonia"] = CYCLE[2]
     figure = plt.figure(figsize=(15, 11), layout="constrained")
     upper, lower = figure.subfigures(2, 1, height_ratios=(1.55, 1))  # type: ignore[misc]
@@ -54,12 +55,12 @@ def data_page(
 
     axes = panels[0, 1]
     for name in classes:
-        own = finding_of == name
+        rows = finding_of == name
         axes.plot(
-            measures["width"][own], measures["height"][own], ".", color=colours[name],
+            measures["width"][rows], measures["height"][rows], ".", color=colours[name],
             markersize=4, alpha=0.4,
         )  # fmt: skip
-    axes.set(xlabel="width in pixels", ylabel="height in pixels", title="size")
+    axes.set(xlabel="width in pixels", ylabel="height in pixels", title="image size")
     axes.margins(0.1)
 
     for axes, measure in ((panels[0, 2], "aspect"), (panels[0, 3], "brightness")):
@@ -70,21 +71,24 @@ def data_page(
             low, high = low - 0.5, high + 0.5
         edges = np.linspace(low, high, 1 + int(np.clip(2 * len(known) ** (1 / 3), 5, 30)))
         for name in classes:
-            own = values[(finding_of == name) & np.isfinite(values)]
-            # Shares, not counts: the classes differ in size, and their shapes are the question.
-            weights = np.full(len(own), 1 / max(len(own), 1))
-            axes.hist(own, edges, weights=weights, histtype="step", color=colours[name])
+            of_class = values[(finding_of == name) & np.isfinite(values)]
+            # Shares, not counts: the classes differ in size.
+            weights = np.full(len(of_class), 1 / max(len(of_class), 1))
+            axes.hist(of_class, edges, weights=weights, histtype="step", color=colours[name])
         axes.set(ylabel="share of the class")
-    panels[0, 2].set(xlabel="width by height", title="aspect")
+    panels[0, 2].set(xlabel="width / height", title="aspect ratio")
     panels[0, 3].set(xlabel="mean grey value", title="brightness")
 
     axes = panels[1, 0]
     _, images_of_patient = np.unique(np.array(patients), return_counts=True)
     images, counts = np.unique(images_of_patient, return_counts=True)
     axes.bar(images, counts, color="0.5")
-    axes.set(xlabel="images of the patient", ylabel="patients", title="images by patient")
+    axes.set(xlabel="images of one patient", ylabel="patients", title="images per patient")
     axes.set(xlim=(0, images.max() + 1), ylim=(0.5, 2 * counts.max()), yscale="log")
     axes.xaxis.get_major_locator().set_params(integer=True)
+    # Mathematical text is off (see cxr_tf.figures): a log axis would print its markup.
+    axes.yaxis.set_major_formatter(LogFormatter())
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
     axes = panels[1, 1]
     for row, (_, _, auroc, suspicious) in enumerate(shortcuts):
@@ -97,7 +101,7 @@ def data_page(
     axes.invert_yaxis()
 
     axes = panels[1, 2]
-    axes.set(title=f"copies: {exact} identical, {len(near)} pairs nearly so")
+    axes.set(title=f"copies: {exact} identical, {len(near)} near-duplicate pairs")
     if near:
         pairs = [np.hstack([thumbnails[a], thumbnails[b]]) for a, b in near[:3]]
         axes.imshow(np.vstack(pairs), cmap="gray", vmin=0, vmax=255)
@@ -105,7 +109,7 @@ def data_page(
 
     axes = panels[1, 3]
     axes.axis("off")
-    lines = [textwrap.fill(remark, 44) for remark in remarks] or ["nothing to remark"]
+    lines = [textwrap.fill(remark, 44) for remark in remarks] or ["no remarks"]
     axes.text(0, 1, "\n\n".join(lines), va="top", fontsize=8, transform=axes.transAxes)
 
     columns = 12
@@ -113,7 +117,7 @@ def data_page(
     samples = lower.subplots(rows, columns, squeeze=False)
     rng = np.random.default_rng(0)
     for k, line in enumerate(samples):
-        # More classes than rows share them.
+        # If there are more classes than rows, several share a row.
         names = classes[k::rows]
         for position, cell in enumerate(line):
             cell.axis("off")

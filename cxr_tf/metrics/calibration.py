@@ -9,9 +9,9 @@ CALIBRATION_BINS = 15
 def expected_calibration_error(
     labels: np.ndarray, probabilities: np.ndarray, *, weights: np.ndarray | None = None
 ) -> float:
-    """Mean gap between confidence and accuracy over 15 equal bins (Guo et al. 2017, equation 3).
+    """Return the mean gap of confidence and accuracy over 15 bins (Guo et al. 2017, equation 3).
 
-    With two classes the probability of the positive class is binned against how often it is true.
+    With two classes, the probability of the positive class is compared with its frequency.
     """
     w = np.ones(len(labels)) if weights is None else weights
     confidence, correct = _confidence(labels, probabilities)
@@ -21,28 +21,28 @@ def expected_calibration_error(
 
 
 def reliability(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Points of the reliability diagram: mean confidence, observed share, images, by filled bin."""
+    """Return the reliability diagram by non-empty bin: mean confidence, observed share, images."""
     confidence, correct = _confidence(labels, probabilities)
     bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
     counts = np.bincount(bins, minlength=CALIBRATION_BINS)
-    filled = counts > 0
-    mean = np.bincount(bins, confidence, CALIBRATION_BINS)[filled] / counts[filled]
-    share = np.bincount(bins, correct, CALIBRATION_BINS)[filled] / counts[filled]
-    return mean, share, counts[filled]
+    nonempty = counts > 0
+    mean = np.bincount(bins, confidence, CALIBRATION_BINS)[nonempty] / counts[nonempty]
+    share = np.bincount(bins, correct, CALIBRATION_BINS)[nonempty] / counts[nonempty]
+    return mean, share, counts[nonempty]
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Temperature of least log loss of softmax(logits / T) (Guo et al. 2017), in 0.05..20.
+    """Return the temperature T of least log loss of softmax(logits / T) (Guo et al. 2017).
 
-    The bounds matter where the logits separate the labels perfectly: the best T would then be 0.
+    In 0.05..20: if the logits separate the labels perfectly, the unbounded optimum is 0.
     """
 
     def loss(log_t: float) -> float:
         scaled = special.log_softmax(logits / np.exp(log_t), axis=1)
         return float(-scaled[np.arange(len(labels)), labels].mean())
 
-    found = optimize.minimize_scalar(loss, bounds=(np.log(0.05), np.log(20.0)), method="bounded")
-    return float(np.exp(found.x))
+    optimum = optimize.minimize_scalar(loss, bounds=(np.log(0.05), np.log(20.0)), method="bounded")
+    return float(np.exp(optimum.x))
 
 
 def _confidence(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

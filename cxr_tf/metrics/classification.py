@@ -1,4 +1,4 @@
-"""Scores of a classifier: the flat table of numbers of `metrics.json`."""
+"""Scores of a classifier."""
 
 import numpy as np
 
@@ -13,13 +13,13 @@ def classification_scores(
     classes: tuple[str, ...],
     weights: np.ndarray | None = None,
 ) -> dict[str, float]:
-    """The flat table of numbers of `metrics.json`.
+    """Return the scores of a classifier, the flat table of `metrics.json`.
 
     accuracy, balanced_accuracy, precision, recall, specificity, f1, auroc, auprc, brier, ece, loss,
     and `<metric>/<class>` one class against the rest. Brier score: mean squared distance of the
     probabilities from the one-hot label, halved, which for two classes is the usual binary one.
-    A score that is not defined (a class without images) is NaN. `weights` [N] counts each image
-    that often, which is how the bootstrap resamples.
+    An undefined score (of a class without images) is NaN. `weights` [N] are repetitions of each
+    image, as in a bootstrap sample.
     """
     n, c = probabilities.shape
     w = np.ones(n) if weights is None else np.asarray(weights, float)
@@ -27,14 +27,14 @@ def classification_scores(
     confusion = np.zeros((c, c))
     np.add.at(confusion, (labels, predicted), w)
     with np.errstate(invalid="ignore", divide="ignore"):
-        hit = np.diag(confusion)
+        correct = np.diag(confusion)
         total = confusion.sum()
-        support, called = confusion.sum(axis=1), confusion.sum(axis=0)
-        recall = hit / support
-        # Nothing called positive: precision is 0 by convention, as in scikit-learn.
-        precision = np.where(called > 0, hit / np.maximum(called, 1e-12), 0.0)
-        f1 = 2 * hit / (support + called)
-        specificity = (total - support - called + hit) / (total - support)
+        support, predicted_count = confusion.sum(axis=1), confusion.sum(axis=0)
+        recall = correct / support
+        # Without a positive prediction, precision is 0 by convention, as in scikit-learn.
+        precision = np.where(predicted_count > 0, correct / np.maximum(predicted_count, 1e-12), 0.0)
+        f1 = 2 * correct / (support + predicted_count)
+        specificity = (total - support - predicted_count + correct) / (total - support)
     auroc = np.array([roc_area(labels == k, probabilities[:, k], w) for k in range(c)])
     auprc = np.array([average_precision(labels == k, probabilities[:, k], w) for k in range(c)])
     per_class = {
@@ -48,7 +48,7 @@ def classification_scores(
     true_probability = np.clip(probabilities[np.arange(n), labels], 1e-12, 1.0)
     squared = ((probabilities - one_hot) ** 2).sum(axis=1) / 2
     scores = {
-        "accuracy": float(hit.sum() / total),
+        "accuracy": float(correct.sum() / total),
         "balanced_accuracy": float(recall.mean()),
         **{m: float(v[1] if c == 2 else v.mean()) for m, v in per_class.items()},
         "brier": float(np.average(squared, weights=w)),
@@ -63,7 +63,7 @@ def classification_scores(
 def macro_auroc(
     labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray | None = None
 ) -> float:
-    """AUROC of the positive class of two; else the mean over classes, each against the rest."""
+    """Return the AUROC of the second of two classes, else the macro average over classes."""
     w = np.ones(len(labels)) if weights is None else np.asarray(weights, float)
     c = probabilities.shape[1]
     areas = [roc_area(labels == k, probabilities[:, k], w) for k in range(1 if c == 2 else 0, c)]

@@ -1,4 +1,4 @@
-"""95 % confidence intervals from a bootstrap over patients."""
+"""95 % confidence intervals by a bootstrap over patients."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,11 +18,11 @@ def confidence_intervals(
     bootstrap_samples: int = 1000,
     seed: int = 0,
 ) -> dict[str, list[float]]:
-    """95 % percentile intervals of every score: {metric: [low, high]}.
+    """Return 95 % percentile intervals of every score: {metric: [low, high]}.
 
-    Patients are resampled with replacement, not images, because images of one patient are not
-    independent (cluster bootstrap, Field and Welsh 2007). Scores that come out undefined in a
-    resample are left out of it; one that is never defined has no interval.
+    Patients are resampled, not images, because images of one patient are not independent (cluster
+    bootstrap, Field and Welsh 2007). Bootstrap samples in which a score is undefined are ignored; a
+    score that is never defined has no interval.
     """
     return intervals(
         lambda weights: classification_scores(labels, probabilities, predicted, classes, weights),
@@ -39,31 +39,31 @@ def intervals(
     bootstrap_samples: int,
     seed: int = 0,
 ) -> dict[str, list[float]]:
-    """As `confidence_intervals`, of any table of scores that takes weights [N]."""
+    """Return intervals as `confidence_intervals`, for any table of scores by weights [N]."""
     if len(set(patients)) < 2:
-        return {}  # every resample is the same: an interval of no width would look like certainty
+        return {}  # an interval of no width would suggest certainty
     tables = [
         table(w)
         for w in bootstrap_weights(patients, bootstrap_samples=bootstrap_samples, seed=seed)
     ]
-    found = {}
+    result = {}
     for metric in tables[0] if tables else ():
         values = np.array([t[metric] for t in tables])
         values = values[np.isfinite(values)]
         if len(values):
             low, high = np.percentile(values, [2.5, 97.5])
-            found[metric] = [float(low), float(high)]
-    return found
+            result[metric] = [float(low), float(high)]
+    return result
 
 
 def with_interval(scores: dict[str, Any], metric: str) -> str:
-    """A score of a table and its 95 % interval, as it stands everywhere for a person to read."""
+    """Format a score with its 95 % interval."""
     low, high = scores["ci95"].get(metric, (float("nan"),) * 2)
     return f"{scores[metric]:.3f} ({low:.3f} to {high:.3f})"
 
 
 def bootstrap_weights(patients: list[str], *, bootstrap_samples: int, seed: int) -> np.ndarray:
-    """How often each image counts in each resample of patients: int [resamples, N]."""
+    """Return the repetitions of each image in bootstrap samples of patients: int [samples, N]."""
     names, patient_of_image = np.unique(patients, return_inverse=True)
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=bootstrap_samples)

@@ -1,22 +1,22 @@
-"""How well maps localise lesions."""
+"""Scores of localisation: how well maps agree with lesion masks."""
 
 import numpy as np
 from sklearn import metrics as sk
 
 
 def pixel_auroc(maps: np.ndarray, lesions: np.ndarray) -> float:
-    """AUROC of single pixels, lesion or not; maps float [N, H, W], lesions bool [N, H, W]."""
+    """Return the AUROC over pixels; maps float [N, H, W], lesions bool [N, H, W]."""
     return float(sk.roc_auc_score(lesions.ravel(), maps.ravel()))
 
 
 def per_region_overlap(
-    maps: np.ndarray, lesions: np.ndarray, *, most_false_alarms: float = 0.3
+    maps: np.ndarray, lesions: np.ndarray, *, max_false_positive_rate: float = 0.3
 ) -> float:
-    """AUPRO: mean overlap with each connected lesion, against the false alarms, as an area of 0..1.
+    """Return AUPRO, the area under mean overlap per lesion against false positives, in 0..1.
 
     maps float [N, H, W], lesions bool [N, H, W]. Bergmann et al., "The MVTec Anomaly Detection
-    Dataset" (2021), section 6.2: small lesions count like large ones. The curve is integrated up to
-    a share of 0.3 of lesion-free pixels called abnormal; a random map gets 0.15.
+    Dataset" (2021), section 6.2: every connected lesion has the same weight. The curve is
+    integrated up to a false positive rate of 0.3; a random map scores 0.15.
     """
     from scipy import ndimage
 
@@ -32,19 +32,19 @@ def per_region_overlap(
     order = np.argsort(-maps.ravel(), kind="stable")
     values = maps.ravel()[order]
     overlap = np.cumsum(weight.ravel()[order]) / regions
-    alarms = np.cumsum(~lesions.ravel()[order]) / np.sum(~lesions)
-    last = np.append(values[1:] != values[:-1], True)  # equal values are called together
-    overlap, alarms = np.append(0.0, overlap[last]), np.append(0.0, alarms[last])
-    at_limit = np.interp(most_false_alarms, alarms, overlap)
-    inside = alarms < most_false_alarms
-    x = np.append(alarms[inside], most_false_alarms)
-    return float(np.trapezoid(np.append(overlap[inside], at_limit), x) / most_false_alarms)
+    false_positives = np.cumsum(~lesions.ravel()[order]) / np.sum(~lesions)
+    last = np.append(values[1:] != values[:-1], True)  # equal values have the same threshold
+    overlap, false_positives = np.append(0.0, overlap[last]), np.append(0.0, false_positives[last])
+    at_limit = np.interp(max_false_positive_rate, false_positives, overlap)
+    inside = false_positives < max_false_positive_rate
+    x = np.append(false_positives[inside], max_false_positive_rate)
+    return float(np.trapezoid(np.append(overlap[inside], at_limit), x) / max_false_positive_rate)
 
 
 def pointing_hits(maps: np.ndarray, lesions: np.ndarray) -> np.ndarray:
-    """Pointing game (Zhang et al. 2018): whether each map's highest pixel lies in the lesion.
+    """Return whether each map's highest pixel is in the lesion (pointing game, Zhang et al. 2018).
 
-    maps float [N, H, W], lesions bool [N, H, W]; bool [N]. Without a tolerance around the pixel.
+    maps float [N, H, W], lesions bool [N, H, W]; returns bool [N]. No tolerance around the pixel.
     """
     highest = maps.reshape(len(maps), -1).argmax(axis=1)
     return lesions.reshape(len(lesions), -1)[np.arange(len(maps)), highest]

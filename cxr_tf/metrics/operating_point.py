@@ -1,4 +1,4 @@
-"""The operating point: where on the ROC curve a score becomes a decision."""
+"""Operating points: the threshold on the ROC curve that turns a score into a decision."""
 
 import numpy as np
 from sklearn import metrics as sk
@@ -39,8 +39,7 @@ def operating_point(labels: np.ndarray, scores: np.ndarray, rule: str) -> float:
     false_alarm, sensitivity, thresholds = sk.roc_curve(labels, scores, drop_intermediate=False)
     # The first point is "nothing is positive", at an infinite threshold.
     false_alarm, sensitivity, thresholds = false_alarm[1:], sensitivity[1:], thresholds[1:]
-    # Half-way down to the next score: on a score itself, the last bit of the model's arithmetic
-    # would decide the image that it comes from.
+    # Half-way to the next score: at a score itself, rounding errors of the model would decide.
     below_all = 0.0 if thresholds[-1] >= 0 else thresholds[-1] - 1.0
     between = (thresholds + np.append(thresholds[1:], below_all)) / 2
     # Rounded, because 1 - 0.9 is less than 0.1 in floating point.
@@ -49,7 +48,7 @@ def operating_point(labels: np.ndarray, scores: np.ndarray, rule: str) -> float:
     if name == "min-sensitivity":
         return float(between[np.argmax(np.round(sensitivity, 9) >= target)])
     allowed = np.flatnonzero(np.round(1 - false_alarm, 9) >= target)
-    # If even the strictest threshold lets too many through, nothing but a stricter one will do:
-    # the next number in float32, in which the model compares.
+    # If no threshold at a score is strict enough, take the next number above all scores, in float32
+    # as the model compares.
     above_all = np.nextafter(np.float32(thresholds[0]), np.float32(np.inf))
     return float(between[allowed[-1]] if len(allowed) else above_all)

@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 
-from cxr_tf.data.restoration.local_contrast import gaussian, local_contrast, without
+from cxr_tf.data.restoration.local_contrast import gaussian, local_contrast, remove_residual
 
 
 @keras.saving.register_keras_serializable("cxr_tf")
@@ -23,7 +23,7 @@ class Without(keras.Layer):
 
     def call(self, images: keras.KerasTensor, removed: keras.KerasTensor) -> keras.KerasTensor:
         """See `without`."""
-        return without(images, removed)
+        return remove_residual(images, removed)
 
 
 @keras.saving.register_keras_serializable("cxr_tf")

@@ -1,1 +1,1 @@
-"""Get a data set, or check one."""
+"""Preparation and checks of data sets."""

@@ -1,4 +1,4 @@
-"""Get a data set, or check one: what prepare_data.py does.
+"""Download, convert, generate or check a data set.
 
 python scripts/prepare_data.py --source kermany
 python scripts/prepare_data.py --check data/kermany
@@ -24,9 +24,9 @@ log = logging.getLogger(__name__)
 
 
 def prepare_data(settings: PrepareData) -> None:
-    """Writes the data set of `--source`, or checks that of `--check`.
+    """Write the data set of `--source`, or check that of `--check`.
 
-    Raises UserError, after all is written and said, for what would stop a training.
+    Raises UserError, after everything is written, for a problem that would stop a training.
     """
     check_numbers(settings)
     if settings.check:
@@ -38,7 +38,7 @@ def prepare_data(settings: PrepareData) -> None:
     catalog = open_catalog(str(data), seed=settings.seed)
     log.info(describe(catalog))
     quoted = shlex.quote(str(data))
-    log.info("Look at it with --check %s; train on it with --data %s", quoted, quoted)
+    log.info("Inspect it with --check %s; train on it with --data %s", quoted, quoted)
     check(catalog, task=settings.task)
 
 
@@ -46,7 +46,9 @@ def _phantom(settings: PrepareData) -> Path:
     size = settings.size or PHANTOM_SIZE
     if not settings.out:
         if (settings.count, size, settings.seed) != (PHANTOM_COUNT, PHANTOM_SIZE, 0):
-            raise UserError("phantoms other than those of --data phantom need a folder: --out")
+            raise UserError(
+                "phantoms with other settings than those of --data phantom need --out FOLDER"
+            )
         return phantom_folder()
     try:
         phantoms.write_phantoms(
@@ -65,7 +67,7 @@ def _kermany(settings: PrepareData) -> Path:
 def _pneumoniamnist(settings: PrepareData) -> Path:
     name = f"pneumoniamnist_{settings.size or 224}"
     if name not in downloads.SOURCES:
-        raise UserError(f"--size {settings.size}: PneumoniaMNIST comes in 28, 64, 128 and 224")
+        raise UserError(f"--size {settings.size}: PneumoniaMNIST has the sizes 28, 64, 128 and 224")
     target = Path(settings.out or f"data/{name}.npz")
     if target.suffix != ".npz":
         raise UserError(f"--out {settings.out}: give a file name that ends in .npz")
@@ -81,7 +83,7 @@ def _dicom(settings: PrepareData) -> Path | None:
         laterals=settings.laterals,
     )
     if unlabelled:
-        log.info("%d images have no label: fill in that column of %s", unlabelled, catalogue)
+        log.info("%d images have no label: fill in the column label of %s", unlabelled, catalogue)
     return None if unlabelled else catalogue
 
 
@@ -94,24 +96,24 @@ _SOURCES: dict[str, Callable[[PrepareData], Path | None]] = {
 
 
 def _check(settings: PrepareData) -> None:
-    """Prints and draws what there is to know: logs/data/<name>/, figures/data.png in it."""
+    """Print and draw the inspection of a data set: logs/data/<name>/ with figures/data.png."""
     catalog = open_catalog(settings.check, seed=settings.seed, task=settings.task)
     log.info(describe(catalog))
-    found = inspect_images(catalog)
-    said = warnings(found)
-    for row, reason in found.unreadable.items():
+    inspection = inspect_images(catalog)
+    lines = warnings(inspection)
+    for row, reason in inspection.unreadable.items():
         log.info("  unreadable: %s (%s)", catalog.paths[row], reason)
-    for line in said:
+    for line in lines:
         log.info("  warning: %s", line)
-    for s in found.shortcuts:
+    for s in inspection.shortcuts:
         log.info("  %-10s alone: AUROC %.2f for '%s'", s.measure, s.auroc, s.finding)
 
-    run = _page_of(catalog, Path(settings.logs) / "data")
+    run = _page_run(catalog, Path(settings.logs) / "data")
     name = run.directory.name
     run.directory.mkdir(parents=True, exist_ok=True)
-    # The page is of the data as they are now: an earlier one makes way.
-    for left in run.directory.glob("events.out.*"):
-        left.unlink()
+    # The page shows the present data: an earlier one is replaced.
+    for former in run.directory.glob("events.out.*"):
+        former.unlink()
     write_json(run.directory / "config.json", run_record("data", name, settings, catalog))
     write_csv(
         run.directory / "near-duplicates.csv",
@@ -122,28 +124,28 @@ def _check(settings: PrepareData) -> None:
                 *(catalog.radiographs[a].split, catalog.radiographs[b].path),
                 *(catalog.radiographs[b].finding, catalog.radiographs[b].split),
             ]
-            for a, b in found.near
+            for a, b in inspection.near
         ],
     )
-    draw_page(run, found)
+    draw_page(run, inspection)
     run.write_metrics(
         {
             "source": str(Path(catalog.source).resolve()),
             "images": len(catalog),
             "patients": len(set(catalog.patients)),
-            "unreadable": len(found.unreadable),
-            "near_duplicates": len(found.near),
-            **{f"{s.measure}_auroc/{s.finding}": s.auroc for s in found.shortcuts},
+            "unreadable": len(inspection.unreadable),
+            "near_duplicates": len(inspection.near),
+            **{f"{s.measure}_auroc/{s.finding}": s.auroc for s in inspection.shortcuts},
             "fingerprint": catalog.fingerprint(),
         }
     )
-    log.info("picture: %s", run.directory / "figures" / "data.png")
-    _stop_if_untrainable(catalog, found, settings)
+    log.info("figure: %s", run.directory / "figures" / "data.png")
+    _stop_if_untrainable(catalog, inspection, settings)
 
 
-def draw_page(run: Run, found: Inspection) -> None:
-    """The data set on one page: `figures/data.png`, and in TensorBoard."""
-    catalog = found.catalog
+def draw_page(run: Run, inspection: Inspection) -> None:
+    """Draw the data set on one page: `figures/data.png`, and in TensorBoard."""
+    catalog = inspection.catalog
     kind = ", synthetic phantoms" if catalog.is_phantom else ""
     writer = run.writer()
     run.write_figure(
@@ -153,24 +155,24 @@ def draw_page(run: Run, found: Inspection) -> None:
             [r.split for r in catalog.radiographs],
             catalog.patients,
             catalog.findings,
-            found.measures,
-            found.thumbnails,
+            inspection.measures,
+            inspection.thumbnails,
             len(catalog) - len({r.digest for r in catalog.radiographs}),
-            found.near,
-            [(s.measure, s.finding, s.auroc, s.suspicious) for s in found.shortcuts],
+            inspection.near,
+            [(s.measure, s.finding, s.auroc, s.suspicious) for s in inspection.shortcuts],
             heading=f"{run.directory.name}: {len(catalog)} images, "
             f"{len(set(catalog.patients))} patients{kind}",
-            remarks=[*notes(catalog), *warnings(found)],
+            remarks=[*notes(catalog), *warnings(inspection)],
         ),
         writer,
     )
     writer.close()
 
 
-def _page_of(catalog: Catalog, root: Path) -> Run:
-    """Where the page of these data goes, which an earlier page of the same source may hold already.
+def _page_run(catalog: Catalog, root: Path) -> Run:
+    """Return the run for the page of these data, that of an earlier page of the same source if any.
 
-    Never where a study keeps its own, nor where that of other data stands.
+    A run of a study, or of other data, is never replaced.
     """
     source = str(Path(catalog.source).resolve())
     runs = (Run(root / name) for name in numbered_names(to_run_name(Path(source).stem) or "data"))
@@ -181,10 +183,10 @@ def _page_of(catalog: Catalog, root: Path) -> Run:
     )
 
 
-def _stop_if_untrainable(catalog: Catalog, found: Inspection, settings: PrepareData) -> None:
-    if found.unreadable:
+def _stop_if_untrainable(catalog: Catalog, inspection: Inspection, settings: PrepareData) -> None:
+    if inspection.unreadable:
         raise UserError(
-            f"{len(found.unreadable)} images of {catalog.source} cannot be read; mend or remove "
-            "them, or train with --skip-unreadable"
+            f"{len(inspection.unreadable)} images of {catalog.source} cannot be read. Fix or "
+            "remove them, or train with --skip-unreadable"
         )
     check(catalog, task=settings.task)

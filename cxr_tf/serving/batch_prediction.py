@@ -1,4 +1,4 @@
-"""Predictions of many images, batch by batch, from disk or from a server."""
+"""Batched predictions of many images, by a SavedModel on disk or by a server."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,9 +13,10 @@ from cxr_tf.serving.client import BadImages, PredictFn, connect, read_image
 
 @dataclass(frozen=True)
 class BatchPredictions:
-    """What came back for one batch: outputs of the rows that were answered, reasons of the others.
+    """The predictions of one batch, and the reasons why images were rejected.
 
-    rows: indices into the paths, in the order of the outputs' first axis; contents: of those rows.
+    rows: indices into the paths, in the order of the outputs' first axis; contents: the files of
+    those rows; outputs: {name: [N, ...]}; reasons: {row: reason} of the rejected images.
     """
 
     rows: list[int]
@@ -25,7 +26,7 @@ class BatchPredictions:
 
 
 def open_signature(settings: Predict) -> PredictFn:
-    """Open the signature that the settings name, of a server or of a SavedModel."""
+    """Return the signature of a server or of a SavedModel as a function."""
     return open_model(settings)(settings.signature)
 
 
@@ -36,7 +37,7 @@ def open_model(settings: Predict) -> Callable[[str], PredictFn]:
     """
     if settings.server:
         if settings.engine != "auto" or settings.engine_precision != "float32":
-            raise UserError("--engine is for a model on disk: a server chooses its own")
+            raise UserError("--engine is for a model on disk: leave it out with --server")
         return lambda signature: connect(
             settings.server,
             settings.model,
@@ -46,7 +47,7 @@ def open_model(settings: Predict) -> Callable[[str], PredictFn]:
             timeout=settings.timeout,
         )
     if settings.version is not None or settings.label:
-        raise UserError("--version and --label go with --server; name the version's folder instead")
+        raise UserError("--version and --label need --server; name the version's folder instead")
     from cxr_tf.serving import loading
 
     served = loading.load_served(
@@ -56,12 +57,12 @@ def open_model(settings: Predict) -> Callable[[str], PredictFn]:
 
 
 def predict_in_batches(
-    ask: PredictFn, paths: list[str], batch_size: int, on_bad_image: str
+    predict: PredictFn, paths: list[str], batch_size: int, on_bad_image: str
 ) -> Iterator[BatchPredictions]:
-    """Answers to all images, batch by batch.
+    """Predict all images, batch by batch.
 
-    A bad image makes a model refuse the whole request and name its position: the others are asked
-    again without it, or, with `on_bad_image` "error", UserError names the file.
+    A model refuses a batch with a bad image and names its position: the batch is predicted again
+    without it, or, with `on_bad_image` "error", UserError names the file.
     """
     for start in range(0, len(paths), batch_size):
         rows, contents, reasons = [], [], {}
@@ -75,14 +76,14 @@ def predict_in_batches(
             batch = BatchPredictions([], [], {}, reasons)
         else:
             batch = predict_readable(
-                ask, rows, contents, stop=on_bad_image == "error", alone=len(paths) == 1
+                predict, rows, contents, stop=on_bad_image == "error", alone=len(paths) == 1
             )
             reasons |= batch.reasons
         if reasons and on_bad_image == "error":
             row = min(reasons)
             raise UserError(
-                f"{paths[row]}: {reasons[row]}; mend or remove it, or have such files marked by "
-                "--on-bad-image nan"
+                f"{paths[row]}: {reasons[row]}. Fix or remove the file, or pass --on-bad-image nan "
+                "to mark such files in the output"
             )
         yield BatchPredictions(batch.rows, batch.contents, batch.outputs, reasons)
 

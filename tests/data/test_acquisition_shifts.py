@@ -1,9 +1,11 @@
-"""Images framed, exposed and stored otherwise: each shift does what its name says."""
+"""Acquisition shifts and perturbed copies: each does what its name says."""
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from cxr_tf.data import acquisition_shifts
+from cxr_tf.data.sources.phantoms import phantom
 
 SIZE = 128
 
@@ -23,7 +25,7 @@ def square(images: np.ndarray) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("name", acquisition_shifts.SHIFTS)
-def test_pixels_stay_pixels_and_no_image_depends_on_its_batch(name: str) -> None:
+def test_shifts_return_pixels_and_do_not_depend_on_the_batch(name: str) -> None:
     images = chest()
     before = images.copy()
     shifted = acquisition_shifts.SHIFTS[name](images)
@@ -42,14 +44,16 @@ def test_pixels_stay_pixels_and_no_image_depends_on_its_batch(name: str) -> None
         *(("closer", 1 / 0.85, 1 / 0.85), ("farther", 1 / 1.15, 1 / 1.15)),
     ],
 )
-def test_framing_moves_what_is_seen(name: str, rows: float, columns: float) -> None:
+def test_framing_shifts_move_content_by_the_stated_factor(
+    name: str, rows: float, columns: float
+) -> None:
     before = square(chest())
     after = square(acquisition_shifts.SHIFTS[name](chest()))
     assert after[0] == pytest.approx(before[0] * rows, abs=0.6)
     assert after[1] == pytest.approx(before[1] * columns, abs=0.6)
 
 
-def test_exposure_goes_the_way_it_is_called() -> None:
+def test_exposure_shifts_match_their_names() -> None:
     images = chest()
     assert acquisition_shifts.SHIFTS["brighter"](images).mean() > images.mean() + 10
     assert acquisition_shifts.SHIFTS["darker"](images).mean() < images.mean() - 10
@@ -59,8 +63,51 @@ def test_exposure_goes_the_way_it_is_called() -> None:
     np.testing.assert_allclose(flat, np.linspace(0, 1, flat.size), atol=0.05)
 
 
-def test_noise_has_its_spread_and_blur_takes_it_away() -> None:
+def test_noise_has_the_stated_spread_and_blur_removes_it() -> None:
     grey = np.full((2, SIZE, SIZE, 1), 128, np.uint8)
     noise = acquisition_shifts.SHIFTS["noisy"](grey)
     assert noise.std() == pytest.approx(12, rel=0.05)
     assert acquisition_shifts.SHIFTS["blurred"](noise).std() < 0.6 * noise.std()
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    """300 of the same healthy phantom: uint8 [300, 96, 96, 1]."""
+    return np.repeat(phantom("normal", seed=5, patient=0, size=96).image[None, ..., None], 300, 0)
+
+
+@pytest.mark.parametrize("name", ["perturb_exposure", "perturb_scanner"])
+def test_perturbed_copies_are_repeatable_and_distinct(images: np.ndarray, name: str) -> None:
+    changed = getattr(acquisition_shifts, name)(images, 3)
+    assert changed.shape == images.shape and changed.dtype == np.uint8
+    np.testing.assert_array_equal(getattr(acquisition_shifts, name)(images, 3), changed)
+    assert not np.array_equal(getattr(acquisition_shifts, name)(images, 4), changed)
+    # 256 are changed at a time; those after must not be the first ones again.
+    assert len({image.tobytes() for image in changed}) == len(images)
+
+
+def test_a_scanner_perturbation_preserves_content(images: np.ndarray) -> None:
+    changed = acquisition_shifts.perturb_scanner(images, 3).astype(float)
+    correlations = [np.corrcoef(x.ravel(), images[0].ravel())[0, 1] for x in changed]
+    assert np.median(correlations) > 0.9 and min(correlations) > 0.6
+    # Darker and brighter by a quarter of the mean, and light from either edge.
+    means = changed.mean(axis=(1, 2, 3))
+    assert means.min() < 0.75 * images.mean() and means.max() > 1.25 * images.mean()
+    tilt = changed[:, 48:].mean(axis=(1, 2, 3)) / changed[:, :48].mean(axis=(1, 2, 3))
+    usual = images[0, 48:].mean() / images[0, :48].mean()
+    assert tilt.min() < 0.8 * usual and tilt.max() > 1.2 * usual
+
+
+def test_a_third_of_the_copies_is_blurred_and_a_third_noisy() -> None:
+    seed = tf.constant([1, 2], tf.int64)
+    # Of images without any detail, what differs from pixel to pixel is noise.
+    flat = acquisition_shifts.simulate_scanner(tf.fill([600, 64, 64, 1], 100.0), seed).numpy()
+    grain = np.abs(np.diff(flat, 2, axis=1)).mean(axis=(1, 2, 3))
+    assert np.mean(grain > 0.1) == pytest.approx(1 / 3, abs=0.08)  # four standard errors
+    # Of stripes one pixel wide the blur leaves nothing, so half of it leaves half.
+    stripes = np.where(np.arange(64) % 2, 140.0, 80.0) * np.ones((600, 64, 64))
+    striped = acquisition_shifts.simulate_scanner(
+        tf.constant(stripes[..., None], tf.float32), seed
+    ).numpy()
+    contrast = np.abs(np.diff(striped, axis=2)).mean(axis=(1, 2, 3))
+    assert np.mean(contrast < 30) == pytest.approx(1 / 6, abs=0.06)

@@ -1,4 +1,4 @@
-"""DICOM to PNG: the picture that a workstation shows, and nobody's name in it or beside it."""
+"""DICOM to PNG: rendered as on a workstation, without identifying metadata."""
 
 import csv
 import io
@@ -30,7 +30,7 @@ from cxr_tf.preparation.prepare_data import prepare_data  # noqa: E402
 
 GRAY = np.round(np.linspace(0, 4095, 32 * 32)).astype(np.uint16).reshape(32, 32)
 
-# One marker in each; none of them may be seen again.
+# One marker in each; none of them may appear in any output.
 SECRETS = {
     "PatientName": "Zebra^Planted",
     "PatientID": "SECRETID4711",
@@ -134,7 +134,7 @@ def test_signed_pixels_and_sigmoid(write: Callable[..., Path]) -> None:
 
 
 @pytest.mark.parametrize(("bits", "stored"), [(8, "<u1"), (8, "<u2"), (12, "<u2")])
-def test_a_voi_table_goes_before_a_window(
+def test_a_voi_lut_takes_precedence_over_a_window(
     write: Callable[..., Path], bits: int, stored: str
 ) -> None:
     top = 2**bits - 1
@@ -154,14 +154,14 @@ def test_a_voi_table_goes_before_a_window(
         *("MR_small_bigendian.dcm", "MR_small_implicit.dcm"),
     ],
 )
-def test_compression_and_byte_order_change_nothing(name: str) -> None:
+def test_compression_and_byte_order_do_not_change_pixels(name: str) -> None:
     one, other = (shown(Path(str(get_testdata_file(n)))) for n in ("MR_small.dcm", name))
     np.testing.assert_array_equal(one, other)
     assert one.std() > 20
 
 
-def test_pydicoms_own_files_read_or_are_refused_clearly() -> None:
-    for name, said in {
+def test_pydicom_test_files_are_read_or_refused_with_the_reason() -> None:
+    for name, message in {
         "693_J2KI.dcm": "",
         "JPEG2000.dcm": "",
         "JPEGLSNearLossless_16.dcm": "",
@@ -172,23 +172,23 @@ def test_pydicoms_own_files_read_or_are_refused_clearly() -> None:
         "rtplan.dcm": "without an image",
         "badVR.dcm": "truncated or corrupt",
         "MR_truncated.dcm": "truncated or corrupt",
-        "no_meta.dcm": "no DICOM file",
+        "no_meta.dcm": "not a DICOM file",
     }.items():
         path = Path(str(get_testdata_file(name)))
-        if not said:
+        if not message:
             assert shown(path).std() > 5
             continue
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             read_radiograph(path)
 
 
-def test_an_empty_function_of_the_window_is_a_linear_one(write: Callable[..., Path]) -> None:
+def test_an_empty_voi_lut_function_is_linear(write: Callable[..., Path]) -> None:
     window = {"WindowCenter": 2000, "WindowWidth": 1000}
     linear = shown(write("linear.dcm", **window))
     np.testing.assert_array_equal(shown(write("empty.dcm", VOILUTFunction="", **window)), linear)
 
 
-def test_one_file_cut_in_a_sequence_does_not_stop_the_others(
+def test_a_truncated_file_does_not_stop_the_conversion(
     write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     item = Dataset()
@@ -196,7 +196,7 @@ def test_one_file_cut_in_a_sequence_does_not_stop_the_others(
     sound = write("ward/NORMAL/a.dcm")
     whole = write("ward/NORMAL/b.dcm", ProcedureCodeSequence=[item] * 3)
     data = whole.read_bytes()
-    # Of undefined length, and the file ends in it.
+    # A sequence of undefined length, in which the file ends.
     at = data.index(b"\x08\x00\x32\x10SQ\x00\x00") + 8
     cut = tmp_path / "ward/NORMAL/c.dcm"
     cut.write_bytes(data[:at] + b"\xff\xff\xff\xff" + data[at + 4 : at + 30])
@@ -214,7 +214,7 @@ def test_one_file_cut_in_a_sequence_does_not_stop_the_others(
     assert len(catalogue.read_text().splitlines()) == 2  # the header, and b
 
 
-def test_a_phantom_survives(write: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_phantom_survives_the_conversion(write: Callable[..., Path], tmp_path: Path) -> None:
     image = phantom("bacterial", seed=1, patient=1, size=64).image
     path = write("scan", image.astype(np.uint16) * 16, BitsStored=12)
     assert is_dicom(path)
@@ -227,7 +227,7 @@ def test_a_phantom_survives(write: Callable[..., Path], tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- the data set
 
 
-def test_nothing_that_identifies_is_written_or_said(
+def test_no_identifying_metadata_is_written_or_logged(
     write: Callable[..., Path],
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
@@ -237,7 +237,7 @@ def test_nothing_that_identifies_is_written_or_said(
     for number in range(3):
         folder = ("NORMAL", "PNEUMONIA")[number % 2]
         write(f"ward/{folder}/IM{number}", GRAY + np.uint16(number), **SECRETS)
-    # Files that are left out are told of, and so are those that are broken.
+    # Files left out are logged, broken ones included.
     write("ward/NORMAL/IM7", ViewPosition="LL", **SECRETS)
     write("ward/NORMAL/IM8", np.stack([GRAY, GRAY]), NumberOfFrames=2, **SECRETS)
     write("ward/NORMAL/IM10", BurnedInAnnotation="YES", **SECRETS)
@@ -247,7 +247,7 @@ def test_nothing_that_identifies_is_written_or_said(
     odd.write_bytes(odd.read_bytes().replace(b"19330123", b"SECRETID"))  # an invalid date
     uids = [str(pydicom.dcmread(p, stop_before_pixels=True).StudyInstanceUID) for p in (odd,)]
     settings = PrepareData(source="dicom", from_=str(tmp_path / "ward"), out=str(tmp_path / "o"))
-    # One patient cannot fill three splits; the data set stands all the same.
+    # One patient cannot fill three splits; the data set is written all the same.
     with caplog.at_level("DEBUG"), pytest.raises(UserError, match="in the val split") as refused:
         prepare_data(settings)
     written = b"".join(p.read_bytes() for p in (tmp_path / "o").rglob("*") if p.is_file())
@@ -266,7 +266,7 @@ def test_nothing_that_identifies_is_written_or_said(
     assert len(list((tmp_path / "o" / "images").iterdir())) == 4
 
 
-def test_patients_stay_together_under_a_key_that_is_not_kept(
+def test_patients_stay_together_under_a_random_key(
     write: Callable[..., Path], tmp_path: Path
 ) -> None:
     for number in range(6):
@@ -296,7 +296,7 @@ def test_folders_and_lists_give_labels_and_splits(
     assert len({r.patient for r in rows} - {"P1"}) == 1
 
 
-def test_laterals_are_left_out_unless_asked_for(write: Callable[..., Path], tmp_path: Path) -> None:
+def test_lateral_views_are_left_out_by_default(write: Callable[..., Path], tmp_path: Path) -> None:
     for view in ("PA", "AP", "LL", "RL", "LLD", ""):
         write(f"ward/NORMAL/{view or 'none'}.dcm", ViewPosition=view, PatientID=view)
     for name, laterals, count in (("a", False, 4), ("b", True, 6)):
@@ -309,27 +309,25 @@ def test_one_file_without_a_label(
 ) -> None:
     with caplog.at_level("INFO"):
         prepare_data(PrepareData(source="dicom", from_=str(write("IM1")), out=str(tmp_path / "o")))
-    assert "1 images have no label: fill in that column" in caplog.text
+    assert "1 images have no label: fill in the column label" in caplog.text
     image = next((tmp_path / "o/images").iterdir())
     # What predict.py sees of the file itself is what it sees of the picture.
     assert image.read_bytes() == png_bytes(tmp_path / "IM1")
 
 
-def test_what_cannot_be_converted_leaves_nothing(
-    write: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_a_failed_conversion_leaves_nothing(write: Callable[..., Path], tmp_path: Path) -> None:
     films = np.stack([GRAY, GRAY])
     write("ward/1.dcm", films, NumberOfFrames=2)
     (tmp_path / "bad.dcm").write_bytes(b"text")
     (tmp_path / "none").mkdir()
-    for origin, said in (
+    for origin, message in (
         ("ward/1.dcm", "2 frames"),
         ("ward", "2 frames"),
-        ("bad.dcm", "no DICOM file"),
+        ("bad.dcm", "not a DICOM file"),
         ("none", "no DICOM file in"),
         ("missing", "no such file"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             convert(tmp_path / origin, tmp_path / "o")
     assert {p.name for p in tmp_path.iterdir()} == {"ward", "bad.dcm", "none"}
     (tmp_path / "o").mkdir()

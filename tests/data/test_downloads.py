@@ -1,4 +1,4 @@
-"""Downloads against a server on this machine that does what servers do; archives that attack."""
+"""Downloads from a local server with faults, and malicious archives."""
 
 import contextlib
 import hashlib
@@ -152,7 +152,7 @@ def names(folder: Path) -> set[str]:
         ([promises(-300)], ["", "bytes=999703-"]),
     ],
 )  # fmt: skip
-def test_it_arrives_whole(
+def test_a_download_survives_a_faulty_server(
     server: Server, tmp_path: Path, answers: list[Answer], ranges: list[str]
 ) -> None:
     server.answers = list(answers)
@@ -165,10 +165,10 @@ def test_it_arrives_whole(
     assert "Somebody 2020" in terms
 
 
-def test_a_killed_download_goes_on_where_it_stopped(server: Server, tmp_path: Path) -> None:
+def test_an_interrupted_download_is_resumed(server: Server, tmp_path: Path) -> None:
     target = tmp_path / "set.npz"
-    server.answers = [drops_after(600_000), *[says(503)] * downloads.TRIES]
-    with pytest.raises(UserError, match=r"503.*is kept, and the same command goes on"):
+    server.answers = [drops_after(600_000), *[says(503)] * downloads.MAX_FAILURES]
+    with pytest.raises(UserError, match=r"503.*is kept, and the same command resumes"):
         prepare(server.source(), target, pause=0)
     assert not target.exists()
     server.answers, server.ranges = [], []
@@ -177,49 +177,49 @@ def test_a_killed_download_goes_on_where_it_stopped(server: Server, tmp_path: Pa
     assert server.ranges == ["bytes=600000-"]
 
 
-def test_a_part_of_another_file_is_begun_again(server: Server, tmp_path: Path) -> None:
+def test_a_partial_download_of_another_file_is_restarted(server: Server, tmp_path: Path) -> None:
     (tmp_path / ".set.npz.part").write_bytes(b"of an older version")
     prepare(server.source(), tmp_path / "set.npz", pause=0)
     assert (tmp_path / "set.npz").read_bytes() == server.content
     assert server.ranges == ["bytes=19-", ""]
 
 
-def test_a_part_that_is_too_long_is_begun_again(server: Server, tmp_path: Path) -> None:
+def test_an_oversized_partial_download_is_restarted(server: Server, tmp_path: Path) -> None:
     (tmp_path / ".set.npz.part").write_bytes(server.content + b"more")
     prepare(server.source(), tmp_path / "set.npz", pause=0)
     assert (tmp_path / "set.npz").read_bytes() == server.content
 
 
 @pytest.mark.parametrize(
-    ("answers", "said", "left"),
+    ("answers", "message", "left"),
     [
-        ([flips_a_byte], "another file than the published one: its sha256 is", set()),
-        ([promises(+7)], r"offers 1000010 bytes, but the published file has 1000003", set()),
-        ([says(404)], r"404.*name it with --from", set()),
+        ([flips_a_byte], "is not the published file: its sha256 is", set()),
+        ([promises(+7)], r"has 1000010 bytes, but the published file has 1000003", set()),
+        ([says(404)], r"404.*pass it with --from", set()),
         ([says(503)] * 20, r"503.*example\.org/set", set()),
         ([drops_after(5)] + [drops_after(0)] * 20, "ended early", {".set.npz.part"}),
     ],
 )
-def test_what_cannot_be_had_is_one_clear_error(
-    server: Server, tmp_path: Path, answers: list[Answer], said: str, left: set[str]
+def test_failed_downloads_are_explained(
+    server: Server, tmp_path: Path, answers: list[Answer], message: str, left: set[str]
 ) -> None:
     server.answers = list(answers)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         prepare(server.source(), tmp_path / "set.npz", pause=0)
     assert names(tmp_path) == left
-    assert len(server.ranges) <= downloads.TRIES + 1
+    assert len(server.ranges) <= downloads.MAX_FAILURES + 1
 
 
-def test_no_server_at_all(server: Server, tmp_path: Path) -> None:
+def test_unreachable_servers_and_invalid_urls_are_explained(server: Server, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="refused"):
         prepare(server.source(), tmp_path / "a", origin="http://127.0.0.1:1/x", pause=0)
-    with pytest.raises(UserError, match="no address"):
+    with pytest.raises(UserError, match="not a valid URL"):
         prepare(server.source(), tmp_path / "a", origin=f"{server.url}/R\xf6ntgen", pause=0)
-    with pytest.raises(UserError, match="only http"):
+    with pytest.raises(UserError, match="give an http"):
         prepare(server.source(), tmp_path / "a", origin="file:///etc/passwd", pause=0)
 
 
-def test_from_a_mirror_or_a_file_the_checksum_is_the_same(server: Server, tmp_path: Path) -> None:
+def test_mirrors_and_local_files_must_match_the_checksum(server: Server, tmp_path: Path) -> None:
     source = server.source()
     elsewhere = Source(**{**source.__dict__, "url": "http://127.0.0.1:1/gone"})
     prepare(elsewhere, tmp_path / "a.npz", origin=server.url, pause=0)
@@ -236,7 +236,7 @@ def test_from_a_mirror_or_a_file_the_checksum_is_the_same(server: Server, tmp_pa
     assert not (tmp_path / "c.npz").exists()
 
 
-def test_a_full_disk_is_told_before_a_byte_is_asked_for(
+def test_a_full_disk_is_detected_before_the_download(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = downloads.shutil.disk_usage(tmp_path)
@@ -248,7 +248,7 @@ def test_a_full_disk_is_told_before_a_byte_is_asked_for(
     assert server.ranges == []
 
 
-def test_progress_tells_amount_rate_and_time(
+def test_progress_shows_size_rate_and_time(
     server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("INFO", logger="cxr_tf"):
@@ -282,7 +282,7 @@ KERMANY_LIKE = {
 }
 
 
-def test_an_archive_becomes_a_folder_with_its_terms(server: Server, tmp_path: Path) -> None:
+def test_an_archive_is_unpacked_with_its_terms(server: Server, tmp_path: Path) -> None:
     server.content = zipped(KERMANY_LIKE)
     server.answers = [drops_after(200)]
     folder = prepare(server.source(inside="chest_xray"), tmp_path / "kermany", pause=0)
@@ -295,14 +295,14 @@ def test_an_archive_becomes_a_folder_with_its_terms(server: Server, tmp_path: Pa
     }
     assert names(tmp_path) == {"kermany"}
     assert len(open_catalog(str(folder), resplit=False)) == 3
-    # A second call finds it there and asks nobody.
+    # A second call finds it and sends no request.
     server.ranges = []
     prepare(server.source(inside="chest_xray"), folder)
     assert server.ranges == []
 
 
 @pytest.mark.parametrize(
-    ("entries", "mode", "said"),
+    ("entries", "mode", "message"),
     [
         ({"chest_xray/../../out.png": b""}, stat.S_IFREG, "would write to"),
         ({"/etc/out.png": b""}, stat.S_IFREG, "would write to"),
@@ -313,14 +313,14 @@ def test_an_archive_becomes_a_folder_with_its_terms(server: Server, tmp_path: Pa
         ({"other/a.png": b"1"}, stat.S_IFREG, "no image below"),
     ],
 )
-def test_an_archive_that_attacks_writes_nothing(
-    tmp_path: Path, entries: dict[str, bytes], mode: int, said: str
+def test_malicious_archives_write_nothing(
+    tmp_path: Path, entries: dict[str, bytes], mode: int, message: str
 ) -> None:
     inner = tmp_path / "here"
     inner.mkdir()
     archive = inner / "a.zip"
     archive.write_bytes(zipped({**entries, "chest_xray.txt": b""}, mode=mode | 0o644))
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         unpack(archive, inner / "target", inside="chest_xray", terms="")
     assert names(inner) == {"a.zip"}
     assert names(tmp_path) == {"here"}

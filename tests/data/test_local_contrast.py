@@ -1,4 +1,4 @@
-"""Local contrast: what it does not know, and that an opacity is taken out of it again."""
+"""Local contrast: invariant to exposure, and invertible for opacities."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,9 @@ def chests() -> tuple[np.ndarray, np.ndarray]:
     return images, np.stack([p.lungs for p in drawn])[..., None].astype(np.float32)
 
 
-def test_it_does_not_know_exposure_or_light(chests: tuple[np.ndarray, np.ndarray]) -> None:
+def test_local_contrast_ignores_exposure_and_illumination(
+    chests: tuple[np.ndarray, np.ndarray],
+) -> None:
     from cxr_tf.data.restoration.local_contrast import local_contrast
 
     images = chests[0]
@@ -30,7 +32,7 @@ def test_it_does_not_know_exposure_or_light(chests: tuple[np.ndarray, np.ndarray
 
 @pytest.fixture(scope="module")
 def painted(chests: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """The same with opacities, and by how much their local contrast is higher for it."""
+    """The same with opacities, and their excess of local contrast."""
     import tensorflow as tf
 
     from cxr_tf.data.restoration.local_contrast import local_contrast
@@ -41,43 +43,41 @@ def painted(chests: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarr
     return images, np.asarray(local_contrast(images)) - np.asarray(local_contrast(healthy))
 
 
-def test_what_was_painted_is_taken_out_of_the_grey_levels(
+def test_remove_residual_restores_the_healthy_image(
     chests: tuple[np.ndarray, np.ndarray], painted: tuple[np.ndarray, np.ndarray]
 ) -> None:
-    from cxr_tf.data.restoration.local_contrast import without
+    from cxr_tf.data.restoration.local_contrast import remove_residual
 
     images, removed = painted
     was = np.abs(images - chests[0]).mean(axis=(1, 2, 3))
     assert (was > 1).sum() >= 15
-    left = np.abs(np.asarray(without(images, removed)) - chests[0]).mean(axis=(1, 2, 3))
+    left = np.abs(np.asarray(remove_residual(images, removed)) - chests[0]).mean(axis=(1, 2, 3))
     share = left[was > 1] / was[was > 1]
     assert np.median(share) < 0.6 and share.max() < 0.9
-    np.testing.assert_array_equal(without(images, 0 * removed), images)
+    np.testing.assert_array_equal(remove_residual(images, 0 * removed), images)
 
 
 @pytest.mark.parametrize(("times", "more"), [(0.4, 0.0), (1.2, 0.0), (1.0, 0.02)])
-def test_an_error_of_the_network_does_not_spread_over_the_image(
+def test_errors_of_the_residual_do_not_spread(
     chests: tuple[np.ndarray, np.ndarray],
     painted: tuple[np.ndarray, np.ndarray],
     times: float,
     more: float,
 ) -> None:
-    from cxr_tf.data.restoration.local_contrast import LEAST_RESTORED, without
+    from cxr_tf.data.restoration.local_contrast import MIN_RESIDUAL, remove_residual
 
     images, removed = painted
     wrong = times * removed + more
-    restored = np.asarray(without(images, wrong))
+    restored = np.asarray(remove_residual(images, wrong))
     was = np.abs(images - chests[0]).mean(axis=(1, 2, 3))
     left = np.abs(restored - chests[0]).mean(axis=(1, 2, 3))
     assert (left < was)[was > 1].all()
     assert restored.min() >= 0 and (restored <= images).all()
-    np.testing.assert_array_equal(
-        restored[wrong <= LEAST_RESTORED], images[wrong <= LEAST_RESTORED]
-    )
+    np.testing.assert_array_equal(restored[wrong <= MIN_RESIDUAL], images[wrong <= MIN_RESIDUAL])
 
 
 @pytest.mark.parametrize(("radius", "sigma"), [(1, 0.3), (3, 1.0), (12, 4.0)])
-def test_blur_is_scipys(radius: int, sigma: float) -> None:
+def test_gaussian_blur_matches_scipy(radius: int, sigma: float) -> None:
     from scipy.ndimage import gaussian_filter
 
     from cxr_tf.data.restoration.local_contrast import gaussian
@@ -90,7 +90,7 @@ def test_blur_is_scipys(radius: int, sigma: float) -> None:
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_the_blur_of_a_map_is_a_layer_that_is_saved_by_its_width() -> None:
+def test_the_blur_layer_is_saved_with_its_width() -> None:
     import keras
 
     from cxr_tf.data.restoration.local_contrast import gaussian

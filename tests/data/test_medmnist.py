@@ -27,7 +27,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def test_every_pixel_label_and_split_arrives() -> None:
+def test_pixels_labels_and_splits_are_preserved() -> None:
     made = arrays()
     np.savez_compressed("pneumoniamnist.npz", **made)
     catalog = open_catalog("pneumoniamnist.npz")
@@ -44,7 +44,7 @@ def test_every_pixel_label_and_split_arrives() -> None:
     assert catalog.source == "pneumoniamnist.npz"
 
 
-def test_it_is_unpacked_once_and_anew_when_it_changes() -> None:
+def test_a_changed_file_is_unpacked_again() -> None:
     np.savez("p.npz", **arrays(seed=1))
     folder = medmnist.unpack(Path("p.npz"))
     written = {p: p.stat().st_mtime_ns for p in folder.rglob("*.png")}
@@ -54,31 +54,31 @@ def test_it_is_unpacked_once_and_anew_when_it_changes() -> None:
     assert medmnist.unpack(Path("p.npz")) != folder
 
 
-def test_leaks_of_a_published_split_are_told_and_kept() -> None:
+def test_leakage_of_a_published_split_is_noted_and_kept() -> None:
     made = arrays()
     made["val_images"][0] = made["train_images"][0]
     np.savez("p.npz", **made)
     catalog = open_catalog("p.npz")
     check(catalog, task="binary")
-    assert "kept as it is, though 1 images" in describe(catalog)
+    assert "kept unchanged, although 1 images" in describe(catalog)
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "message"),
     [
         (lambda a: a.pop("val_labels"), "val_labels"),
         (lambda a: a.update(train_images=a["train_images"][..., None]), "train_images is uint8"),
         (lambda a: a.update(train_images=a["train_images"] / 255), "train_images is float64"),
         (lambda a: a.update(test_labels=a["test_labels"] + 1), "test_labels is not 0 or 1"),
         (lambda a: a.update(test_labels=a["test_labels"][:5]), "test_labels is not 0 or 1"),
-        (lambda a: a.update(train_images=np.array([{"run": "me"}])), "damaged or no .npz"),
+        (lambda a: a.update(train_images=np.array([{"run": "me"}])), "damaged or not a .npz"),
     ],
 )
-def test_other_arrays_are_refused_and_nothing_is_left(spoil, said: str) -> None:  # type: ignore[no-untyped-def]
+def test_invalid_arrays_are_refused_and_leave_nothing(spoil, message: str) -> None:  # type: ignore[no-untyped-def]
     made = arrays()
     spoil(made)
     np.savez("p.npz", **made)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         open_catalog("p.npz")
     assert list(Path("data").iterdir()) == []
 
@@ -101,14 +101,14 @@ def test_a_truncated_file_is_refused() -> None:
         open_catalog("p.npz")
 
 
-def test_scores_by_hand() -> None:
+def test_medmnist_scores_of_a_worked_example() -> None:
     labels = np.array([0, 0, 1, 1])
     positive = np.array([0.1, 0.5, 0.4, 0.9])  # exactly 0.5 is negative there
     found = medmnist.scores(labels, np.stack([1 - positive, positive], 1))
     assert found == {"medmnist_auc": 0.75, "medmnist_acc": 0.75}
 
 
-def test_scores_are_those_of_their_evaluator() -> None:
+def test_medmnist_scores_match_its_evaluator() -> None:
     pytest.importorskip("medmnist", reason="medmnist pulls in torch and is not required")
     from medmnist.evaluator import Evaluator
 

@@ -1,4 +1,4 @@
-"""Painted opacities: where they are, how many, and that a seed repeats them."""
+"""Painted opacities: position, frequency and repeatability."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ def chests() -> tuple[np.ndarray, np.ndarray]:
     return np.stack([p.image for p in drawn])[..., None], np.stack([p.lungs for p in drawn])
 
 
-def test_lung_fields_are_where_the_lungs_are(chests: tuple[np.ndarray, np.ndarray]) -> None:
+def test_lung_fields_overlap_the_true_lungs(chests: tuple[np.ndarray, np.ndarray]) -> None:
     from cxr_tf.data.restoration.opacities import lung_fields
 
     images, lungs = chests
@@ -45,16 +45,16 @@ def test_paint_stays_in_the_lungs_and_brightens(chests: tuple[np.ndarray, np.nda
 
 
 @pytest.mark.parametrize("kind", ["blobs", "focus", "haze"])
-def test_regions_are_as_wide_as_asked(kind: str) -> None:
-    """Foci by their height; what fills the image by how fast it changes from pixel to pixel."""
+def test_regions_scale_with_extent(kind: str) -> None:
+    """Foci by their height; regions that fill the image by their gradients."""
     import tensorflow as tf
 
-    from cxr_tf.data.restoration.opacities import regions
+    from cxr_tf.data.restoration.opacities import opacity_regions
 
     low, high = {"blobs": (0, 0.35), "focus": (0.35, 0.60), "haze": (0.72, 1)}[kind]
 
     def width(extent: float) -> float:
-        region, kinds = regions(
+        region, kinds = opacity_regions(
             tf.constant(400), 96, tf.constant([3, 3], tf.int64), softness=0.5, extent=extent
         )
         of_kind = (kinds.numpy().ravel() >= low) & (kinds.numpy().ravel() < high)
@@ -83,8 +83,8 @@ def test_four_images_in_five_are_painted(chests: tuple[np.ndarray, np.ndarray]) 
     assert share == pytest.approx(0.8, abs=0.08)  # 480 draws: four standard errors
 
 
-def test_what_is_to_be_removed_is_what_was_painted(chests: tuple[np.ndarray, np.ndarray]) -> None:
-    """The target gives back what is seen of the healthy image, exactly."""
+def test_the_residual_is_what_was_painted(chests: tuple[np.ndarray, np.ndarray]) -> None:
+    """The input minus the residual is the local contrast of the healthy image."""
     import tensorflow as tf
 
     from cxr_tf.data.restoration.local_contrast import local_contrast
@@ -103,7 +103,7 @@ def test_what_is_to_be_removed_is_what_was_painted(chests: tuple[np.ndarray, np.
     assert marked[lungs].mean() > 2 * marked[~lungs].mean() > 0
 
 
-def test_batches_resume_where_they_were(chests: tuple[np.ndarray, np.ndarray]) -> None:
+def test_restoration_batches_are_resumable(chests: tuple[np.ndarray, np.ndarray]) -> None:
     from cxr_tf.data.restoration.opacities import lung_fields, restoration_batches
 
     images, _ = chests

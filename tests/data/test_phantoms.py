@@ -1,5 +1,4 @@
-"""Phantoms are drawings with a known truth: these tests say what the truth is, and that nothing
-but the lesion tells it."""
+"""Phantoms: lesions where the finding puts them, and nothing else that reveals the finding."""
 
 import hashlib
 from functools import cache
@@ -38,7 +37,7 @@ def local_features(images: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize(("statistic", "limit"), [(np.mean, 0.58), (np.std, 0.65)])
 @pytest.mark.parametrize("finding", ["sick", "bacterial", "viral"])
-def test_exposure_does_not_tell_the_finding(statistic, limit: float, finding: str) -> None:
+def test_exposure_does_not_reveal_the_finding(statistic, limit: float, finding: str) -> None:
     from sklearn.metrics import roc_auc_score
 
     shown = [p for p in cohort() if finding == "sick" or p.finding in ("normal", finding)]
@@ -47,7 +46,7 @@ def test_exposure_does_not_tell_the_finding(statistic, limit: float, finding: st
     assert max(auroc, 1 - auroc) < limit
 
 
-def test_local_texture_tells_the_finding_in_patients_never_seen() -> None:
+def test_local_texture_predicts_the_finding_of_new_patients() -> None:
     from sklearn.decomposition import PCA
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import balanced_accuracy_score
@@ -64,7 +63,7 @@ def test_local_texture_tells_the_finding_in_patients_never_seen() -> None:
 
 
 @pytest.mark.parametrize("finding", FINDINGS)
-def test_a_phantom_is_a_function_of_its_arguments(finding: str) -> None:
+def test_a_phantom_is_determined_by_its_arguments(finding: str) -> None:
     first = phantom(finding, seed=3, patient=7, index=1, size=64)
     phantom("viral", seed=3, patient=6, size=64)
     again = phantom(finding, seed=3, patient=7, index=1, size=64)
@@ -93,7 +92,7 @@ def test_lesions_lie_where_the_finding_puts_them() -> None:
 
 
 @pytest.mark.parametrize("finding", ["bacterial", "viral"])
-def test_the_finding_changes_pixels_in_the_lesion(finding: str) -> None:
+def test_the_finding_changes_only_lesion_pixels(finding: str) -> None:
     for patient in range(20):
         healthy = phantom("normal", seed=1, patient=patient, size=96)
         sick = phantom(finding, seed=1, patient=patient, size=96)
@@ -104,7 +103,7 @@ def test_the_finding_changes_pixels_in_the_lesion(finding: str) -> None:
 
 
 @pytest.mark.parametrize("paint", [paint_lobar, paint_interstitial])
-def test_painting_leaves_everything_but_the_lungs(paint) -> None:
+def test_painting_changes_only_the_lungs(paint) -> None:
     image = np.full((80, 80), 0.8, np.float32)
     lungs = np.zeros((80, 80), bool)
     lungs[15:60, 10:34] = lungs[15:60, 46:70] = True
@@ -168,13 +167,13 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch) -> No
             raise KeyboardInterrupt
         return phantom(*args, index=index, **kwargs)
 
-    monkeypatch.setattr("cxr_tf.data.phantom.phantom", broken)
+    monkeypatch.setattr("cxr_tf.data.sources.phantoms.phantom", broken)
     with pytest.raises(KeyboardInterrupt):
         write_phantoms(tmp_path / "phantoms", count=30, size=32)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_cannot_be_drawn_is_named(tmp_path: Path) -> None:
+def test_invalid_phantom_settings_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="normal, bacterial, viral"):
         phantom("fungal", seed=0, patient=0)
     with pytest.raises(ValueError, match="32"):

@@ -201,10 +201,10 @@ def test_mistakes_are_said_before_anything_is_written(
     attempt("--images or --data", images=("a.png",))
     attempt("no such image", data="", images=("none.png",))
     attempt("'no good'", name="no good")
-    attempt("no run of a classifier", classifier=str(tmp_path))
+    attempt("not a run directory", classifier=str(tmp_path))
     served = tmp_path / "served"
     (served / "1").mkdir(parents=True)
-    attempt("is a SavedModel: name the run's folder", classifier=str(served))
+    attempt("it is a SavedModel", classifier=str(served))
     unfinished = tmp_path / "unfinished"
     unfinished.mkdir()
     shutil.copy(classifier / "config.json", unfinished)

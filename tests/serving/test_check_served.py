@@ -91,7 +91,7 @@ def test_mistakes_are_told_and_leave_nothing(classifier: Run, tmp_path: Path) ->
     metrics = classifier.metrics
     metrics["model"]["saved_model"] = str(tmp_path / "deleted")
     classifier.write_metrics(metrics)
-    with pytest.raises(UserError, match="deleted, which is not here"):
+    with pytest.raises(UserError, match="deleted, which does not exist"):
         check(classifier.directory)
     (classifier.directory / "predictions-test.csv").unlink()
     with pytest.raises(UserError, match="no exported model with predictions"):

@@ -92,7 +92,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("model", ["tiny", "tiny-knn"])
-def test_disk_rest_and_grpc_write_the_same_table(
+def test_disk_rest_and_grpc_give_the_same_predictions(
     served, models, saved_models: Path, images: list[str], tmp_path: Path, model: str
 ) -> None:
     for name, where in (
@@ -136,7 +136,7 @@ def test_embeddings_are_spread_over_columns(
     np.testing.assert_allclose(values, first["embedding"][0], rtol=1e-5)
 
 
-def test_messages_may_be_larger_than_grpc_starts_with(address: str) -> None:
+def test_messages_may_exceed_the_default_limit_of_grpc(address: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (1300, 1300)).astype(np.uint8)
     stream = io.BytesIO()
     Image.fromarray(noise).save(stream, "PNG")
@@ -153,7 +153,7 @@ def test_messages_may_be_larger_than_grpc_starts_with(address: str) -> None:
         ("tiny-autoencoder", "serving_default", {"score", "threshold", "is_anomaly"}),
     ],
 )
-def test_every_kind_of_model_is_asked(
+def test_every_kind_of_model_is_predicted(
     address: str, images: list[str], tmp_path: Path, model: str, signature: str, columns: set
 ) -> None:
     drawn = signature != "serving_default"
@@ -176,7 +176,7 @@ def test_every_kind_of_model_is_asked(
 
 @pytest.mark.parametrize("where", ["disk", "rest", "grpc"])
 @pytest.mark.parametrize("suffix", ["csv", "json"])
-def test_bad_images_are_marked_and_the_others_answered(
+def test_bad_images_are_marked_and_the_others_predicted(
     served, models, saved_models: Path, ward: list[str], tmp_path: Path, where: str, suffix: str
 ) -> None:
     source = (
@@ -203,7 +203,7 @@ def test_bad_images_are_marked_and_the_others_answered(
     assert missing == [t is not None for t in told]
 
 
-def test_nothing_but_bad_images_still_has_the_columns(
+def test_output_of_bad_images_only_has_all_columns(
     saved_models: Path, ward: list[str], tmp_path: Path
 ) -> None:
     output = tmp_path / "out.csv"
@@ -224,7 +224,7 @@ def test_nothing_but_bad_images_still_has_the_columns(
 
 
 @pytest.mark.parametrize("where", ["disk", "rest"])
-def test_without_that_flag_a_bad_image_stops_everything(
+def test_bad_image_is_an_error_by_default(
     served, models, saved_models: Path, ward: list[str], tmp_path: Path, where: str
 ) -> None:
     source = (
@@ -238,7 +238,7 @@ def test_without_that_flag_a_bad_image_stops_everything(
     assert not output.exists()
 
 
-def test_position_is_counted_in_the_servers_batch(contents: list[bytes]) -> None:
+def test_bad_images_are_matched_by_position_and_size(contents: list[bytes]) -> None:
     good, bad = contents[0], b"text"
     told = "assertion failed: [image_bytes[{}]: neither JPEG nor PNG ({} bytes); 1 of 9 images]"
     mine = [good, bad, good]
@@ -251,7 +251,7 @@ def test_position_is_counted_in_the_servers_batch(contents: list[bytes]) -> None
     assert isinstance(client.refusal("wrong rank", mine), UserError)
 
 
-def test_anothers_bad_image_in_the_same_batch_costs_us_a_pause(
+def test_bad_image_of_another_client_is_retried(
     models: Models, address: str, contents: list[bytes], pauses: list[float]
 ) -> None:
     def merged_once(_):
@@ -264,7 +264,7 @@ def test_anothers_bad_image_in_the_same_batch_costs_us_a_pause(
     assert answer["label"].shape == (3,) and len(pauses) == 1
 
 
-def test_files_of_other_kinds_in_a_folder_are_told(
+def test_files_of_other_formats_are_reported(
     images: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("scan.tif", "scan.webp", "notes"):
@@ -281,7 +281,7 @@ def test_files_of_other_kinds_in_a_folder_are_told(
 
 
 @pytest.mark.parametrize("code", ["RESOURCE_EXHAUSTED", "UNAVAILABLE"])
-def test_an_overloaded_server_is_asked_again_after_growing_pauses(
+def test_overloaded_server_is_retried_with_backoff(
     models: Models, address: str, contents: list[bytes], pauses: list[float], code: str
 ) -> None:
     def busy(_):
@@ -295,7 +295,7 @@ def test_an_overloaded_server_is_asked_again_after_growing_pauses(
         assert least <= pause <= 1.5 * least
 
 
-def test_a_server_that_is_busy_at_first_is_asked_again_what_it_serves(
+def test_metadata_request_is_retried(
     models: Models, address: str, contents: list[bytes], pauses: list[float], monkeypatch
 ) -> None:
     asked, find = [], models.find
@@ -312,7 +312,7 @@ def test_a_server_that_is_busy_at_first_is_asked_again_what_it_serves(
     assert ask(contents)["label"].shape == (len(contents),)
 
 
-def test_server_may_say_how_long_to_wait(
+def test_retry_after_header_is_respected(
     models: Models, served, contents: list[bytes], pauses: list[float]
 ) -> None:
     def busy(_):
@@ -324,7 +324,7 @@ def test_server_may_say_how_long_to_wait(
     assert pauses == [17.0]
 
 
-def test_it_gives_up_in_the_end_and_writes_nothing(
+def test_retries_end_with_an_error_and_no_output(
     models: Models, address: str, images: list[str], pauses: list[float], tmp_path: Path
 ) -> None:
     def busy(_):
@@ -339,7 +339,7 @@ def test_it_gives_up_in_the_end_and_writes_nothing(
     assert len(pauses) == 6 and list(tmp_path.iterdir()) == []
 
 
-def test_what_the_server_does_not_have_is_named(address: str) -> None:
+def test_missing_model_version_or_signature_is_named(address: str) -> None:
     for arguments, told in (
         ({"model": "large"}, "does not serve 'large'"),
         ({"model": "tiny", "version": 9}, "does not serve 'tiny' version 9"),
@@ -355,7 +355,7 @@ def test_what_the_server_does_not_have_is_named(address: str) -> None:
             client.connect(url, "tiny")
 
 
-def test_a_request_that_is_refused_says_why(
+def test_refused_request_reports_the_reason(
     models: Models, address: str, contents: list[bytes]
 ) -> None:
     for code, told in (("INVALID_ARGUMENT", "refuses the request: odd"), ("INTERNAL", "odd")):
@@ -369,9 +369,7 @@ def test_a_request_that_is_refused_says_why(
         assert "and more" not in str(caught.value)
 
 
-def test_an_answer_that_does_not_come_ends_in_one_line(
-    models: Models, address: str, contents: list[bytes]
-) -> None:
+def test_timeout_is_one_line(models: Models, address: str, contents: list[bytes]) -> None:
     ask = client.connect(address, "tiny")
     ask(contents[:1])  # the model is loaded by now
     over = threading.Event()
@@ -384,7 +382,7 @@ def test_an_answer_that_does_not_come_ends_in_one_line(
 
 
 @pytest.mark.parametrize("scheme", ["http", "grpc"])
-def test_no_server_is_one_line_and_exit_code_2(
+def test_unreachable_server_is_one_line_with_exit_code_2(
     scheme: str, images: list[str], monkeypatch, capsys
 ) -> None:
     with socket.socket() as unused:
@@ -444,7 +442,7 @@ def test_heatmaps_are_drawn_over_the_radiographs(
         predict.predict(settings)
 
 
-def test_a_folder_is_overwritten_only_if_it_is_ours(
+def test_only_own_output_folders_are_overwritten(
     images: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(predict, "open_signature", lambda settings: heat)
@@ -470,7 +468,7 @@ def test_a_folder_is_overwritten_only_if_it_is_ours(
     assert len(rows(output / "predictions.csv")) == 2
 
 
-def test_outputs_that_do_not_fit_the_signature_are_refused(tmp_path: Path) -> None:
+def test_output_must_fit_the_signature(tmp_path: Path) -> None:
     for arguments, told in (
         ({"signature": "occlusion"}, "needs --output, a folder"),
         ({"signature": "embed"}, "needs --output, a file"),

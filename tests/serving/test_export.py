@@ -239,13 +239,13 @@ def test_a_place_that_cannot_take_models_is_refused_before_the_work(tmp_path: Pa
             versions.check_saved_models(str(tmp_path / path))
     (tmp_path / "link").symlink_to(tmp_path / "gone")
     for path in ("link", "link/saved_models"):
-        with pytest.raises(UserError, match="link is a link that leads nowhere"):
+        with pytest.raises(UserError, match="link is a broken link"):
             versions.check_saved_models(str(tmp_path / path))
     versions.check_saved_models(str(tmp_path), "vgg16")
-    with pytest.raises(UserError, match="file is in the way"):
+    with pytest.raises(UserError, match="file is not a folder"):
         versions.check_saved_models(str(tmp_path), "file")
     (tmp_path / "models.config").write_text("model_config_list { my notes }")
-    with pytest.raises(UserError, match="no ModelServerConfig"):
+    with pytest.raises(UserError, match="not a ModelServerConfig"):
         versions.check_saved_models(str(tmp_path))
 
 
@@ -305,10 +305,10 @@ def test_the_model_of_a_run_is_found_and_anothers_is_not(
         found = tmp_path / "mine" / "saved_models" / "one" / "1"
         assert versions.exported_by(mine).resolve() == found
     shutil.rmtree(tmp_path / "mine" / "saved_models")
-    with pytest.raises(UserError, match="which is not here"):
+    with pytest.raises(UserError, match="which does not exist"):
         versions.exported_by(mine)
     monkeypatch.chdir(tmp_path / "other")
-    with pytest.raises(UserError, match="which is another model's"):
+    with pytest.raises(UserError, match="which holds another model"):
         versions.exported_by(mine)
     assert versions.exported_by(other) == Path("saved_models/one/1")
 

@@ -1,66 +1,66 @@
-"""Radiographs by their local contrast: each pixel in deviations of its surroundings.
+"""Local contrast of radiographs: each pixel in standard deviations of its surroundings.
 
-    seen = local_contrast(images)                    # [N, S, S, 1] in 0..255 -> about -3..3
-    restored = without(images, removed)              # what is left when that much contrast goes
+    contrast = local_contrast(images)                # [N, S, S, 1] in 0..255 -> about -3..3
+    restored = remove_residual(images, residual)     # the images with that contrast removed
 
-What is the same all over a region (exposure, light from one side, the build of a chest) is gone
-from it; the edge of an opacity and a rib are not.
+Local contrast removes what is constant over a region (exposure, illumination, body build) and keeps
+ribs and the edges of opacities.
 """
 
 import keras
 import numpy as np
 
-# Standard deviation of the Gaussian window that is a pixel's surroundings, as a share of the side:
-# about a rib and its gap.
+# Standard deviation of the Gaussian window that defines the surroundings, as a share of the side:
+# about a rib and an intercostal space.
 WINDOW = 1 / 16
 
-# Grey levels; what varies less than this is blank.
-LEAST_SPREAD = 5.0
+# Grey levels; a region that varies less than this counts as blank.
+MIN_SPREAD = 5.0
 
-# Deviations; a marker of metal is no more than that.
-MOST_CONTRAST = 2.8
+# Standard deviations; clips metal markers.
+MAX_CONTRAST = 2.8
 
-# An opacity raises its own surroundings, too; so often that is worked out again.
-ROUNDS = 8
+# An opacity raises its own surroundings, too, so that its removal is iterated.
+ITERATIONS = 8
 
-# Deviations; where less is removed than this, a restored image stays as it was.
-LEAST_RESTORED = 0.03
+# Standard deviations; where the residual is smaller, the image is not changed.
+MIN_RESIDUAL = 0.03
 
 
 def local_contrast(images: keras.KerasTensor, *, share: float = WINDOW) -> keras.KerasTensor:
-    """Images float32 [N, S, S, 1] in 0..255 -> the same in deviations of their surroundings.
+    """Convert images float32 [N, S, S, 1] in 0..255 to standard deviations of their surroundings.
 
     (x - mean) / sqrt(variance + 25), clipped at 2.8, mean and variance by a Gaussian window whose
     standard deviation is that share of the side: the divisive normalisation of Jarrett et al.,
     "What is the best multi-stage architecture for object recognition?" (2009), with a floor that
-    keeps blank places blank.
+    keeps blank regions blank.
     """
     mean, spread = _surroundings(images, _window(images, share))
-    return keras.ops.clip((images - mean) / spread, -MOST_CONTRAST, MOST_CONTRAST)
+    return keras.ops.clip((images - mean) / spread, -MAX_CONTRAST, MAX_CONTRAST)
 
 
-def without(images: keras.KerasTensor, removed: keras.KerasTensor) -> keras.KerasTensor:
-    """Images [N, S, S, 1] in grey levels without an opacity that has raised them by `removed`.
+def remove_residual(images: keras.KerasTensor, residual: keras.KerasTensor) -> keras.KerasTensor:
+    """Remove an opacity from images [N, S, S, 1] in grey levels.
 
-    removed: float32 [N, S, S, 1], by how many deviations the local contrast is higher than it
-    should be. By fixed-point iteration: the surroundings of the restored image are taken from the
-    last one. Where nothing to speak of is removed the image stays, and nowhere it becomes brighter:
-    local contrast alone does not tell how bright a region is, and an error in it would otherwise
-    spread over the image. What is dark in the middle of a wide opacity is not found again.
+    residual: float32 [N, S, S, 1], the excess of local contrast in standard deviations. Computed by
+    fixed-point iteration, in which the surroundings are those of the last iterate. Where the
+    residual is negligible the image is not changed, and it never becomes brighter: local contrast
+    does not determine how bright a region is, and an error would spread over the image. Dark
+    structures in the middle of a wide opacity are not recovered.
     """
     window = _window(images)
     mean, spread = _surroundings(images, window)
-    contrast = (images - mean) / spread - removed
+    contrast = (images - mean) / spread - residual
     restored = images
-    for _ in range(ROUNDS):
+    for _ in range(ITERATIONS):
         darker = keras.ops.maximum(keras.ops.minimum(mean + spread * contrast, images), 0.0)
-        restored = keras.ops.where(removed > LEAST_RESTORED, darker, images)
+        restored = keras.ops.where(residual > MIN_RESIDUAL, darker, images)
         mean, spread = _surroundings(restored, window)
     return restored
 
 
 def _window(images: keras.KerasTensor, share: float = WINDOW) -> keras.KerasTensor:
-    """The blur of the surroundings as a matrix [S, S]; one constant, however often it is used."""
+    """Return the blur of the surroundings as a matrix [S, S], one constant of the graph."""
     sigma = share * images.shape[1]
     return keras.ops.convert_to_tensor(_blur_matrix(images.shape[1], round(2 * sigma), sigma))
 
@@ -68,16 +68,16 @@ def _window(images: keras.KerasTensor, share: float = WINDOW) -> keras.KerasTens
 def _surroundings(
     images: keras.KerasTensor, window: keras.KerasTensor
 ) -> tuple[keras.KerasTensor, keras.KerasTensor]:
-    """Mean and spread of each pixel's surroundings, [N, S, S, 1] each."""
+    """Return mean and spread of each pixel's surroundings, [N, S, S, 1] each."""
     mean = _blurred(images, window, window)
     variance = keras.ops.maximum(_blurred(images * images, window, window) - mean * mean, 0.0)
-    return mean, keras.ops.sqrt(variance + LEAST_SPREAD**2)
+    return mean, keras.ops.sqrt(variance + MIN_SPREAD**2)
 
 
 def gaussian(x: keras.KerasTensor, *, radius: int, sigma: float) -> keras.KerasTensor:
-    """Gaussian blur of [N, H, W, 1], sigma in pixels; borders are mirrored.
+    """Blur [N, H, W, 1] with a Gaussian, sigma in pixels; borders are mirrored.
 
-    By two products with a banded matrix: a convolution of one channel takes ten times as long.
+    Two products with a banded matrix: a convolution of one channel takes ten times as long.
     """
     return _blurred(x, *(_blur_matrix(int(n), radius, sigma) for n in x.shape[1:3]))
 
@@ -91,7 +91,7 @@ def _blurred(
 
 
 def _blur_matrix(size: int, radius: int, sigma: float) -> np.ndarray:
-    """float32 [size, size]: times a column of pixels it is the column blurred."""
+    """Return the matrix float32 [size, size] that blurs a column of pixels."""
     weights = np.exp(-((np.arange(-radius, radius + 1) / sigma) ** 2) / 2)
     mirrored = np.pad(np.eye(size), [(radius, radius), (0, 0)], mode="symmetric")
     shifted = [mirrored[k : k + size] for k in range(2 * radius + 1)]

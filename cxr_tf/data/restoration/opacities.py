@@ -1,11 +1,11 @@
-"""Healthy radiographs -> pairs to learn restoration from: opacities painted into the lungs.
+"""Training pairs for restoration: healthy radiographs with opacities painted into the lungs.
 
     lungs = lung_fields(images)                                  # uint8 [N, S, S, 1]
     for painted, targets in restoration_batches(images, lungs, ...):   # [B, S, S, 1]
 
-A network that must give back the healthy image learns what lungs look like without an opacity, and
-needs no sick image for it. What is painted is smooth on purpose: with sharp synthetic textures the
-network learns to find the paint, and misses the haze of a real pneumonia.
+A network that restores the healthy image learns the appearance of lungs without opacities, and
+needs no sick image for it. The opacities are smooth on purpose: with sharp synthetic textures the
+network learns to detect the texture, and misses the haze of a real pneumonia.
 """
 
 import functools
@@ -23,15 +23,15 @@ from cxr_tf.data.tf_data import PARALLEL, no_autograph, prefetch
 # Healthy images and lungs [B, S, S, 1], and a seed, int64 [2] -> (painted, targets).
 Pair = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, dict[str, tf.Tensor]]]
 
-# Of the images of an epoch; the others teach what is to be left alone.
+# Share of the images of an epoch; the others teach the network to leave healthy lungs unchanged.
 PAINTED_SHARE = 0.8
 
-# A rise in local contrast by so many deviations is marked with certainty.
-MARKED_RISE = 0.25
+# Rise in local contrast, in standard deviations, at which the lesion mask is 1.
+FULL_MASK_RISE = 0.25
 
 
 def standardised(images: tf.Tensor) -> tf.Tensor:
-    """Each image [N, S, S, 1] in 0..255 brought to mean 0 and standard deviation 1, float32.
+    """Standardise each image [N, S, S, 1] in 0..255 to mean 0 and standard deviation 1, float32.
 
     A blank image stays blank.
     """
@@ -45,13 +45,13 @@ def _moments(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def lung_fields(images: np.ndarray) -> np.ndarray:
-    """Soft masks of the lungs of healthy, roughly centred radiographs, by their darkness.
+    """Segment the lungs of healthy, roughly centred radiographs by darkness, as soft masks.
 
     images: uint8 [N, S, S, 1]. Returns uint8 [N, S, S, 1], 0 outside to 255 inside.
 
-    Dark regions are taken on both sides of the middle. In part of the images the lungs come apart
-    from the dark air beside the body; the mean of those is the region in which the others' dark
-    pixels count. An image in which too few are found gets that mean as its mask.
+    Candidates are dark regions on both sides of the centre line. In some images the lungs are
+    separate from the dark air beside the body; the mean of those masks restricts the candidates of
+    the other images. An image with too few candidate pixels gets the mean as its mask.
     """
     from scipy import ndimage
 
@@ -68,7 +68,7 @@ def lung_fields(images: np.ndarray) -> np.ndarray:
     blurred = [ndimage.gaussian_filter(x[..., 0].astype(np.float32), size / 45) for x in images]
     dark = [b < b[core].mean() + 0.45 * b[core].std() for b in blurred]
 
-    apart = []
+    separate = []
     for regions in dark:
         opened = ndimage.binary_opening(regions & around, iterations=max(1, size // 56))
         labels, count = ndimage.label(opened)
@@ -77,9 +77,9 @@ def lung_fields(images: np.ndarray) -> np.ndarray:
         kept = np.flatnonzero((areas >= 0.02 * size**2) & (in_core >= 0.5 * areas))
         mask = np.isin(labels, kept[kept > 0])
         if min(mask[:, : size // 2].sum(), mask[:, size // 2 :].sum()) > 0.03 * size**2:
-            apart.append(mask)
-    # Of too few the mean would be a silhouette of one chest.
-    mean = np.mean(apart, axis=0) if len(apart) >= 5 else core.astype(float)
+            separate.append(mask)
+    # The mean of too few masks would be the silhouette of one chest.
+    mean = np.mean(separate, axis=0) if len(separate) >= 5 else core.astype(float)
     mean = ndimage.gaussian_filter(mean, size / 56)
 
     fields = np.zeros_like(images)
@@ -104,15 +104,14 @@ def restoration_batches(
     strength: float = 1.0,
     pair: Pair | None = None,
 ) -> tf.data.Dataset:
-    """Batches (painted, targets) of some epochs, by their local contrast.
+    """Return batches (painted, targets) of some epochs, in local contrast.
 
-    images, lungs: uint8 [N, S, S, 1]. painted: float32 [B, S, S, 1]. targets: {"removed", "mark"},
-    float32 [B, S, S, 1]: what has to be taken away to restore the healthy image, in deviations of
-    the surroundings, and how surely a pixel was painted, in 0..1. pair: what paints in the place
-    of `restoration_pair`.
+    images, lungs: uint8 [N, S, S, 1]. painted: float32 [B, S, S, 1]. targets: float32 [B, S, S, 1]
+    each, "residual", the excess over the healthy image in standard deviations of the surroundings,
+    and "lesion_mask", the painted region in 0..1. pair: a replacement for `restoration_pair`.
 
-    Everything is drawn from (seed, epoch, step) alone, so that a resumed run sees what it would
-    have seen. The last, incomplete batch of an epoch is dropped.
+    Everything is drawn from (seed, epoch, step) alone, so that a resumed run sees the same batches.
+    The last, incomplete batch of an epoch is dropped.
     """
     n, size = images.shape[:2]
     steps = steps_per_epoch(n, batch_size)
@@ -153,41 +152,41 @@ def restoration_batches(
 def restoration_pair(
     healthy: tf.Tensor, lungs: tf.Tensor, seed: tf.Tensor
 ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-    """(painted, targets), as `restoration_batches` gives them, of healthy images [B, S, S, 1] in
-    0..255 with their lungs [B, S, S, 1] in 0..1; seed: int64 [2].
+    """Return one batch (painted, targets) as `restoration_batches` does.
 
-    What is painted changes the contrast beside it as well: a sick image is seen no other way.
+    healthy: [B, S, S, 1] in 0..255. lungs: [B, S, S, 1] in 0..1. seed: int64 [2]. Painting also
+    changes the local contrast next to an opacity, as in a real sick image.
     """
     return contrast_pair(healthy, paint(healthy, lungs, seed))
 
 
 def contrast_pair(healthy: tf.Tensor, painted: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-    """(painted, targets) by local contrast, of images [B, S, S, 1] in 0..255 before and after."""
+    """Return (painted, targets) in local contrast; images [B, S, S, 1] in 0..255."""
     return as_pair(local_contrast(healthy), local_contrast(painted))
 
 
 def as_pair(healthy: tf.Tensor, painted: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-    """(painted, targets) of images float32 [B, S, S, 1], as a network sees them."""
-    removed = painted - healthy
-    mark = tf.clip_by_value(removed / MARKED_RISE, 0.0, 1.0)
-    return painted, {"residual": removed, "lesion_mask": mark}
+    """Return (painted, targets) of images float32 [B, S, S, 1], in the network's own scale."""
+    residual = painted - healthy
+    lesion_mask = tf.clip_by_value(residual / FULL_MASK_RISE, 0.0, 1.0)
+    return painted, {"residual": residual, "lesion_mask": lesion_mask}
 
 
 def reframe(
     images: tf.Tensor, lungs: tf.Tensor, draws: tf.Tensor, strength: float
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Another framing of image and lungs, float32, by columns 0 to 4 and 12 of the draws.
+    """Vary the framing of image and lungs, float32, by columns 0 to 4 and 12 of the draws.
 
-    Much more than a classifier is given: sick children are framed otherwise than healthy ones, and
-    an autoencoder that has seen only healthy ones must not fail for that reason. At strength 1:
-    rotation up to 5 degrees, 0.7 to 1.1 times the field of view, aspect changed by up to 20 %,
-    shift up to 6 %; a quarter of the images keep their place.
+    Much more than for a classifier: sick children are framed differently from healthy ones, which
+    must not be an anomaly to an autoencoder trained on healthy ones. At strength 1: rotation up to
+    5 degrees, 0.7 to 1.1 times the field of view, aspect changed by up to 20 %, shift up to 6 %; a
+    quarter of the images are not moved.
     """
     moved = tf.cast(draws[:, 12] < 0.5, tf.float32) * strength
     field = tf.exp(moved * (0.22 * draws[:, 1] - 0.13))
     aspect = tf.exp(moved * 0.1 * draws[:, 2])
     size = images.shape[1]
-    where = {
+    transform = {
         "angle": 0.08 * moved * draws[:, 0],
         "scale_x": field * aspect,
         "scale_y": field / aspect,
@@ -195,13 +194,13 @@ def reframe(
         "shift_y": 0.06 * size * moved * draws[:, 4],
     }
     return (
-        affine(tf.cast(images, tf.float32), **where),
-        affine(tf.cast(lungs, tf.float32) / 255.0, **where),
+        affine(tf.cast(images, tf.float32), **transform),
+        affine(tf.cast(lungs, tf.float32) / 255.0, **transform),
     )
 
 
 def _exposure_only(draws: tf.Tensor) -> tf.Tensor:
-    """The draws without those for position (done already) and cutout (a lesion to this network)."""
+    """Return the draws without position (applied by `reframe`) and cutout (a lesion here)."""
     keep = np.ones(draws.shape[1], np.float32)
     keep[:5] = 0.0
     uncovered = np.zeros(draws.shape[1], np.float32)
@@ -217,24 +216,24 @@ def paint(
     softness: float = 1.0,
     extent: float = 1.0,
 ) -> tf.Tensor:
-    """Paints opacities into the lungs of four images in five: float32 [B, S, S, 1] in 0..255.
+    """Paint opacities into the lungs of four images in five: float32 [B, S, S, 1] in 0..255.
 
     healthy: float32 [B, S, S, 1] in 0..255; lungs: float32 [B, S, S, 1] in 0..1, outside of which
-    nothing changes; seed: int64 [2], which alone decides what is painted; softness and extent: see
-    `regions`.
+    nothing changes; seed: int64 [2], which determines the opacities; softness and extent: see
+    `opacity_regions`.
 
-    A region is raised towards the brightness of soft tissue, or the tissue of another image of the
-    batch is laid over it. Half of the fine structure stays in sight, as under a real consolidation.
+    A region is raised towards the brightness of soft tissue, or overlaid with the tissue of another
+    image of the batch. Half of the fine structure stays visible, as in a real consolidation.
     """
     batch, size = tf.shape(healthy)[0], healthy.shape[1]
     fold = tf.random.experimental.stateless_fold_in
     uniform = functools.partial(_uniform, batch, seed)
-    region, kind = regions(batch, size, seed, softness=softness, extent=extent)
+    region, kind = opacity_regions(batch, size, seed, softness=softness, extent=extent)
     region *= lungs * tf.cast(uniform(23, 0.0, 1.0) < PAINTED_SHARE, tf.float32)
     middle, fine = (_noise(batch, size, seed, k, cells) for k, cells in ((2, 10), (3, 28)))
 
     # ------------------------------------------------------------------ how dense
-    # A haze over both lungs is never as dense as a consolidation.
+    # A haze over both lungs is less dense than a consolidation.
     strength = uniform(24, 0.15, 0.90) * tf.where(kind < 0.72, 1.0, 0.65)
     mottled = 1.0 + 0.15 * fine + 0.10 * middle
     opacity = tf.clip_by_value(strength * region * mottled, 0.0, 1.0)
@@ -247,7 +246,7 @@ def paint(
     background = 0.5 * (healthy + _smooth(healthy))
     solid = healthy + opacity * tf.maximum(tissue - background, 0.0)
 
-    # Tissue of another image has the grain of a real radiograph, which no noise has.
+    # Tissue of another image has the texture of a real radiograph, which noise has not.
     shift = tf.random.stateless_uniform([2], fold(seed, 30)) - 0.5
     other = tf.roll(healthy, 1, axis=0)
     other = tf.roll(other, tf.cast(shift * [0.9 * size, 0.5 * size], tf.int32), axis=[1, 2])
@@ -258,15 +257,15 @@ def paint(
     return tf.minimum(tf.where(uniform(26, 0.0, 1.0) < 0.4, grafted, solid), 255.0)
 
 
-def regions(
+def opacity_regions(
     batch: tf.Tensor, size: int, seed: tf.Tensor, *, softness: float = 1.0, extent: float = 1.0
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Where opacities are to be: float32 [B, size, size, 1] in 0..1.2, and the kind of each.
+    """Draw the regions of opacities, float32 [B, size, size, 1] in 0..1.2, and the kind of each.
 
-    By its kind, float32 [B, 1, 1, 1] in 0..1, a region is smooth blobs (below 0.35), a focus (below
-    0.60), a lobe or a whole lung (below 0.72), or all over both lungs. softness: how wide the edges
-    are, as a multiple; extent: how wide blobs, foci and the clouds of the last kind are, the edges
-    as wide as before.
+    By its kind, float32 [B, 1, 1, 1] in 0..1, a region consists of smooth blobs (below 0.35), a
+    focus (below 0.60), a lobe or a whole lung (below 0.72), or covers both lungs. softness: factor
+    of the width of edges; extent: factor of the width of blobs, foci and the clouds of the last
+    kind, with edges of unchanged width.
     """
     uniform = functools.partial(_uniform, batch, seed)
     coarse = _noise(batch, size, seed, 1, 5, extent)
@@ -274,7 +273,7 @@ def regions(
     axis = (tf.range(size, dtype=tf.float32) + 0.5) / size
     y, x = axis[None, :, None, None], axis[None, None, :, None]
 
-    # What is stretched has wider edges of its own accord.
+    # Stretching widens the edges as well.
     soft = softness / extent
     edge = soft * uniform(11, 0.05, 0.5)
     blobs = tf.sigmoid((0.7 * coarse + 0.4 * middle - uniform(10, -0.6, 1.5)) / edge)
@@ -296,7 +295,7 @@ def regions(
 
 
 def _uniform(batch: tf.Tensor, seed: tf.Tensor, stream: int, low: float, high: float) -> tf.Tensor:
-    """One number for each image, float32 [B, 1, 1, 1]."""
+    """Draw one number per image, float32 [B, 1, 1, 1]."""
     stream_seed = tf.random.experimental.stateless_fold_in(seed, stream)
     drawn = tf.random.stateless_uniform([batch, 1, 1, 1], stream_seed)
     return low + (high - low) * drawn
@@ -305,9 +304,9 @@ def _uniform(batch: tf.Tensor, seed: tf.Tensor, stream: int, low: float, high: f
 def _noise(
     batch: tf.Tensor, size: int, seed: tf.Tensor, stream: int, cells: int, extent: float = 1.0
 ) -> tf.Tensor:
-    """Smooth noise of mean 0 and deviation 1, float32 [B, size, size, 1].
+    """Draw smooth noise of mean 0 and standard deviation 1, float32 [B, size, size, 1].
 
-    cells: how many of its clouds go side by side; extent: how wide each is, as a multiple.
+    cells: number of clouds per side; extent: factor of their width.
     """
     drawn = math.ceil(cells / extent)
     stream_seed = tf.random.experimental.stateless_fold_in(seed, stream)
@@ -319,7 +318,7 @@ def _noise(
 
 
 def _smooth(images: tf.Tensor) -> tf.Tensor:
-    """Without what is finer than a fourteenth of the side; [B, S, S, 1]."""
+    """Remove structures finer than a fourteenth of the side; [B, S, S, 1]."""
     size = images.shape[1]
     coarse = tf.image.resize(images, [14, 14], antialias=True)
     return tf.image.resize(coarse, [size, size], method="bicubic")

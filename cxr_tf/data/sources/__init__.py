@@ -1,1 +1,1 @@
-"""Where radiographs come from: published data sets, MedMNIST, DICOM, phantoms."""
+"""Sources of radiographs: published data sets, MedMNIST, DICOM, phantoms."""

@@ -1,10 +1,10 @@
-"""DICOM radiographs as 8-bit PNG, without anything that tells whose they are.
+"""Conversion of DICOM radiographs to 8-bit PNG, without identifying metadata.
 
     png = png_bytes(Path("IM0001"))                          # for prediction
     convert(Path("ward"), Path("data/ward"))                 # images/*.png and catalogue.csv
 
-Only the elements that the picture needs are read from a file at all, and two that tell which
-images are of one patient; those leave as a hash under a random key that is not kept. Needs pydicom
+Only the elements that the picture needs are read from a file, and those that identify the patient;
+the latter are written as a hash under a random key that is not kept. Needs pydicom
 (requirements-dicom.txt).
 """
 
@@ -36,11 +36,11 @@ log = logging.getLogger(__name__)
 
 SUFFIXES = (".dcm", ".dicom")
 
-# Lateral by PS3.3 C.8.1.1.9 and what scanners write in its stead. LLD and RLD are frontal images of
-# a patient who lies on one side.
+# Lateral by PS3.3 C.8.1.1.9, and what scanners write instead. LLD and RLD are frontal images of a
+# patient lying on one side.
 LATERAL_VIEWS = {"LL", "RL", "LATERAL", "LAT"}
 
-# All that is ever read. A name that is not in memory cannot be written.
+# The only elements that are read. A name that is not in memory cannot be written.
 _ELEMENTS = [
     *("PatientID", "StudyInstanceUID", "SOPInstanceUID", "ViewPosition", "BurnedInAnnotation"),
     *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation"),
@@ -53,7 +53,10 @@ _ELEMENTS = [
 
 @dataclass(frozen=True)
 class DicomRadiograph:
-    """pixels: uint8 [H, W], air dark. patient: what tells patients apart; never to be written."""
+    """One rendered radiograph.
+
+    pixels: uint8 [H, W], air dark. patient: an identifier that must never be written.
+    """
 
     pixels: np.ndarray
     patient: str
@@ -61,7 +64,7 @@ class DicomRadiograph:
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file is DICOM by its name, or by its first bytes: scanners often give no suffix."""
+    """Return whether a file is DICOM, by its suffix or, as scanners often omit it, its content."""
     if path.suffix.lower() in SUFFIXES:
         return True
     try:
@@ -86,7 +89,7 @@ def _is_lateral(dataset: "pydicom.Dataset") -> bool:
 
 
 def png_bytes(path: Path) -> bytes:
-    """The radiograph in a DICOM file as an 8-bit gray PNG, pixels and nothing else.
+    """Return the radiograph in a DICOM file as an 8-bit gray PNG without metadata.
 
     Raises UserError where it holds none.
     """
@@ -94,20 +97,20 @@ def png_bytes(path: Path) -> bytes:
 
 
 def read_radiograph(path: Path) -> DicomRadiograph:
-    """Reads one file and renders it as a workstation would: rescale, VOI LUT or window, polarity.
+    """Read one file and render it as a workstation does: rescale, VOI LUT or window, polarity.
 
-    Raises UserError that names the file and tells no more of its content than its kind.
+    Raises UserError that names the file and quotes none of its content.
     """
     pydicom = _pydicom()
     try:
         with silent(), path.open("rb") as file:
             return _read(pydicom.dcmread(file, specific_tags=_ELEMENTS), path)
     except pydicom.errors.InvalidDicomError:
-        raise UserError(f"{path}: no DICOM file") from None
+        raise UserError(f"{path}: not a DICOM file") from None
     except (UserError, MemoryError):
         raise
-    except Exception as error:  # what it says could quote the file
-        # Of the disk only what has a number: pydicom raises a bare OSError where a file ends early.
+    except Exception as error:  # its message could quote the file
+        # Errors of the disk have a number: pydicom raises a bare OSError where a file ends early.
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise UserError(f"{path}: truncated or corrupt DICOM file") from None
@@ -118,7 +121,7 @@ def _read(dataset: "pydicom.Dataset", path: Path) -> DicomRadiograph:
         raise UserError(f"{path}: a DICOM file without an image")
     frames = int(dataset.get("NumberOfFrames") or 1)
     if frames > 1:
-        raise UserError(f"{path}: {frames} frames; one radiograph to a file is read")
+        raise UserError(f"{path}: {frames} frames; only files with one radiograph are supported")
     if dataset.get("PhotometricInterpretation") not in ("MONOCHROME1", "MONOCHROME2"):
         raise UserError(f"{path}: a colour image, no radiograph")
     if str(dataset.get("BurnedInAnnotation", "")).upper() == "YES":
@@ -140,24 +143,24 @@ def _read(dataset: "pydicom.Dataset", path: Path) -> DicomRadiograph:
 
 
 def convert(origin: Path, folder: Path, *, laterals: bool = False) -> tuple[Path, int]:
-    """Converts a DICOM file, a folder of them, or a .csv list (path, label[, patient][, split]).
+    """Convert a DICOM file, a folder of them, or a .csv list (path, label[, patient][, split]).
 
     Writes `folder`/images/<patient>_<n>.png and `folder`/catalogue.csv, whole or not at all. In a
-    folder the labels are the names NORMAL, PNEUMONIA and so on of the folders in it. What is left
-    out is listed with the reason. Returns the catalogue, and how many images in it have no label
-    yet. Raises UserError where nothing can be converted.
+    folder the labels are the names NORMAL, PNEUMONIA and so on of the folders in it. Files left out
+    are logged with the reason. Returns the path of the catalogue, and the number of images without
+    a label. Raises UserError where nothing can be converted.
     """
     if folder.exists():
         raise UserError(f"{folder} exists; remove it or choose another --out")
-    listed = _find(origin)
+    listed = _files_to_convert(origin)
     _pydicom()
-    # Under a key that nobody keeps, a hash cannot be tried against a list of identities.
+    # With a discarded key, the hashes cannot be tested against a list of identities.
     key = secrets.token_bytes(32)
     images_of: Counter[str] = Counter()
     rows: list[list[str]] = []
     reasons: list[str] = []
     with temporary_sibling(folder) as partial:
-        if folder.exists():  # another process was at it
+        if folder.exists():  # written by another process meanwhile
             raise UserError(f"{folder} exists; remove it or choose another --out")
         (partial / "images").mkdir()
         for item in listed:
@@ -166,11 +169,11 @@ def convert(origin: Path, folder: Path, *, laterals: bool = False) -> tuple[Path
                 if radiograph.lateral and not laterals:
                     raise UserError(f"{item.path}: a lateral view (see --laterals)")
             except (UserError, OSError) as error:
-                told = str(error)
+                reason = str(error)
                 if isinstance(error, OSError):
-                    told = f"{item.path}: {error.strerror}"
-                reasons.append(told)
-                log.info("  left out: %s", told)
+                    reason = f"{item.path}: {error.strerror}"
+                reasons.append(reason)
+                log.info("  left out: %s", reason)
                 continue
             identity = (item.patient or radiograph.patient).encode()
             patient = hashlib.blake2b(identity, key=key, digest_size=8).hexdigest()
@@ -192,23 +195,23 @@ def convert(origin: Path, folder: Path, *, laterals: bool = False) -> tuple[Path
     return folder / "catalogue.csv", sum(not row[1] for row in rows)
 
 
-def _find(origin: Path) -> list[Listed]:
-    """The DICOM files to convert, with the labels known of them."""
+def _files_to_convert(origin: Path) -> list[Listed]:
+    """Return the DICOM files to convert, with their known labels."""
     if not origin.exists():
         raise UserError(f"--from {origin}: no such file or folder")
     if origin.suffix.lower() == ".csv":
         return read_list(origin)
     if origin.is_file():
         return [Listed(str(origin), origin, "", "", "")]
-    found = [path for path in visible_files(origin) if is_dicom(path)]
-    if not found:
+    files = [path for path in visible_files(origin) if is_dicom(path)]
+    if not files:
         raise UserError(f"no DICOM file in {origin}")
-    rows = [(path, *label_of_folders(path, origin)) for path in found]
+    rows = [(path, *label_of_folders(path, origin)) for path in files]
     return [Listed(str(path), path, label, "", split) for path, label, split in rows]
 
 
 def _render(dataset: "pydicom.Dataset") -> np.ndarray:
-    """uint8 [H, W] by the grey-scale pipeline of PS3.3 C.11: modality, VOI, polarity."""
+    """Render uint8 [H, W] by the greyscale pipeline of PS3.3 C.11: modality, VOI, polarity."""
     from pydicom.pixels import apply_modality_lut, apply_windowing
 
     values = np.asarray(apply_modality_lut(dataset.pixel_array, dataset))
@@ -218,9 +221,9 @@ def _render(dataset: "pydicom.Dataset") -> np.ndarray:
         low, high = float(table.min()), float(table.max())
     elif dataset.get("WindowCenter") is not None and dataset.get("WindowWidth") is not None:
         if "VOILUTFunction" in dataset and not dataset.VOILUTFunction:
-            del dataset.VOILUTFunction  # empty means LINEAR, as does absence, which pydicom knows
+            del dataset.VOILUTFunction  # empty means LINEAR, as does absence, which pydicom handles
         shown = apply_windowing(values, dataset)
-        # What is below and above every window, whatever the range it maps to.
+        # The values below and above every window give the output range.
         with np.errstate(over="ignore"):
             low, high = apply_windowing(np.array([-1e9, 1e9]), dataset)
     else:
@@ -232,10 +235,10 @@ def _render(dataset: "pydicom.Dataset") -> np.ndarray:
 
 
 def _voi_table(dataset: "pydicom.Dataset") -> tuple[np.ndarray, int]:
-    """The first VOI LUT and the value that its first entry is for.
+    """Return the first VOI LUT and the value of its first entry.
 
-    Read here, because pydicom's `apply_voi` holds the index in the type of the entries: an 8-bit
-    table of 4096 entries wraps around at 256.
+    pydicom's `apply_voi` holds the index in the type of the entries, so that an 8-bit table of 4096
+    entries wraps around at 256.
     """
     item = dataset.VOILUTSequence[0]
     count, first, bits = (int(v) for v in item.LUTDescriptor)
@@ -266,7 +269,7 @@ def _pydicom() -> Any:
 
 @contextlib.contextmanager
 def silent() -> Iterator[None]:
-    """Silences pydicom, whose warnings quote the values that they are about."""
+    """Silence pydicom, whose warnings quote values of the file."""
     logger = logging.getLogger("pydicom")
     level = logger.level
     logger.setLevel(logging.CRITICAL + 1)

@@ -1,13 +1,12 @@
-"""Published sets of radiographs from their publishers: resumed, checked, and unpacked safely.
+"""Download of published sets of radiographs: resumable, verified, and unpacked safely.
 
     folder = prepare(SOURCES["kermany"], Path("data/kermany"))
     file = prepare(SOURCES["pneumoniamnist_64"], Path("data/pneumoniamnist_64.npz"))
 
-What arrives is believed only when size and checksum are the published ones. A download that stops
-is gone on with, by the same command; what is unpacked appears whole or not at all.
+A file is accepted only if size and checksum are the published ones. An interrupted download is
+resumed by the same command; an unpacked folder appears whole or not at all.
 """
 
-import hashlib
 import http.client
 import logging
 import os
@@ -23,7 +22,7 @@ from pathlib import Path, PurePosixPath
 
 from cxr_tf.data.conventions import IMAGE_SUFFIXES
 from cxr_tf.errors import UserError
-from cxr_tf.files import expand_user, temporary_sibling, write_atomically
+from cxr_tf.files import digest_files, expand_user, temporary_sibling, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -32,18 +31,18 @@ BLOCK = 1 << 18  # bytes
 
 TIMEOUT = 30  # seconds without a byte
 
-TRIES = 6  # in a row, without a byte gained
+MAX_FAILURES = 6  # in a row, without a new byte
 
-# JPEGs hardly shrink in an archive; what unpacks to more than this is no set of images.
-MOST_EXPANSION = 10
+# JPEGs hardly compress in an archive; one that expands more than this is not a set of images.
+MAX_EXPANSION = 10
 
 
 @dataclass(frozen=True)
 class Source:
-    """One published file: where it is, how to know it, and on what terms it may be used.
+    """One published file: location, size, checksum and terms of use.
 
     `checksum` is `<algorithm>:<hex>`. `inside` is the folder of an archive that holds the images;
-    empty where the file is used as it is.
+    empty if the file is not unpacked.
     """
 
     title: str
@@ -57,7 +56,7 @@ class Source:
 
     @property
     def terms(self) -> str:
-        """What has to stand beside the data."""
+        """The terms of use as a text, written next to the data."""
         return (
             f"{self.title}\n{self.page}\n\nLicence: {self.licence}\n\nCite: {self.citation}\n\n"
             f"File as published: {self.bytes} bytes, {self.checksum}\n"
@@ -84,8 +83,8 @@ def _pneumoniamnist(size: int, count: int, md5: str) -> Source:
     )
 
 
-# PneumoniaMNIST's MD5s are those that the package medmnist 3.0.2 publishes in its INFO. The SHA-256
-# of Kermany's archive is not on its page; it is what independent users of the file report alike.
+# PneumoniaMNIST's MD5s are those of INFO in the package medmnist 3.0.2. The SHA-256 of Kermany's
+# archive is not on its page; it is what independent users of the file report.
 SOURCES = {
     "kermany": Source(
         title="Chest X-ray images (pneumonia), Kermany, Zhang and Goldbaum, version 2",
@@ -113,16 +112,15 @@ SOURCES = {
 
 
 def prepare(source: Source, target: Path, *, origin: str = "", pause: float = 1.0) -> Path:
-    """Puts a published set at `target`, a folder for an archive, else the file; returns it.
+    """Download a published set to `target`, a folder for an archive, else a file; return it.
 
-    `origin` is a mirror's URL or a file on disk, to be taken instead of the publisher's; the
-    checksum must be the same. `pause` is the first wait before another try, in seconds; it doubles.
-    Raises UserError where the set cannot be had whole; a part of it is then kept beside, and gone
-    on with next time.
+    `origin` is the URL of a mirror or a file on disk to use instead; the checksum must be the same.
+    `pause` is the first wait before a retry, in seconds; it doubles. Raises UserError if the set
+    cannot be obtained; a partial download is kept and resumed next time.
     """
     log.info("%s", source.terms)
     if target.exists():
-        log.info("%s is there already", target)
+        log.info("%s exists already", target)
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     local = expand_user(origin) if origin and "://" not in origin else None
@@ -149,53 +147,55 @@ def prepare(source: Source, target: Path, *, origin: str = "", pause: float = 1.
 
 
 def download(source: Source, part: Path, origin: str = "", *, pause: float = 1.0) -> Path:
-    """Fetches a source into `part`, going on from what is there; returns it, whole and checked.
+    """Download a source to `part`, resuming from its content; return it, complete and verified.
 
-    Raises UserError where the server has another file, or gives up.
+    Raises UserError if the server has another file, or cannot be reached.
     """
     url = origin or source.url
     if not url.startswith(("http://", "https://")):
-        raise UserError(f"--from {url}: only http:// and https:// are read, or a file on disk")
-    have = part.stat().st_size if part.exists() else 0
-    room = source.bytes * (2 if source.inside else 1)  # the archive, and its content beside it
-    _check_space(part.parent, room - have)
+        raise UserError(f"--from {url}: give an http:// or https:// URL, or a file on disk")
+    size = part.stat().st_size if part.exists() else 0
+    needed = source.bytes * (2 if source.inside else 1)  # the archive and its content
+    _check_space(part.parent, needed - size)
     _fetch(source, url, part, pause)
     problem = _difference(part, source)
-    if problem and have:
-        # The server may have had another file when the part was begun.
-        log.info("what was gone on with is not the published file; from the start again")
+    if problem and size:
+        # The server may have had another file when the download was started.
+        log.info("the resumed download is not the published file; starting again")
         part.unlink()
         _fetch(source, url, part, pause)
         problem = _difference(part, source)
     if problem:
         part.unlink()
-        raise UserError(f"{url} gave another file than the published one: {problem}")
+        raise UserError(f"{url} is not the published file: {problem}")
     return part
 
 
 def _fetch(source: Source, url: str, part: Path, pause: float) -> None:
-    """Appends to `part` until it has the published size, trying again where that may help."""
+    """Append to `part` until it has the published size, retrying where that may help."""
     failures, last = 0, ""
     progress = _Progress(source.bytes)
-    while failures < TRIES:
+    while failures < MAX_FAILURES:
         have = part.stat().st_size if part.exists() else 0
         if have == source.bytes:
             return
         if failures:
             wait = pause * 2 ** (failures - 1)
-            log.info("%s; trying again in %.0f s", last, wait)
+            log.info("%s; retrying in %.0f s", last, wait)
             time.sleep(wait)
         try:
             _append(source, url, part, have if have < source.bytes else 0, progress)
             last = "the connection ended early"
         except urllib.error.HTTPError as error:
-            last = f"the server answers {error.code} {error.reason}"
-            if error.code == 416:  # it has fewer bytes than we
+            last = f"the server responded {error.code} {error.reason}"
+            if error.code == 416:  # it has fewer bytes than the partial file
                 part.unlink(missing_ok=True)
             elif error.code < 500 and error.code not in (408, 429):
-                failures = TRIES
+                failures = MAX_FAILURES
         except UnicodeError:
-            raise UserError(f"{url} is no address: give it in ASCII, %-encoded") from None
+            raise UserError(
+                f"{url} is not a valid URL: give it in ASCII, percent-encoded"
+            ) from None
         except (
             urllib.error.URLError,
             http.client.HTTPException,
@@ -203,21 +203,21 @@ def _fetch(source: Source, url: str, part: Path, pause: float) -> None:
             TimeoutError,
         ) as e:
             last = f"no answer ({getattr(e, 'reason', e) or type(e).__name__})"
-        gained = part.exists() and part.stat().st_size > have
-        failures = 1 if gained and failures < TRIES else failures + 1
-    kept = f"; {part} is kept, and the same command goes on with it" if part.exists() else ""
+        progressed = part.exists() and part.stat().st_size > have
+        failures = 1 if progressed and failures < MAX_FAILURES else failures + 1
+    kept = f"; {part} is kept, and the same command resumes it" if part.exists() else ""
     raise UserError(
-        f"{url}: {last}{kept}. Or get the file from {source.page} and name it with --from"
+        f"{url}: {last}{kept}. Or download the file from {source.page} and pass it with --from"
     )
 
 
 def _append(source: Source, url: str, part: Path, have: int, progress: "_Progress") -> None:
-    """One request for what is missing after `have` bytes, written as it comes."""
+    """Request the bytes after the first `have`, and append them."""
     request = urllib.request.Request(url, headers={"User-Agent": "cxr_tf"})
     if have:
         request.add_header("Range", f"bytes={have}-")
     with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
-        # A server that knows no ranges sends all of it again, with status 200.
+        # A server without support for ranges sends the whole file, with status 200.
         offset = have if response.status == 206 else 0
         if offset and not response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
             part.unlink()
@@ -225,7 +225,7 @@ def _append(source: Source, url: str, part: Path, have: int, progress: "_Progres
         length = response.headers.get("Content-Length")
         if length is not None and offset + int(length) > source.bytes:
             raise UserError(
-                f"{url} offers {offset + int(length)} bytes, but the published file has "
+                f"{url} has {offset + int(length)} bytes, but the published file has "
                 f"{source.bytes}: not the same file"
             )
         with part.open("r+b" if offset else "wb") as out:
@@ -236,7 +236,7 @@ def _append(source: Source, url: str, part: Path, have: int, progress: "_Progres
 
 
 class _Progress:
-    """Shows bytes, rate and time left: one line rewritten on a terminal, else one every tenth."""
+    """Progress with rate and time left: one updated line on a terminal, else a line every 10 %."""
 
     def __init__(self, total: int) -> None:
         self.total = total
@@ -264,26 +264,21 @@ class _Progress:
 
 
 def _difference(file: Path, source: Source) -> str:
-    """How a file differs from the published one; empty where it does not."""
+    """Return how a file differs from the published one; empty if it does not."""
     if (size := file.stat().st_size) != source.bytes:
         return f"it has {size} bytes, not {source.bytes}"
     algorithm, expected = source.checksum.split(":")
-    digest = hashlib.new(algorithm)
-    with file.open("rb") as content:
-        while block := content.read(1 << 20):
-            digest.update(block)
-    if digest.hexdigest() != expected:
-        return f"its {algorithm} is {digest.hexdigest()}, not {expected}"
+    digest = digest_files(file, algorithm=algorithm)
+    if digest != expected:
+        return f"its {algorithm} is {digest}, not {expected}"
     return ""
 
 
 def unpack(archive: Path, folder: Path, *, inside: str, terms: str) -> None:
-    """Writes the images below `inside` in a zip archive to `folder`, whole or not at all.
+    """Write the images below `inside` in a zip archive to `folder`, whole or not at all.
 
-    `terms` are written beside them, as LICENCE.txt.
-
-    Raises UserError for an archive that would write outside the folder, holds a link, unpacks to
-    far more than its own size, or has no image there.
+    `terms` are written as LICENCE.txt. Raises UserError for an archive that would write outside of
+    the folder, holds a link, expands to far more than its own size, or has no image there.
     """
     try:
         with temporary_sibling(folder) as partial, zipfile.ZipFile(archive) as content:
@@ -304,7 +299,7 @@ def unpack(archive: Path, folder: Path, *, inside: str, terms: str) -> None:
 def _members(
     content: zipfile.ZipFile, archive: Path, inside: str
 ) -> dict[PurePosixPath, zipfile.ZipInfo]:
-    """The images to write, by their path in the folder. All entries are looked at before any is."""
+    """Return the images to write by their path in the folder, after checking all entries."""
     members: dict[PurePosixPath, zipfile.ZipInfo] = {}
     total = 0
     for entry in content.infolist():
@@ -321,9 +316,9 @@ def _members(
         if path.is_relative_to(inside):
             name = path.relative_to(inside)
             if name in members:
-                raise UserError(f"{archive} is not safe: {entry.filename} stands in it twice")
+                raise UserError(f"{archive} is not safe: it contains {entry.filename} twice")
             members[name] = entry
-    if total > MOST_EXPANSION * archive.stat().st_size:
+    if total > MAX_EXPANSION * archive.stat().st_size:
         raise UserError(f"{archive} is not safe: it would unpack to {total / 1e9:.1f} GB")
     if not members:
         raise UserError(f"{archive} has no image below {inside}/")

@@ -1,10 +1,10 @@
-"""PneumoniaMNIST (MedMNIST v2, Yang et al. 2023): its array file as a folder, and its two scores.
+"""PneumoniaMNIST (MedMNIST v2, Yang et al. 2023): array file to folder, and its two scores.
 
     folder = unpack(Path("pneumoniamnist_64.npz"))     # data/pneumoniamnist_64-3f9c2a17/train/...
     scores(labels, probabilities)                      # {"medmnist_auc": ..., "medmnist_acc": ...}
 
-The arrays are written once as PNG, which loses nothing, so that everything else, training,
-prediction and the exported model's own decoder, has one kind of input: files.
+The arrays are written once as PNG, which is lossless, so that training, prediction and the decoder
+of exported models all read files.
 """
 
 import hashlib
@@ -26,11 +26,11 @@ CLASSES = ("NORMAL", "PNEUMONIA")  # by label, 0 and 1
 
 
 def unpack(file: Path) -> Path:
-    """Writes the images of a .npz to `data/<name>-<hash>/<split>/<class>/<row>.png`, once.
+    """Write the images of a .npz to `data/<name>-<hash>/<split>/<class>/<row>.png`, once.
 
     The file has `<split>_images` uint8 [N, S, S] and `<split>_labels` [N, 1], 1 being pneumonia.
-    The hash is of its content: another file of the same name is another folder. Returns the
-    folder, which appears whole or not at all. Raises UserError for a file not of this form.
+    The hash is of its content, so that another file of the same name gets another folder. Returns
+    the folder, which appears whole or not at all. Raises UserError for a file of another form.
     """
     with file.open("rb") as opened:
         digest = hashlib.blake2b(digest_size=4)
@@ -40,7 +40,7 @@ def unpack(file: Path) -> Path:
     if folder.exists():
         return folder
     with temporary_sibling(folder) as partial:
-        if folder.exists():  # another process was at it
+        if folder.exists():  # written by another process meanwhile
             return folder
         with ThreadPoolExecutor() as pool:
             for split, images, labels in _arrays(file):
@@ -56,10 +56,10 @@ def unpack(file: Path) -> Path:
 
 
 def scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
-    """AUC and ACC as `medmnist.Evaluator` computes them, to stand in its published table.
+    """Return AUC and ACC as `medmnist.Evaluator` computes them, comparable to its published table.
 
-    labels: int [N]. probabilities: float [N, 2]. Its accuracy is at a probability above 0.5,
-    whatever operating point the model was given.
+    labels: int [N]. probabilities: float [N, 2]. The accuracy is at a probability of 0.5, whatever
+    the operating point of the model.
     """
     from sklearn.metrics import accuracy_score, roc_auc_score
 
@@ -71,13 +71,13 @@ def scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
 
 
 def _arrays(file: Path) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """(split, images uint8 [N, S, S], labels int [N]) one split after the other, checked."""
+    """Yield (split, images uint8 [N, S, S], labels int [N]), checked."""
     expected = "expected train_, val_ and test_images uint8 [N, S, S] with _labels 0 or 1 [N, 1]"
     try:
-        # Pickled objects in it would run code.
+        # Unpickling objects could run code.
         arrays = np.load(file, allow_pickle=False)
         if not isinstance(arrays, np.lib.npyio.NpzFile):
-            raise UserError(f"{file} holds one array, not named ones; {expected}")
+            raise UserError(f"{file} holds one unnamed array; {expected}")
         with arrays:
             for split in SPLITS:
                 images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
@@ -97,7 +97,7 @@ def _arrays(file: Path) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{file} is damaged or no .npz file; {expected}") from None
+        raise UserError(f"{file} is damaged or not a .npz file; {expected}") from None
 
 
 def _write_png(path: Path, image: np.ndarray) -> None:

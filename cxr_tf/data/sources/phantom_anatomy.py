@@ -1,4 +1,4 @@
-"""The anatomy of a phantom: chest, ribs, vessels and lesions, drawn from random numbers."""
+"""Anatomy of phantoms: chest, ribs, vessels and lesions, drawn from random numbers."""
 
 import numpy as np
 
@@ -9,9 +9,9 @@ def paint_lobar(
     """Paint a bacterial-like consolidation: a lobe, or one or two soft-edged foci, dense, with air
     bronchograms.
 
-    image: float32 [S, S] in 0..1, a phantom or a real healthy radiograph; left as it is.
-    lungs: bool or float [S, S], the lung fields (1 inside). A lesion that reaches their border ends
-    there as softly as they do: blur a hard mask by a pixel or two.
+    image: float32 [S, S] in 0..1, a phantom or a real healthy radiograph; not modified.
+    lungs: bool or float [S, S], the lung fields (1 inside). A lesion at their border has the
+    same soft edge as they have: blur a hard mask by a pixel or two.
     strength: 0 (nothing) to 1 (as bright as the tissue around the lungs).
 
     Returns the painted image, float32 [S, S] in 0..1, and the lesion, bool [S, S], which does not
@@ -20,7 +20,7 @@ def paint_lobar(
     lungs = np.asarray(lungs, np.float32)
     size = len(lungs)
     rows, columns = np.mgrid[:size, :size].astype(np.float32)
-    # A ragged edge: the distance from the focus is bent by smooth noise.
+    # A ragged edge: the distance from the focus is distorted by smooth noise.
     ragged = 0.2 * np.clip(_noise(rng, size, 9), -2, 2)
     opacity = np.zeros_like(lungs)
     side = int(rng.integers(2))
@@ -44,7 +44,7 @@ def paint_lobar(
             distance = np.hypot(y, x + tilt * y)
         opacity = np.maximum(opacity, lung * ramp(1.25 - distance + ragged, 0.5))
     lesion = (opacity > 0.25) & (lungs > 0.5)
-    # Air stays in the larger bronchi: dark branches within the white.
+    # Air bronchograms: the larger bronchi stay dark within the opacity.
     bronchi = _branches(lungs, rng, primary=5, generations=2, thickness=0.006)
     mottled = 1 + 0.12 * _noise(rng, size, 24)
     opacity = strength * opacity * mottled * (1 - 0.4 * bronchi)
@@ -72,7 +72,7 @@ def paint_interstitial(
 
 
 def coordinates(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """u, v float32 [S, S] of every pixel for a patient who stands a little askew."""
+    """Return u, v float32 [S, S] of every pixel, for a slightly rotated and shifted patient."""
     axis = ((np.arange(size) + 0.5) * (2 / size) - 1).astype(np.float32)
     angle = np.deg2rad(rng.normal(0, 2.5))
     shift_u, shift_v = rng.normal(0, 0.035, 2)
@@ -85,14 +85,16 @@ def coordinates(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.nda
 def healthy_chest(
     rng: np.random.Generator, u: np.ndarray, v: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One patient's chest before exposure: image and lungs, float32 [S, S] in 0..1."""
+    """Draw one patient's chest before exposure: image and lungs, float32 [S, S] in 0..1."""
     size = len(u)
     width = rng.uniform(0.72, 0.86)  # of the inner chest wall, at its widest
     apex, base = rng.uniform(-0.78, -0.64), rng.uniform(0.34, 0.56)  # of the lungs
     heart = rng.uniform(0.85, 1.12)
     bend = rng.normal(0, 0.03)  # scoliosis
     rib_spacing, rib_start, rib_droop = rng.uniform((0.15, 0, 0.28), (0.19, 1, 0.5))
-    lung_density = rng.uniform(-0.03, 0.06)  # a shallow breath or an obese patient looks whiter
+    lung_density = rng.uniform(
+        -0.03, 0.06
+    )  # a shallow breath or an obese patient gives whiter lungs
     rib_contrast, vessel_contrast = rng.uniform((0.08, 0.05), (0.13, 0.10))
     clavicle_height, clavicle_rise = rng.uniform((-0.66, 0.05), (-0.52, 0.32))
     arm_lean = rng.uniform(0.05, 0.6)
@@ -103,8 +105,8 @@ def healthy_chest(
     depth = np.clip((v - apex) / (base - apex), 0, 1)
     wall = width * (1 - (1 - depth) ** 2.1) ** 0.52 * (0.9 + 0.1 * depth)
 
-    # Regions, each 0..1 with an edge as soft as its tangent to the beam.
-    # Patient's right dome (image left) stands higher, the liver being under it.
+    # Regions, each 0..1 with soft edges.
+    # The right dome of the diaphragm (image left) is higher, above the liver.
     dome = base + 0.07 * ramp(u, 0.25) + 1.5 * np.clip(x - 0.33, -0.2, 1) ** 2
     above_diaphragm = ramp(dome - v, 0.035)
     # An ellipse along the heart's axis, its apex to the image's right.
@@ -118,7 +120,7 @@ def healthy_chest(
     thorax = ramp(wall - x, 0.03)
     lungs = thorax * above_diaphragm * (1 - mediastinum)
 
-    # Soft tissue: trunk, shoulders sloping from the neck, arms hanging off them, black air outside.
+    # Soft tissue: trunk, shoulders sloping from the neck, arms and arms, with black air outside.
     trunk = ramp(width + 0.12 + 0.04 * v - x, 0.05)
     shoulders = ramp(v + 1.02 - 0.75 * np.clip(x - 0.24, 0, 1) ** 1.3, 0.06) * ramp(-0.22 - v, 0.3)
     arm_axis = (x - 0.86 - arm_lean * (v + 0.5)) / np.hypot(1, arm_lean)
@@ -130,7 +132,7 @@ def healthy_chest(
     image += 0.30 * (1 - above_diaphragm) * ramp(wall + 0.06 - x, 0.1)
     image += above_diaphragm * (0.13 * heart_region + 0.05 * aorta + 0.06 * vena)
 
-    # Bones. Every rib at once: a periodic function of the height, bent along the rib's course.
+    # Bones. All ribs at once: a periodic function of the height, bent along the rib's course.
     outward = x / width
     cage = ramp(wall + 0.035 - x, 0.03) * ramp(dome + 0.35 - v, 0.3)
     course = rib_droop * outward**2 - 0.05 * np.sin(3 * outward)
@@ -139,7 +141,7 @@ def healthy_chest(
     anterior = _band((v - front_course) / rib_spacing + rib_start + 0.45, 0.36)
     bone = posterior * (0.75 + 0.5 * outward) + 0.45 * anterior * ramp(outward - 0.45, 0.4)
     bone *= cage * (1 - 0.45 * mediastinum) * (0.35 + 0.65 * above_diaphragm)
-    # Along the wall the ribs are seen edge on.
+    # Along the chest wall the ribs are seen edge on.
     bone += 0.7 * np.exp(-(((x - wall - 0.01) / 0.025) ** 2)) * ramp(depth - 0.06, 0.1) * cage
     image += rib_contrast * bone
     spine = ramp(0.095 - x, 0.03)
@@ -152,7 +154,7 @@ def healthy_chest(
     image += 0.15 * _tube((v - clavicle) / 0.045) * clavicle_end
     image += 0.20 * _tube(arm_axis / 0.07) * below_shoulder
 
-    # Lungs: air, pulmonary vessels, and the shadows that a beginner takes for a lesion.
+    # Lungs: air, pulmonary vessels, and shadows that can be mistaken for a lesion.
     image -= (0.31 - lung_density) * lungs
     vessels = _branches(lungs, rng, primary=9, generations=3, thickness=0.006)
     image += vessel_contrast * vessels * lungs
@@ -164,34 +166,34 @@ def healthy_chest(
     if jaw < 0.4:
         image += 0.35 * ramp(1 - np.hypot(u / 0.3, (v + 1.08) / 0.2), 0.2)
     image += 0.02 * body * (_noise(rng, size, 7) + 0.6 * _noise(rng, size, 28))
-    # Film saturates: what lies behind a lot of tissue adds little.
+    # Film saturates: structures behind much tissue add little.
     image = 1 - np.exp(-2.2 * np.maximum(image, 0))
     return image.astype(np.float32), lungs.astype(np.float32)
 
 
 def ramp(distance: np.ndarray, width: float) -> np.ndarray:
-    """A soft step: 0 below -width, 1 above width, smooth between."""
+    """Compute a soft step: 0 below -width, 1 above width, smooth between."""
     t = np.clip(distance * (0.5 / width) + 0.5, 0, 1)
     return t * t * (3 - 2 * t)
 
 
 def _band(phase: np.ndarray, share: float) -> np.ndarray:
-    """Bands that fill `share` of every period 1, brighter at both edges, as cortical bone is."""
+    """Draw bands that fill `share` of every period 1, brighter at both edges like cortical bone."""
     from_centre = np.abs(phase - np.round(phase)) * (2 / share)  # 1 at the edge of the band
     return ramp(1 - from_centre, 0.25) * (0.6 + 0.6 * np.minimum(from_centre, 1) ** 2)
 
 
 def _tube(across: np.ndarray) -> np.ndarray:
-    """The shadow of a hollow bone: `across` is -1..1 from wall to wall."""
+    """Draw the shadow of a hollow bone: `across` is -1..1 from wall to wall."""
     across = np.abs(across)
     return ramp(1 - across, 0.25) * (0.6 + 0.6 * np.minimum(across, 1) ** 2)
 
 
 def _noise(rng: np.random.Generator, size: int, cells: int) -> np.ndarray:
-    """Smooth noise float32 [S, S], about normal(0, 1), with `cells` bumps a side at every size."""
+    """Draw smooth noise float32 [S, S], about normal(0, 1), with `cells` bumps per side."""
     coarse = rng.standard_normal((cells + 2, cells + 2))
-    # Each pixel is a Gaussian-weighted sum of the grid, separable: two small products of matrices.
-    # In float64, cut to float32: BLAS sums in an order that depends on its number of threads.
+    # Each pixel is a Gaussian-weighted sum of the grid, separable: two small matrix products.
+    # In float64, cast to float32: the order of BLAS sums depends on the number of threads.
     position = (np.arange(size) + 0.5) * (cells / size) + 0.5
     weights = np.exp(-(((position[:, None] - np.arange(cells + 2)) / 0.7) ** 2))
     weights /= np.sqrt((weights**2).sum(axis=1, keepdims=True))
@@ -200,14 +202,14 @@ def _noise(rng: np.random.Generator, size: int, cells: int) -> np.ndarray:
 
 
 def _halves(lungs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The lung fields apart: float [S, S] on the image's left, and on its right."""
+    """Separate the lung fields: float [S, S] on the image's left, and on its right."""
     columns = np.arange(len(lungs))
     middle = lungs.sum(axis=0) @ columns / max(lungs.sum(), 1e-6)
     return lungs * (columns < middle), lungs * (columns >= middle)
 
 
 def _box(lung: np.ndarray) -> tuple[int, int, int, int]:
-    """top, bottom, left, right (pixels) of one lung; the image's middle where there is none."""
+    """Return top, bottom, left, right (pixels) of one lung; the image's centre if it is empty."""
     rows, columns = np.flatnonzero((lung > 0.5).any(1)), np.flatnonzero((lung > 0.5).any(0))
     if not len(rows):
         middle = len(lung) // 2
@@ -218,10 +220,10 @@ def _box(lung: np.ndarray) -> tuple[int, int, int, int]:
 def _branches(
     lungs: np.ndarray, rng: np.random.Generator, *, primary: int, generations: int, thickness: float
 ) -> np.ndarray:
-    """Vessels or bronchi, trees that grow from both hila and fade outwards; float32 [S, S] in 0..1.
+    """Draw vessels or bronchi, trees from both hila that fade outwards; float32 [S, S] in 0..1.
 
-    primary: branches that leave each hilum; each branch bears two of the next generation.
-    thickness: of the twigs, as a part of the image's side.
+    primary: branches that leave each hilum; each branch has two of the next generation.
+    thickness: of the branches, as a share of the image's side.
     """
     from scipy.ndimage import gaussian_filter
 
@@ -235,7 +237,7 @@ def _branches(
         hilum = top + 0.5 * height, (right if side == 0 else left) - 0.1 * lateral * (right - left)
         row = hilum[0] + rng.normal(0, 0.07 * height, primary)
         column = hilum[1] + rng.normal(0, 0.02 * height, primary)
-        # 0 points laterally, and pi/2 down; evenly spread, since vessels fan out.
+        # 0 points laterally, and pi/2 down; evenly spaced, since vessels fan out.
         angle = np.linspace(-1.5, 1.5, primary) + rng.normal(0, 0.15, primary)
         length = height * rng.uniform(0.35, 0.6, primary)
         weight = 1.0
@@ -246,7 +248,7 @@ def _branches(
             ink = np.broadcast_to(weight * (1 - 0.6 * steps), rows.shape)
             inside = (rows >= 0) & (rows < size) & (columns >= 0) & (columns < size)
             pixel = rows[inside].astype(int) * size + columns[inside].astype(int)
-            # As many points a pixel whatever the length, hence length / points.
+            # The same ink per pixel whatever the length, hence length / points.
             ink = ink * (length[:, None] / len(steps))
             canvas += np.bincount(pixel, ink[inside], minlength=size * size)
             at = rng.integers(len(steps) // 4, len(steps), 2 * len(angle))
@@ -256,7 +258,7 @@ def _branches(
             length = length[parent] * rng.uniform(0.4, 0.7, len(parent))
             weight *= 0.7
     sigma = thickness * size
-    # A line of ink 1 a pixel, blurred, peaks at 1 / (sigma sqrt(2 pi)): give back its height.
+    # A blurred line of ink 1 per pixel peaks at 1 / (sigma sqrt(2 pi)): restore its height.
     peak = max(sigma, 0.4) * np.sqrt(2 * np.pi)
     tree = gaussian_filter(canvas.reshape(size, size).astype(np.float32), sigma)
     return 1 - np.exp(-1.2 * peak * tree)
@@ -265,7 +267,7 @@ def _branches(
 def _opacify(image: np.ndarray, lungs: np.ndarray, opacity: np.ndarray) -> np.ndarray:
     """Raise the lungs towards the brightness of soft tissue by `opacity` (0..1), float32 [S, S].
 
-    Half of the fine structure stays in sight: ribs lie over a consolidation, vessels drown in it.
+    Half of the fine structure stays visible: ribs overlie a consolidation, vessels are hidden.
     """
     from scipy.ndimage import gaussian_filter
 

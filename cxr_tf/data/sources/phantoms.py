@@ -1,15 +1,14 @@
-"""Phantoms: synthetic frontal chest radiographs whose lesions are known to the pixel.
+"""Phantoms: synthetic frontal chest radiographs with exact lesion masks.
 
-    from cxr_tf.data.phantom import phantom, write_phantoms
+    from cxr_tf.data.sources.phantoms import phantom, write_phantoms
 
     phantom("bacterial", seed=0, patient=12).image     # uint8 [128, 128]
     write_phantoms(Path("data/phantoms"), count=600)   # train/ val/ test/ masks/ README.txt
 
-Drawings, not physics, and never evidence about patients: they let every job run offline, and,
-since the place of the lesion is exact, they tell whether an explanation or an anomaly map looks
-where it should. A four-layer CNN, trained from scratch for 12 epochs on 440 of them at 64 px (15 s
-on two CPU cores), tells normal from sick with an accuracy of 0.97 and an AUROC of 0.99; the mean
-brightness has an AUROC of 0.54.
+Drawings, not physics, and no evidence about patients. They let every job run offline, and their
+exact masks show whether an explanation or an anomaly map highlights the lesion. A four-layer CNN,
+trained from scratch for 12 epochs on 440 of them at 64 px (15 s on two CPU cores), separates normal
+from sick with an accuracy of 0.97 and an AUROC of 0.99; mean brightness has an AUROC of 0.54.
 
 Everything is drawn in anatomical coordinates, u to the image's right and v downwards, both -1..1
 across the image, so a phantom looks the same at every size. As in every radiograph on a light box,
@@ -31,7 +30,7 @@ from cxr_tf.data.sources.phantom_anatomy import (
 )
 from cxr_tf.files import temporary_sibling
 
-GENERATOR_VERSION = 1  # bump when any pixel changes: it is a part of the folder's fingerprint
+GENERATOR_VERSION = 1  # part of the folder's name; increase it when any pixel changes
 
 FINDINGS = ("normal", "bacterial", "viral")
 
@@ -39,7 +38,7 @@ SHARES = {"normal": 0.40, "bacterial": 0.35, "viral": 0.25}  # of the images, ab
 
 SPLITS = {"train": 0.70, "val": 0.15, "test": 0.15}  # of the patients
 
-# Streams of random numbers, (seed, patient, stream, index): no draw of one part moves another part.
+# Streams of random numbers, (seed, patient, stream, index), independent of each other.
 _ANATOMY, _LESION, _ACQUISITION, _FOLDER = range(4)
 
 _LETTERS = {
@@ -66,10 +65,10 @@ class Phantom:
 
 
 def phantom(finding: str, *, seed: int, patient: int, index: int = 0, size: int = 128) -> Phantom:
-    """Draw image `index` of a patient, a function of the arguments alone.
+    """Draw image `index` of a patient, determined by the arguments.
 
-    The finding changes nothing but the lesion: anatomy and lesion belong to (seed, patient), while
-    position, exposure, blur, noise, marker and leads belong to (seed, patient, index).
+    The finding changes only the lesion. Anatomy and lesion depend on (seed, patient); position,
+    exposure, blur, noise, marker and leads depend on (seed, patient, index).
 
     Raises ValueError for an unknown finding, or a size below 32 pixels.
     """
@@ -102,10 +101,10 @@ def write_phantoms(folder: Path, *, count: int = 600, size: int = 128, seed: int
     """Write `count` phantoms as 8-bit gray PNG, with masks, split by patient.
 
     <folder>/{train,val,test}/{NORMAL,BACTERIAL,VIRAL}/phantom0012_01.png is the image of index 1
-    of patient 12, and <folder>/masks/<the same path> its lesion, 0 or 255. A patient has one to
+    of patient 12, and <folder>/masks/<the same path> its lesion mask. A patient has one to
     three images, one finding and one split. The folder appears whole or not at all.
 
-    Raises FileExistsError where the folder exists, ValueError for fewer than 12 images (too few for
+    Raises FileExistsError if the folder exists, ValueError for fewer than 12 images (too few for
     a patient of each finding in each split) or a size below 32 pixels.
     """
     from PIL import Image
@@ -117,7 +116,7 @@ def write_phantoms(folder: Path, *, count: int = 600, size: int = 128, seed: int
         raise ValueError(f"at least 12 phantoms are needed to fill every split, got {count}")
 
     with temporary_sibling(folder) as partial:
-        if folder.exists():  # another process was at it
+        if folder.exists():  # written by another process meanwhile
             raise FileExistsError(f"{folder} exists; remove it or choose another folder")
         for split, finding, patient, index in _plan(count, seed):
             drawn = phantom(finding, seed=seed, patient=patient, index=index, size=size)
@@ -131,7 +130,7 @@ def write_phantoms(folder: Path, *, count: int = 600, size: int = 128, seed: int
         (partial / "README.txt").write_text(
             "Phantoms: synthetic drawings of chest radiographs.\n"
             "No patient, no real image, no clinical meaning.\n\n"
-            "Made by cxr_tf.data.phantom.write_phantoms"
+            "Made by cxr_tf.data.sources.phantoms.write_phantoms"
             f"(count={count}, size={size}, seed={seed}), generator version {GENERATOR_VERSION}.\n"
             "<split>/<FINDING>/<patient>_<image>.png is a phantom, and the same path under masks/\n"
             "its lesion: 255 where it was painted, 0 elsewhere.\n"
@@ -140,10 +139,10 @@ def write_phantoms(folder: Path, *, count: int = 600, size: int = 128, seed: int
 
 
 def _expose(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Take the radiograph: exposure, marker, leads, blur, noise; float [S, S] -> uint8 [S, S].
+    """Simulate the acquisition: exposure, marker, leads, blur, noise; float [S, S] -> uint8 [S, S].
 
-    Mean and contrast are drawn anew after the lesion is painted, whatever the finding; else
-    brightness alone would tell.
+    Mean and contrast are drawn after the lesion is painted, whatever the finding; otherwise
+    brightness alone would predict the finding.
     """
     from scipy.ndimage import gaussian_filter
 
@@ -161,7 +160,7 @@ def _expose(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _burn_marker(image: np.ndarray, rng: np.random.Generator) -> None:
-    """Write the side into a random corner, in place: R on the image's left, L on its right."""
+    """Draw a side marker into a random corner, in place: R on the image's left, L on its right."""
     size = len(image)
     right, low = rng.random(2) < (0.5, 0.3)
     dot = max(1, round(size * rng.uniform(0.007, 0.014)))
@@ -177,7 +176,7 @@ def _burn_marker(image: np.ndarray, rng: np.random.Generator) -> None:
 
 
 def _leads(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Two or three ECG leads, from an electrode to the image's border; float [S, S] in 0..1."""
+    """Draw two or three ECG leads, from an electrode to the border; float [S, S] in 0..1."""
     axis = (np.arange(size) + 0.5) * (2 / size) - 1
     u, v = np.meshgrid(axis, axis)
     leads = np.zeros((size, size))
@@ -199,21 +198,21 @@ def _patient_name(patient: int) -> str:
 
 
 def _plan(count: int, seed: int) -> list[tuple[str, str, int, int]]:
-    """(split, finding, patient, index) of every image; one finding and one split to a patient."""
+    """Plan (split, finding, patient, index) of every image; one finding and split per patient."""
     rng = np.random.default_rng((seed, 0, _FOLDER))
     quota = {finding: round(count * share) for finding, share in SHARES.items()}
     quota["normal"] += count - sum(quota.values())
     groups: list[tuple[str, str, int]] = []  # split, finding, images of one patient
     for finding, images in quota.items():
         patients: list[int] = []
-        most = min(3, images // 3)  # so that there are three patients, one a split
+        most = min(3, images // 3)  # so that there are three patients, one per split
         while sum(patients) < images:
             patients.append(min(int(rng.integers(1, most + 1)), images - sum(patients)))
         held_out = max(1, round(len(patients) * SPLITS["test"]))
         splits = ["val"] * held_out + ["test"] * held_out
         splits += ["train"] * (len(patients) - len(splits))
         groups += [(split, finding, n) for split, n in zip(splits, patients, strict=True)]
-    # Shuffled, so that neither number nor order tells the finding.
+    # Shuffled, so that neither number nor order reveals the finding.
     numbers = rng.permutation(len(groups)).tolist()
     return [
         (split, finding, patient, index)

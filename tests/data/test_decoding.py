@@ -1,0 +1,147 @@
+"""Decoding of JPEG and PNG against Pillow."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from cxr_tf.data import batches as data_batches
+from cxr_tf.data import decoding
+from cxr_tf.data.sources.phantoms import phantom
+
+# Blocks of 8 pixels, as JPEG has them, so that colours survive.
+COLOUR = np.kron(
+    np.random.default_rng(0).integers(0, 256, (10, 7, 3)), np.ones((8, 8, 1), int)
+).astype(np.uint8)
+
+
+def encoded(image: Image.Image, kind: str, **options) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def as_mode(mode: str) -> Image.Image:
+    image = Image.fromarray(COLOUR)
+    if mode == "I;16":
+        return Image.fromarray(COLOUR[..., 0].astype(np.uint16) << 8 | 77)
+    if mode in ("RGBA", "LA"):
+        image = image.convert(mode)
+        image.putalpha(Image.fromarray(COLOUR[..., 1]))
+        return image
+    return image.quantize(16) if mode == "P" else image.convert(mode)
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"),
+    [(m, "PNG") for m in ("L", "RGB", "RGBA", "LA", "P", "1", "I;16")]
+    + [(m, "JPEG") for m in ("L", "RGB", "CMYK")],
+)
+def test_decoded_luminance_matches_pillow(mode: str, kind: str) -> None:
+    data = encoded(as_mode(mode), kind)
+    with Image.open(io.BytesIO(data)) as read:
+        if mode == "I;16":
+            gray = Image.fromarray((np.asarray(read) >> 8).astype(np.uint8))
+        else:
+            # Transparency is dropped, and a CMYK JPEG has no way to gray but by colour.
+            gray = read.convert("RGB").convert("L")
+    expected = np.asarray(gray.resize((48, 48), Image.Resampling.BILINEAR), int)
+    image = decoding.decode_radiograph(tf.constant(data), 48).numpy()
+    assert image.dtype == np.uint8
+    assert image.shape == (48, 48, 1)
+    assert np.abs(image[..., 0] - expected).max() <= 1
+
+
+def test_graph_and_eager_decoding_agree() -> None:
+    # Constant folding once took a gray JPEG for one of colour, and failed.
+    read = tf.function(
+        lambda data: decoding.decode_radiograph(data, 48),
+        input_signature=[tf.TensorSpec([], tf.string)],
+    )
+    for mode, kind in (("L", "JPEG"), ("RGB", "JPEG"), ("CMYK", "JPEG"), ("L", "PNG")):
+        data = tf.constant(encoded(as_mode(mode), kind))
+        np.testing.assert_array_equal(read(data), decoding.decode_radiograph(data, 48))
+
+
+def test_a_gray_image_of_the_target_size_is_unchanged() -> None:
+    gray = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    image = decoding.decode_radiograph(tf.constant(encoded(Image.fromarray(gray), "PNG")), 16)
+    np.testing.assert_array_equal(image[..., 0], gray)
+
+
+@pytest.mark.parametrize("size", [24, 48, 96, 224])  # the eighth, quarter, half, whole
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_downscaling_in_the_jpeg_decoder_matches_pillow(mode: str, size: int) -> None:
+    chest = phantom("bacterial", seed=1, patient=2, size=400).image
+    # No multiples of eight: the decoder rounds the sides up, which must not stretch the chest.
+    data = encoded(Image.fromarray(chest).resize((563, 421)).convert(mode), "JPEG", quality=90)
+    image = decoding.decode_radiograph(tf.constant(data), size).numpy()[..., 0]
+    with Image.open(io.BytesIO(data)) as read:
+        gray = read.convert("RGB").convert("L")
+    expected = np.asarray(gray.resize((size, size), Image.Resampling.BILINEAR), int)
+    difference = image - expected
+    assert np.abs(difference).mean() < 0.4
+    # None of the ways in which the decoder shrinks is brighter than another.
+    assert abs(difference.mean()) < 0.15
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1), (3, 5)])
+def test_tiny_images_are_resized(shape: tuple[int, int]) -> None:
+    data = encoded(Image.fromarray(np.full(shape, 93, np.uint8)), "PNG")
+    np.testing.assert_array_equal(decoding.decode_radiograph(tf.constant(data), 64), 93)
+
+
+def test_unreadable_files_are_reported_with_their_reason(tmp_path: Path) -> None:
+    large = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 120), np.uint8))
+    jpeg, png = encoded(large, "JPEG"), encoded(large, "PNG")
+    corrupt = "truncated or corrupt image"
+    contents = {
+        "good.jpeg": (jpeg, None),
+        "half.jpeg": (jpeg[: len(jpeg) // 2], corrupt),
+        "without_end.jpeg": (jpeg[:-2], corrupt),
+        "half.png": (png[: len(png) // 2], corrupt),
+        "without_end.png": (png[:-13], corrupt),
+        "flipped.png": (png[:200] + bytes([png[200] ^ 255]) + png[201:], corrupt),
+        "text.jpeg": (b"this is no image\n", "neither JPEG nor PNG"),
+        "gif_called.png": (encoded(large, "GIF"), "neither JPEG nor PNG"),
+        "bitmap_called.jpg": (encoded(large, "BMP"), "neither JPEG nor PNG"),
+        "tiny.png": (encoded(large.resize((15, 40)), "PNG"), "a side of less than 16 pixels"),
+        "empty.png": (b"", "empty"),
+        "png_called.jpeg": (png, None),
+        "gone.png": (None, "no such file"),
+        "good.png": (png, None),
+    }
+    paths = [str(tmp_path / name) for name in contents]
+    for path, (data, _) in zip(paths, contents.values(), strict=True):
+        if data is not None:
+            Path(path).write_bytes(data)
+    images, unreadable = decoding.load_images(paths, 32)
+    reasons = [reason for _, reason in contents.values()]
+    assert unreadable == {row: reason for row, reason in enumerate(reasons) if reason}
+    for row, path in enumerate(paths):
+        if row in unreadable:
+            assert not images[row].any()
+        else:
+            one = decoding.decode_radiograph(tf.io.read_file(path), 32)
+            np.testing.assert_array_equal(images[row], one)
+
+
+def test_large_sets_are_kept_in_an_unnamed_file(
+    phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tempfile
+
+    paths = sorted(map(str, phantoms.glob("val/*/*.png")))
+    in_memory, _ = decoding.load_images(paths, 64)
+    monkeypatch.setattr(decoding, "MAX_BYTES_IN_MEMORY", 1000)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    on_disk, _ = decoding.load_images(paths, 64)
+    assert isinstance(on_disk, np.memmap)
+    assert on_disk.any()
+    np.testing.assert_array_equal(in_memory, on_disk)
+    assert list(tmp_path.iterdir()) == []
+    kept = list(data_batches.evaluation_batches(on_disk, batch_size=4))
+    np.testing.assert_array_equal(np.concatenate(kept), in_memory)
