@@ -15,19 +15,30 @@ if TYPE_CHECKING:
 REPORT_EVERY = 10.0
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, width: int | None = None) -> str:
-    """Return a table as text: columns of numbers to the right, the others to the left.
+def terminal_width() -> int | None:
+    """Return the width of the terminal that stdout is, in characters; None for a file or a pipe."""
+    if sys.stdout is None or not sys.stdout.isatty():
+        return None
+    return shutil.get_terminal_size().columns
 
-    width: of the terminal that it must fit, in characters; default: that of stdout if it is one.
-    Where it is too narrow, the first column is folded, which keeps every character of a path. In a
-    file or a pipe each row is one line.
+
+def table(
+    header: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    *,
+    width: int | None = None,
+    indent: int = 0,
+) -> str:
+    """Return a table as text: columns of numbers aligned right, the others left.
+
+    width: what it must fit, in characters; None: each row is one line, however long. Where the
+    width is too small, the first column is folded, which keeps every character of a path. indent:
+    spaces before each line.
     """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    if width is None and sys.stdout is not None and sys.stdout.isatty():
-        width = shutil.get_terminal_size().columns
     cells = [[str(cell) for cell in row] for row in rows]
     grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
     for column, name in enumerate(header):
@@ -42,7 +53,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, width: int | 
         grid.add_row(*map(Text, row))
     text = io.StringIO()
     Console(file=text, width=width or 100_000, color_system=None).print(grid)
-    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+    return "\n".join((" " * indent + line).rstrip() for line in text.getvalue().splitlines())
 
 
 def _is_number(text: str) -> bool:
@@ -85,10 +96,13 @@ class Progress:
         now = time.monotonic()
         if now - self.shown > REPORT_EVERY:
             self.shown = now
-            rate = (done - self.before) / (now - self.started)
+            rate = (done - self.before) / max(now - self.started, 1e-9)
             left = f", {(self.total - done) / rate:.0f} s left" if rate > 0 else ""
-            line = f"{done} of {self.total} {self.unit}, {rate:.1f}/s{left}"
-            print(line, file=sys.stderr, flush=True)
+            if self.unit == "bytes":
+                line = f"{done / 1e6:.1f} of {self.total / 1e6:.1f} MB, {rate / 1e6:.1f} MB/s"
+            else:
+                line = f"{done} of {self.total} {self.unit}, {rate:.1f}/s"
+            print(line + left, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """End the bar where it is, so that the next line stands below it."""

@@ -5,7 +5,6 @@ import logging
 import math
 import os
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -161,7 +160,7 @@ def print_table(
     With `marked` a column says why an image has no prediction. On a terminal that is too narrow
     for the probabilities of all classes, only that of the label is printed.
     """
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    width = console.terminal_width()
     shown = {
         row: {k: v for k, v in values.items() if not isinstance(v, list)}
         for row, values in predictions.items()
