@@ -19,7 +19,7 @@ from cxr_tf.demo.models import Model
 from cxr_tf.errors import UserError
 from cxr_tf.evaluation.prediction_output import image_predictions
 from cxr_tf.figures.overlays import png
-from cxr_tf.serving.batch_prediction import predict_readable
+from cxr_tf.serving.batch_prediction import predict_readable, reason_of
 from cxr_tf.serving.client import read_image
 
 BATCH = 8
@@ -55,14 +55,12 @@ class Image:
 
 
 def read_upload(path: Path, name: str) -> Image:
-    """Reads a file that was dropped; what is wrong with it becomes its `reason`."""
+    """Read a file that was dropped; what is wrong with it becomes its `reason`."""
     try:
         notes = [LATERAL] if dicom.is_dicom(path) and dicom.is_lateral(path) else []
         return Image(name, read_image(str(path)), notes=notes)
-    except UserError as error:
-        return Image(name, reason=str(error).removeprefix(f"{path}: "))
-    except OSError as error:
-        return Image(name, reason=error.strerror or "cannot be read")
+    except (UserError, OSError) as error:
+        return Image(name, reason=reason_of(error, str(path)))
 
 
 def example(finding: str) -> Image:
@@ -72,7 +70,7 @@ def example(finding: str) -> Image:
 
 
 def predict(model: Model, images: Sequence[Image]) -> None:
-    """Fills in `prediction`, or the `reason` why the model does not take an image."""
+    """Fill in `prediction`, or the `reason` why the model does not take an image."""
     readable = [image for image in images if image.content]
     for start in range(0, len(readable), BATCH):
         batch = readable[start : start + BATCH]
@@ -87,19 +85,19 @@ def predict(model: Model, images: Sequence[Image]) -> None:
 
 
 def find_neighbors(model: Model, image: Image) -> None:
-    """Fills in `neighbors`."""
+    """Fill in `neighbors`."""
     image.neighbors = image_predictions(model.predict([image.content]), 0)
 
 
 def detect_anomaly(model: Model, image: Image) -> None:
-    """Fills in `anomaly` and, where the model draws one, `anomaly_map`."""
+    """Fill in `anomaly` and, where the model draws one, `anomaly_map`."""
     image.anomaly = image_predictions(model.predict([image.content]), 0)
     if model.draw:
         image.anomaly_map = np.squeeze(model.draw([image.content])["anomaly_map"][0])
 
 
 def explain(model: Model, image: Image) -> None:
-    """Fills in `heat`, the occlusion heatmap."""
+    """Fill in `heat`, the occlusion heatmap."""
     if model.draw:
         image.heat = np.squeeze(model.draw([image.content])["heatmap"][0])
 

@@ -40,7 +40,7 @@ CSS = """
 .cxr-stack img.heat { opacity: var(--cxr-opacity, .8); }
 .cxr-views figcaption, .hint { color: var(--body-text-color); opacity: .8; font-size: .9rem;
   padding-top: .3rem; overflow-wrap: anywhere; }
-.cxr-cases { display: grid; grid-template-columns: repeat(auto-fill, minmax(7rem, 1fr));
+.cxr-cases { display: grid; grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr));
   gap: .7rem; }
 .cxr-cases figure { margin: 0; font-size: .85rem; overflow-wrap: anywhere; }
 .cxr-cases img, .cxr-cases .missing { width: 100%; aspect-ratio: 1; border-radius: .3rem;
@@ -93,9 +93,9 @@ def views(image: Image, *, heat: str = "", anomaly: str = "") -> str:
     heat, anomaly: what stands in the place of a map that is not there yet, or never will be.
     """
     picture = radiograph(image.content)
-    figures = [
-        _figure(picture, image.heat, heat or "Occlusion: red where covering lowers the probability")
-    ]
+    label = image.prediction["label"]
+    meaning = f"Occlusion: red where covering lowers the probability of {label}"
+    figures = [_figure(picture, image.heat, heat or meaning)]
     if image.anomaly_map is not None or anomaly:
         caption = anomaly or _anomaly_caption(image)
         figures.append(_figure(picture, image.anomaly_map, caption))
