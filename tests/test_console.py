@@ -3,6 +3,7 @@
 import io
 import sys
 
+import numpy as np
 import pytest
 
 from cxr_tf import console
@@ -70,3 +71,21 @@ def test_progress_is_a_line_at_times_in_a_file(monkeypatch: pytest.MonkeyPatch) 
         show(12)
         show(30)
     assert sys.stderr.getvalue() == "30 of 40 images, 1.0/s, 10 s left\n"
+
+
+def test_doubts_are_printed_in_words() -> None:
+    outputs = {
+        "label": np.array(["viral"], object),
+        "classes": np.array([["normal", "bacterial", "viral"]], object),
+        "probabilities": np.array([[0.1, 0.4, 0.5]]),
+        "prediction_set": np.array([[False, True, True]]),
+        "is_novel": np.array([True]),
+    }
+    predicted = prediction_output.image_predictions(outputs, 0)
+    words = "unlike the training images; cannot distinguish bacterial from viral"
+    assert predicted["remarks"] == words
+    assert prediction_output.cells(predicted)["remarks"] == words
+    # A model of an earlier version states neither.
+    assert "remarks" not in prediction_output.image_predictions(
+        {k: outputs[k] for k in ("label", "classes", "probabilities")}, 0
+    )

@@ -21,6 +21,7 @@ from cxr_tf.evaluation.prediction_output import image_predictions
 from cxr_tf.figures.overlays import png
 from cxr_tf.serving.batch_prediction import predict_readable, reason_of
 from cxr_tf.serving.client import read_image
+from cxr_tf.serving.remarks import remarks
 
 BATCH = 8
 
@@ -116,9 +117,7 @@ def warnings_of(image: Image, model: Model, threshold: float | None = None) -> l
     found = list(image.notes)
     if model.card.get("data_is_phantom"):
         found.append(MODEL_SEES_PHANTOMS)
-    if image.prediction.get("is_novel"):
-        found.append("Unlike the training images: the prediction may be meaningless.")
-    found += undecided(image.prediction)
+    found += [f"{text[0].upper()}{text[1:]}." for text in remarks(image.prediction)]
     if image.neighbors.get("novelty", 0) > 1:
         found.append("No similar case: this image is unlike those that are compared with it.")
     if "is_anomaly" in image.anomaly:
@@ -128,20 +127,6 @@ def warnings_of(image: Image, model: Model, threshold: float | None = None) -> l
         elif not image.anomaly["is_anomaly"] and label != "normal":
             found.append("The anomaly detector disagrees: it finds nothing abnormal here.")
     return found
-
-
-def undecided(predicted: dict[str, Any]) -> list[str]:
-    """That the model cannot decide between classes, by its prediction set."""
-    chosen = predicted.get("prediction_set")
-    if not isinstance(chosen, (list, dict)):
-        return []
-    values = chosen.values() if isinstance(chosen, dict) else chosen
-    names = [name for name, is_in in zip(predicted["probabilities"], values, strict=True) if is_in]
-    if len(names) > 1:
-        return [f"Cannot distinguish {' from '.join(names)} here."]
-    if not names:
-        return ["No class fits this image: the prediction is uncertain."]
-    return []
 
 
 def thumbnails(paths: Sequence[str], roots: Sequence[Path], size: int = 192) -> list[Any]:

@@ -21,6 +21,7 @@ import numpy as np
 
 from cxr_tf.data.sources.dicom import silent
 from cxr_tf.errors import UserError
+from cxr_tf.serving.remarks import remarks
 
 if TYPE_CHECKING:
     import pydicom
@@ -192,7 +193,7 @@ def structured_report(
         source_images=[sr.SourceImageForMeasurementGroup.from_source_image(source)],
     )
     contents = group[0].ContentSequence
-    for text in [NOTICE, *comments(prediction)]:
+    for text in [NOTICE, *remarks(prediction)]:
         contents.append(
             sr.TextContentItem(
                 name=codes.DCM.Comment,
@@ -292,14 +293,6 @@ def heatmap_capture(
     reference.PurposeOfReferenceCodeSequence = [purpose]
     capture.SourceImageSequence = [reference]
     return capture
-
-
-def comments(prediction: dict[str, Any]) -> list[str]:
-    """What a reader must know besides the numbers, in sentences."""
-    sentences = []
-    if prediction.get("is_novel"):
-        sentences.append("This image is unlike the training images: the result may be meaningless.")
-    return sentences
 
 
 def _number(concept: Any, value: float, unit: Any) -> Any:

@@ -16,6 +16,7 @@ from cxr_tf.config import Predict
 from cxr_tf.errors import UserError
 from cxr_tf.files import short_stem, write_csv, write_json
 from cxr_tf.serving.batch_prediction import BatchPredictions
+from cxr_tf.serving.remarks import remarks
 
 log = logging.getLogger(__name__)
 
@@ -77,16 +78,20 @@ def is_ours(folder: Path) -> bool:
 
 
 def image_predictions(outputs: dict[str, np.ndarray], row: int) -> dict[str, Any]:
-    """One image's answers in plain types: the label, {class: probability}, then what else there is.
+    """Return the outputs for one image in plain types, without images.
 
-    Pictures are left out.
+    `label` first, `probabilities` as {class: probability}, then the others by name. A model that
+    states `is_novel` or `prediction_set` also gets `remarks`: what they mean, in words.
     """
     values = {k: np.asarray(v[row]).tolist() for k, v in outputs.items() if v.ndim <= 2}
-    told = {"label": values.pop("label")} if "label" in values else {}
+    predicted = {"label": values.pop("label")} if "label" in values else {}
     if "classes" in values and "probabilities" in values:
         classes = values.pop("classes")
-        told["probabilities"] = dict(zip(classes, values.pop("probabilities"), strict=True))
-    return told | dict(sorted(values.items()))
+        predicted["probabilities"] = dict(zip(classes, values.pop("probabilities"), strict=True))
+    predicted |= dict(sorted(values.items()))
+    if "is_novel" in predicted or "prediction_set" in predicted:
+        predicted["remarks"] = "; ".join(remarks(predicted))
+    return predicted
 
 
 def blank(told: dict[str, Any]) -> dict[str, Any]:

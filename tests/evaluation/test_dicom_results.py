@@ -150,6 +150,7 @@ def test_classes_of_any_language_are_written(study: Path, tmp_path: Path) -> Non
     prediction = {
         "label": "Lungenentzündung",
         "probabilities": {"健康": 0.1, "Lungenentzündung": 0.9},
+        **{"is_novel": True, "novelty": 1.5, "prediction_set": [True, True]},
     }
     algorithm = dicom_results.Algorithm("x" * 80, "3", threshold=0.4)
     report = dicom_results.structured_report(source, prediction, algorithm, series)
@@ -157,6 +158,12 @@ def test_classes_of_any_language_are_written(study: Path, tmp_path: Path) -> Non
     stated = dict(content(pydicom.dcmread(tmp_path / "r.dcm")))
     assert stated["Finding"] == "Lungenentzündung" and stated["Probability of 健康"] == 0.1
     assert stated["Operating point for Lungenentzündung"] == 0.4
+    assert (stated["Unlike the training images"], stated["Novelty"]) == ("Yes", 1.5)
+    texts = [value for concept, value in content(report) if concept == "Comment"]
+    assert texts[1:] == [
+        "unlike the training images",
+        "cannot distinguish 健康 from Lungenentzündung",
+    ]
 
 
 def test_what_has_no_report(models: Path, study: Path, phantoms: Path, tmp_path: Path) -> None:
