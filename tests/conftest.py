@@ -20,8 +20,10 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 
 # Modules that look at the same study, or the same training, each of which takes its time to run.
 STUDY = ("test_report_browser", "test_check_served", "test_study", "test_tensorboard_browser")
+PREDICTION = ("test_analysis", "test_page_browser", "test_dicom_results")
 TRAINING = ("test_classification", "test_export")
 GROUPS = dict.fromkeys(STUDY, "study") | dict.fromkeys(TRAINING, "training")
+GROUPS |= dict.fromkeys(PREDICTION, "prediction")
 
 
 @pytest.hookimpl(wrapper=True)  # before xdist, which reads the groups in the same hook
@@ -58,6 +60,19 @@ def tiny_backbone() -> Iterator[str]:
 
     yield register()
     del backbones.BACKBONES["tiny"]
+
+
+@pytest.fixture(scope="session")
+def small_models(
+    tiny_backbone: str, phantoms: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Exported models of every kind, which nobody trained: three classes, two, KNN, autoencoder."""
+    import small_models
+
+    root = tmp_path_factory.mktemp("small_models") / "saved_models"
+    small_models.write_models(root, tiny_backbone, phantoms)
+    small_models.write_binary_model(root, tiny_backbone)
+    return root
 
 
 @pytest.fixture(scope="session")

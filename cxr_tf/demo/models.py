@@ -121,6 +121,7 @@ def _first(
 
 
 def _served(settings: Demo) -> Models:
+    """The models of a TF Serving, which has no list of them: those named by flags."""
     first = {kind: getattr(settings, flag) for kind, flag in KINDS.items()}
     if not first["classifier"]:
         raise UserError("--server needs the names of its models: --classifier NAME, and optionally "
@@ -139,26 +140,26 @@ def _served(settings: Demo) -> Models:
 
 
 def _ready(name: str, card: dict[str, Any], predict: PredictFn, draw: PredictFn | None) -> Model:
-    """A model whose first answer will not be slower than the others."""
+    """Return a model that has made its first prediction, which is slower than the others."""
     example = [warm_up.phantom_file()]
     predict = _one_at_a_time(predict)
     predict(example)
     return Model(name, card, predict, draw and _one_at_a_time(draw))
 
 
-def _one_at_a_time(ask: PredictFn) -> PredictFn:
-    """The same for several threads: the network already uses all cores for one request."""
+def _one_at_a_time(predict: PredictFn) -> PredictFn:
+    """Return the same function for several threads: one request already uses all cores."""
     lock = threading.Lock()
 
-    def asked(contents: Sequence[bytes]) -> dict[str, np.ndarray]:
+    def locked(contents: Sequence[bytes]) -> dict[str, np.ndarray]:
         with lock:
-            return ask(contents)
+            return predict(contents)
 
-    return asked
+    return locked
 
 
 def _once(load: Callable[[str, str], Model]) -> Callable[[str, str], Model]:
-    """The same, which loads each model once, also where two users choose it at the same time."""
+    """Return the same function with a cache, also for two users who choose a model at once."""
     lock = threading.Lock()
     loaded: dict[tuple[str, str], Model] = {}
 

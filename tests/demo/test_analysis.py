@@ -14,27 +14,48 @@ from cxr_tf.errors import UserError
 
 
 @pytest.fixture(scope="module")
-def models(saved_models: Path) -> Models:
-    return find_models(Demo(saved_models=str(saved_models), engine="tensorflow"))
+def models(small_models: Path) -> Models:
+    return find_models(Demo(saved_models=str(small_models), engine="tensorflow"))
 
 
 def model(**card: object) -> Model:
     return Model("any", card, lambda contents: {}, None)
 
 
-def test_models_are_offered_by_kind(models: Models, saved_models: Path) -> None:
+def test_models_are_offered_by_kind(models: Models, small_models: Path) -> None:
     assert models.names == {
         "classifier": ["binary", "tiny"],
         "knn": ["tiny-knn"],
         "autoencoder": ["tiny-autoencoder"],
     }
     assert models.load("classifier", "tiny") is models.load("classifier", "tiny")
-    chosen = find_models(Demo(saved_models=str(saved_models), classifier="tiny"))
+    chosen = find_models(Demo(saved_models=str(small_models), classifier="tiny"))
     assert chosen.first["classifier"] == "tiny"
     with pytest.raises(UserError, match="there are: binary, tiny"):
-        find_models(Demo(saved_models=str(saved_models), classifier="other"))
+        find_models(Demo(saved_models=str(small_models), classifier="other"))
     with pytest.raises(UserError, match="train"):
-        find_models(Demo(saved_models=str(saved_models.parent / "none")))
+        find_models(Demo(saved_models=str(small_models.parent / "none")))
+
+
+def test_models_of_a_server_are_named_by_flags(small_models: Path) -> None:
+    from fake_serving import Models as Served
+    from fake_serving import rest_server
+
+    with rest_server(Served(small_models)) as url:
+        found = find_models(Demo(server=url, classifier="binary", autoencoder="tiny-autoencoder"))
+        assert found.names["knn"] == [] and found.first["classifier"] == "binary"
+        remote = found.load("classifier", "binary")
+        # A server does not state the operating point: the label is what it says.
+        assert remote.threshold is None
+        images = [analysis.example("normal"), analysis.example("normal")]
+        analysis.predict(remote, images[:1])
+        local = find_models(Demo(saved_models=str(small_models), engine="tensorflow"))
+        analysis.predict(local.load("classifier", "binary"), images[1:])
+        assert images[0].prediction["label"] == images[1].prediction["label"]
+        analysis.explain(remote, images[0])
+        assert images[0].heat is not None
+    with pytest.raises(UserError, match="--classifier NAME"):
+        find_models(Demo(server=url))
 
 
 def test_bad_files_get_reasons_and_the_others_predictions(

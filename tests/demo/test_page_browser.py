@@ -16,11 +16,11 @@ VERDICT = ".cxr-verdict .label"
 
 
 @pytest.fixture(scope="module")
-def address(browser: Any, saved_models: Path) -> Iterator[str]:
+def address(browser: Any, small_models: Path) -> Iterator[str]:
     from cxr_tf.demo.demo import served
     from cxr_tf.demo.models import find_models
 
-    settings = Demo(saved_models=str(saved_models), port=0, engine="tensorflow")
+    settings = Demo(saved_models=str(small_models), port=0, engine="tensorflow")
     with served(find_models(settings), settings) as url:
         yield url
 

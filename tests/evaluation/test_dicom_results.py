@@ -22,14 +22,8 @@ pytest.importorskip("highdicom", reason="no reports without requirements-dicom.t
 pytest.importorskip("dicomweb_client", reason="no PACS without requirements-dicom.txt")
 
 from dicom_phantoms import write_dicom_phantom  # noqa: E402
-from small_models import write_models  # noqa: E402
 
 ORTHANC_PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
-
-
-@pytest.fixture(scope="module")
-def models(tiny_backbone: str, phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_models(tmp_path_factory.mktemp("models"), tiny_backbone, phantoms)
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +44,9 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def results(models: Path, study: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def results(small_models: Path, study: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("results") / "tiny"
-    predict(settings(models / "tiny", study, output))
+    predict(settings(small_models / "tiny", study, output))
     return output
 
 
@@ -129,9 +123,11 @@ def test_results_have_the_patient_of_the_source_and_nothing_else_of_it(
 
 
 @pytest.mark.skipif(not shutil.which("dciodvfy"), reason="dicom3tools is not installed")
-def test_the_validator_finds_no_error(results: Path, models: Path, study: Path, tmp_path) -> None:
-    predict(settings(models / "tiny-autoencoder", study / "a.dcm", tmp_path / "anomaly"))
-    predict(settings(models / "tiny-knn", study / "a.dcm", tmp_path / "knn"))
+def test_the_validator_finds_no_error(
+    results: Path, small_models: Path, study: Path, tmp_path
+) -> None:
+    predict(settings(small_models / "tiny-autoencoder", study / "a.dcm", tmp_path / "anomaly"))
+    predict(settings(small_models / "tiny-knn", study / "a.dcm", tmp_path / "knn"))
     files = [*results.glob("*.dcm"), *tmp_path.glob("*/*.dcm")]
     assert len(files) == 6 + 2 + 1  # nearest neighbours have no heatmap
     for file in files:
@@ -166,7 +162,9 @@ def test_classes_of_any_language_are_written(study: Path, tmp_path: Path) -> Non
     ]
 
 
-def test_what_has_no_report(models: Path, study: Path, phantoms: Path, tmp_path: Path) -> None:
+def test_what_has_no_report(
+    small_models: Path, study: Path, phantoms: Path, tmp_path: Path
+) -> None:
     png = next(phantoms.rglob("*.png"))
     write_dicom_phantom(tmp_path / "no-uid.dcm", StudyInstanceUID="")
     (tmp_path / "mine").mkdir()
@@ -182,7 +180,7 @@ def test_what_has_no_report(models: Path, study: Path, phantoms: Path, tmp_path:
         (study, "dicomweb://127.0.0.1:9/x", "no DICOMweb service"),
     ]:
         with pytest.raises(UserError, match=words):
-            predict(settings(models / "tiny", images, target))
+            predict(settings(small_models / "tiny", images, target))
     assert not output.exists() and not list(tmp_path.glob(".*"))
 
 
@@ -219,7 +217,7 @@ def pacs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def test_a_study_comes_from_the_pacs_and_its_results_go_there(
-    pacs: str, models: Path, study: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    pacs: str, small_models: Path, study: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     from cxr_tf.data.sources import dicomweb
 
@@ -227,10 +225,10 @@ def test_a_study_comes_from_the_pacs_and_its_results_go_there(
     dicomweb.store(pacs, sorted(study.iterdir()))
     uid = pydicom.dcmread(study / "a.dcm").StudyInstanceUID
     address = f"{pacs}/studies/{uid}"
-    predict(settings(models / "tiny", address, pacs))
+    predict(settings(small_models / "tiny", address, pacs))
     assert "secret" not in caplog.text
     # The results are in the study now, and are not taken for radiographs.
-    predict(settings(models / "tiny", address, tmp_path / "again", heatmaps=False))
+    predict(settings(small_models / "tiny", address, tmp_path / "again", heatmaps=False))
     assert len(list((tmp_path / "again").glob("*-report.dcm"))) == 2
     table = (tmp_path / "again" / "predictions.csv").read_text()
     assert table.count(f"/studies/{uid}/series/") == 2 and "secret" not in table
@@ -238,6 +236,8 @@ def test_a_study_comes_from_the_pacs_and_its_results_go_there(
     kinds = [s["00080060"]["Value"][0] for s in client.search_for_series(uid)]
     assert sorted(kinds) == ["CR", "CR", "OT", "SR"]
     with pytest.raises(UserError, match="user name and password"):
-        predict(settings(models / "tiny", address.replace("secret", "wrong"), tmp_path / "no"))
+        predict(
+            settings(small_models / "tiny", address.replace("secret", "wrong"), tmp_path / "no")
+        )
     with pytest.raises(UserError, match="no such study, or no radiograph"):
-        predict(settings(models / "tiny", f"{pacs}/studies/1.2.3", tmp_path / "no"))
+        predict(settings(small_models / "tiny", f"{pacs}/studies/1.2.3", tmp_path / "no"))
