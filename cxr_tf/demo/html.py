@@ -40,7 +40,7 @@ CSS = """
 .cxr-stack img.heat { opacity: var(--cxr-opacity, .8); }
 .cxr-views figcaption, .hint { color: var(--body-text-color); opacity: .8; font-size: .9rem;
   padding-top: .3rem; overflow-wrap: anywhere; }
-.cxr-cases { display: grid; grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr));
+.cxr-cases { display: grid; grid-template-columns: repeat(auto-fill, minmax(7rem, 1fr));
   gap: .7rem; }
 .cxr-cases figure { margin: 0; font-size: .85rem; overflow-wrap: anywhere; }
 .cxr-cases img, .cxr-cases .missing { width: 100%; aspect-ratio: 1; border-radius: .3rem;
@@ -152,8 +152,8 @@ def cases(neighbors: dict[str, Any], pictures: Sequence[np.ndarray | None]) -> s
             else "<div class='missing'>not on this machine</div>"
         )
         shown.append(
-            f"<figure>{top}<figcaption><b>{escaped(label)}</b>, distance {distance:.3g}"
-            f"<br>{escaped(name)}</figcaption></figure>"
+            f"<figure title='{escaped(name)}'>{top}<figcaption><b>{escaped(label)}</b>, distance {distance:.3g}"
+            f"<br>{escaped(PurePath(path).stem)}</figcaption></figure>"
         )
     votes = ", ".join(
         f"{escaped(name)} {share:.0%}" for name, share in neighbors["probabilities"].items()
