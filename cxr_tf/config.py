@@ -204,10 +204,17 @@ class Predict:
     """Folder of the model, or of one of its versions: saved_models/<name>[/<version>]. With
     --server the model's name."""
     images: tuple[str, ...]
-    """Files, folders (read recursively) and glob patterns."""
+    """Files, folders (read recursively), glob patterns, and studies, series or instances of a PACS:
+    dicomweb://host:8042/dicom-web/studies/UID (dicomwebs:// for https)."""
     output: str = ""
-    """File to write: .csv or .json; without it a table is printed. For occlusion and explain a
-    folder: predictions.csv and one picture of each heatmap."""
+    """File to write: .csv or .json; without it a table is printed. For occlusion, explain and
+    --format dicom a folder: predictions.csv and the heatmaps or DICOM objects. For --format dicom
+    also a PACS that stores them: dicomweb://host:8042/dicom-web."""
+    format: Literal["auto", "dicom"] = "auto"
+    """auto: by the name of --output. dicom: for each DICOM image a structured report, and the
+    heatmap as a secondary capture."""
+    heatmaps: bool = True
+    """With --format dicom: also write heatmaps, which takes most of the time."""
     signature: str = "serving_default"
     """serving_default, embed, occlusion (classifiers), explain (autoencoders)."""
     engine: Engine = "auto"
@@ -284,6 +291,33 @@ class ScoreArchive:
     """Only print how far the archive is; from any machine that can read --out."""
     merge: str = ""
     """Only write all shards of a finished archive into one file, .parquet or .csv."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """A web page for one radiograph or a few: prediction, heatmap, similar cases, anomaly map.
+
+    Reachable from this machine only. Files that are dropped on it do not stay on disk.
+    """
+
+    saved_models: str = "saved_models"
+    """Folder whose models are offered."""
+    classifier: str = ""
+    """Name of the classifier to start with; default: the one that neighbours were fitted on."""
+    neighbors: str = ""
+    """Name of the nearest-neighbours model to start with; default: that of the classifier."""
+    autoencoder: str = ""
+    """Name of the autoencoder to start with; default: the first."""
+    server: str = ""
+    """Use models of this TF Serving, named by the three flags above: http://host:8501,
+    https://host or grpc://host:8500."""
+    engine: Engine = "auto"
+    """What runs the networks of models on disk; auto: OpenVINO where it is installed and there is
+    no GPU."""
+    port: int = 7860
+    """Port of the page; 0 takes any that is free."""
+    open_browser: bool = True
+    """Open the page in the default browser."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 # Modules that look at the same study, the same training or the same exported models, each of which
 # takes its time to make.
 STUDY = ("test_report_browser", "test_check_served", "test_study", "test_tensorboard_browser")
+PREDICTION = ("test_analysis", "test_page_browser", "test_dicom_results")
 TRAINING = ("test_classification", "test_export")
 EXPORTS = (
     *("test_serving_contract", "test_client", "test_cpp_runtime", "test_conversion", "test_load"),
@@ -30,6 +31,7 @@ GROUPS = (
     dict.fromkeys(STUDY, "study")
     | dict.fromkeys(TRAINING, "training")
     | dict.fromkeys(EXPORTS, "exports")
+    | dict.fromkeys(PREDICTION, "prediction")
 )
 
 
@@ -87,10 +89,13 @@ def tiny_backbone() -> Iterator[str]:
 def small_models(
     tiny_backbone: str, phantoms: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """Folder of a small exported classifier, its nearest neighbours, and an autoencoder."""
-    from small_models import write_models
+    """Exported models of every kind, which nobody trained: three classes, two, KNN, autoencoder."""
+    import small_models
 
-    return write_models(tmp_path_factory.mktemp("models"), tiny_backbone, phantoms)
+    root = tmp_path_factory.mktemp("small_models") / "saved_models"
+    small_models.write_models(root, tiny_backbone, phantoms)
+    small_models.write_binary_model(root, tiny_backbone)
+    return root
 
 
 @pytest.fixture(scope="session")

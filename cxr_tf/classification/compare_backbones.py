@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 import tensorflow as tf
 
-from cxr_tf import figures, metrics
+from cxr_tf import console, figures, metrics
 from cxr_tf.classification.train_classifier import check_settings, load_data, train_classifier
 from cxr_tf.config import (
     BackboneName,
@@ -125,21 +125,21 @@ def as_trained(settings: CompareBackbones, of_runs: Sequence[dict[str, Any]]) ->
 
 def table(results: dict[str, Any], chosen: str, tests: dict[str, Any]) -> str:
     """Format the comparison for the terminal."""
-    width = max(len(n) for n in results) + 2
-    lines = [
-        f"\n{'test':<{width}}{'AUROC':>24}{'accuracy':>24}{'recall':>8}{'spec.':>8}{'F1':>8}"
-        f"{'val. loss':>11}{'images/s':>10}{'million':>9}{'seconds':>9}"
-    ]
+    header = ["test", "AUROC", "accuracy", "recall", "spec.", "F1", "val. loss", "images/s",
+              "million", "seconds"]  # fmt: skip
+    rows = []
     for name, result in results.items():
         test, model = result["test"], result["model"]
-        lines.append(
-            f"{name + (' *' if name == chosen else ''):<{width}}"
-            f"{metrics.with_interval(test, 'auroc'):>24}"
-            f"{metrics.with_interval(test, 'accuracy'):>24}"
-            f"{test['recall']:>8.3f}{test['specificity']:>8.3f}{test['f1']:>8.3f}"
-            f"{model['selection_loss']:>11.3f}{model['images_per_second']:>10.0f}"
-            f"{model['parameters'] / 1e6:>9.1f}{model['train_seconds']:>9.0f}"
-        )
+        rows.append([
+            name + (" *" if name == chosen else ""),
+            *(metrics.with_interval(test, metric) for metric in ("auroc", "accuracy")),
+            *(f"{test[metric]:.3f}" for metric in ("recall", "specificity", "f1")),
+            f"{model['selection_loss']:.3f}",
+            f"{model['images_per_second']:.0f}",
+            f"{model['parameters'] / 1e6:.1f}",
+            f"{model['train_seconds']:.0f}",
+        ])  # fmt: skip
+    lines = ["\n" + console.table(header, rows)]
     for other, test in tests.items():
         low, high = test["auroc_difference_ci95"]
         lines.append(

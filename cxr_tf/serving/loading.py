@@ -172,16 +172,7 @@ def load_served(
     """
     if not openvino_engine.takes_openvino(engine, precision):
         engine = "tensorflow"
-    folder = expand_user(model)
-    if not folder.is_dir():
-        raise UserError(f"no such model: {model} (expected saved_models/<name> or .../<version>)")
-    if not (folder / "saved_model.pb").exists():
-        found = model_config.model_versions(folder)
-        if not found:
-            raise UserError(f"{model} holds no SavedModel and no versions of one")
-        folder = folder / str(found[-1])
-    if not (folder / cards.CARD).exists():
-        raise UserError(f"{folder} is not a SavedModel of cxr_tf: it has no {cards.CARD}")
+    folder = find_version(model)
     card = read_json(folder / cards.CARD)
     if precision != "float32" and card["kind"] != "classifier":
         raise UserError(f"--engine-precision {precision} is for classifiers: leave it out")
@@ -192,6 +183,29 @@ def load_served(
     except (OSError, ValueError, IndexError, tf.errors.OpError) as error:
         raise UserError(f"{folder} cannot be loaded: {str(error).splitlines()[0]}") from error
     return ServedModel(folder, card, loaded, engine, precision)
+
+
+def find_version(model: str) -> Path:
+    """Return the folder of a version: the newest where `model` is a model's folder.
+
+    Raises UserError where it holds no model of ours.
+    """
+    folder = expand_user(model)
+    if not folder.is_dir():
+        raise UserError(f"no such model: {model} (expected saved_models/<name> or .../<version>)")
+    if not (folder / "saved_model.pb").exists():
+        found = model_config.model_versions(folder)
+        if not found:
+            raise UserError(f"{model} holds no SavedModel and no versions of one")
+        folder = folder / str(found[-1])
+    if not (folder / cards.CARD).exists():
+        raise UserError(f"{folder} is not a SavedModel of cxr_tf: it has no {cards.CARD}")
+    return folder
+
+
+def read_card(model: str) -> dict[str, Any]:
+    """Return the model card of an exported model; UserError where there is none."""
+    return read_json(find_version(model) / cards.CARD)
 
 
 def predict_files(

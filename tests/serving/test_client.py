@@ -20,7 +20,7 @@ from small_models import CLASSES
 from cxr_tf.config import Predict
 from cxr_tf.data import image_files
 from cxr_tf.errors import UserError
-from cxr_tf.evaluation import predict, prediction_output
+from cxr_tf.evaluation import predict, prediction_loop, prediction_output
 from cxr_tf.serving import batch_prediction, client
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "predict.py"
@@ -205,7 +205,7 @@ def test_output_of_bad_images_only_has_all_columns(
     missing = str(tmp_path / "locked.png")
     Path(missing).mkdir()  # reading it fails, as a file without permission does
     for bad in ([ward[1]], [ward[1], ward[4]]):
-        told, reasons = predict.collect(
+        told, reasons = prediction_loop.predict_images(
             Predict(model="", images=(), on_bad_image="nan"),
             batch_prediction.open_signature(Predict(model=str(small_models / "tiny"), images=())),
             [*bad, missing],
@@ -476,17 +476,3 @@ def test_output_must_fit_the_signature(tmp_path: Path) -> None:
             settings = Predict(model="m", images=("x",), **arguments)
             prediction_output.check_output(settings)
             batch_prediction.open_signature(settings)
-
-
-def test_progress_overwrites_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    monkeypatch.setattr(sys, "stderr", Terminal())
-    now = iter([0.0, 0.1, 1.0, 2.0])
-    monkeypatch.setattr(batch_prediction.time, "monotonic", lambda: next(now))
-    show = batch_prediction.progress(40)
-    for done in (1, 20, 40):
-        show(done)
-    assert sys.stderr.getvalue() == "20 of 40 images, 20.0/s\r40 of 40 images, 20.0/s\n"
