@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from cxr_tf.models.batch_norm_folding import cancelled_biases
 from cxr_tf.models.replicas import batch_part
 from cxr_tf.training.epochs import EpochEnd
 
@@ -61,6 +62,7 @@ def train_step(
     """
     optimizer = trainer.optimizer
     variables = trainer.trainable_variables
+    idle = {id(bias) for bias in cancelled_biases(trainer)}
 
     def on_replica(inputs: Any, targets: Any, part: tf.Tensor) -> Any:
         first, total = part[0], part[1]
@@ -79,6 +81,10 @@ def train_step(
             gradients, sums = tf.distribute.get_replica_context().all_reduce(
                 tf.distribute.ReduceOp.SUM, (gradients, sums)
             )
+        gradients = [
+            tf.zeros_like(gradient) if id(variable) in idle else gradient
+            for variable, gradient in zip(variables, gradients, strict=True)
+        ]
         optimizer.apply(gradients, variables)
         return total, sums
 
