@@ -7,6 +7,7 @@ python scripts/compare_backbones.py --runs logs/classifier/a logs/classifier/b -
 import dataclasses
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 import tensorflow as tf
