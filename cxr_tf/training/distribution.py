@@ -31,6 +31,9 @@ log = logging.getLogger(__name__)
 # Bytes that each worker sends at a time.
 CHUNK = 1 << 26
 
+# After a worker is lost, the process ends at the latest after so many seconds.
+SECONDS_TO_END = 5.0
+
 # What TensorFlow raises if another worker stops: UNAVAILABLE first, then the others.
 LOST = (
     *(tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError),
@@ -192,6 +195,10 @@ class Workers:
         except LOST as error:
             if self.count == 1:
                 raise
+            # TensorFlow may wait for the lost worker when the process ends.
+            timer = threading.Timer(SECONDS_TO_END, os._exit, [2])
+            timer.daemon = True
+            timer.start()
             raise PeerError(
                 "the connection to another worker is lost: it was killed, or stopped with an error "
                 "of its own. Start all workers again with --resume"
