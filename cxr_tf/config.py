@@ -30,7 +30,7 @@ LEAST = {
     **{"retries": 0, "cpus_per_worker": 0, "gpus_per_worker": 0},
 }
 
-ABOVE_ZERO = ("learning_rate", "timeout")
+ABOVE_ZERO = ("learning_rate", "timeout", "worker_timeout")
 
 LARGEST_SEED = 2**32 - 1
 
@@ -101,6 +101,8 @@ class TrainingFlags(RunFlags, DataFlags, ScoreFlags):
     """Continue the interrupted run of this name; a finished one is left as it is."""
     allow_leakage: bool = False
     """Continue although a patient or an identical image appears in two splits."""
+    worker_timeout: float = 600.0
+    """With several workers (TF_CONFIG): seconds to wait until all of them have started."""
 
 
 # ---------------------------------------------------------------------- commands
@@ -556,5 +558,7 @@ class RunStudy(RunFlags, DataFlags):
     saved_models: str = "saved_models"
     allow_leakage: bool = False
     """Continue although a patient or an identical image appears in two splits."""
+    worker_timeout: float = 600.0
+    """With several workers (TF_CONFIG): seconds to wait until all of them have started."""
     compare: tuple[str, ...] = ()
     """Run nothing: print what changed between these two finished studies, by name or folder."""

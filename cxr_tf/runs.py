@@ -60,7 +60,7 @@ RECORDED_PACKAGES = ("tensorflow", "keras", "scikit-learn", "numpy", "tensorboar
 
 # Settings that do not change the results: a resumed run may change them. Data are compared by
 # content, so a moved folder is the same; the name is the directory's.
-NOT_COMPARED = ("resume", "name", "data", "logs", "saved_models", "engine")
+NOT_COMPARED = ("resume", "name", "data", "logs", "saved_models", "engine", "worker_timeout")
 
 
 @dataclasses.dataclass(frozen=True)
