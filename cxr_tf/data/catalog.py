@@ -30,7 +30,9 @@ from cxr_tf.errors import UserError
 SPLITS = ("train", "val", "test")
 
 # Columns of prediction tables besides the classes; no class may have one of these names.
-RESERVED_COLUMNS = {"path", "patient", "label", "predicted", "novelty", "reason"}
+RESERVED_COLUMNS = {
+    *("path", "patient", "label", "predicted", "prediction_set", "novelty", "reason"),
+}
 
 # Classes of the named tasks in the order of the model's outputs; `normal` is first. The third task,
 # `labels`, uses the labels of the catalogue unchanged.

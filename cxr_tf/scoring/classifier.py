@@ -23,11 +23,13 @@ def score_split(
     threshold: float,
     *,
     bootstrap_samples: int,
+    set_thresholds: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """Scores with intervals; writes the predictions."""
+    """Write the predictions of a split, and return its scores with intervals."""
     predicted = export.decide(tf.constant(probabilities), threshold).numpy()
     run.write_predictions(split, part.catalog, part.labels, probabilities, predicted, part.classes)
-    return score(part, probabilities, predicted, bootstrap_samples=bootstrap_samples)
+    sets = None if set_thresholds is None else probabilities >= set_thresholds
+    return score(part, probabilities, predicted, bootstrap_samples=bootstrap_samples, sets=sets)
 
 
 def score(
@@ -37,22 +39,27 @@ def score(
     *,
     bootstrap_samples: int,
     seed: int = 0,
+    sets: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """The table of one split for `metrics.json`: scores, counts and 95 % intervals."""
-    table: dict[str, Any] = metrics.classification_scores(
-        part.labels, probabilities, predicted, part.classes
-    )
+    """Return the scores, counts and 95 % intervals of one split, as `metrics.json` has them.
+
+    sets: prediction sets, bool [N, C], for their coverage and size.
+    """
+
+    def scores(weights: np.ndarray | None = None) -> dict[str, float]:
+        values = metrics.classification_scores(
+            part.labels, probabilities, predicted, part.classes, weights
+        )
+        if sets is not None:
+            values |= metrics.set_scores(part.labels, sets, predicted, part.classes, weights)
+        return values
+
+    table: dict[str, Any] = scores()
     if part.catalog.published_split and part.classes == catalog.task_classes("binary"):
         table |= medmnist.scores(part.labels, probabilities)
     table["images"], table["patients"] = len(part.labels), len(set(part.catalog.patients))
-    table["ci95"] = metrics.confidence_intervals(
-        part.labels,
-        probabilities,
-        predicted,
-        part.catalog.patients,
-        part.classes,
-        bootstrap_samples=bootstrap_samples,
-        seed=seed,
+    table["ci95"] = metrics.intervals(
+        scores, part.catalog.patients, bootstrap_samples=bootstrap_samples, seed=seed
     )
     return table
 
@@ -66,18 +73,19 @@ def draw_split(
     writer: tf.summary.SummaryWriter,
     scores: dict[str, Any],
 ) -> None:
-    """The figures of one split, as PNGs and in TensorBoard, with its PR curves."""
+    """Draw the figures of one split, as PNGs and in TensorBoard, with its PR curves."""
     labels, classes = part.labels, part.classes
     predicted = export.decide(tf.constant(probabilities), threshold).numpy()
-    drawn = {
+    split_figures = {
         "roc": figures.roc(labels, probabilities, classes, threshold),
         "precision_recall": figures.precision_recall(labels, probabilities, classes),
         "confusion": figures.confusion(labels, predicted, classes),
         "reliability": figures.reliability_diagram(labels, probabilities, scores["ece"]),
         "most_wrong": figures.top_losses(part.images, labels, probabilities, predicted, classes),
         "samples": sample_predictions(part, probabilities, predicted),
+        "risk_coverage": figures.risk_coverage(labels, probabilities, predicted, scores),
     }
-    for name, figure in drawn.items():
+    for name, figure in split_figures.items():
         run.write_figure(f"{name}-{split}", figure, writer)
     write_pr_curves(writer, split, labels, probabilities, classes)
 
@@ -89,7 +97,7 @@ def write_pr_curves(
     probabilities: np.ndarray,
     classes: tuple[str, ...],
 ) -> None:
-    """For TensorBoard's PR-curve plugin: the second of two classes, or every one of more."""
+    """Write PR curves for TensorBoard: of the second of two classes, or of every one of more."""
     from tensorboard.plugins.pr_curve import summary as pr_curve
 
     with writer.as_default(step=0):
@@ -101,7 +109,7 @@ def write_pr_curves(
 
 
 def sample_predictions(part: ImageDataset, probabilities: np.ndarray, predicted: np.ndarray) -> Any:
-    """A dozen radiographs evenly drawn from the split, with what was predicted of them."""
+    """Draw a dozen radiographs, evenly spaced over the split, with their predictions."""
     shown = np.linspace(0, len(part.labels) - 1, min(12, len(part.labels))).astype(int)
     titles = [
         f"true {part.classes[part.labels[i]]}\n"
@@ -112,6 +120,14 @@ def sample_predictions(part: ImageDataset, probabilities: np.ndarray, predicted:
 
 
 def result_line(split: str, scores: dict[str, Any]) -> str:
-    """The headline scores with their intervals, as one line."""
+    """Format the headline scores with their intervals as one line."""
     headline = ("auroc", "accuracy", "recall", "specificity", "f1")
-    return f"{split}: " + ", ".join(f"{m} {metrics.with_interval(scores, m)}" for m in headline)
+    line = f"{split}: " + ", ".join(f"{m} {metrics.with_interval(scores, m)}" for m in headline)
+    if "coverage" in scores:
+        line += (
+            f"\n{split}: the prediction set holds the true class of "
+            f"{metrics.with_interval(scores, 'coverage')}, mean size {scores['set_size']:.2f}; "
+            f"cannot decide {metrics.with_interval(scores, 'undecided')}, accuracy of the rest "
+            f"{metrics.with_interval(scores, 'accuracy_decided')}"
+        )
+    return line
