@@ -15,7 +15,7 @@ from cxr_tf import metrics
 from cxr_tf.config import Evaluate, check_numbers
 from cxr_tf.evaluation.precision_cost import precision_cost
 from cxr_tf.runs import Run, open_run, reserve_run, to_run_name
-from cxr_tf.scoring.classifier import draw_split, result_line, score
+from cxr_tf.scoring.classifier import draw_split, result_line, score, score_subgroups
 from cxr_tf.scoring.selection import open_subset
 from cxr_tf.scoring.shifts import score_shifts
 from cxr_tf.serving import loading
@@ -63,6 +63,13 @@ def evaluate(settings: Evaluate) -> Run:
     if "is_novel" in outputs:
         scores["novel"] = float(outputs["is_novel"].mean())
         log.info("  unlike the training images: %.1f %%", 100 * scores["novel"])
+    subgroups = score_subgroups(
+        part,
+        probabilities,
+        predicted,
+        bootstrap_samples=settings.bootstrap_samples,
+        seed=settings.seed,
+    )
     writer = run.writer()
     draw_split(run, split, part, probabilities, threshold, writer, scores)
 
@@ -78,7 +85,8 @@ def evaluate(settings: Evaluate) -> Run:
     shifted = score_shifts(settings, served, part, run, writer, scores, scored, recalls)
     engine = {"name": served.engine_for("serving_default"), "precision": served.precision, **cost}
     model = {"saved_model": str(served.folder), **served.card}
-    run.write_metrics({split: scores, **shifted, "model": model, "engine": engine})
+    groups = {"subgroups": subgroups} if subgroups else {}
+    run.write_metrics({split: scores, **shifted, **groups, "model": model, "engine": engine})
     log.info("%s\nrun: %s", result_line(split, scores), run.directory)
     return run
 

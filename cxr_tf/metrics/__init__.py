@@ -25,6 +25,7 @@ from cxr_tf.metrics.novelty import Gaussian, fit_gaussian, mahalanobis
 from cxr_tf.metrics.operating_point import check_rule, operating_point
 from cxr_tf.metrics.paired_tests import delong_test, mcnemar_test
 from cxr_tf.metrics.ranking import average_precision, cumulative_counts, roc_area
+from cxr_tf.metrics.subgroups import gaps, subgroup_scores
 
 __all__ = [
     "CALIBRATION_BINS",
@@ -41,6 +42,7 @@ __all__ = [
     "expected_calibration_error",
     "fit_gaussian",
     "fit_temperature",
+    "gaps",
     "hottest_pixel",
     "intervals",
     "macro_auroc",
@@ -54,5 +56,6 @@ __all__ = [
     "risk_coverage",
     "roc_area",
     "set_scores",
+    "subgroup_scores",
     "with_interval",
 ]
