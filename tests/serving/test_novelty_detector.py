@@ -105,3 +105,16 @@ def test_statistics_of_pixels_do_not_depend_on_the_number_of_channels_or_the_bat
     alone = novelty.pixel_statistics(tf.constant(images[1:2])).numpy()
     np.testing.assert_allclose(whole[1:2], alone, rtol=1e-4, atol=1e-5)
     assert np.isfinite(novelty.pixel_statistics(tf.zeros((1, 80, 80, 1))).numpy()).all()
+
+
+def test_openvino_has_the_novelty_of_tensorflow(
+    served: loading.ServedModel, data: ImageDataset
+) -> None:
+    pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    fast = loading.load_served(str(served.folder), engine="openvino")
+    assert fast.engine_for("serving_default") == "openvino"
+    paths = data.split("test").catalog.paths
+    found, expected = fast.predict(paths), served.predict(paths)
+    np.testing.assert_allclose(found["novelty"], expected["novelty"], rtol=1e-3)
+    np.testing.assert_allclose(found["probabilities"], expected["probabilities"], atol=1e-4)
+    np.testing.assert_array_equal(found["prediction_set"], expected["prediction_set"])
