@@ -208,6 +208,13 @@ def train_classifier(settings: TrainClassifier, data: ImageDataset | None = None
         "images_per_second": images_per_second(to_logits, test.images),
         "precision": precision,
     }
+    subgroups = classifier.score_subgroups(
+        test,
+        probabilities,
+        export.decide(tf.constant(probabilities), threshold).numpy(),
+        bootstrap_samples=settings.bootstrap_samples,
+    )
+    results |= {"subgroups": subgroups} if subgroups else {}
     results["history"] = state.history
     run.write_figure(
         "training_curves", figures.training_curves(state.history, int(best["epoch"])), writer
