@@ -36,7 +36,7 @@ from cxr_tf.files import write_atomically
 from cxr_tf.metrics import check_rule
 from cxr_tf.models import autoencoder
 from cxr_tf.runs import Run, open_run, reserve_run
-from cxr_tf.serving import export, versions
+from cxr_tf.serving import export, novelty, versions
 from cxr_tf.training import checkpoints
 from cxr_tf.training.records import model_card, write_tensorboard_summary
 
@@ -212,6 +212,7 @@ def train_autoencoder(settings: TrainAutoencoder) -> Run:
         healthy_scores=healthy_scores,
         card=card,
         resumed=settings.resume,
+        detector=novelty.fit_pixel_detector(train, val.images),
     )
     results["model"]["saved_model"] = str(folder)
     run.write_metrics(results)

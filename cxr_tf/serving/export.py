@@ -34,6 +34,7 @@ def export_autoencoder(
     healthy_scores: np.ndarray,
     card: dict[str, Any],
     resumed: bool = False,
+    detector: Detector | None = None,
 ) -> Path:
     """Write the autoencoder as the next version under `base`; return its folder.
 
@@ -44,6 +45,9 @@ def export_autoencoder(
       validation images with a lower score;
     - `explain`: image_bytes -> reconstruction float32 [N, S, S] in 0..255, anomaly_map float32
       [N, S, S], score.
+
+    With a detector (see `serving.novelty`) `serving_default` also has novelty float32 [N] and
+    is_novel bool [N]: a novel image is unlike the training images, healthy or sick.
     """
     size = int(model.input_shape[1])
     sorted_scores = tf.constant(healthy_scores, tf.float32)
@@ -54,21 +58,25 @@ def export_autoencoder(
         lambda x: model(x, training=False), input_signature=[images], autograph=False
     )
 
-    def run_model(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
-        return network(tf.cast(decoding.decode_images(image_bytes, size), tf.float32))
+    def decode(image_bytes: tf.Tensor) -> tf.Tensor:
+        return tf.cast(decoding.decode_images(image_bytes, size), tf.float32)
 
     def detect(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
-        score = run_model(image_bytes)["score"]
+        images = decode(image_bytes)
+        score = network(images)["score"]
+        novelty = detector(images) if detector else None
+        of_novelty = {} if novelty is None else {"novelty": novelty, "is_novel": novelty > 1}
         below = tf.searchsorted(sorted_scores, score)
         return {
             "score": score,
             "threshold": tf.fill(tf.shape(score), tf.constant(threshold, tf.float32)),
             "is_anomaly": score >= tf.constant(threshold, tf.float32),
             "percentile": 100.0 * tf.cast(below, tf.float32) / len(healthy_scores),
+            **of_novelty,
         }
 
     def explain(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
-        outputs = run_model(image_bytes)
+        outputs = network(decode(image_bytes))
         reconstruction = tf.clip_by_value(outputs["reconstruction"][..., 0], 0.0, 255.0)
         return {**outputs, "reconstruction": reconstruction}
 

@@ -9,17 +9,17 @@ first sees what the network knows of radiographs, the second what it has learnt 
 a blank image or one that is upside down. docs/out-of-distribution.md compares it with alternatives.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from cxr_tf.data.batches import STRESS_SEED, evaluation_batches, to_rgb
+from cxr_tf.data.batches import STRESS_SEED, evaluation_batches
 from cxr_tf.data.dataset import ImageDataset
 from cxr_tf.metrics.novelty import Gaussian, fit_gaussian, mahalanobis
 from cxr_tf.models.classifier import embedding_of
+from cxr_tf.training.inference import compiled, infer
 
 # Share of the validation images that pass.
 PASS_RATE = 0.99
@@ -33,28 +33,28 @@ THUMBNAIL, LAYOUT = 32, 8
 
 @dataclass(frozen=True)
 class Detector:
-    """Fitted distances of embeddings and of pixel statistics, and the limit of each.
+    """Fitted distances of pixel statistics and of embeddings, and the limit of each.
 
-    pass_rate: the share of validation images with a novelty of at most 1.
+    A model without an embedding, the autoencoder, has pixel statistics alone. pass_rate: the share
+    of validation images with a novelty of at most 1.
     """
 
-    embedding: Gaussian
     pixels: Gaussian
-    embedding_limit: float
     pixel_limit: float
     pass_rate: float
+    embedding: Gaussian | None = None
+    embedding_limit: float = 1.0
 
-    def __call__(self, images: tf.Tensor, embedding: tf.Tensor) -> tf.Tensor:
+    def __call__(self, images: tf.Tensor, embedding: tf.Tensor | None = None) -> tf.Tensor:
         """Return the novelty of images, float32 [N].
 
         images: float32 [N, S, S, 1 or 3] in 0..255; embedding: float32 [N, D].
         """
+        novelty = distance(self.pixels, pixel_statistics(images[..., :1])) / self.pixel_limit
+        if self.embedding is None:
+            return novelty
         of_embedding = distance(self.embedding, tf.cast(embedding, tf.float64))
-        of_pixels = distance(self.pixels, pixel_statistics(images[..., :1]))
-        return tf.maximum(
-            tf.cast(of_embedding / self.embedding_limit, tf.float32),
-            of_pixels / self.pixel_limit,
-        )
+        return tf.maximum(novelty, tf.cast(of_embedding / self.embedding_limit, tf.float32))
 
 
 def fit_detector(
@@ -66,54 +66,49 @@ def fit_detector(
     """
     count = min(len(train.labels), LARGEST_FIT)
     rows = np.linspace(0, len(train.labels) - 1, count).astype(int)
-    features = feature_function(model)
-    embeddings, statistics = features(train.images[rows], batch_size)
-    embedding = fit_gaussian(embeddings, train.labels[rows])
-    # Exposure, framing and sharpness differ between machines: perturbed copies widen the fit.
-    perturbed = _statistics(train.images[rows], batch_size, STRESS_SEED)
-    pixels = fit_gaussian(np.concatenate([statistics, perturbed]), np.zeros(2 * count, int))
-
-    val_embeddings, val_statistics = features(val.images, batch_size)
-    distances = np.stack(
-        [
-            mahalanobis(embedding, val_embeddings).min(axis=1),
-            mahalanobis(pixels, val_statistics).min(axis=1),
-        ]
+    embed = compiled(embedding_of(model))
+    batches = evaluation_batches(train.images[rows], batch_size=batch_size)
+    embedding = fit_gaussian(infer(embed, batches), train.labels[rows])
+    val_embeddings = infer(embed, evaluation_batches(val.images, batch_size=batch_size))
+    pixels = _fit_pixels(train.images[rows])
+    of_pixels = mahalanobis(pixels, statistics_of(val.images))[:, 0]
+    limits, pass_rate = choose_limits(
+        np.stack([of_pixels, mahalanobis(embedding, val_embeddings).min(axis=1)])
     )
+    return Detector(pixels, float(limits[0]), pass_rate, embedding, float(limits[1]))
+
+
+def fit_pixel_detector(train: np.ndarray, val: np.ndarray) -> Detector:
+    """Fit the distance of pixel statistics alone; train, val: uint8 [N, S, S, 1]."""
+    pixels = _fit_pixels(train)
+    limits, pass_rate = choose_limits(mahalanobis(pixels, statistics_of(val)).T)
+    return Detector(pixels, float(limits[0]), pass_rate)
+
+
+def choose_limits(distances: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return the limit of each kind of distance [K, N] of validation images, and the pass rate.
+
+    Each limit alone would let PASS_RATE pass, and so does their combination: of limits that refuse
+    different images, all are raised alike.
+    """
     limits = np.maximum(np.quantile(distances, PASS_RATE, axis=1), 1e-12)
     novelty = (distances / limits[:, None]).max(axis=0)
-    # Two limits of 99 % each would together refuse more than 1 %.
-    limits *= np.quantile(novelty, PASS_RATE, method="higher")
-    passing = (distances / limits[:, None]).max(axis=0) <= 1 + 1e-9
-    return Detector(embedding, pixels, float(limits[0]), float(limits[1]), float(passing.mean()))
+    # A little above the image on the limit, whose distance is computed anew in float32.
+    limits *= np.quantile(novelty, PASS_RATE, method="higher") * (1 + 1e-4)
+    passing = (distances / limits[:, None]).max(axis=0) <= 1
+    return limits, float(passing.mean())
 
 
-def feature_function(
-    model: keras.Model,
-) -> Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]:
-    """Return a function from images and batch size to embeddings and pixel statistics.
-
-    Images are uint8 [N, S, S, 1]; embeddings float32 [N, D]; statistics float32 [N, F].
-    """
-    network, size = embedding_of(model), int(model.input_shape[1])
-    spec = tf.TensorSpec([None, size, size, 1], tf.float32)
-    call = tf.function(
-        lambda x: (network(to_rgb(x), training=False), pixel_statistics(x)),
-        input_signature=[spec],
-        autograph=False,
-    )
-
-    def features(images: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-        parts = [call(batch) for batch in evaluation_batches(images, batch_size=batch_size)]
-        embeddings, statistics = zip(*parts, strict=True)
-        return np.concatenate(embeddings), np.concatenate(statistics)
-
-    return features
-
-
-def _statistics(images: np.ndarray, batch_size: int, stress_seed: int) -> np.ndarray:
-    batches = evaluation_batches(images, batch_size=batch_size, stress_seed=stress_seed)
+def statistics_of(images: np.ndarray, *, stress_seed: int | None = None) -> np.ndarray:
+    """Return `pixel_statistics` of uint8 images [N, S, S, 1], or of their perturbed copies."""
+    batches = evaluation_batches(images, batch_size=256, stress_seed=stress_seed)
     return np.concatenate([pixel_statistics(batch).numpy() for batch in batches])
+
+
+def _fit_pixels(images: np.ndarray) -> Gaussian:
+    # Exposure, framing and sharpness differ between machines: perturbed copies widen the fit.
+    both = [statistics_of(images), statistics_of(images, stress_seed=STRESS_SEED)]
+    return fit_gaussian(np.concatenate(both), np.zeros(2 * len(images), int))
 
 
 def distance(gaussian: Gaussian, features: tf.Tensor) -> tf.Tensor:

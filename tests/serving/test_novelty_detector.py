@@ -10,6 +10,7 @@ from random_classifier import random_classifier
 from cxr_tf import metrics
 from cxr_tf.data.dataset import ImageDataset, decode_catalog
 from cxr_tf.data.loading import open_catalog
+from cxr_tf.models.classifier import embedding_of
 from cxr_tf.serving import export, loading, novelty
 
 CLASSES = ("normal", "bacterial", "viral")
@@ -49,7 +50,9 @@ def test_served_novelty_is_the_larger_of_both_distances_over_their_limits(
 ) -> None:
     model, detector = fitted
     test = data.split("test")
-    embeddings, pixels = novelty.feature_function(model)(test.images, 8)
+    rgb = np.repeat(test.images, 3, axis=3).astype(np.float32)
+    embeddings = np.asarray(embedding_of(model)(rgb, training=False))
+    pixels = novelty.statistics_of(test.images)
     expected = np.maximum(
         metrics.mahalanobis(detector.embedding, embeddings).min(axis=1) / detector.embedding_limit,
         metrics.mahalanobis(detector.pixels, pixels)[:, 0] / detector.pixel_limit,
@@ -58,8 +61,7 @@ def test_served_novelty_is_the_larger_of_both_distances_over_their_limits(
     np.testing.assert_allclose(outputs["novelty"], expected, rtol=1e-3)
     np.testing.assert_array_equal(outputs["is_novel"], outputs["novelty"] > 1)
     # From decoded images as from files.
-    rgb = tf.constant(np.repeat(test.images[:4], 3, axis=3).astype(np.float32))
-    tensors = served.signature("tensor")(images=rgb)
+    tensors = served.signature("tensor")(images=tf.constant(rgb[:4]))
     np.testing.assert_allclose(tensors["novelty"], expected[:4], rtol=1e-3)
     np.testing.assert_array_equal(tensors["prediction_set"], outputs["prediction_set"][:4])
 
