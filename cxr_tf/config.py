@@ -52,7 +52,8 @@ def check_numbers(settings: Any, **least: int) -> None:
         value = getattr(settings, field, None)
         if value is not None and not 0 < value < float("inf"):
             refuse(field, "above 0")
-    if not 0.5 <= getattr(settings, "coverage", 0.5) < 1:
+    coverage = getattr(settings, "coverage", None)
+    if coverage is not None and not 0.5 <= coverage < 1:
         refuse("coverage", "from 0.5 to below 1")
     if (getattr(settings, "seed", None) or 0) > LARGEST_SEED:
         refuse("seed", f"at most {LARGEST_SEED}")

@@ -88,6 +88,9 @@ def test_signatures_have_the_documented_inputs_and_outputs(answer: dict) -> None
         "probabilities": ["float32", [None, 2]],
         "classes": ["string", [None, 2]],
         "label": ["string", [None]],
+        "prediction_set": ["bool", [None, 2]],
+        "novelty": ["float32", [None]],
+        "is_novel": ["bool", [None]],
     }
     contents = {"image_bytes": ["string", [None]]}
     signatures = answer["signatures"]
