@@ -1,4 +1,4 @@
-"""Settings of the benchmarks: the flags of benchmark.py and compare_autoencoders.py."""
+"""Settings of the benchmarks: the flags of the scripts that compare things."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -44,6 +44,25 @@ class CompareAutoencoders:
     """Go on although a patient or an identical image stands in two splits."""
     skip_unreadable: bool = False
     """Leave out files that cannot be decoded, instead of stopping."""
+
+
+@dataclass(frozen=True)
+class CompareNovelty:
+    """Compare out-of-distribution detectors of a trained classifier; prints tables.
+
+    Trains nothing and exports nothing.
+    """
+
+    classifier: str = ""
+    """Folder of a finished run: logs/classifier/<name>."""
+    data: str = ""
+    """Folder of radiographs, or `phantom`; default: the classifier's training data."""
+    count: int = 300
+    """Images in each set; as many test images are changed."""
+    save_features: str = ""
+    """File (.npz) to write with the features of all images, to compare detectors again."""
+    features: str = ""
+    """Read the features from this file instead of running the network."""
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,9 @@ def check_numbers(settings: Any, **least: int) -> None:
         value = getattr(settings, field, None)
         if value is not None and not 0 < value < float("inf"):
             refuse(field, "above 0")
+    coverage = getattr(settings, "coverage", None)
+    if coverage is not None and not 0.5 <= coverage < 1:
+        refuse("coverage", "from 0.5 to below 1")
     if (getattr(settings, "seed", None) or 0) > LARGEST_SEED:
         refuse("seed", f"at most {LARGEST_SEED}")
 
@@ -136,6 +139,9 @@ class TrainingBudget(TrainingFlags):
     operating_point: str = "0.5"
     """Threshold on the probability of pneumonia, chosen on validation: 0.5, youden,
     min-sensitivity:0.95 or min-specificity:0.95. Two classes only."""
+    coverage: float = 0.95
+    """Share of the images of each class whose prediction set, the classes that cannot be excluded,
+    is to hold the true class; from 0.5 to below 1. Calibrated on validation."""
     precision: Precision = "auto"
     """Floating-point precision of training; auto is bfloat16 from pretrained weights, where this
     machine is faster with it. The exported model is always float32."""

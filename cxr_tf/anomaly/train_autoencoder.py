@@ -37,7 +37,7 @@ from cxr_tf.files import write_atomically
 from cxr_tf.metrics import check_rule
 from cxr_tf.models import autoencoder
 from cxr_tf.runs import Run, check_name, open_run, reserve_run
-from cxr_tf.serving import export, versions
+from cxr_tf.serving import export, novelty, versions
 from cxr_tf.training import checkpoints
 from cxr_tf.training.distribution import Workers, connect
 from cxr_tf.training.records import model_card, write_tensorboard_summary
@@ -236,6 +236,7 @@ def _train(settings: TrainAutoencoder, workers: Workers) -> Run:
         healthy_scores=healthy_scores,
         card=card,
         resumed=settings.resume,
+        detector=novelty.fit_pixel_detector(train, val.images),
     )
     results["model"]["saved_model"] = str(folder)
     run.write_metrics(results)

@@ -37,7 +37,7 @@ from cxr_tf.models.batch_norm_folding import fold_norms
 from cxr_tf.models.classifier import build_classifier, calibrated, logits_of
 from cxr_tf.runs import Run, check_name, open_run, reserve_run
 from cxr_tf.scoring import classifier
-from cxr_tf.serving import export, versions
+from cxr_tf.serving import export, novelty, versions
 from cxr_tf.training.checkpoints import TrainingState, save_keras
 from cxr_tf.training.distribution import Workers, connect
 from cxr_tf.training.inference import compiled, images_per_second, infer
@@ -193,6 +193,10 @@ def _train(settings: TrainClassifier, data: ImageDataset | None, workers: Worker
         threshold = metrics.operating_point(
             val.labels, val_probabilities[:, 1], settings.operating_point
         )
+    set_thresholds = metrics.conformal_thresholds(
+        val.labels, val_probabilities, val.catalog.patients, coverage=settings.coverage
+    )
+    detector = novelty.fit_detector(fold_norms(final), train, val)
 
     # ------------------------------------------------------------------ evaluation: test, once
     test_logits = infer(to_logits, batches.evaluation_batches(test.images, batch_size=32))
@@ -201,8 +205,10 @@ def _train(settings: TrainClassifier, data: ImageDataset | None, workers: Worker
     for split, part in (("val", val), ("test", test)):
         probabilities = special.softmax(logits_by_split[split] / temperature, axis=1)
         results[split] = classifier.score_split(
-            run, split, part, probabilities, threshold, bootstrap_samples=settings.bootstrap_samples
-        )
+            run, split, part, probabilities, threshold,
+            bootstrap_samples=settings.bootstrap_samples,
+            set_thresholds=set_thresholds,
+        )  # fmt: skip
         classifier.draw_split(run, split, part, probabilities, threshold, writer, results[split])
     results["model"] = {
         "backbone": settings.backbone,
@@ -211,12 +217,22 @@ def _train(settings: TrainClassifier, data: ImageDataset | None, workers: Worker
         "parameters": final.count_params(),
         "temperature": temperature,
         "threshold": threshold,
+        "coverage": settings.coverage,
+        "set_thresholds": dict(zip(data.classes, set_thresholds.tolist(), strict=True)),
+        "novelty_pass_rate": detector.pass_rate,
         "best_epoch": best["epoch"],
         "selection_loss": best["selection_loss"],
         "train_seconds": train_seconds,
         "images_per_second": images_per_second(to_logits, test.images),
         "precision": precision,
     }
+    subgroups = classifier.score_subgroups(
+        test,
+        probabilities,
+        export.decide(tf.constant(probabilities), threshold).numpy(),
+        bootstrap_samples=settings.bootstrap_samples,
+    )
+    results |= {"subgroups": subgroups} if subgroups else {}
     results["history"] = state.history
     run.write_figure(
         "training_curves", figures.training_curves(state.history, int(best["epoch"])), writer
@@ -237,6 +253,9 @@ def _train(settings: TrainClassifier, data: ImageDataset | None, workers: Worker
         classes=list(data.classes),
         backbone=settings.backbone,
         temperature=temperature,
+        coverage=settings.coverage,
+        set_thresholds=results["model"]["set_thresholds"],
+        novelty_pass_rate=detector.pass_rate,
     )
     folder = export.export_classifier(
         final,
@@ -245,6 +264,8 @@ def _train(settings: TrainClassifier, data: ImageDataset | None, workers: Worker
         threshold=threshold,
         card=card,
         resumed=settings.resume,
+        set_thresholds=set_thresholds,
+        detector=detector,
     )
     results["model"]["saved_model"] = str(folder)
     run.write_metrics(results)

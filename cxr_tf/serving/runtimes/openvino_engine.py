@@ -124,12 +124,18 @@ def _compiled(function: Any, precision: str) -> Signature:
     network = _compile(
         _graph(nodes, library, {pixels: tf.TensorSpec(shape, tf.uint8)}, cuts), cuts, precision
     )
-    finish = _part(nodes, library, dict.fromkeys(cuts, numbers), rest)
+    # Novelty needs statistics of the pixels too; they are cheap, and computed by TensorFlow.
+    feeds = {**dict.fromkeys(cuts, numbers), pixels: tf.TensorSpec(shape, tf.uint8)}
+    again = _needed(nodes, rest, until={_node_of(tensor) for tensor in feeds})
+    if any("Conv" in nodes[name].op for name in again):
+        raise CannotRun("its answers need more of the image than one run of the network")
+    finish = _part(nodes, library, feeds, rest)
 
     def call(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
-        computed = network(decode(image_bytes)[0].numpy())
-        numbers = [tf.constant(computed[cut]) for cut in cuts]
-        values = dict(zip([*cuts, *rest], [*numbers, *finish(*numbers)], strict=True))
+        images = decode(image_bytes)[0]
+        found = network(images.numpy())
+        numbers = [tf.constant(found[cut]) for cut in cuts]
+        values = dict(zip([*cuts, *rest], [*numbers, *finish(*numbers, images)], strict=True))
         return {name: values[tensor] for name, tensor in sources.items()}
 
     return call
