@@ -126,6 +126,14 @@ def check_served(**settings: Any) -> "Run":
     return _call("check_served", settings)
 
 
+def export(**settings: Any) -> Path:
+    """Convert an exported classifier to ONNX, LiteRT or OpenVINO; see `config.Export`.
+
+    Returns the folder with the converted model and its card.
+    """
+    return _call("export", settings)
+
+
 def run_study(**settings: Any) -> Path:
     """Do all five jobs on one catalogue; returns the path of the report; see `config.RunStudy`."""
     return _call("run_study", settings)

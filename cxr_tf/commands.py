@@ -20,6 +20,8 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "evaluate": (config.Evaluate, "cxr_tf.evaluation.evaluate"),
     "predict": (config.Predict, "cxr_tf.evaluation.predict"),
     "score_archive": (config.ScoreArchive, "cxr_tf.archive.score_archive"),
+    "export": (config.Export, "cxr_tf.evaluation.export"),
+    "demo": (config.Demo, "cxr_tf.demo.demo"),
     "run_study": (config.RunStudy, "cxr_tf.study.run_study"),
     "check_served": (config.CheckServed, "cxr_tf.serving.check_served"),
     "convert_alexnet_weights": (config.ConvertAlexNetWeights, "cxr_tf.models.alexnet_conversion"),

@@ -19,10 +19,10 @@ import numpy as np
 
 from cxr_tf.archive.plan import SHARDS, Plan, shard_name
 from cxr_tf.archive.shards import open_shard
+from cxr_tf.console import time_span
 from cxr_tf.errors import UserError
 from cxr_tf.evaluation.prediction_output import cells
 from cxr_tf.files import expand_user, to_json_types, write_atomically
-from cxr_tf.serving.batch_prediction import duration
 
 log = logging.getLogger(__name__)
 
@@ -52,14 +52,14 @@ def print_status(plan: Plan) -> None:
     if not times:
         return
     last = max(times.values())
-    log.info("written: last %s ago", duration(max(time.time() - last, 0)))
+    log.info("written: last %s ago", time_span(max(time.time() - last, 0)))
     recent = sorted((t, s) for s, t in times.items() if t > last - RECENT)
     seconds = recent[-1][0] - recent[0][0]
     if len(finished) < plan.shards and seconds > 0:
         # The first was begun before the span.
         rate = sum(plan.size_of(s) for _, s in recent[1:]) / seconds
         left = (plan.images - images) / rate
-        log.info("speed:   %.1f images/s, %s left", rate, duration(left))
+        log.info("speed:   %.1f images/s, %s left", rate, time_span(left))
 
 
 # ---------------------------------------------------------------------- summary

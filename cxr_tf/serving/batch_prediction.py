@@ -1,12 +1,11 @@
 """Batched predictions of many images, by a SavedModel on disk or by a server."""
 
-import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
+from cxr_tf import console
 from cxr_tf.config import Predict
 from cxr_tf.errors import UserError
 from cxr_tf.serving.client import BadImages, PredictFn, connect, read_image
@@ -28,13 +27,21 @@ class BatchPredictions:
 
 def open_signature(settings: Predict) -> PredictFn:
     """Return the signature of a server or of a SavedModel as a function."""
+    return open_model(settings)(settings.signature)
+
+
+def open_model(settings: Predict) -> Callable[[str], PredictFn]:
+    """Open a model on a server or on disk; returns a function from signatures to what calls them.
+
+    Raises UserError where there is no such model, and the function for a signature it lacks.
+    """
     if settings.server:
         if settings.engine != "auto" or settings.engine_precision != "float32":
             raise UserError("--engine is for a model on disk: leave it out with --server")
-        return connect(
+        return lambda signature: connect(
             settings.server,
             settings.model,
-            signature=settings.signature,
+            signature=signature,
             version=settings.version,
             label=settings.label,
             timeout=settings.timeout,
@@ -46,7 +53,7 @@ def open_signature(settings: Predict) -> PredictFn:
     served = loading.load_served(
         settings.model, engine=settings.engine, precision=settings.engine_precision
     )
-    return served.predictor(settings.signature)
+    return served.predictor
 
 
 def predict_in_batches(
@@ -119,34 +126,6 @@ def reason_of(error: Exception, path: str) -> str:
     return reason.removeprefix(f"{path}: ")
 
 
-def progress(total: int, before: int = 0) -> Callable[[int], None]:
-    """Return a function to call with how many images are done: a line on stderr, at times.
-
-    before: how many were done at the start, which say nothing of the speed.
-    """
-    started = shown = time.monotonic()
-    terminal = sys.stderr.isatty()
-
-    def show(done: int) -> None:
-        nonlocal shown
-        now = time.monotonic()
-        last = terminal and done == total
-        if last or now - shown > (0.2 if terminal else 10):
-            shown = now
-            rate = (done - before) / max(now - started, 1e-9)
-            left = f", {duration((total - done) / rate)} left" if rate > 0 and done < total else ""
-            line = f"{done} of {total} images, {rate:.1f}/s{left}"
-            # On a terminal each line is written over the one before.
-            end = "\r" if terminal and not last else "\n"
-            print(f"{line:<60}" if terminal else line, end=end, file=sys.stderr, flush=True)
-
-    return show
-
-
-def duration(seconds: float) -> str:
-    """Return a time span in words, such as `2 h 05 min`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+def progress(total: int, before: int = 0) -> console.Progress:
+    """Show how many images are done; see `console.Progress`."""
+    return console.Progress(total, "images", before=before)

@@ -74,6 +74,20 @@ def is_dicom(path: Path) -> bool:
         return False
 
 
+def is_lateral(path: Path) -> bool:
+    """Whether a DICOM file is labelled as a lateral view; False where it cannot be read."""
+    pydicom = _pydicom()
+    try:
+        with silent():
+            return _is_lateral(pydicom.dcmread(path, specific_tags=["ViewPosition"]))
+    except Exception:  # what it says could quote the file
+        return False
+
+
+def _is_lateral(dataset: "pydicom.Dataset") -> bool:
+    return str(dataset.get("ViewPosition") or "").strip().upper() in LATERAL_VIEWS
+
+
 def png_bytes(path: Path) -> bytes:
     """Return the radiograph in a DICOM file as an 8-bit gray PNG without metadata.
 
@@ -104,7 +118,7 @@ def read_radiograph(path: Path) -> DicomRadiograph:
 def _radiograph(file: IO[bytes], path: Path | str) -> DicomRadiograph:
     pydicom = _pydicom()
     try:
-        with _discreet():
+        with silent():
             return _read(pydicom.dcmread(file, specific_tags=_ELEMENTS), path)
     except pydicom.errors.InvalidDicomError:
         raise UserError(f"{path}: not a DICOM file") from None
@@ -140,8 +154,7 @@ def _read(dataset: "pydicom.Dataset", path: Path | str) -> DicomRadiograph:
     # Without an identity the study keeps the images of one visit together.
     known = [str(dataset.get(k) or "").strip() for k in ("PatientID", "StudyInstanceUID")]
     patient = known[0] or known[1] or str(dataset.get("SOPInstanceUID") or path)
-    view = str(dataset.get("ViewPosition") or "").strip().upper()
-    return DicomRadiograph(pixels, patient, view in LATERAL_VIEWS)
+    return DicomRadiograph(pixels, patient, _is_lateral(dataset))
 
 
 def convert(origin: Path, folder: Path, *, laterals: bool = False) -> tuple[Path, int]:
@@ -270,7 +283,7 @@ def _pydicom() -> Any:
 
 
 @contextlib.contextmanager
-def _discreet() -> Iterator[None]:
+def silent() -> Iterator[None]:
     """Silence pydicom, whose warnings quote values of the file."""
     logger = logging.getLogger("pydicom")
     level = logger.level
