@@ -16,7 +16,7 @@ help:
 	@echo "make clean        remove the virtual environment and caches (never logs/ or saved_models/)"
 
 # The stamp appears only after a whole installation: an interrupted one is done again.
-$(VENV)/.installed: requirements.txt requirements-dev.txt pyproject.toml
+$(VENV)/.installed: $(wildcard requirements*.txt) pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' \
 		|| (echo "Python 3.10 to 3.13 is needed; name one with: make PYTHON=python3.12 ..." >&2; exit 2)
 	$(PYTHON) -m venv $(VENV)

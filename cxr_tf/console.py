@@ -56,6 +56,15 @@ def table(
     return "\n".join((" " * indent + line).rstrip() for line in text.getvalue().splitlines())
 
 
+def time_span(seconds: float) -> str:
+    """Return a time span in words, such as `2 h 05 min`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
 def _is_number(text: str) -> bool:
     try:
         float(text.strip(" %+*") or "0")
@@ -97,7 +106,7 @@ class Progress:
         if now - self.shown > REPORT_EVERY:
             self.shown = now
             rate = (done - self.before) / max(now - self.started, 1e-9)
-            left = f", {(self.total - done) / rate:.0f} s left" if rate > 0 else ""
+            left = f", {time_span((self.total - done) / rate)} left" if rate > 0 else ""
             if self.unit == "bytes":
                 line = f"{done / 1e6:.1f} of {self.total / 1e6:.1f} MB, {rate / 1e6:.1f} MB/s"
             else:

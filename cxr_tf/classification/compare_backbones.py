@@ -7,6 +7,7 @@ python scripts/compare_backbones.py --runs logs/classifier/a logs/classifier/b -
 import dataclasses
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 import tensorflow as tf
@@ -26,6 +27,7 @@ from cxr_tf.models.weights import check_weights
 from cxr_tf.runs import Run, check_name, open_finished_run, open_run, reserve_run
 from cxr_tf.scoring.classifier import HEADLINE
 from cxr_tf.scoring.predictions import check_same_rows, paired_tests, read_predictions
+from cxr_tf.training.distribution import Workers, connect
 
 log = logging.getLogger(__name__)
 
@@ -35,15 +37,24 @@ OF_DATA = ("data", "task", "positive", "seed")
 
 NOT_OF_TRAINING = {
     *("name", "logs", "saved_models", "resume", "bootstrap_samples"),
-    *("allow_leakage", "skip_unreadable"),
+    *("allow_leakage", "skip_unreadable", "worker_timeout"),
 }
 
 
 def compare_backbones(settings: CompareBackbones) -> Run:
     """Train the models (or read finished runs), write the comparison, and return its run.
 
-    The model is chosen by the loss on validation and its stressed copy, never on test.
+    The model is chosen by the loss on validation and its stressed copy, never on test. With several
+    workers all train, and the chief compares and writes.
     """
+    workers = connect(settings.worker_timeout)
+    with workers.failing_together():
+        run = _compare(settings, workers)
+        workers.exchange()  # the others wait here until the chief has finished
+    return run
+
+
+def _compare(settings: CompareBackbones, workers: Workers) -> Run:
     if settings.runs:
         trained = [open_finished_run(folder, "classifier") for folder in settings.runs]
         name = settings.name or "-vs-".join(r.directory.name for r in trained)
@@ -52,13 +63,16 @@ def compare_backbones(settings: CompareBackbones) -> Run:
         settings = as_trained(settings, [r.config["settings"] for r in trained])
     else:
         name = settings.name or f"backbones-{settings.task}".replace("_", "-")
-        reserve_run(settings.logs, "compare", name, settings)
+        if workers.is_chief:
+            reserve_run(settings.logs, "compare", name, settings)
         planned = trainings(settings, name)
         for training in planned:  # report mistakes before anything is trained
-            check_settings(training)
+            check_settings(training, workers)
             check_weights(training.backbone, training.weights)
         data = load_data(settings)
         trained = [train_classifier(training, data) for training in planned]
+        if not workers.is_chief:
+            return Run(Path(settings.logs) / "compare" / name)
     _check_same(trained)
 
     results = {r.directory.name: r.metrics for r in trained}

@@ -10,6 +10,7 @@ from cxr_tf.models.classifier import build_classifier
 from cxr_tf.serving import export, loading
 
 CLASSES = ("normal", "bacterial", "viral")
+MODELS = ("tiny", "tiny-knn", "tiny-autoencoder")
 
 
 def write_models(root: Path, backbone: str, data: Path) -> Path:
