@@ -61,11 +61,13 @@ def load_data(settings: TrainAutoencoder) -> ImageDataset:
     catalog = loading.open_catalog(settings.data, seed=settings.seed)
     log.info(checks.describe(catalog))
     _check(catalog, settings)
+    workers = connect(settings.worker_timeout)
+    workers.agree_on_data(catalog.fingerprint())
     catalog, images = dataset.decode_catalog(
         catalog,
         settings.image_size,
         skip=settings.skip_unreadable,
-        load=connect(settings.worker_timeout).load_images,
+        load=workers.load_images,
     )
     _check(catalog, settings)
     classes = data_catalog.task_classes("binary")
@@ -106,6 +108,7 @@ def train_autoencoder(settings: TrainAutoencoder) -> Run:
 
 
 def _train(settings: TrainAutoencoder, workers: Workers) -> Run:
+    workers.agree_on_settings("train_autoencoder", settings)
     name = settings.name or f"autoencoder-{settings.model}"
     known = scoring.known_scores(settings)
     check_name(name)
@@ -122,7 +125,6 @@ def _train(settings: TrainAutoencoder, workers: Workers) -> Run:
     data = load_data(settings)
     train = healthy_images(data.split("train"))
     run = Run(Path(settings.logs) / "autoencoder" / name)
-    workers.agree_on_training("train_autoencoder", settings, data.catalog.fingerprint())
     settings = resolve(settings, len(train), run)
     settings = dataclasses.replace(settings, epochs=workers.broadcast(settings.epochs))
     if workers.broadcast(settings.resume and run.finished):

@@ -75,11 +75,13 @@ def load_data(settings: TrainingBudget) -> ImageDataset:
             f"--operating-point is for two classes; with {len(classes)} the most probable class is "
             "predicted"
         )
+    workers = connect(settings.worker_timeout)
+    workers.agree_on_data(catalog.fingerprint())
     catalog, images = dataset.decode_catalog(
         catalog,
         settings.image_size,
         skip=settings.skip_unreadable,
-        load=connect(settings.worker_timeout).load_images,
+        load=workers.load_images,
     )
     checks.check(catalog, task=settings.task, allow_leakage=settings.allow_leakage)
     return ImageDataset(catalog, images, catalog.labels(settings.task), classes)
@@ -100,6 +102,7 @@ def train_classifier(settings: TrainClassifier, data: ImageDataset | None = None
 
 
 def _train(settings: TrainClassifier, data: ImageDataset | None, workers: Workers) -> Run:
+    workers.agree_on_settings("train_classifier", settings)
     name = check_settings(settings, workers)
     pretrained = settings.weights != "none"
     strategy = workers.strategy
@@ -114,7 +117,6 @@ def _train(settings: TrainClassifier, data: ImageDataset | None, workers: Worker
 
     # ------------------------------------------------------------------ data
     data = data or load_data(settings)
-    workers.agree_on_training("train_classifier", settings, data.catalog.fingerprint())
     if workers.broadcast(settings.resume and run.finished):
         if workers.is_chief:
             run = open_run(settings.logs, "classifier", name, settings, data.catalog)
