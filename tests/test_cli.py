@@ -43,7 +43,7 @@ def test_full_disk_on_stdout_is_one_line(command: list[str]) -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2
-    assert done.stderr == "error: No space left on device: while writing\n"
+    assert done.stderr == "error: No space left on device: standard output\n"
 
 
 def test_closed_pipe_exits_silently(command: list[str]) -> None:

@@ -17,10 +17,9 @@ from cxr_tf.evaluation.prediction_output import (
     draw_images,
     image_predictions,
     print_table,
-    put_in_place,
     write_table,
 )
-from cxr_tf.files import short_stem, temporary_sibling
+from cxr_tf.files import replace_folder, short_stem, temporary_sibling
 from cxr_tf.serving.batch_prediction import open_signature, predict_in_batches, progress
 from cxr_tf.serving.client import PredictFn
 
@@ -45,7 +44,7 @@ def predict(settings: Predict) -> None:
         check_output(settings)
         if folder and output:
             write_table(folder / "predictions.csv", paths, told, reasons, marked)
-            put_in_place(folder, output)
+            replace_folder(folder, output)
         elif output:
             write_table(output, paths, told, reasons, marked)
         else:

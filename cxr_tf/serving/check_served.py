@@ -21,7 +21,7 @@ import tensorflow as tf
 from cxr_tf.config import CheckServed
 from cxr_tf.errors import UserError
 from cxr_tf.files import write_json
-from cxr_tf.runs import Run, numbered_names, reserve_run, run_record
+from cxr_tf.runs import Run, is_foreign, numbered_names, reserve_run, run_record, start_run
 from cxr_tf.serving import versions
 from cxr_tf.serving.client import read_image
 from cxr_tf.serving.runtimes import bare_process
@@ -47,7 +47,8 @@ def check_served(settings: CheckServed) -> Run:
         raise UserError("no run to check: --runs logs/classifier/<name> ...")
     # A check is asked for again and again, and each has its own record.
     records = Path(settings.logs) / "served"
-    free = (n for n in numbered_names(Path(settings.runs[0]).name) if not (records / n).exists())
+    names = numbered_names(Path(settings.runs[0]).resolve().name)
+    free = (n for n in names if not Run(records / n).finished and not is_foreign(records / n))
     name = settings.name or next(free)
     run = reserve_run(settings.logs, "served", name, settings)
     checked = [_Checked(folder) for folder in settings.runs]
@@ -72,8 +73,7 @@ def check_served(settings: CheckServed) -> Run:
             with np.load(job["answers"]) as answers:
                 found.append(one.compare(dict(answers)))
             log.info("%s", result_line(found[-1]))
-    run.directory.mkdir(parents=True, exist_ok=True)
-    write_json(run.directory / "config.json", run_record("served", name, settings, None))
+    start_run(run.directory, run_record("served", name, settings, None))
     run.write_metrics({"agreed": all(f["equal"] == f["images"] for f in found), "models": found})
     return run
 
