@@ -150,12 +150,20 @@ def _fail(message: str, code: int) -> None:
 def _set_environment() -> None:
     # Labels in a script that the font lacks are drawn as boxes; no warning for each glyph.
     warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
+    # TensorFlow logs a damaged fingerprint.pb, which it does not need, with a stack trace.
+    logging.getLogger("absl").addFilter(_without_stack_trace)
     # TensorFlow reads these once, on import.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     # Keeps freed memory. Otherwise the gradients of large layers are returned to the system and
     # faulted in again, page by page, in each step: a third of AlexNet's step time.
     os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "true")
+
+
+def _without_stack_trace(record: logging.LogRecord) -> bool:
+    if record.getMessage().startswith("Fingerprint was found"):
+        record.exc_info = None
+    return True
 
 
 @contextlib.contextmanager

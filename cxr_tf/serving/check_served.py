@@ -22,7 +22,7 @@ from cxr_tf.config import CheckServed
 from cxr_tf.errors import UserError
 from cxr_tf.files import write_json
 from cxr_tf.runs import Run, is_foreign, numbered_names, reserve_run, run_record, start_run
-from cxr_tf.serving import versions
+from cxr_tf.serving import cards, versions
 from cxr_tf.serving.client import read_image
 from cxr_tf.serving.runtimes import bare_process
 
@@ -94,6 +94,7 @@ class _Checked:
                 "neighbours and autoencoders have"
             )
         self.folder, self.model = folder, versions.exported_by(run)
+        cards.check_files(self.model, cards.read_card(self.model))
         self.columns = run.predictions("test")
         self.paths = tuple(self.columns["path"].tolist())
 

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from cxr_tf import legacy
 from cxr_tf.errors import UserError
-from cxr_tf.files import expand_user, read_json
+from cxr_tf.files import expand_user
 from cxr_tf.serving import cards, model_config, versions, warm_up
 from cxr_tf.serving.client import BadImages, PredictFn, as_text, bad_images, read_image
 from cxr_tf.serving.runtimes import openvino_engine
@@ -182,15 +182,17 @@ def load_served(
         folder = folder / str(found[-1])
     if not (folder / cards.CARD).exists():
         raise UserError(f"{folder} is not a SavedModel of cxr_tf: it has no {cards.CARD}")
-    card = read_json(folder / cards.CARD)
+    card = cards.read_card(folder)
+    cards.check_files(folder, card)
     if precision != "float32" and card["kind"] != "classifier":
         raise UserError(f"--engine-precision {precision} is for classifiers: leave it out")
     if engine == "auto" and card.get("backbone") in openvino_engine.SLOWER_ON_OPENVINO:
         engine = "tensorflow"
     try:
         loaded = tf.saved_model.load(str(folder))
-    except (OSError, ValueError, IndexError, tf.errors.OpError) as error:
-        raise UserError(f"{folder} cannot be loaded: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # what a damaged graph raises is of any kind
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{folder} cannot be loaded: {reason}") from error
     return ServedModel(folder, card, loaded, engine, precision)
 
 

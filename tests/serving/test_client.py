@@ -375,7 +375,7 @@ def test_timeout_is_one_line(models: Models, address: str, contents: list[bytes]
     over = threading.Event()
     models.before = lambda _: over.wait(30)
     try:
-        with pytest.raises(UserError, match=r"no answer within 0\.3 s: take a longer --timeout"):
+        with pytest.raises(UserError, match=r"no answer within 0\.3 s: use a longer --timeout"):
             client.connect(address, "tiny", timeout=0.3)(contents[:1])
     finally:
         over.set()
