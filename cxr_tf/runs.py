@@ -146,6 +146,8 @@ class Run:
         try:
             with file.open(newline="") as lines:
                 rows = list(csv.DictReader(lines, strict=True))
+            if any(None in row or None in row.values() for row in rows):
+                raise ValueError("a row of another length")
             columns = {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
             return {
                 name: np.array(values, None if name in TEXT_COLUMNS else np.float64)

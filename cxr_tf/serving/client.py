@@ -378,4 +378,4 @@ def _connection_error(error: Exception) -> str:
 
 def _first_line(message: str) -> str:
     lines = message.strip().splitlines()
-    return lines[0][:300] if lines else ""
+    return "".join(c if c.isprintable() else "?" for c in lines[0][:300]) if lines else ""

@@ -123,7 +123,7 @@ def check(
     for name, (dtype, sizes) in expected.items():
         values = arrays[name]
         if values.dtype != dtype:
-            raise _wrong(url, f"has {values.dtype} for '{name}' instead of {dtype}")
+            raise _wrong(url, f"has type {values.dtype} for '{name}' instead of {dtype}")
         if values.ndim == 0 or len(values) != rows:
             count = len(values) if values.ndim else "no"
             raise _wrong(url, f"has {count} rows of '{name}' for {rows} images")
@@ -148,7 +148,8 @@ def _array(values: Any, dtype: np.dtype, name: str, url: str) -> np.ndarray:
         raise _wrong(url, f"has a ragged '{name}'") from None
     kinds = {"f": "fiu", "i": "iu", "u": "iu", "b": "b", "O": "U"}.get(dtype.kind, "")
     if array.dtype.kind not in kinds:
-        raise _wrong(url, f"has values of '{name}' that are not of type {dtype}")
+        expected = "text" if dtype.kind == "O" else str(dtype)
+        raise _wrong(url, f"has values of '{name}' that are not {expected}")
     # numpy turns the numbers among strings, and the booleans among numbers, into them.
     if array.size and len({_is_plain(v) for v in np.array(values, object).ravel()}) > 1:
         raise _wrong(url, f"has values of different types in '{name}'")
