@@ -376,19 +376,17 @@ def kill_commands(settings: Campaign) -> Iterator[Row]:
 
 
 def flip_bits(settings: Campaign) -> Iterator[Row]:
-    """Flip a bit of a file of an exported model, and load it."""
+    """Flip a bit of a file of an exported model, and check it as before loading."""
     rng = random.Random(settings.seed)
     with faults.working_directory() as here:
         write_phantoms(here)
         subprocess.run(command(*TRAIN), check=True, capture_output=True)
         version = next((here / "saved_models/tiny").iterdir())
 
-        def load() -> None:
-            from cxr_tf.serving import cards
+        from cxr_tf.serving import cards  # imported once, not in each child
 
-            card = cards.read_card(version)
-            cards.check_files(version, card)
-            assert card["kind"] == "classifier" and card["classes"] == ["normal", "pneumonia"]
+        def load() -> None:
+            cards.check_files(version, cards.read_card(version))
 
         for file in sorted(p for p in version.rglob("*") if p.is_file()):
             content = file.read_bytes()
