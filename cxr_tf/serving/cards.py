@@ -1,4 +1,4 @@
-"""The model card: what travels with an exported model."""
+"""The model card of an export."""
 
 import platform
 from collections.abc import Mapping
@@ -61,7 +61,7 @@ def check_files(folder: Path, card: Mapping[str, Any]) -> None:
 
 
 def describe_signature(signature: Any) -> dict[str, Any]:
-    """A SignatureDef for the model card: {inputs, outputs}: {name: dtype and shape}."""
+    """Describe a SignatureDef for the model card: {inputs, outputs}: {name: dtype and shape}."""
     return {
         side: {
             name: {
