@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import io
 import logging
-import os
 import secrets
 import warnings
 from collections import Counter
@@ -26,7 +25,7 @@ import numpy as np
 from cxr_tf.data.conventions import label_of_folders, visible_files
 from cxr_tf.data.lists import Listed, read_list
 from cxr_tf.errors import UserError
-from cxr_tf.files import temporary_sibling, write_csv
+from cxr_tf.files import publish, temporary_sibling, write_csv
 
 if TYPE_CHECKING:
     import pydicom
@@ -205,7 +204,7 @@ def convert(origin: Path, folder: Path, *, laterals: bool = False) -> tuple[Path
                 else f"none of {len(reasons)} DICOM files in {origin} could be converted"
             )
         write_csv(partial / "catalogue.csv", ["path", "label", "patient", "split"], rows)
-        os.rename(partial, folder)
+        publish(partial, folder)
     log.info("%d of %d DICOM files converted, to %s", len(rows), len(listed), folder)
     return folder / "catalogue.csv", sum(not row[1] for row in rows)
 
