@@ -73,9 +73,21 @@ def score_split(
         return found
 
     scored: dict[str, Any] = table(np.ones(len(scores)))
-    scored["images"], scored["patients"] = len(scores), len(set(part.catalog.patients))
+    patients = part.catalog.patients
+    scored["images"], scored["patients"] = len(scores), len(set(patients))
+    positive = scores >= threshold
+    scored["counts"] = metrics.classification_counts(
+        part.labels, positive.astype(int), ("normal", "sick")
+    )
+    support = {
+        f"{metric}{suffix}": count
+        for suffix, rows in subsets.items()
+        for metric, count in metrics.detection_support(
+            ~healthy[rows], positive[rows], [patients[i] for i in np.flatnonzero(rows)]
+        ).items()
+    }
     scored["ci95"] = metrics.intervals(
-        table, part.catalog.patients, bootstrap_samples=bootstrap_samples, seed=seed
+        table, patients, bootstrap_samples=bootstrap_samples, seed=seed, support=support
     )
     return scored
 
@@ -153,4 +165,6 @@ def auroc_line(tables: dict[str, Any]) -> str:
 def result_line(split: str, scores: dict[str, Any]) -> str:
     """The headline scores with their intervals, as one line."""
     headline = ("auroc", "auprc", "accuracy", "recall", "specificity", "f1")
-    return f"{split}: " + ", ".join(f"{m} {metrics.with_interval(scores, m)}" for m in headline)
+    return f"{split}: " + ", ".join(
+        f"{m} {metrics.with_interval(scores, m, counts=True)}" for m in headline
+    )

@@ -24,7 +24,7 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks.config import CompareAutoencoders
-from cxr_tf import figures
+from cxr_tf import figures, metrics
 from cxr_tf.anomaly.drawing import draw_split, examples
 from cxr_tf.anomaly.fitting import ValidationEvaluator, fit, fit_appearance_model, healthy_images
 from cxr_tf.anomaly.perturbed_copies import predict_fn
@@ -42,7 +42,7 @@ from cxr_tf.anomaly.scoring import (
 )
 from cxr_tf.anomaly.threshold import choose_score, choose_threshold, score_perturbed_copies
 from cxr_tf.config import TrainAutoencoder, check_numbers
-from cxr_tf.data import batches, checks, dataset, loading, splits
+from cxr_tf.data import audit, batches, checks, dataset, loading, splits
 from cxr_tf.data import catalog as data_catalog
 from cxr_tf.data.dataset import ImageDataset
 from cxr_tf.errors import UserError
@@ -78,7 +78,7 @@ def load_data(settings: TrainAutoencoder) -> ImageDataset:
     )
     _check(catalog, settings)
     classes = data_catalog.task_classes("binary")
-    return ImageDataset(catalog, images, catalog.labels("binary", classes), classes)
+    return audit.audited(ImageDataset(catalog, images, catalog.labels("binary", classes), classes))
 
 
 def _check(catalog: data_catalog.Catalog, settings: TrainAutoencoder) -> None:
@@ -181,6 +181,10 @@ def train_autoencoder(settings: TrainAutoencoder) -> Run:
         "train_seconds": train_seconds,
     }
     results["history"] = state.history
+    results["warnings"] = [*data.catalog.warnings]
+    for split, part in (("val", val), ("test", test)):
+        predicted = (scores[split] >= threshold).astype(int)
+        results["warnings"] += metrics.prediction_warnings(split, predicted, part.classes)
     results["other_scores"] = {
         other: score_alternative(asks[other], on_val[other], val, test, settings)
         for other in known
@@ -212,6 +216,7 @@ def train_autoencoder(settings: TrainAutoencoder) -> Run:
         log.info("the same network by --score %s: %s", other, auroc_line(tables))
     log.info("by --score %s: %s", score, auroc_line(results))
     log.info(result_line("test", results["test"]))
+    audit.log_warnings(results["warnings"])
     log.info("run:         %s\nSavedModel:  %s", run.directory, folder)
     return run
 

@@ -34,7 +34,7 @@ from cxr_tf.classification.fitting import (
 )
 from cxr_tf.classification.records import images_per_second, model_card, write_tensorboard_summary
 from cxr_tf.config import TrainClassifier, TrainingBudget, check_numbers
-from cxr_tf.data import batches, checks, dataset, loading
+from cxr_tf.data import audit, batches, checks, dataset, loading
 from cxr_tf.data import catalog as data_catalog
 from cxr_tf.data.batches import STRESS_SEED
 from cxr_tf.data.dataset import ImageDataset
@@ -81,7 +81,7 @@ def load_data(settings: TrainingBudget) -> ImageDataset:
         catalog, settings.image_size, skip=settings.skip_unreadable
     )
     checks.check(catalog, task=settings.task, allow_leakage=settings.allow_leakage)
-    return ImageDataset(catalog, images, catalog.labels(settings.task), classes)
+    return audit.audited(ImageDataset(catalog, images, catalog.labels(settings.task), classes))
 
 
 def train_classifier(settings: TrainClassifier, data: ImageDataset | None = None) -> Run:
@@ -199,6 +199,12 @@ def train_classifier(settings: TrainClassifier, data: ImageDataset | None = None
         "precision": precision,
     }
     results["history"] = state.history
+    results["warnings"] = [*data.catalog.warnings]
+    for split, part in (("val", val), ("test", test)):
+        predicted = export.decide(
+            tf.constant(special.softmax(logits_by_split[split] / temperature, axis=1)), threshold
+        )
+        results["warnings"] += metrics.prediction_warnings(split, predicted.numpy(), part.classes)
     run.write_figure(
         "training_curves", figures.training_curves(state.history, int(best["epoch"])), writer
     )
@@ -221,6 +227,7 @@ def train_classifier(settings: TrainClassifier, data: ImageDataset | None = None
     run.write_metrics(results)
     state.remove()  # only now: without metrics and checkpoint, a resumed run would begin anew
     log.info(classifier.result_line("test", results["test"]))
+    audit.log_warnings(results["warnings"])
     log.info("run:         %s\nSavedModel:  %s", run.directory, folder)
     return run
 

@@ -10,13 +10,16 @@ from cxr_tf.metrics.classification import classification_scores, macro_auroc
 from cxr_tf.metrics.detection import detection_scores
 from cxr_tf.metrics.intervals import (
     bootstrap_weights,
+    classification_counts,
     confidence_intervals,
+    detection_support,
     intervals,
     with_interval,
 )
 from cxr_tf.metrics.localization import per_region_overlap, pixel_auroc, pointing_hits
 from cxr_tf.metrics.operating_point import check_rule, operating_point
 from cxr_tf.metrics.paired_tests import delong_test, mcnemar_test
+from cxr_tf.metrics.plausibility import prediction_warnings
 from cxr_tf.metrics.ranking import average_precision, cumulative_counts, roc_area
 
 __all__ = [
@@ -24,11 +27,13 @@ __all__ = [
     "average_precision",
     "bootstrap_weights",
     "check_rule",
+    "classification_counts",
     "classification_scores",
     "confidence_intervals",
     "cumulative_counts",
     "delong_test",
     "detection_scores",
+    "detection_support",
     "expected_calibration_error",
     "fit_temperature",
     "intervals",
@@ -38,6 +43,7 @@ __all__ = [
     "per_region_overlap",
     "pixel_auroc",
     "pointing_hits",
+    "prediction_warnings",
     "reliability",
     "roc_area",
     "with_interval",

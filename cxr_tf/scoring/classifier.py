@@ -45,6 +45,7 @@ def score(
     if part.catalog.published_split and part.classes == catalog.task_classes("binary"):
         table |= medmnist.scores(part.labels, probabilities)
     table["images"], table["patients"] = len(part.labels), len(set(part.catalog.patients))
+    table["counts"] = metrics.classification_counts(part.labels, predicted, part.classes)
     table["ci95"] = metrics.confidence_intervals(
         part.labels,
         probabilities,
@@ -114,4 +115,6 @@ def sample_predictions(part: ImageDataset, probabilities: np.ndarray, predicted:
 def result_line(split: str, scores: dict[str, Any]) -> str:
     """The headline scores with their intervals, as one line."""
     headline = ("auroc", "accuracy", "recall", "specificity", "f1")
-    return f"{split}: " + ", ".join(f"{m} {metrics.with_interval(scores, m)}" for m in headline)
+    return f"{split}: " + ", ".join(
+        f"{m} {metrics.with_interval(scores, m, counts=True)}" for m in headline
+    )

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from cxr_tf.config import Evaluate
+from cxr_tf.data import audit, checks, decoding, splits
 from cxr_tf.data import catalog as data_catalog
-from cxr_tf.data import checks, decoding, splits
 from cxr_tf.data import loading as data_loading
 from cxr_tf.data.dataset import ImageDataset, decode_catalog
 from cxr_tf.errors import UserError
@@ -51,7 +51,7 @@ def open_subset(
     labels = catalog.labels(task, classes)
     if absent := [name for k, name in enumerate(classes) if not np.any(labels == k)]:
         log.info("  note: no image of %s: scores that need one are nan", " and ".join(absent))
-    return ImageDataset(catalog, images, labels, classes)
+    return audit.audited(ImageDataset(catalog, images, labels, classes))
 
 
 def with_training_splits(
@@ -61,8 +61,12 @@ def with_training_splits(
 
     skip: that training may have left out files that cannot be read, after it had drawn the splits.
     """
-    again = splits.resolve_splits(catalog, card.get("seed", 0))
     trained = card.get("data_fingerprint")
+    # Former versions drew splits by finding whatever the task.
+    drawn = [
+        splits.resolve_splits(catalog, card.get("seed", 0), t) for t in (card.get("task", ""), "")
+    ]
+    again = next((c for c in drawn if c.fingerprint() == trained), drawn[0])
     if again.fingerprint() != trained and skip:
         _, unreadable = decoding.load_images(again.paths, card["image_size"])
         again = again.take(np.setdiff1d(np.arange(len(again)), list(unreadable)))

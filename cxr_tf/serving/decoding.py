@@ -2,7 +2,8 @@
 
 import tensorflow as tf
 
-from cxr_tf.data.decoding import CORRUPT, FAULTS, FINE, decode_radiograph, header_fault
+from cxr_tf.data.decoding import decode_checked
+from cxr_tf.data.file_headers import CORRUPT, FAULTS, FINE
 
 # A gRPC status is cut off at a few kilobytes.
 _MOST_FAULTS_NAMED = 16
@@ -12,19 +13,17 @@ def decode_images(image_bytes: tf.Tensor, size: int) -> tf.Tensor:
     """JPEG or PNG bytes, string [N] -> uint8 [N, size, size, 1], each by `decode_radiograph`.
 
     What every signature that takes files begins with. A request with a bad image gets no numbers at
-    all, but an InvalidArgument error that names the positions of the bad ones:
-    `image_bytes[3]: truncated or corrupt image (1834 bytes)`. Bad is what is empty, neither JPEG
-    nor PNG (GIF and BMP too, which the decoder would take), of more than 50 megapixels, with a
-    side below 16 pixels, or cannot be decoded. Sizes are read off the header, before anything is
+    all, but an InvalidArgument error that names the positions of the bad ones: `image_bytes[3]:
+    truncated or corrupt image (1834 bytes)`. Bad is what is empty, neither JPEG nor PNG (GIF and
+    BMP too, which the decoder would take), of more than 50 megapixels, with a side below 16 pixels,
+    blank or two-valued, or cannot be decoded. Sizes are read off the header, before anything is
     decoded. A JPEG damaged in the middle, which libjpeg decodes all the same, passes.
     """
     count = tf.size(image_bytes)
     blank = tf.zeros([size, size, 1], tf.uint8)
 
     def read(row: tf.Tensor, encoded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        fault = header_fault(encoded)
-        gray = tf.cond(fault == FINE, lambda: decode_radiograph(encoded, size), lambda: blank)
-        return row, fault, gray
+        return row, *decode_checked(encoded, size)
 
     files = tf.data.Dataset.from_tensor_slices((tf.range(count), image_bytes))
     # Of all that stock TensorFlow has, only tf.data goes on after an op has failed: the image drops

@@ -247,6 +247,9 @@ def of_hundred(table: dict[str, Any], metric: str) -> str:
         return "an unknown number of"
     low, high = table["ci95"].get(metric, (None, None))
     within = "" if low is None or high is None else f" ({100 * low:.0f} to {100 * high:.0f})"
+    images = table.get("counts", {}).get(metric)
+    if images:
+        return f"{images[0]} of {images[1]}, or {100 * share:.0f} of 100{within},"
     return f"{100 * share:.0f} of 100{within}"
 
 
