@@ -34,7 +34,7 @@ def open_catalog(
     Returns:
         The catalogue: `catalog.radiographs`, `catalog.paths`, `catalog.rows("train")`.
 
-    Example:
+    Examples:
         >>> catalog = cxr_tf.open_catalog("phantom")
         >>> len(catalog.rows("test"))
         118
@@ -58,7 +58,7 @@ def load_model(
         The model, with `.predict(paths)`, `.embed(paths)`, `.heatmap(paths)` (classifiers),
         `.anomaly_map(paths)` (autoencoders) and its model card, `.card`.
 
-    Example:
+    Examples:
         >>> model = cxr_tf.load_model("saved_models/vgg16-binary")
         >>> model.predict(["a.png"])["probabilities"].shape
         (1, 2)
@@ -71,7 +71,7 @@ def load_model(
 def train_classifier(**settings: Any) -> "Run":
     """Train, calibrate, evaluate and export one classifier; see `config.TrainClassifier`.
 
-    Example:
+    Examples:
         >>> run = cxr_tf.train_classifier(backbone="alexnet", weights="none", image_size=64)
         >>> run.metrics["test"]["auroc"]
     """
@@ -111,6 +111,11 @@ def predict(**settings: Any) -> None:
     _call("predict", settings)
 
 
+def score_archive(**settings: Any) -> None:
+    """Predict an archive of any size, shard by shard; see `config.ScoreArchive`."""
+    _call("score_archive", settings)
+
+
 def prepare_data(**settings: Any) -> None:
     """Get a data set, or check one; see `config.PrepareData`."""
     _call("prepare_data", settings)
@@ -119,6 +124,14 @@ def prepare_data(**settings: Any) -> None:
 def check_served(**settings: Any) -> "Run":
     """Verify that exported models predict what was measured; see `config.CheckServed`."""
     return _call("check_served", settings)
+
+
+def export(**settings: Any) -> Path:
+    """Convert an exported classifier to ONNX, LiteRT or OpenVINO; see `config.Export`.
+
+    Returns the folder with the converted model and its card.
+    """
+    return _call("export", settings)
 
 
 def run_study(**settings: Any) -> Path:

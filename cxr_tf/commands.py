@@ -1,4 +1,4 @@
-"""The commands: which settings each takes, and which function does the work.
+"""The commands: the settings that each takes, and the function that does the work.
 
 A script under scripts/ runs one of them, `cxr <command>` runs any, and `cxr_tf.<command>(...)`
 calls its function from Python. The function has the name of the command, in the module named here.
@@ -19,15 +19,25 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "explain": (config.Explain, "cxr_tf.explain.explain"),
     "evaluate": (config.Evaluate, "cxr_tf.evaluation.evaluate"),
     "predict": (config.Predict, "cxr_tf.evaluation.predict"),
+    "score_archive": (config.ScoreArchive, "cxr_tf.archive.score_archive"),
+    "export": (config.Export, "cxr_tf.evaluation.export"),
+    "demo": (config.Demo, "cxr_tf.demo.demo"),
     "run_study": (config.RunStudy, "cxr_tf.study.run_study"),
     "check_served": (config.CheckServed, "cxr_tf.serving.check_served"),
     "convert_alexnet_weights": (config.ConvertAlexNetWeights, "cxr_tf.models.alexnet_conversion"),
 }
 
 
+# Commands whose own process needs no TensorFlow: that of its workers is loaded by them.
+WITHOUT_TENSORFLOW = ("score_archive",)
+
+
 def call(command: str, settings: Any) -> Any:
     """Import the module of a command, which may load TensorFlow, and do the work."""
-    return getattr(import_module(COMMANDS[command][1]), command)(settings)
+    module = COMMANDS[command][1]
+    if getattr(settings, "archive", ""):  # fit_knn
+        module = "cxr_tf.archive.similar_cases"
+    return getattr(import_module(module), command)(settings)
 
 
 def run(command: str) -> None:
@@ -41,14 +51,14 @@ def run(command: str) -> None:
         if command == "check_served" and not result.metrics["agreed"]:
             sys.exit(1)
 
-    cli.run(COMMANDS[command][0], work)
+    cli.run(COMMANDS[command][0], work, load_tensorflow=command not in WITHOUT_TENSORFLOW)
 
 
 def main() -> None:
     """Run `cxr <command> ...`; every command has --help."""
     names = {command.replace("_", "-"): command for command in COMMANDS}
-    given = sys.argv[1] if len(sys.argv) > 1 else "--help"
-    if given in ("-h", "--help"):
+    chosen = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if chosen in ("-h", "--help"):
         width = max(map(len, names))
         print("usage: cxr COMMAND [FLAGS]\n")
         for name, command in names.items():
@@ -56,8 +66,8 @@ def main() -> None:
             print(f"  {name:<{width}}  {summary}")
         print("\n`cxr COMMAND --help` lists the flags of a command.")
         return
-    if given not in names:
-        print(f"error: no command '{given}'; known: {', '.join(names)}", file=sys.stderr)
+    if chosen not in names:
+        print(f"error: no command '{chosen}'; known: {', '.join(names)}", file=sys.stderr)
         sys.exit(2)
-    sys.argv = [f"cxr {given}", *sys.argv[2:]]
-    run(names[given])
+    sys.argv = [f"cxr {chosen}", *sys.argv[2:]]
+    run(names[chosen])

@@ -1,7 +1,8 @@
-"""Files and folders that appear whole or not at all; locks; paths as users write them."""
+"""Files and folders that appear whole or not at all; locks; digests; paths as users write them."""
 
 import contextlib
 import csv
+import hashlib
 import json
 import math
 import os
@@ -17,33 +18,47 @@ from cxr_tf.errors import UserError
 
 
 def expand_user(path: str) -> Path:
-    """The path with `~` and `~name` in full; as it is where there is nobody of that name."""
+    """Return the path with `~` and `~name` expanded; unchanged where no such user exists."""
     try:
         return Path(path).expanduser()
-    except RuntimeError:  # a folder may be called so
+    except RuntimeError:  # a folder may have such a name
         return Path(path)
 
 
 def short_stem(path: Path) -> str:
-    """The file's name without its ending, cut so that a name made of it fits into 255 bytes."""
+    """Return the file's stem, cut so that a name derived from it fits into 255 bytes."""
     return os.fsencode(path.stem)[:150].decode(errors="ignore")
 
 
-# Descriptors of the folders that this process keeps, by device and inode (see `runs.claim`).
+def digest_files(*paths: str | Path, algorithm: str = "blake2b") -> str:
+    """Return the hex digest of the contents of files, one after the other.
+
+    algorithm: blake2b, of 16 bytes, or another one of `hashlib`, at its full length, where a
+    published checksum asks for it.
+    """
+    digest = hashlib.blake2b(digest_size=16) if algorithm == "blake2b" else hashlib.new(algorithm)
+    for path in paths:
+        with open(path, "rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+# Descriptors of the directories that this process has locked, by device and inode.
 held_locks: dict[tuple[int, int], int] = {}
 
 
 def identity(folder: Path) -> tuple[int, int]:
-    """Device and inode, which a folder keeps when it is renamed."""
+    """Return device and inode, which a folder keeps when it is renamed."""
     state = folder.stat()
     return state.st_dev, state.st_ino
 
 
 def lock(folder: Path, *, wait: bool) -> int | None:
-    """A descriptor that keeps a folder from other processes until it is closed.
+    """Lock a folder against other processes; return a descriptor that holds the lock until closed.
 
-    None on a file system or a system that knows no locks. Raises BlockingIOError where another
-    process has it, unless that is to be waited for.
+    None where the file system or the operating system has no locks. Raises BlockingIOError where
+    another process holds the lock and `wait` is false.
     """
     try:
         import fcntl
@@ -63,8 +78,8 @@ def lock(folder: Path, *, wait: bool) -> int | None:
 
 @contextlib.contextmanager
 def exclusive_lock(folder: Path) -> Iterator[None]:
-    """Waits until no other process is in such a block with the same folder."""
-    # What this process keeps anyway it would wait for in vain.
+    """Hold the lock of a folder for the duration of a block; wait for it where necessary."""
+    # A process that waited for a lock of its own would wait forever.
     descriptor = None if identity(folder) in held_locks else lock(folder, wait=True)
     try:
         yield
@@ -75,25 +90,25 @@ def exclusive_lock(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def temporary_sibling(folder: Path) -> Iterator[Path]:
-    """An empty hidden folder beside `folder`, to be filled, and renamed at the end of the block.
+    """Yield an empty hidden folder next to `folder`, to be filled and renamed within the block.
 
-    Where it is not, it goes. What a killed process left of one is cleared away first, and a process
-    that is filling one is waited for: look for `folder` again then. Without locks nobody can know
-    of the other, and each has a folder of its own.
+    It is removed at the end unless it was renamed. Remains of a killed process are removed first,
+    and a process that is filling it is waited for: check again then whether `folder` exists. Where
+    there are no locks, each process gets a folder of its own.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial, descriptor = _taken(folder.with_name(f".{folder.name}.writing"))
+    partial, descriptor = _locked_and_empty(folder.with_name(f".{folder.name}.writing"))
     try:
         yield partial
     finally:
-        if descriptor is None or _is(partial, descriptor):
+        if descriptor is None or _is_same(partial, descriptor):
             shutil.rmtree(partial, ignore_errors=True)
         if descriptor is not None:
             os.close(descriptor)
 
 
-def _taken(partial: Path) -> tuple[Path, int | None]:
-    """The folder, empty and locked; one with another name where there are no locks."""
+def _locked_and_empty(partial: Path) -> tuple[Path, int | None]:
+    """Create a folder, lock it and empty it; one with a unique name where there are no locks."""
     while True:
         try:
             partial.mkdir(exist_ok=True)
@@ -101,21 +116,21 @@ def _taken(partial: Path) -> tuple[Path, int | None]:
         except (FileExistsError, FileNotFoundError):
             continue  # whoever had it has just renamed or removed it
         if descriptor is None:
-            own = Path(tempfile.mkdtemp(prefix=f"{partial.name}-", dir=partial.parent))
-            own.chmod(0o755)  # mkdtemp lets nobody else in, which would outlive the renaming
+            unique = Path(tempfile.mkdtemp(prefix=f"{partial.name}-", dir=partial.parent))
+            unique.chmod(0o755)  # mkdtemp lets nobody else in, which would outlive the renaming
             with contextlib.suppress(OSError):  # another process's, perhaps
                 partial.rmdir()
-            return own, None
-        if _is(partial, descriptor):
+            return unique, None
+        if _is_same(partial, descriptor):
             break
         os.close(descriptor)
-    for left in partial.iterdir():
-        shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+    for path in partial.iterdir():
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     return partial, descriptor
 
 
-def _is(folder: Path, descriptor: int) -> bool:
-    """Whether the folder of that name is still the one that was opened."""
+def _is_same(folder: Path, descriptor: int) -> bool:
+    """Return whether the folder of that name is still the one that was opened."""
     try:
         return os.path.samestat(os.fstat(descriptor), folder.stat())
     except FileNotFoundError:
@@ -123,10 +138,10 @@ def _is(folder: Path, descriptor: int) -> bool:
 
 
 def acquire_lock(directory: Path) -> None:
-    """Keeps a directory for this process until `release`, or its end: two would write one file.
+    """Lock a directory for this process until `release_lock` or its end.
 
-    Raises UserError where another process has it. Does nothing on a file system or a system that
-    knows no locks.
+    Raises UserError where another process holds it. Does nothing where the file system or the
+    operating system has no locks.
     """
     if identity(directory) in held_locks:
         return
@@ -139,14 +154,14 @@ def acquire_lock(directory: Path) -> None:
 
 
 def release_lock(directory: Path) -> None:
-    """Lets others have a directory that `claim` kept, if it did."""
+    """Release a directory that `acquire_lock` locked, if it did."""
     descriptor = held_locks.pop(identity(directory), None)
     if descriptor is not None:
         os.close(descriptor)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a file of ours; UserError where it is damaged."""
+    """Read a JSON object that this package wrote; UserError where the file is damaged."""
     try:
         content = json.loads(path.read_text())
     except ValueError as error:
@@ -157,13 +172,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes JSON whole or not at all; numbers that are not finite become null."""
+    """Write JSON whole or not at all; numbers that are not finite become null."""
     text = json.dumps(to_json_types(content), indent=2, allow_nan=False) + "\n"
     write_atomically(path, lambda p: p.write_text(text))
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], *, compressed: bool = False) -> None:
-    """Writes an .npz whole or not at all."""
+    """Write an .npz file whole or not at all."""
     save = np.savez_compressed if compressed else np.savez
 
     def write(p: Path) -> None:
@@ -174,7 +189,7 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], *, compressed: bo
 
 
 def write_csv(path: Path, header: list[str], rows: list[list[Any]]) -> None:
-    """Writes CSV whole or not at all."""
+    """Write a CSV file whole or not at all."""
 
     def write(p: Path) -> None:
         with p.open("w", newline="") as file:
@@ -184,17 +199,20 @@ def write_csv(path: Path, header: list[str], rows: list[list[Any]]) -> None:
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Calls `write` with a path beside, then renames it; removes it if anything goes wrong."""
-    beside = path.with_name(f".{path.name}.writing")
+    """Call `write` with a temporary path in the same folder, then rename it to `path`.
+
+    The temporary file is removed where anything goes wrong.
+    """
+    partial = path.with_name(f".{path.name}.writing")
     try:
-        write(beside)
-        os.replace(beside, path)
+        write(partial)
+        os.replace(partial, path)
     finally:
-        beside.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
 
 
 def to_json_types(value: Any) -> Any:
-    """The value in types that JSON has."""
+    """Convert a value, nested ones included, to the types of JSON."""
     if isinstance(value, dict):
         return {str(k): to_json_types(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -211,13 +229,13 @@ def to_json_types(value: Any) -> Any:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Writes a file that other processes may write at the same moment, whole or not at all."""
-    handle, beside = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    """Write a file that several processes may write at the same time, whole or not at all."""
+    handle, partial = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     try:
         with os.fdopen(handle, "w") as file:
             file.write(text)
-        os.chmod(beside, 0o644)  # mkstemp lets nobody else read it, TF Serving included
-        os.replace(beside, path)
+        os.chmod(partial, 0o644)  # mkstemp lets nobody else read it, TF Serving included
+        os.replace(partial, path)
     except BaseException:
-        Path(beside).unlink(missing_ok=True)
+        Path(partial).unlink(missing_ok=True)
         raise

@@ -1,16 +1,16 @@
-"""Names of former versions: flags, settings in `config.json`, and files of exported models.
+"""Deprecated names: flags, settings in `config.json`, and files of exported models.
 
-A former flag still works and prints its new name once; recorded settings are read under their
-present names, so that former runs load, compare and resume.
+A deprecated flag still works and prints its new name once; recorded settings are read under their
+present names, so that old runs load, compare and resume.
 """
 
 from collections.abc import Collection, Sequence
 from typing import Any
 
-# Former name of a setting: its present name. Flags are the same with hyphens.
+# Deprecated name of a setting: its present name. Flags are the same with hyphens.
 SETTINGS = {"resamples": "bootstrap_samples"}
 
-# Setting: {former value: present value}. `model` is meant where there is a `score` too, as in
+# Setting: {deprecated value: present value}. `model` only where there is a `score` too, as in
 # train_autoencoder.py; elsewhere it is a folder.
 VALUES = {
     "operating_point": {"half": "0.5"},
@@ -18,10 +18,14 @@ VALUES = {
     "score": {"removed": "residual", "mark": "lesion_mask", "context": "appearance"},
 }
 
-# The two thresholds of train_autoencoder.py that are operating points now.
+# Settings that old runs lack, and the value with which they resume: it changes no result that they
+# have computed.
+ADDED_SETTINGS = {"coverage": 0.95}
+
+# Two flags of train_autoencoder.py that `--operating-point` has replaced.
 MIN_SENSITIVITY, MAX_FALSE_ALARM = "min_sensitivity", "max_false_alarm"
 
-# The name of `training_digests.txt` in former exports.
+# The name of `training_digests.txt` in old exports.
 TRAINING_DIGESTS = "learnt_from.txt"
 
 
@@ -40,9 +44,9 @@ def present_settings(settings: dict[str, Any]) -> dict[str, Any]:
 def present_arguments(
     arguments: Sequence[str], settings: Collection[str]
 ) -> tuple[list[str], list[str]]:
-    """Return a command line with present flags and values, and a note for each that was former.
+    """Return a command line with present flags and values, and a note for each deprecated one.
 
-    settings: the names of the settings that the command has.
+    settings: the names of the command's settings.
     """
     values = _values(settings)
     words = [word for argument in arguments for word in _split(argument, values)]
@@ -74,11 +78,11 @@ def _values(settings: Collection[str]) -> dict[str, dict[str, str]]:
 
 
 def _split(argument: str, values: dict[str, dict[str, str]]) -> list[str]:
-    """Split `--flag=value` where the flag or the value is a former one."""
+    """Split `--flag=value` where the flag or the value is deprecated."""
     flag, equals, value = argument.partition("=")
     name = flag[2:].replace("-", "_")
-    former = name in SETTINGS or name in (MIN_SENSITIVITY, MAX_FALSE_ALARM)
-    if equals and flag.startswith("--") and (former or value in values.get(name, {})):
+    deprecated = name in SETTINGS or name in (MIN_SENSITIVITY, MAX_FALSE_ALARM)
+    if equals and flag.startswith("--") and (deprecated or value in values.get(name, {})):
         return [flag, value]
     return [argument]
 

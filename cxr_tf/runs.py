@@ -1,7 +1,7 @@
 """The run directory `logs/<job>/<name>/`: settings, metrics, predictions, figures, TensorBoard.
 
-A run is finished when `metrics.json` is there; it is written last. Every file appears whole or not
-at all: it is written beside and renamed.
+A run is finished when `metrics.json` exists: it is written last. Every file appears whole or not at
+all.
 """
 
 import csv
@@ -11,7 +11,7 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,6 +22,7 @@ from cxr_tf import legacy
 from cxr_tf.errors import UserError
 from cxr_tf.files import (
     acquire_lock,
+    expand_user,
     read_json,
     release_lock,
     to_json_types,
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 
 class Catalog(Protocol):
-    """What a run records of the data it ran on: `cxr_tf.data.catalog.Catalog` is one."""
+    """The part of `cxr_tf.data.catalog.Catalog` that a run records."""
 
     @property
     def radiographs(self) -> Sequence[Any]:
@@ -52,25 +53,25 @@ class Catalog(Protocol):
     def __len__(self) -> int: ...
 
 
-# Columns of predictions that are no numbers.
-TEXT_COLUMNS = {"path", "patient", "finding", "label", "predicted", "reason"}
+# Columns of predictions that are not numbers.
+TEXT_COLUMNS = {"path", "patient", "finding", "label", "predicted", "prediction_set", "reason"}
 
 RECORDED_PACKAGES = ("tensorflow", "keras", "scikit-learn", "numpy", "tensorboard", "cxr_tf")
 
-# Settings that say where and how to run, not what comes out: a resumed run may change them. Data
-# are compared by content, so a moved folder is the same; the name is the directory's.
-NOT_COMPARED = ("resume", "name", "data", "logs", "saved_models", "engine")
+# Settings that do not change the results: a resumed run may change them. Data are compared by
+# content, so a moved folder is the same; the name is the directory's.
+NOT_COMPARED = ("resume", "name", "data", "logs", "saved_models", "engine", "worker_timeout")
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One run directory; every method writes a file of it."""
+    """A run directory, with methods that read and write its files."""
 
     directory: Path
 
     @property
     def finished(self) -> bool:
-        """Whether the run came to its end."""
+        """Whether the run completed."""
         return (self.directory / "metrics.json").exists()
 
     @property
@@ -110,7 +111,7 @@ class Run:
         }
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
-        """`metrics.json`, which also marks the run as finished."""
+        """Write `metrics.json`, which also marks the run as finished."""
         write_json(self.directory / "metrics.json", metrics)
         release_lock(self.directory)
 
@@ -122,20 +123,27 @@ class Run:
         probabilities: np.ndarray,
         predicted: np.ndarray,
         classes: tuple[str, ...],
+        *,
+        extra: Mapping[str, Sequence[Any]] | None = None,
     ) -> None:
-        """`predictions-<split>.csv`: path, patient, label, one probability per class, predicted."""
+        """Write `predictions-<split>.csv`: path, patient, label, probabilities, predicted.
+
+        extra: further columns, [N] each.
+        """
+        extra = extra or {}
         rows = zip(catalog.radiographs, labels, probabilities, predicted, strict=True)
         write_csv(
             self.directory / f"predictions-{split}.csv",
-            ["path", "patient", "label", *classes, "predicted"],
+            ["path", "patient", "label", *classes, "predicted", *extra],
             [
                 [r.path, r.patient, classes[y], *(f"{v:.8g}" for v in p), classes[k]]
-                for r, y, p, k in rows
+                + [values[i] for values in extra.values()]
+                for i, (r, y, p, k) in enumerate(rows)
             ],
         )
 
     def write_figure(self, name: str, figure: "Figure", writer: "tf.summary.SummaryWriter") -> None:
-        """`figures/<name>.png`, and the same picture in TensorBoard."""
+        """Write `figures/<name>.png`, and the same picture to TensorBoard."""
         import tensorflow as tf
         from matplotlib import pyplot as plt
 
@@ -147,19 +155,38 @@ class Run:
             tf.summary.image(name, tf.io.decode_png(path.read_bytes(), channels=3)[None], step=0)
 
     def writer(self) -> "tf.summary.SummaryWriter":
-        """TensorBoard's event writer for this run."""
+        """Return TensorBoard's event writer for this run."""
         import tensorflow as tf
 
         return tf.summary.create_file_writer(str(self.directory))
 
 
+def open_finished_run(folder: str | Path, job: str = "", *, hint: str = "") -> Run:
+    """Return the finished run in a folder.
+
+    job: the job that it must be a run of; hint: what to name instead where the folder is not a run.
+    Raises UserError where the folder is not a run, is a run of another job, or is not finished.
+    """
+    run = Run(expand_user(str(folder)))
+    if not (run.directory / "config.json").exists():
+        raise UserError(
+            f"{folder} is not a run directory (logs/{job or '<job>'}/<name>)"
+            + (f": {hint}" if hint else "")
+        )
+    if job and run.config["job"] != job:
+        raise UserError(f"{folder} is a run of another job ({run.config['job']}), not of {job}")
+    if not run.finished:
+        raise UserError(f"the run {folder} is not finished: resume it first")
+    return run
+
+
 def to_run_name(text: str) -> str:
-    """A text as `check_name` wants it: what no file name should hold becomes a hyphen."""
+    """Convert a text to a valid name of a run: other characters become hyphens."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:100]
 
 
 def numbered_names(name: str) -> Iterator[str]:
-    """The name, then with -2, -3 and so on behind it: for what must not take another's place."""
+    """Yield the name, then the name with -2, -3 and so on appended."""
     yield name
     yield from (f"{name}-{number}" for number in itertools.count(2))
 
@@ -167,15 +194,14 @@ def numbered_names(name: str) -> Iterator[str]:
 def open_run(
     logs: str, job: str, name: str, settings: Any, data: Catalog | Run, resolved: Any = None
 ) -> Run:
-    """A new run directory, or with `settings.resume` the one of that name.
+    """Create a run directory, or with `settings.resume` open the existing one of that name.
 
-    data: what it runs on, or a run on the same, whose record is taken over. resolved: the settings
-    with a value for everything that they left open; what it adds is recorded. An interrupted run of
-    a job that has no `resume`, because it takes a minute, is begun again in an empty directory.
+    data: the catalogue, or a run on the same data, whose record is copied. resolved: the settings
+    with their defaults filled in; the values it adds are recorded. An interrupted run of a job
+    without `resume`, which takes a minute, is started anew in an empty directory.
 
-    Raises UserError for a name that is no file name, for a run that exists where none is to be
-    resumed or that another process is working on, and for a resumed run whose settings or data have
-    changed.
+    Raises UserError for an invalid name, for a run that exists and is not to be resumed or that
+    another process is working on, and for a resumed run whose settings or data have changed.
     """
     run = reserve_run(logs, job, name, settings)
     if run.directory.exists() and not run.finished:
@@ -187,7 +213,7 @@ def open_run(
             _check_unchanged(run, config)
             return run
         release_lock(run.directory)
-        shutil.rmtree(run.directory)  # what it left would stand among what comes
+        shutil.rmtree(run.directory)  # old figures must not mix with new ones
     run.directory.mkdir(parents=True, exist_ok=True)
     acquire_lock(run.directory)
     write_json(run.directory / "config.json", config)
@@ -195,7 +221,7 @@ def open_run(
 
 
 def run_record(job: str, name: str, settings: Any, data: Catalog | Run | None) -> dict[str, Any]:
-    """What `config.json` holds: the settings, the data where there are any, and the software."""
+    """Return the content of `config.json`: settings, data where there are any, and software."""
     return {
         "job": job,
         "name": name,
@@ -208,12 +234,12 @@ def run_record(job: str, name: str, settings: Any, data: Catalog | Run | None) -
 
 
 def _added(settings: Any, resolved: Any) -> dict[str, Any]:
-    asked = dataclasses.asdict(settings)
-    return {k: v for k, v in dataclasses.asdict(resolved).items() if v != asked[k]}
+    given = dataclasses.asdict(settings)
+    return {k: v for k, v in dataclasses.asdict(resolved).items() if v != given[k]}
 
 
 def _facts(data: Catalog | Run) -> dict[str, Any]:
-    """What `config.json` says of the data."""
+    """Return the entries of `config.json` about the data."""
     if isinstance(data, Run):
         config = data.config
         return {key: config[key] for key in ("data_fingerprint", "data_is_phantom", "images")}
@@ -225,7 +251,7 @@ def _facts(data: Catalog | Run) -> dict[str, Any]:
 
 
 def check_name(name: str) -> None:
-    """Raises UserError for a run name that is not one plain file name."""
+    """Raise UserError for a run name that is not one plain file name."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
         raise UserError(
             f"--name '{name}' must be letters, digits, '.', '_' and '-', starting with a letter or "
@@ -234,22 +260,25 @@ def check_name(name: str) -> None:
 
 
 def reserve_run(logs: str, job: str, name: str, settings: Any) -> Run:
-    """The run of this name, which `open_run` will open; to be asked before anything costs time.
+    """Return the run of this name, which `open_run` will open; call it before any costly work.
 
-    Raises UserError for a name that is no file name, for a run that exists where none is to be
-    resumed, and for one that another process is working on; else this process has it from here on.
+    An interrupted run is locked for this process from here on. Raises UserError for an invalid
+    name, for a run that exists and is not to be resumed, and for one that another process is
+    working on.
     """
     check_name(name)
     run = Run(Path(logs) / job / name)
-    begun = (run.directory / "config.json").exists()
+    started = (run.directory / "config.json").exists()
     resumable = hasattr(settings, "resume")
-    if begun and not run.finished:
+    if started and not run.finished:
         acquire_lock(run.directory)
-    if begun and not getattr(settings, "resume", False) and (run.finished or resumable):
+    if started and not getattr(settings, "resume", False) and (run.finished or resumable):
         release_lock(run.directory)
         state = "is finished" if run.finished else "was interrupted"
-        ways = ", or --resume" if resumable else ""
-        raise UserError(f"the run {run.directory} exists and {state}: choose another --name{ways}")
+        or_resume = ", or --resume" if resumable else ""
+        raise UserError(
+            f"the run {run.directory} exists and {state}: choose another --name{or_resume}"
+        )
     return run
 
 
@@ -258,18 +287,22 @@ def _check_unchanged(run: Run, config: dict[str, Any]) -> None:
     # Settings first: another --seed may draw other splits, and is the better thing to name.
     for key, value in config["settings"].items():
         flag = "--" + key.replace("_", "-")
+        if key not in before["settings"] and legacy.ADDED_SETTINGS.get(key) == value:
+            continue
         if key not in NOT_COMPARED and key not in before["settings"]:
             raise UserError(
-                f"{run.directory} was begun by a version without {flag}: choose another --name"
+                f"{run.directory} was started by a version without {flag}: choose another --name"
             )
         old = before["settings"].get(key)
         if key not in NOT_COMPARED and to_json_types(old) != to_json_types(value):
             raise UserError(
-                f"{run.directory} began with {flag} {old}, not {value}: give the same settings to "
-                "--resume, or choose another --name"
+                f"{run.directory} was started with {flag} {old}, not {value}: resume it with the "
+                "same settings, or choose another --name"
             )
     if before["data_fingerprint"] != config["data_fingerprint"]:
-        raise UserError(f"the data are not those {run.directory} began with; choose another --name")
+        raise UserError(
+            f"the data have changed since {run.directory} was started: choose another --name"
+        )
 
 
 def _version(package: str) -> str:

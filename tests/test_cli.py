@@ -1,4 +1,4 @@
-"""What a shell sees of a script: output that cannot be written, and a process that is stopped."""
+"""Exit codes and messages of the command line, unwritable output, and signals."""
 
 import signal
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-# TensorFlow, which every job loads first, has no part in it.
+# TensorFlow, which every job imports first, is replaced: these tests do not need it.
 SCRIPT = """
 import logging, signal, sys, time, types
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ def job(settings):
             logging.getLogger("cxr_tf").info("line %d \\u4e2d", line)
         time.sleep(settings.seconds)
     except KeyboardInterrupt:
-        print("cleared", file=sys.stderr)
+        print("cleaned up", file=sys.stderr)
         raise
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background of a shell
@@ -39,14 +39,14 @@ def command(tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
-def test_output_that_cannot_be_written_is_one_line(command: list[str]) -> None:
+def test_full_disk_on_stdout_is_one_line(command: list[str]) -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2
     assert done.stderr == "error: No space left on device: while writing\n"
 
 
-def test_a_reader_that_has_read_enough_is_no_mistake(command: list[str]) -> None:
+def test_closed_pipe_exits_silently(command: list[str]) -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stderr is not None
         process.stdout.close()
@@ -54,7 +54,7 @@ def test_a_reader_that_has_read_enough_is_no_mistake(command: list[str]) -> None
     assert process.returncode == 1
 
 
-def test_without_a_stdout_the_work_is_done(command: list[str]) -> None:
+def test_job_runs_without_stdout(command: list[str]) -> None:
     script = "import os, sys; os.close(1); os.execv(sys.argv[1], sys.argv[1:])"
     done = subprocess.run(
         [sys.executable, "-c", script, *command], stderr=subprocess.PIPE, text=True
@@ -62,7 +62,7 @@ def test_without_a_stdout_the_work_is_done(command: list[str]) -> None:
     assert done.returncode == 0 and "Traceback" not in done.stderr
 
 
-def test_names_that_a_terminal_cannot_show_are_escaped(command: list[str]) -> None:
+def test_unencodable_characters_are_escaped(command: list[str]) -> None:
     ascii_only = {"PYTHONIOENCODING": "ascii", "PATH": ""}
     done = subprocess.run(command, capture_output=True, text=True, env=ascii_only)
     assert done.returncode == 0
@@ -70,13 +70,15 @@ def test_names_that_a_terminal_cannot_show_are_escaped(command: list[str]) -> No
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_process_that_is_stopped_cleans_up(command: list[str], number: signal.Signals) -> None:
+def test_signals_let_a_job_clean_up(command: list[str], number: signal.Signals) -> None:
     with subprocess.Popen(
         [*command, "--seconds", "60"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None and process.stderr is not None
         assert process.stdout.readline() == "line 0 中\n"  # it is at work
         process.send_signal(number)
-        said = process.stderr.read().splitlines()
+        lines = process.stderr.read().splitlines()
     assert process.returncode == 130
-    assert said[0] == "cleared" and said[1].startswith("error: interrupted") and len(said) == 2
+    assert (
+        lines[0] == "cleaned up" and lines[1].startswith("error: interrupted") and len(lines) == 2
+    )

@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all, whoever else is writing them."""
+"""Files and folders appear whole or not at all, with concurrent writers too."""
 
 import os
 import threading
@@ -13,7 +13,7 @@ def names(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir())
 
 
-def test_a_folder_appears_whole_and_what_a_killed_process_left_goes(tmp_path: Path) -> None:
+def test_folder_appears_whole_and_remains_are_removed(tmp_path: Path) -> None:
     left = tmp_path / ".set.writing" / "images"
     left.mkdir(parents=True)
     (left / "half.png").write_bytes(b"half")
@@ -24,7 +24,7 @@ def test_a_folder_appears_whole_and_what_a_killed_process_left_goes(tmp_path: Pa
     assert names(tmp_path) == ["set"] and names(tmp_path / "set") == ["whole"]
 
 
-def test_a_folder_that_is_given_up_leaves_nothing(tmp_path: Path) -> None:
+def test_interrupted_folder_leaves_nothing(tmp_path: Path) -> None:
     with (
         pytest.raises(KeyboardInterrupt),
         files.temporary_sibling(tmp_path / "deep" / "set") as partial,
@@ -34,7 +34,7 @@ def test_a_folder_that_is_given_up_leaves_nothing(tmp_path: Path) -> None:
     assert names(tmp_path / "deep") == []
 
 
-def test_the_second_to_write_a_folder_waits_and_finds_it(tmp_path: Path) -> None:
+def test_second_writer_waits_for_the_first(tmp_path: Path) -> None:
     pytest.importorskip("fcntl", reason="no such locks here")
     folder, found = tmp_path / "set", []
 
@@ -54,7 +54,7 @@ def test_the_second_to_write_a_folder_waits_and_finds_it(tmp_path: Path) -> None
     assert names(tmp_path) == ["set"] and names(folder) == ["whole"]
 
 
-def test_without_locks_each_fills_a_folder_of_its_own(
+def test_writers_without_locks_use_separate_folders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(files, "lock", lambda *_, **__: None)
@@ -69,7 +69,7 @@ def test_without_locks_each_fills_a_folder_of_its_own(
     assert names(tmp_path) == ["set"] and names(tmp_path / "set") == ["1"]
 
 
-def test_a_turn_in_a_folder_of_ones_own_does_not_wait(tmp_path: Path) -> None:
+def test_exclusive_lock_of_a_held_folder_does_not_deadlock(tmp_path: Path) -> None:
     files.acquire_lock(tmp_path)
     with files.exclusive_lock(tmp_path):
         pass
@@ -77,7 +77,7 @@ def test_a_turn_in_a_folder_of_ones_own_does_not_wait(tmp_path: Path) -> None:
     assert files.identity(tmp_path) not in files.held_locks
 
 
-def test_many_writers_of_one_folder_do_not_stumble(tmp_path: Path) -> None:
+def test_concurrent_writers_of_one_folder(tmp_path: Path) -> None:
     failed: list[BaseException] = []
 
     def write() -> None:
@@ -97,7 +97,7 @@ def test_many_writers_of_one_folder_do_not_stumble(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stem", ["image", "x" * 250, "図" * 80])
-def test_a_name_made_of_a_long_one_fits(tmp_path: Path, stem: str) -> None:
+def test_short_stem_fits_into_file_names(tmp_path: Path, stem: str) -> None:
     made = tmp_path / f".00001-{files.short_stem(Path(stem + '.png'))}-gradcampp.png.writing"
     made.write_text("fits")
     assert files.short_stem(Path("image.png")) == "image"

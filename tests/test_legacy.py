@@ -1,4 +1,4 @@
-"""Former flags and recorded settings are read under their present names."""
+"""Deprecated flags and recorded settings are read under their present names."""
 
 import json
 from pathlib import Path
@@ -23,19 +23,19 @@ TRAINING = ("model", "score", "bootstrap_samples", "operating_point")
         (["--min-sensitivity=0.95"], ["--operating-point", "min-sensitivity:0.95"]),
     ],
 )  # fmt: skip
-def test_a_former_flag_is_translated_and_noted(former: list[str], present: list[str]) -> None:
+def test_deprecated_flag_is_translated_with_a_note(former: list[str], present: list[str]) -> None:
     arguments, notes = legacy.present_arguments(former, TRAINING)
     assert arguments == present
     assert notes and all(" is now " in note for note in notes)
     assert legacy.present_arguments(present, TRAINING) == (present, [])
 
 
-def test_a_model_folder_with_the_name_of_a_former_value_is_left_alone() -> None:
+def test_model_folder_named_like_a_deprecated_value_is_kept() -> None:
     folder = ["--model", "restoring"]
     assert legacy.present_arguments(folder, ("model", "images")) == (folder, [])
 
 
-def test_settings_of_a_former_run_are_read_under_present_names(tmp_path: Path) -> None:
+def test_recorded_settings_are_read_under_present_names(tmp_path: Path) -> None:
     settings = {"model": "restoring", "score": "removed", "resamples": 50, "max_false_alarm": None,
                 "min_sensitivity": 0.9}  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps({"settings": settings, "resolved": {}}))

@@ -1,4 +1,4 @@
-"""The run directory: a name is a folder, a file is whole or absent, and nothing is overwritten."""
+"""The run directory: names, atomic files, resuming, and locks."""
 
 import errno
 import json
@@ -40,13 +40,13 @@ class Settings:
 @pytest.mark.parametrize(
     "name", ["a/b", "../up", "", ".", "..", ".hidden", "-flag", "a b", "a\n", "x" * 101, "ä"]
 )
-def test_a_name_is_one_plain_folder(tmp_path: Path, name: str) -> None:
+def test_run_name_must_be_a_plain_folder_name(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match="folder"):
         cxr_tf_runs.open_run(str(tmp_path), "job", name, Settings(), CATALOG)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_that_exists_is_refused_or_resumed_with_the_same_settings(tmp_path: Path) -> None:
+def test_existing_run_is_refused_or_resumed_with_the_same_settings(tmp_path: Path) -> None:
     def opened(catalog: Catalog = CATALOG, **changed) -> cxr_tf_runs.Run:
         return cxr_tf_runs.open_run(
             str(tmp_path), "job", "a", replace(Settings(), **changed), catalog
@@ -62,14 +62,14 @@ def test_a_run_that_exists_is_refused_or_resumed_with_the_same_settings(tmp_path
     assert opened(resume=True).directory == run.directory
     with pytest.raises(UserError, match=r"--rate None, not 0\.1"):
         opened(resume=True, rate=0.1)
-    # Where the data lie, and whether the name was spelt out, changes nothing of the result.
+    # Neither the location of the data nor an explicit name changes the result.
     assert opened(resume=True, data="elsewhere", name="a").config == config
 
     relabelled = replace(CATALOG.radiographs[0], finding="viral")
     other = replace(CATALOG, radiographs=(relabelled, *CATALOG.radiographs[1:]))
-    with pytest.raises(UserError, match="data are not those"):
+    with pytest.raises(UserError, match="data have changed"):
         opened(other, resume=True)
-    # Another seed draws other splits: it is the seed that must be named.
+    # Another seed draws other splits: the error must name the seed.
     with pytest.raises(UserError, match="--seed 0, not 1"):
         opened(other, resume=True, seed=1)
 
@@ -80,7 +80,7 @@ def test_a_run_that_exists_is_refused_or_resumed_with_the_same_settings(tmp_path
     assert run.config == config
 
 
-def test_a_run_that_is_begun_again_begins_empty(tmp_path: Path) -> None:
+def test_restarted_run_has_an_empty_directory(tmp_path: Path) -> None:
     @dataclass(frozen=True)
     class Quick:
         """Settings of a job that has no resume."""
@@ -100,7 +100,7 @@ def test_a_run_that_is_begun_again_begins_empty(tmp_path: Path) -> None:
         opened()
 
 
-def test_settings_that_newer_versions_add_do_not_pass_unseen(tmp_path: Path) -> None:
+def test_new_setting_prevents_resuming_an_old_run(tmp_path: Path) -> None:
     run = cxr_tf_runs.open_run(str(tmp_path), "job", "a", Settings(), CATALOG)
     config = run.config
     del config["settings"]["seed"]
@@ -112,7 +112,9 @@ def test_settings_that_newer_versions_add_do_not_pass_unseen(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     "error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()]
 )
-def test_a_file_is_whole_or_as_it_was(tmp_path: Path, error: BaseException) -> None:
+def test_write_atomically_keeps_the_old_file_on_errors(
+    tmp_path: Path, error: BaseException
+) -> None:
     path = tmp_path / "metrics.json"
 
     def half(beside: Path) -> None:
@@ -129,7 +131,7 @@ def test_a_file_is_whole_or_as_it_was(tmp_path: Path, error: BaseException) -> N
         files.write_json(tmp_path / "none" / "x.json", {})
 
 
-def test_json_has_null_where_a_number_is_not_defined(tmp_path: Path) -> None:
+def test_json_writes_null_for_non_finite_numbers(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     content = {
         "nan": math.nan,
@@ -153,7 +155,7 @@ def test_json_has_null_where_a_number_is_not_defined(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
 
 
-def test_predictions_are_csv_that_reads_back(tmp_path: Path) -> None:
+def test_predictions_csv_round_trip(tmp_path: Path) -> None:
     import csv
 
     probabilities = np.array([[0.25, 0.75], [0.123456789, 0.876543211]], np.float32)
@@ -172,27 +174,29 @@ def test_predictions_are_csv_that_reads_back(tmp_path: Path) -> None:
     np.testing.assert_allclose(read, probabilities, rtol=1e-7)
 
 
-def test_what_settings_left_open_is_recorded_beside_them(tmp_path: Path) -> None:
-    asked = Settings()
-    run = cxr_tf_runs.open_run(str(tmp_path), "job", "a", asked, CATALOG, replace(asked, rate=0.1))
+def test_resolved_settings_are_recorded(tmp_path: Path) -> None:
+    given = Settings()
+    run = cxr_tf_runs.open_run(str(tmp_path), "job", "a", given, CATALOG, replace(given, rate=0.1))
     assert run.config["settings"]["rate"] is None
     assert run.config["resolved"] == {"rate": 0.1}
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]"])
-def test_a_damaged_record_is_one_line(tmp_path: Path, content: str) -> None:
+def test_damaged_record_is_a_user_error(tmp_path: Path, content: str) -> None:
     for name in ("metrics.json", "config.json"):
         (tmp_path / name).write_text(content)
-    for read in (cxr_tf_runs.Run(tmp_path).metrics, cxr_tf_runs.Run(tmp_path).config):
+    run = cxr_tf_runs.Run(tmp_path)
+    for read in (lambda: run.metrics, lambda: run.config):
         with pytest.raises(UserError, match="is damaged"):
             read()
 
 
-def test_one_process_after_the_other_has_its_turn(tmp_path: Path) -> None:
+def test_exclusive_lock_waits_for_another_process(tmp_path: Path) -> None:
     pytest.importorskip("fcntl", reason="no such locks here")
     code = (
-        "import sys; from cxr_tf import paths; from pathlib import Path\n"
-        "with paths.turn(Path(sys.argv[1])): print('mine', flush=True); sys.stdin.read()"
+        "import sys; from cxr_tf import files; from pathlib import Path\n"
+        "with files.exclusive_lock(Path(sys.argv[1])):\n"
+        "    print('locked', flush=True); sys.stdin.read()"
     )
     order: list[str] = []
 
@@ -205,7 +209,7 @@ def test_one_process_after_the_other_has_its_turn(tmp_path: Path) -> None:
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     ) as other:  # fmt: skip
         assert other.stdout is not None and other.stdin is not None
-        assert other.stdout.readline() == "mine\n"
+        assert other.stdout.readline() == "locked\n"
         waiting = threading.Thread(target=second)
         waiting.start()
         waiting.join(0.5)
@@ -215,11 +219,11 @@ def test_one_process_after_the_other_has_its_turn(tmp_path: Path) -> None:
     assert order == ["first", "second"]
 
 
-def test_a_run_that_another_process_works_on_is_left_alone(tmp_path: Path) -> None:
+def test_locked_run_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("fcntl", reason="no such locks here")
     code = (
-        "import sys; from cxr_tf import runs; from pathlib import Path\n"
-        "runs.claim(Path(sys.argv[1])); print('mine', flush=True); sys.stdin.read()"
+        "import sys; from cxr_tf import files; from pathlib import Path\n"
+        "files.acquire_lock(Path(sys.argv[1])); print('locked', flush=True); sys.stdin.read()"
     )
     run = cxr_tf_runs.open_run(str(tmp_path), "job", "a", Settings(), CATALOG)
     files.release_lock(run.directory)
@@ -229,7 +233,7 @@ def test_a_run_that_another_process_works_on_is_left_alone(tmp_path: Path) -> No
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     ) as other:  # fmt: skip
         assert other.stdout is not None and other.stdin is not None
-        assert other.stdout.readline() == "mine\n"
+        assert other.stdout.readline() == "locked\n"
         for resume in (True, False):
             with pytest.raises(UserError, match="another process is working on"):
                 cxr_tf_runs.open_run(str(tmp_path), "job", "a", Settings(resume=resume), CATALOG)

@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 import tensorflow as tf
 
-from cxr_tf import figures, metrics
+from cxr_tf import console, figures, metrics
 from cxr_tf.classification.train_classifier import check_settings, load_data, train_classifier
 from cxr_tf.config import (
     BackboneName,
@@ -24,49 +24,55 @@ from cxr_tf.config import (
 from cxr_tf.errors import UserError
 from cxr_tf.files import write_csv
 from cxr_tf.models.weights import check_weights
-from cxr_tf.runs import Run, check_name, open_run, reserve_run
+from cxr_tf.runs import Run, check_name, open_finished_run, open_run, reserve_run
 from cxr_tf.scoring.classifier import HEADLINE
 from cxr_tf.scoring.predictions import check_same_rows, paired_tests, read_predictions
+from cxr_tf.training.distribution import Workers, connect
 
 log = logging.getLogger(__name__)
 
 
-# What a comparison of finished runs is of, and what of its own settings is not about training.
+# Settings that finished runs must share, and settings of a comparison that do not affect training.
 OF_DATA = ("data", "task", "positive", "seed")
 
 NOT_OF_TRAINING = {
-    *(
-        "name",
-        "logs",
-        "saved_models",
-        "resume",
-        "bootstrap_samples",
-        "allow_leakage",
-        "skip_unreadable",
-    )
+    *("name", "logs", "saved_models", "resume", "bootstrap_samples"),
+    *("allow_leakage", "skip_unreadable", "worker_timeout"),
 }
 
 
 def compare_backbones(settings: CompareBackbones) -> Run:
-    """Trains (or takes) the models, writes the comparison, returns its run.
+    """Train the models (or read finished runs), write the comparison, and return its run.
 
-    The model is chosen by the loss on validation and its stressed copy; test decides nothing.
+    The model is chosen by the loss on validation and its stressed copy, never on test. With several
+    workers all train, and the chief compares and writes.
     """
+    workers = connect(settings.worker_timeout)
+    with workers.failing_together():
+        run = _compare(settings, workers)
+        workers.exchange()  # the others wait here until the chief has finished
+    return run
+
+
+def _compare(settings: CompareBackbones, workers: Workers) -> Run:
     if settings.runs:
-        trained = [_finished(Path(folder)) for folder in settings.runs]
+        trained = [open_finished_run(folder, "classifier") for folder in settings.runs]
         name = settings.name or "-vs-".join(r.directory.name for r in trained)
         check_name(name)
         check_numbers(settings)
         settings = as_trained(settings, [r.config["settings"] for r in trained])
     else:
         name = settings.name or f"backbones-{settings.task}".replace("_", "-")
-        reserve_run(settings.logs, "compare", name, settings)
+        if workers.is_chief:
+            reserve_run(settings.logs, "compare", name, settings)
         planned = trainings(settings, name)
-        for one in planned:  # mistakes, while nothing is trained
-            check_settings(one)
-            check_weights(one.backbone, one.weights)
+        for training in planned:  # report mistakes before anything is trained
+            check_settings(training, workers)
+            check_weights(training.backbone, training.weights)
         data = load_data(settings)
-        trained = [train_classifier(one, data) for one in planned]
+        trained = [train_classifier(training, data) for training in planned]
+        if not workers.is_chief:
+            return Run(Path(settings.logs) / "compare" / name)
     _check_same(trained)
 
     results = {r.directory.name: r.metrics for r in trained}
@@ -83,7 +89,7 @@ def compare_backbones(settings: CompareBackbones) -> Run:
     }
     run = open_run(settings.logs, "compare", name, settings, trained[0])
     if run.finished:
-        log.info("%s is finished already", run.directory)
+        log.info("%s is already finished", run.directory)
     else:
         _write(run, results, chosen, tests)
     log.info("%s", table(results, chosen, tests))
@@ -95,7 +101,7 @@ def compare_backbones(settings: CompareBackbones) -> Run:
 
 
 def trainings(settings: CompareBackbones, name: str) -> list[TrainClassifier]:
-    """What is trained for a comparison of this name: the same budget for every backbone."""
+    """Return the settings of each training of a comparison: one budget for every backbone."""
     budget = {f.name: getattr(settings, f.name) for f in dataclasses.fields(TrainingBudget)}
     return [
         dataclasses.replace(
@@ -108,43 +114,46 @@ def trainings(settings: CompareBackbones, name: str) -> list[TrainClassifier]:
     ]
 
 
-def as_trained(settings: CompareBackbones, began: Sequence[dict[str, Any]]) -> CompareBackbones:
-    """The settings with what finished runs began with, for the record; None where they differ.
+def as_trained(settings: CompareBackbones, of_runs: Sequence[dict[str, Any]]) -> CompareBackbones:
+    """Return the settings with those of finished runs, for the record; None where they differ.
 
-    Raises UserError for a flag of training that says something else than the runs.
+    Raises UserError for a training flag that contradicts the runs.
     """
     of_training = {f.name for f in dataclasses.fields(TrainingBudget)} - NOT_OF_TRAINING
-    taken: dict[str, Any] = {}
+    shared: dict[str, Any] = {}
     for key in sorted(of_training):
-        known, asked = [one.get(key) for one in began], getattr(settings, key)
-        # Data may have moved since; that they are the same is another question.
-        if key != "data" and asked not in (getattr(CompareBackbones(), key), *known):
+        values, given = [run.get(key) for run in of_runs], getattr(settings, key)
+        # The folder may have moved; `_check_same` compares the data.
+        if key != "data" and given not in (getattr(CompareBackbones(), key), *values):
             flag = "--" + key.replace("_", "-")
-            raise UserError(f"{flag} {asked} is for training, and --runs are trained: leave it out")
-        taken[key] = known[0] if key in OF_DATA or len(set(known)) == 1 else None
+            raise UserError(
+                f"{flag} {given} is for training, and the models of --runs are trained already: "
+                "leave it out"
+            )
+        shared[key] = values[0] if key in OF_DATA or len(set(values)) == 1 else None
     for backbone in get_args(BackboneName):
-        known = [one["weights"] for one in began if one["backbone"] == backbone]
-        taken[f"{backbone}_weights"] = known[0] if len(set(known)) == 1 else None
-    return dataclasses.replace(settings, **taken)
+        values = [run["weights"] for run in of_runs if run["backbone"] == backbone]
+        shared[f"{backbone}_weights"] = values[0] if len(set(values)) == 1 else None
+    return dataclasses.replace(settings, **shared)
 
 
 def table(results: dict[str, Any], chosen: str, tests: dict[str, Any]) -> str:
-    """The comparison for the screen."""
-    width = max(len(n) for n in results) + 2
-    lines = [
-        f"\n{'test':<{width}}{'AUROC':>24}{'accuracy':>24}{'recall':>8}{'spec.':>8}{'F1':>8}"
-        f"{'val. loss':>11}{'images/s':>10}{'million':>9}{'seconds':>9}"
-    ]
+    """Format the comparison for the terminal."""
+    header = ["test", "AUROC", "accuracy", "recall", "spec.", "F1", "val. loss", "images/s",
+              "million", "seconds"]  # fmt: skip
+    rows = []
     for name, result in results.items():
         test, model = result["test"], result["model"]
-        lines.append(
-            f"{name + (' *' if name == chosen else ''):<{width}}"
-            f"{metrics.with_interval(test, 'auroc'):>24}"
-            f"{metrics.with_interval(test, 'accuracy'):>24}"
-            f"{test['recall']:>8.3f}{test['specificity']:>8.3f}{test['f1']:>8.3f}"
-            f"{model['selection_loss']:>11.3f}{model['images_per_second']:>10.0f}"
-            f"{model['parameters'] / 1e6:>9.1f}{model['train_seconds']:>9.0f}"
-        )
+        rows.append([
+            name + (" *" if name == chosen else ""),
+            *(metrics.with_interval(test, metric) for metric in ("auroc", "accuracy")),
+            *(f"{test[metric]:.3f}" for metric in ("recall", "specificity", "f1")),
+            f"{model['selection_loss']:.3f}",
+            f"{model['images_per_second']:.0f}",
+            f"{model['parameters'] / 1e6:.1f}",
+            f"{model['train_seconds']:.0f}",
+        ])  # fmt: skip
+    lines = ["\n" + console.table(header, rows)]
     for other, test in tests.items():
         low, high = test["auroc_difference_ci95"]
         lines.append(
@@ -185,22 +194,11 @@ def _write(run: Run, results: dict[str, Any], chosen: str, tests: dict[str, Any]
     )
 
 
-def _finished(folder: Path) -> Run:
-    run = Run(folder)
-    if not (folder / "config.json").exists():
-        raise UserError(f"{folder} is not a run directory (logs/classifier/<name>)")
-    if run.config["job"] != "classifier":
-        raise UserError(f"{folder} is the run of another job, not of a classifier")
-    if not run.finished:
-        raise UserError(f"the run {folder} is not finished: go on with it by --resume first")
-    return run
-
-
 def _check_same(trained: list[Run]) -> None:
     first = trained[0]
     names = [run.directory.resolve().name for run in trained]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise UserError(f"two of the runs are called {min(twice)}: rename the folder of one")
+    if duplicates := {name for name in names if names.count(name) > 1}:
+        raise UserError(f"two of the runs are called {min(duplicates)}: rename one of the folders")
     for run in trained[1:]:
         if run.config["data_fingerprint"] != first.config["data_fingerprint"]:
             raise UserError(f"{run.directory} and {first.directory} ran on different data")

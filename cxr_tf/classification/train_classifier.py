@@ -3,17 +3,16 @@
     python scripts/train_classifier.py --data chest_xray --backbone vgg16 --name mine
     tensorboard --logdir logs
 
-How it trains. The head first: a logistic regression on features of the frozen backbone, computed
-once. Then the last blocks, or all, with AdamW under warm-up and cosine, class weights, styles mixed
-between images, and an exponential moving average of the weights, which is what is evaluated and
-kept.
+Training. First the head: a logistic regression on the features of the frozen backbone, which are
+computed once. Then the last blocks, or all of them, with AdamW, a warm-up and cosine schedule,
+class weights, styles mixed between images, and an exponential moving average of the weights, which
+is evaluated and kept.
 
-How it chooses. Validation images of the same hospital are nearly separable and hardly rank
-anything, so everything (epoch, temperature, backbone) is chosen on validation *and* a stressed copy
-of it: the same images under 2.5 times the default augmentation. Test is looked at once, at the end.
+Selection. Validation images of the same hospital are nearly separable and can hardly rank models,
+so everything (epoch, temperature, backbone) is chosen on validation *and* a stressed copy of it:
+the same images under 2.5 times the default augmentation. Test is used once, at the end.
 """
 
-import dataclasses
 import logging
 from pathlib import Path
 from typing import Any
@@ -24,15 +23,8 @@ import tensorflow as tf
 from scipy import special
 
 from cxr_tf import figures, metrics
-from cxr_tf.classification.fitting import (
-    ValidationEvaluator,
-    class_weights,
-    epoch_line,
-    fine_tune,
-    fit_head,
-    training_model,
-)
-from cxr_tf.classification.records import images_per_second, model_card, write_tensorboard_summary
+from cxr_tf.classification import fitting
+from cxr_tf.classification.resolved import resolve_together
 from cxr_tf.config import TrainClassifier, TrainingBudget, check_numbers
 from cxr_tf.data import audit, batches, checks, dataset, loading
 from cxr_tf.data import catalog as data_catalog
@@ -43,21 +35,26 @@ from cxr_tf.files import write_atomically
 from cxr_tf.models import backbones, weights
 from cxr_tf.models.batch_norm_folding import fold_norms
 from cxr_tf.models.classifier import build_classifier, calibrated, logits_of
-from cxr_tf.runs import Run, open_run, reserve_run
+from cxr_tf.runs import Run, check_name, open_run, reserve_run
 from cxr_tf.scoring import classifier
-from cxr_tf.serving import export, versions
+from cxr_tf.serving import export, novelty, versions
 from cxr_tf.training.checkpoints import TrainingState, save_keras
-from cxr_tf.training.distribution import distribution
-from cxr_tf.training.inference import compiled, infer
-from cxr_tf.training.precision import resolve_precision
+from cxr_tf.training.distribution import Workers, connect
+from cxr_tf.training.inference import compiled, images_per_second, infer
+from cxr_tf.training.records import model_card, write_tensorboard_summary
 
 log = logging.getLogger(__name__)
 
+HYPERPARAMETERS = (
+    *("backbone", "task", "weights", "image_size", "epochs", "batch_size", "augmentation"),
+    *("trainable_blocks", "learning_rate", "precision"),
+)
+
 
 def load_data(settings: TrainingBudget) -> ImageDataset:
-    """Reads, reports and checks the catalogue, then decodes it.
+    """Read, report and check the catalogue, then decode it.
 
-    Raises UserError on anything that must not be trained on; nothing is written before that.
+    Raises UserError for data that must not be trained on, before anything is written.
     """
     if settings.image_size < backbones.SMALLEST_SIZE:
         raise UserError(f"--image-size must be at least {backbones.SMALLEST_SIZE}")
@@ -75,38 +72,53 @@ def load_data(settings: TrainingBudget) -> ImageDataset:
     classes = catalog.classes(settings.task)
     if len(classes) > 2 and settings.operating_point != "0.5":
         raise UserError(
-            f"--operating-point is for two classes; of {len(classes)} the most probable is taken"
+            f"--operating-point is for two classes; with {len(classes)} the most probable class is "
+            "predicted"
         )
     catalog, images = dataset.decode_catalog(
-        catalog, settings.image_size, skip=settings.skip_unreadable
+        catalog,
+        settings.image_size,
+        skip=settings.skip_unreadable,
+        load=connect(settings.worker_timeout).load_images,
     )
     checks.check(catalog, task=settings.task, allow_leakage=settings.allow_leakage)
     return audit.audited(ImageDataset(catalog, images, catalog.labels(settings.task), classes))
 
 
 def train_classifier(settings: TrainClassifier, data: ImageDataset | None = None) -> Run:
-    """The whole job; returns the finished run. Everything lands under its directory.
+    """Train, calibrate, evaluate and export a classifier; return the finished run.
 
-    `data` spares a caller who compares several backbones the decoding. Raises UserError on a
-    user's mistake, before anything is written wherever it can be known before.
+    `data` saves a caller that compares several backbones from decoding again. Raises UserError for
+    a mistake of the user, before anything is written where possible. With several workers, only the
+    chief writes; the others return after it has finished.
     """
-    name = check_settings(settings)
+    workers = connect(settings.worker_timeout)
+    with workers.failing_together():
+        run = _train(settings, data, workers)
+        workers.exchange()  # the others wait here until the chief has finished
+    return run
+
+
+def _train(settings: TrainClassifier, data: ImageDataset | None, workers: Workers) -> Run:
+    name = check_settings(settings, workers)
     pretrained = settings.weights != "none"
+    strategy = workers.strategy
 
     # ------------------------------------------------------------------ machine
-    # Same seed, same machine, same numbers: bit for bit.
+    # The same seed on the same machine gives identical numbers.
     keras.utils.set_random_seed(settings.seed)
     tf.config.experimental.enable_op_determinism()
-    begun = Run(Path(settings.logs) / "classifier" / name)
-    settled = resolve(settings, begun)
-    precision = settled.precision
-    strategy = distribution()
+    run = Run(Path(settings.logs) / "classifier" / name)
+    resolved = resolve_together(settings, run, workers)
+    precision = resolved.precision
 
     # ------------------------------------------------------------------ data
     data = data or load_data(settings)
-    if settings.resume and begun.finished:
-        run = open_run(settings.logs, "classifier", name, settings, data.catalog)
-        log.info("%s is finished already; nothing to do", run.directory)
+    workers.agree_on_training("train_classifier", settings, data.catalog.fingerprint())
+    if workers.broadcast(settings.resume and run.finished):
+        if workers.is_chief:
+            run = open_run(settings.logs, "classifier", name, settings, data.catalog)
+        log.info("%s is already finished; nothing to do", run.directory)
         return run
     train, val, test = (data.split(s) for s in data_catalog.SPLITS)
 
@@ -119,17 +131,20 @@ def train_classifier(settings: TrainClassifier, data: ImageDataset | None = None
             precision=precision,
         )
         weights.load_weights(model, settings.backbone, settings.weights)
-        blocks = settled.trainable_blocks
-        assert blocks is not None
         backbones.freeze(
-            model, settings.backbone, trainable_blocks=blocks, batch_norm=not pretrained
+            model,
+            settings.backbone,
+            trainable_blocks=resolved.trainable_blocks,
+            batch_norm=not pretrained,
         )
-        trainer = training_model(
+        trainer = fitting.training_model(
             model, settings.backbone, pretrained=pretrained, augmentation=settings.augmentation
         )
 
-    run = open_run(settings.logs, "classifier", name, settings, data.catalog, settled)
-    writer = run.writer()
+    writer = tf.summary.create_noop_writer()
+    if workers.is_chief:
+        run = open_run(settings.logs, "classifier", name, settings, data.catalog, resolved)
+        writer = run.writer()
     log.info(
         "%s on %s, %d classes, %d px, %s, weights %s",
         *(settings.backbone, data.catalog.source, len(data.classes)),
@@ -137,20 +152,24 @@ def train_classifier(settings: TrainClassifier, data: ImageDataset | None = None
     )
 
     # ------------------------------------------------------------------ training
-    judge = ValidationEvaluator(trainer, val, settings.batch_size, class_weights(train.labels))
-    state = TrainingState(run.directory)
+    evaluate = fitting.ValidationEvaluator(
+        trainer, val, settings.batch_size, fitting.class_weights(train.labels), workers
+    )
+    state = TrainingState(run.directory, workers)
     if state.exists():
-        log.info("going on from the checkpoint of epoch %d", state.epochs_done())
+        log.info("resuming from the checkpoint of epoch %d", state.epochs_done())
     elif pretrained:
-        fit_head(model, train, val, settings.batch_size)
-        state.begin(judge(epoch=0), trainer)
-        log.info("  head on frozen features: %s", epoch_line(state.history[-1]))
-    fine_tune(trainer, train, judge, state, writer, settled, strategy=strategy)
+        fitting.fit_head(model, train, val, settings.batch_size, workers)
+        state.begin(evaluate(epoch=0), trainer)
+        log.info("  head on frozen features: %s", fitting.epoch_line(state.history[-1]))
+    fitting.fine_tune(trainer, train, evaluate, state, writer, resolved, workers=workers)
     best = state.restore_best(trainer)
     train_seconds = state.seconds
+    if not workers.is_chief:
+        return run
 
     # ------------------------------------------------------------------ calibration, on validation
-    # In float32 on one device from here on: what is measured is what is exported.
+    # From here on in float32 on one device, like the exported model.
     final = model
     if precision != "float32" or strategy.num_replicas_in_sync > 1:
         final = build_classifier(
@@ -158,7 +177,7 @@ def train_classifier(settings: TrainClassifier, data: ImageDataset | None = None
         )
         final.set_weights(model.get_weights())
     to_logits = compiled(fold_norms(logits_of(final)))
-    final.trainable = True  # whoever goes on with it in Keras finds nothing frozen
+    final.trainable = True  # model.keras can be trained further without unfreezing layers
     val_logits = infer(to_logits, batches.evaluation_batches(val.images, batch_size=32))
     stressed_logits = infer(
         to_logits,
@@ -174,6 +193,10 @@ def train_classifier(settings: TrainClassifier, data: ImageDataset | None = None
         threshold = metrics.operating_point(
             val.labels, val_probabilities[:, 1], settings.operating_point
         )
+    set_thresholds = metrics.conformal_thresholds(
+        val.labels, val_probabilities, val.catalog.patients, coverage=settings.coverage
+    )
+    detector = novelty.fit_detector(fold_norms(final), train, val)
 
     # ------------------------------------------------------------------ evaluation: test, once
     test_logits = infer(to_logits, batches.evaluation_batches(test.images, batch_size=32))
@@ -182,8 +205,10 @@ def train_classifier(settings: TrainClassifier, data: ImageDataset | None = None
     for split, part in (("val", val), ("test", test)):
         probabilities = special.softmax(logits_by_split[split] / temperature, axis=1)
         results[split] = classifier.score_split(
-            run, split, part, probabilities, threshold, bootstrap_samples=settings.bootstrap_samples
-        )
+            run, split, part, probabilities, threshold,
+            bootstrap_samples=settings.bootstrap_samples,
+            set_thresholds=set_thresholds,
+        )  # fmt: skip
         classifier.draw_split(run, split, part, probabilities, threshold, writer, results[split])
     results["model"] = {
         "backbone": settings.backbone,
@@ -192,12 +217,22 @@ def train_classifier(settings: TrainClassifier, data: ImageDataset | None = None
         "parameters": final.count_params(),
         "temperature": temperature,
         "threshold": threshold,
+        "coverage": settings.coverage,
+        "set_thresholds": dict(zip(data.classes, set_thresholds.tolist(), strict=True)),
+        "novelty_pass_rate": detector.pass_rate,
         "best_epoch": best["epoch"],
         "selection_loss": best["selection_loss"],
         "train_seconds": train_seconds,
         "images_per_second": images_per_second(to_logits, test.images),
         "precision": precision,
     }
+    subgroups = classifier.score_subgroups(
+        test,
+        probabilities,
+        export.decide(tf.constant(probabilities), threshold).numpy(),
+        bootstrap_samples=settings.bootstrap_samples,
+    )
+    results |= {"subgroups": subgroups} if subgroups else {}
     results["history"] = state.history
     results["warnings"] = [*data.catalog.warnings]
     for split, part in (("val", val), ("test", test)):
@@ -208,61 +243,55 @@ def train_classifier(settings: TrainClassifier, data: ImageDataset | None = None
     run.write_figure(
         "training_curves", figures.training_curves(state.history, int(best["epoch"])), writer
     )
-    write_tensorboard_summary(writer, settled, results, name)
+    hyperparameters = {key: getattr(resolved, key) for key in HYPERPARAMETERS}
+    write_tensorboard_summary(writer, name, hyperparameters, results, classifier.HEADLINE)
 
     # ------------------------------------------------------------------ export
-    write_atomically(
-        run.directory / "model.keras",
-        lambda p: save_keras(final, p),
+    write_atomically(run.directory / "model.keras", lambda p: save_keras(final, p))
+    card = model_card(
+        "classifier",
+        data.catalog,
+        results,
+        classifier.HEADLINE,
+        image_size=settings.image_size,
+        seed=settings.seed,
+        task=settings.task,
+        classes=list(data.classes),
+        backbone=settings.backbone,
+        temperature=temperature,
+        coverage=settings.coverage,
+        set_thresholds=results["model"]["set_thresholds"],
+        novelty_pass_rate=detector.pass_rate,
     )
     folder = export.export_classifier(
         final,
         Path(settings.saved_models) / name,
         classes=data.classes,
         threshold=threshold,
-        card=model_card(settings, data, results),
+        card=card,
         resumed=settings.resume,
+        set_thresholds=set_thresholds,
+        detector=detector,
     )
     results["model"]["saved_model"] = str(folder)
     run.write_metrics(results)
-    state.remove()  # only now: without metrics and checkpoint, a resumed run would begin anew
+    state.remove()  # only now: without metrics and checkpoint, a resumed run would start over
     log.info(classifier.result_line("test", results["test"]))
     audit.log_warnings(results["warnings"])
     log.info("run:         %s\nSavedModel:  %s", run.directory, folder)
     return run
 
 
-def check_settings(settings: TrainClassifier) -> str:
-    """Raises UserError for what can be known before anything is read; returns the run's name."""
+def check_settings(settings: TrainClassifier, workers: Workers) -> str:
+    """Raise UserError for mistakes in the settings, before data are read; return the run's name."""
     check_numbers(settings)
     name = settings.name or f"{settings.backbone}-{settings.task}".replace("_", "-")
-    reserve_run(settings.logs, "classifier", name, settings)
-    versions.check_saved_models(settings.saved_models, name)
+    check_name(name)
+    if workers.is_chief:
+        reserve_run(settings.logs, "classifier", name, settings)
+        versions.check_saved_models(settings.saved_models, name)
     if settings.weights == "none" and (settings.epochs == 0 or settings.trainable_blocks == 0):
         raise UserError("--weights none needs --epochs and --trainable-blocks of at least 1")
     if settings.trainable_blocks is not None:
         backbones.check_blocks(settings.backbone, settings.trainable_blocks)
     return name
-
-
-def resolve(settings: TrainClassifier, begun: Run | None = None) -> TrainClassifier:
-    """The settings with a value for what they leave open: precision, depth and learning rate.
-
-    begun: the run of that name. What is resumed goes on as it began, whatever this machine or this
-    version would take.
-    """
-    if begun is not None and settings.resume and (begun.directory / "config.json").exists():
-        settings = dataclasses.replace(settings, **begun.config.get("resolved", {}))
-    entry = backbones.backbone(settings.backbone)
-    pretrained = settings.weights != "none"
-    blocks = settings.trainable_blocks
-    if blocks is None:
-        blocks = entry.tuned_blocks if pretrained else len(entry.blocks)
-    return dataclasses.replace(
-        settings,
-        precision=resolve_precision(
-            settings.precision, gains=entry.gains_in_bfloat16(settings.image_size, pretrained)
-        ),
-        trainable_blocks=blocks,
-        learning_rate=settings.learning_rate or (1e-4 if pretrained else entry.scratch_rate),
-    )

@@ -76,6 +76,15 @@ def rows_of_list(file: Path, *, as_written: bool) -> tuple[list[Row], tuple[str,
     return rows, notes
 
 
+def groups_of_list(file: Path) -> list[tuple[tuple[str, str], ...]]:
+    """Return the group columns of each image of a .csv list, as (column, value) pairs."""
+    return [row.groups for row in read_list(file)[0]]
+
+
+# Columns of patients and acquisition that scores are divided by.
+GROUP_COLUMNS = ("age", "sex", "view", "site", "device")
+
+
 @dataclass(frozen=True)
 class Listed:
     """One line of a list; an unknown patient or split is empty."""
@@ -85,6 +94,7 @@ class Listed:
     label: str
     patient: str
     split: str
+    groups: tuple[tuple[str, str], ...] = ()
 
 
 def placeholder_patient(patients: Sequence[str]) -> str:
@@ -96,7 +106,8 @@ def placeholder_patient(patients: Sequence[str]) -> str:
 
 
 def read_list(file: Path) -> tuple[list[Listed], tuple[str, ...]]:
-    """Read a .csv with the columns path (relative to it) and label, optionally patient and split.
+    """Read a .csv with the columns path (relative to it) and label, optionally patient, split and
+    GROUP_COLUMNS.
 
     Also returns notes, such as the columns that were ignored. Raises UserError with the line
     number, and for an ignored column that looks like a patient or a split.
@@ -131,8 +142,11 @@ def read_list(file: Path) -> tuple[list[Listed], tuple[str, ...]]:
         if some_split and split not in SPLIT_FOLDERS:
             raise UserError(f"{where}: split is '{split}'; it must be train, val or test")
         split = SPLIT_FOLDERS[split] if split else ""
-        listed.append(Listed(where, path, label, value(row, "patient", NO_VALUE), split))
-    used = set(columns.values())
+        groups = tuple(
+            (name, row[at] if at < len(row) else "") for name, at in _group_columns(header)
+        )
+        listed.append(Listed(where, path, label, value(row, "patient", NO_VALUE), split, groups))
+    used = {*columns.values(), *(at for _, at in _group_columns(header))}
     ignored = [name for k, name in enumerate(header) if k not in used and name]
     renamed = [f"{header[k]} as {f}" for f, k in columns.items() if header[k].lower() != f]
     notes = []
@@ -141,6 +155,12 @@ def read_list(file: Path) -> tuple[list[Listed], tuple[str, ...]]:
     if ignored:
         notes.append(f"columns ignored: {', '.join(ignored)}")
     return listed, tuple(notes)
+
+
+def _group_columns(header: list[str]) -> list[tuple[str, int]]:
+    """Return the name and position of each of GROUP_COLUMNS that a list has."""
+    names = [name.lower() for name in header]
+    return [(name, names.index(name)) for name in GROUP_COLUMNS if name in names]
 
 
 def _read_table(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:

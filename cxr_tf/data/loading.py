@@ -2,7 +2,6 @@
 
 import contextlib
 import difflib
-import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -10,10 +9,10 @@ from pathlib import Path
 
 from cxr_tf.data.catalog import Catalog, Radiograph, positive_last
 from cxr_tf.data.conventions import Row, read_folder
-from cxr_tf.data.lists import check_utf8, rows_of_list
+from cxr_tf.data.lists import check_utf8, groups_of_list, rows_of_list
 from cxr_tf.data.splits import resolve_splits
 from cxr_tf.errors import UserError
-from cxr_tf.files import expand_user
+from cxr_tf.files import digest_files, expand_user
 
 # Size of `--data phantom`: enough for a validation split that is not redrawn.
 PHANTOM_COUNT = 800
@@ -40,6 +39,7 @@ def open_catalog(
         catalog = _catalog(root, *read_folder(root, any_classes=task == "labels"))
     elif root.suffix.lower() == ".csv":
         catalog = _catalog(root, *rows_of_list(root, as_written=task == "labels"))
+        catalog = with_groups(catalog, groups_of_list(root))
     elif root.suffix.lower() == ".npz":
         from cxr_tf.data.sources import medmnist
 
@@ -51,6 +51,12 @@ def open_catalog(
     if positive:
         catalog = replace(catalog, findings=positive_last(catalog, positive))
     return resolve_splits(catalog, seed, task) if resplit else catalog
+
+
+def with_groups(catalog: Catalog, groups: Sequence[tuple[tuple[str, str], ...]]) -> Catalog:
+    """Return the catalogue with the group columns of each row."""
+    rows = zip(catalog.radiographs, groups, strict=True)
+    return replace(catalog, radiographs=tuple(replace(r, groups=g) for r, g in rows))
 
 
 def phantom_folder() -> Path:
@@ -70,7 +76,7 @@ def _catalog(source: Path, rows: Sequence[Row], notes: tuple[str, ...] = ()) -> 
         check_utf8(path)
     # Threads, because hashing and reading both release the interpreter lock.
     with ThreadPoolExecutor() as pool:
-        digests = list(pool.map(_digest, [row[0] for row in rows]))
+        digests = list(pool.map(digest_files, [row[0] for row in rows]))
     radiographs = tuple(
         Radiograph(str(path), finding, patient, split, digest)
         for (path, finding, patient, split), digest in zip(rows, digests, strict=True)
@@ -93,7 +99,3 @@ def _did_you_mean(path: Path) -> str:
         return ""
     close = difflib.get_close_matches(path.name, names, n=1)
     return f"; did you mean {path.parent / close[0]}?" if close else ""
-
-
-def _digest(path: Path) -> str:
-    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()

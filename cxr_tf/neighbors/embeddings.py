@@ -1,13 +1,12 @@
-"""The embedding of a trained classifier, of a whole catalogue: computed once, kept in a file.
+"""Embeddings of a whole catalogue by a trained classifier: computed once, stored in a file.
 
     classifier = open_classifier("logs/classifier/vgg16-binary")
     embeddings = embed(classifier, catalog, indexed, run, settings)
 
-Memory. The embeddings, float32 [N, D], are held once: they are kept in a file, read from it, and
-changed in place.
+Memory. There is never more than one copy of the embeddings, float32 [N, D], in memory: they are
+read from the file and changed in place.
 """
 
-import hashlib
 import logging
 import os
 import shutil
@@ -30,8 +29,9 @@ from cxr_tf.errors import UserError
 from cxr_tf.files import expand_user, write_arrays, write_atomically
 from cxr_tf.models import weights
 from cxr_tf.models.classifier import build_classifier, embedding_of
-from cxr_tf.runs import Run
+from cxr_tf.runs import Run, open_finished_run
 from cxr_tf.serving import loading, versions
+from cxr_tf.serving.fingerprint import fingerprint
 from cxr_tf.training.inference import compiled, infer
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Classifier:
-    """A classifier to take the embedding of; `settings` is how it was trained, where known."""
+    """An exported classifier, and the settings that it was trained with, where known."""
 
     served: loading.ServedModel
     fingerprint: str
@@ -47,20 +47,20 @@ class Classifier:
 
     @property
     def embedder(self) -> str:
-        """What tells embeddings apart: the model's files, and OpenVINO's last digits."""
+        """Identity of the embeddings: the model's files, and the engine for its last digits."""
         engine = self.served.engine_for("embed")
         return self.fingerprint + ("" if engine == "tensorflow" else f"-{engine}")
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Embeddings in a file, and what is small enough to be held besides.
+    """Embeddings in a file, and the smaller arrays that belong to them.
 
     The rows are those of `catalog`, in this order: train (first `indexed` rows without identical
     copies, then the copies), val, test. So every split is a slice, and no slice is a copy.
 
     stressed: float32 [V, D], the val rows under strong augmentation. probabilities: float32
-    [V + T, C], what the classifier itself says of val and test. labels: int64 [N].
+    [V + T, C], the classifier's own predictions on val and test. labels: int64 [N].
     """
 
     file: Path
@@ -72,53 +72,38 @@ class Embeddings:
 
     @property
     def width(self) -> int:
-        """D."""
+        """The width D of an embedding."""
         return int(self.stressed.shape[1])
 
     def read(self) -> np.ndarray:
-        """All embeddings, float32 [N, D]; a new array, which the caller may change."""
+        """Read all embeddings, float32 [N, D], into a new array, which the caller may change."""
         with np.load(self.file, allow_pickle=False) as stored:
             return stored["embeddings"]
 
     def rows(self, split: str) -> slice:
-        """Where a split stands."""
+        """Return the rows of a split."""
         rows = self.catalog.rows(split)
         return slice(int(rows[0]), int(rows[-1]) + 1)
 
 
 def open_classifier(folder: str, engine: str = "tensorflow") -> Classifier:
-    """A classifier from its run's folder or its SavedModel's; UserError where it is neither."""
-    path = expand_user(folder)
+    """Open a classifier by its run's folder or its SavedModel's; UserError where it is neither."""
     settings = None
-    if (path / "config.json").exists():
-        run = Run(path)
+    if (expand_user(folder) / "config.json").exists():
+        run = open_finished_run(folder, "classifier")
         settings = run.config["settings"]
-        if run.config["job"] != "classifier":
-            raise UserError(f"{folder} is the run of another job, not of a classifier")
-        if not run.finished:
-            raise UserError(f"the run {folder} is not finished: go on with it by --resume first")
         folder = str(versions.exported_by(run))
     served = loading.load_served(folder, engine=engine)
     if served.card.get("kind") != "classifier":
-        raise UserError(f"{served.folder} is no classifier but: {served.card.get('kind')}")
+        raise UserError(f"{served.folder} is not a classifier but of kind {served.card['kind']}")
     return Classifier(served, fingerprint(served.folder), settings)
 
 
-def fingerprint(folder: Path) -> str:
-    """Hash of a SavedModel's graph and weights: equal files, equal embeddings."""
-    digest = hashlib.blake2b(digest_size=16)
-    for path in sorted([folder / "saved_model.pb", *(folder / "variables").iterdir()]):
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()
-
-
 def split_order(catalog: data_catalog.Catalog, labels: np.ndarray) -> tuple[np.ndarray, int]:
-    """Rows by split, train first and its identical copies last within it; how many are no copies.
+    """Return rows ordered by split, and how many training rows are not identical copies.
 
-    A copy would vote twice, and be shown twice among the neighbours. Copies that bear another label
-    are left in: which of them is right is not known here.
+    Copies come last within train: a copy would vote twice, and be shown twice among the neighbours.
+    Copies with a different label stay: which label is right is not known here.
     """
     train = catalog.rows("train")
     seen: set[tuple[str, int]] = set()
@@ -139,10 +124,10 @@ def embed(
     run: Run,
     settings: FitKnn,
 ) -> Embeddings:
-    """The embeddings of a catalogue in split order; computed, or taken from an earlier run.
+    """Embed a catalogue in split order, or reuse the embeddings of an earlier run.
 
-    Earlier ones are looked for in all runs beside this one. They fit if the model's files are the
-    same, and the images byte for byte, row by row.
+    All runs of this job are searched. Embeddings are reused if the model's files are the same, and
+    the images byte for byte, row by row.
     """
     file = run.directory / "embeddings.npz"
     digests = np.array([r.digest for r in catalog.radiographs])
@@ -150,7 +135,7 @@ def embed(
     labels = catalog.labels(classifier.served.card["task"], classifier.served.classes)
     earlier = find_stored(file, classifier.embedder, digests, splits)
     if earlier is not None:
-        log.info("  embeddings: as computed before, %s", earlier)
+        log.info("  embeddings: reused from %s", earlier)
         if earlier != file:
             write_atomically(file, lambda p: _link(earlier, p))
     else:
@@ -158,9 +143,9 @@ def embed(
         values = embed_files(classifier.served, catalog.paths, settings.batch_size)
         log.info("  embeddings: %d x %d in %.0f s", *values.shape, time.perf_counter() - started)
         val = catalog.rows("val")
-        judged = catalog.take(np.concatenate([val, catalog.rows("test")])).paths
+        held_out = catalog.take(np.concatenate([val, catalog.rows("test")])).paths
         probabilities, _ = loading.predict_files(
-            classifier.served, judged, batch_size=settings.batch_size
+            classifier.served, held_out, batch_size=settings.batch_size
         )
         stressed = embed_stressed(classifier.served, catalog.take(val).paths, settings.batch_size)
         write_arrays(
@@ -191,7 +176,10 @@ def embed(
 
 
 def find_stored(file: Path, model: str, digests: np.ndarray, splits: np.ndarray) -> Path | None:
-    """A file named like `file`, there or in a run beside it, with this model's embeddings."""
+    """Return the file with this model's embeddings, in this run or another, or None.
+
+    file: where this run stores them; other runs use the same name.
+    """
     for candidate in [file, *sorted(file.parent.parent.glob(f"*/{file.name}"))]:
         if not candidate.exists():
             continue
@@ -206,11 +194,11 @@ def find_stored(file: Path, model: str, digests: np.ndarray, splits: np.ndarray)
 
 
 def embed_files(served: loading.ServedModel, paths: Sequence[str], batch_size: int) -> np.ndarray:
-    """Embeddings float32 [N, D] of image files, by the SavedModel's own `embed`."""
-    ask = served.file_predictor("embed")
+    """Embed image files by the SavedModel's signature `embed`, float32 [N, D]."""
+    predict = served.file_predictor("embed")
     values = np.empty((0, 0), np.float32)
     for rows in batches(len(paths), batch_size):
-        embedding = ask(paths[rows])["embedding"]
+        embedding = predict(paths[rows])["embedding"]
         if rows.start == 0:
             values = np.empty((len(paths), int(embedding.shape[1])), np.float32)
         values[rows] = embedding
@@ -220,23 +208,23 @@ def embed_files(served: loading.ServedModel, paths: Sequence[str], batch_size: i
 def embed_stressed(
     served: loading.ServedModel, paths: Sequence[str], batch_size: int
 ) -> np.ndarray:
-    """Embeddings float32 [N, D] of images under the augmentation that classifiers are judged by."""
-    ask = served.predictor("embed")
+    """Embed images under the augmentation of the stressed validation split, float32 [N, D]."""
+    predict = served.predictor("embed")
     images, _ = decoding.load_images(paths, served.card["image_size"])
-    found = []
+    parts = []
     for batch in data_batches.evaluation_batches(
         images, batch_size=batch_size, stress_seed=STRESS_SEED
     ):
         gray = tf.saturate_cast(tf.round(batch), tf.uint8)
         # A PNG of the model's own size passes through `embed` unchanged.
-        found.append(ask([tf.io.encode_png(image).numpy() for image in gray])["embedding"])
-    return np.concatenate(found)
+        parts.append(predict([tf.io.encode_png(image).numpy() for image in gray])["embedding"])
+    return np.concatenate(parts)
 
 
 def batches(count: int, size: int) -> Iterator[slice]:
-    """Slices of `size` rows. A single last row joins the batch before it.
+    """Yield slices of `size` rows. A single last row joins the batch before it.
 
-    For a batch of one some kernels sum in another order, and the last bits differ.
+    For a batch of one some kernels sum in a different order, and the last bits differ.
     """
     start = 0
     while start < count:
@@ -250,15 +238,15 @@ def batches(count: int, size: int) -> Iterator[slice]:
 def embed_before(
     classifier: Classifier, paths: Sequence[str], batch_size: int
 ) -> np.ndarray | None:
-    """Embeddings float32 [N, D] under the weights that training began with.
+    """Embed images with the weights that training started from, float32 [N, D].
 
-    None where that is not known (a SavedModel without its run), or nothing of the backbone was
-    trained, so that they are the same as after.
+    None where those are not known (a SavedModel without its run), and where the backbone was not
+    trained, so that the embeddings are the same before and after.
     """
     known = classifier.settings
     if known is None or known["epochs"] == 0 or known["trainable_blocks"] == 0:
         return None
-    # As training began: random weights are drawn again from the same seed.
+    # Random weights are drawn again from the same seed.
     keras.utils.set_random_seed(known["seed"])
     model = build_classifier(
         known["backbone"],
@@ -268,7 +256,7 @@ def embed_before(
     try:
         weights.load_weights(model, known["backbone"], known["weights"])
     except UserError as error:
-        log.info("  before training: not shown (%s)", error)
+        log.info("  embeddings before training are not shown: %s", error)
         return None
     images, _ = decoding.load_images(paths, known["image_size"])
     shown = data_batches.evaluation_batches(images, batch_size=batch_size)
@@ -278,7 +266,7 @@ def embed_before(
 def stored_before(
     classifier: Classifier, shown: data_catalog.Catalog, run: Run, settings: FitKnn
 ) -> np.ndarray | None:
-    """`embed_before`, kept in `embeddings-before.npz` and taken from there when it fits."""
+    """Return `embed_before`, stored in `embeddings-before.npz` and reused from there."""
     file = run.directory / "embeddings-before.npz"
     digests = np.array([r.digest for r in shown.radiographs])
     splits = np.array([r.split for r in shown.radiographs])
@@ -301,7 +289,7 @@ def stored_before(
 
 
 def _link(source: Path, target: Path) -> None:
-    """The same file under a second name; a copy where the file system has no links.
+    """Hard-link a file; copy it where the file system has no links.
 
     Safe because these files are replaced whole, never changed.
     """

@@ -1,10 +1,10 @@
-"""Embeddings of a trained classifier -> k nearest neighbours: chosen, measured, stored, served.
+"""Fit k nearest neighbours in the embedding of a trained classifier, evaluate and export them.
 
     python scripts/fit_knn.py --classifier logs/classifier/vgg16-binary
 
-Everything is chosen on validation (see `choice`). Test is looked at once, at the end.
+Everything is chosen on validation (see `selection`). Test is evaluated once, at the end.
 
-What the probabilities are: shares of the vote, not calibrated. A share moves in steps of 1/k, and a
+Probabilities are shares of the vote, not calibrated: a share moves in steps of 1/k, and a
 temperature cannot move a share of 0 or 1.
 """
 
@@ -42,15 +42,17 @@ from cxr_tf.serving import export, versions
 log = logging.getLogger(__name__)
 
 
-# A radiograph is called unlike the training data above this quantile of validation.
+# A radiograph is novel, unlike the training data, above this quantile of validation.
 NOVELTY_QUANTILE = 0.99
 
 
 def fit_knn(settings: FitKnn) -> Run:
-    """The whole job; returns the finished run. Everything lands under its directory.
+    """Run the whole job and return the finished run, whose directory holds all results.
 
-    Raises UserError on a user's mistake, before anything is written wherever it can be known.
+    Raises UserError for a mistake of the user, before anything is written wherever possible.
     """
+    if not settings.classifier:
+        raise UserError("give --classifier, or --archive to find similar cases in an archive")
     classifier = open_classifier(settings.classifier, settings.engine)
     card, classes = classifier.served.card, classifier.served.classes
     settings = resolve(settings, classifier)
@@ -74,7 +76,7 @@ def fit_knn(settings: FitKnn) -> Run:
         log.info("  note: %s", selection.OTHER_DATA)
     run = open_run(settings.logs, "knn", settings.name, settings, catalog)
     if run.finished:
-        log.info("%s is finished already; nothing to do", run.directory)
+        log.info("%s is already finished; nothing to do", run.directory)
         return run
     writer = run.writer()
 
@@ -121,14 +123,14 @@ def fit_knn(settings: FitKnn) -> Run:
         )
         results[split]["novel"] = float(np.mean(novelty > 1))
         write_predictions(run, split, part, shares, predicted[where], novelty)
-        own = embeddings.probabilities[: val.stop - val.start]
+        by_classifier = embeddings.probabilities[: val.stop - val.start]
         if split == "test":
-            own = embeddings.probabilities[val.stop - val.start :]
-        own_predicted = export.decide(tf.constant(own), card["threshold"]).numpy()
+            by_classifier = embeddings.probabilities[val.stop - val.start :]
+        label = export.decide(tf.constant(by_classifier), card["threshold"]).numpy()
         classifier_results[split] = scoring_classifier.score(
             part,
-            own,
-            own_predicted,
+            by_classifier,
+            label,
             bootstrap_samples=settings.bootstrap_samples,
             seed=settings.seed,
         )
@@ -136,7 +138,7 @@ def fit_knn(settings: FitKnn) -> Run:
             results["knn_against_classifier"] = paired_tests(
                 *(
                     Predictions(part.catalog.paths, part.catalog.patients, part.labels, p, y)
-                    for p, y in ((shares, predicted[where]), (own, own_predicted))
+                    for p, y in ((shares, predicted[where]), (by_classifier, label))
                 ),
                 bootstrap_samples=settings.bootstrap_samples,
                 seed=settings.seed,
@@ -192,11 +194,11 @@ def fit_knn(settings: FitKnn) -> Run:
     agreement: dict[str, Any] = {}
 
     def agree(folder: Path) -> dict[str, Any]:
-        # The exported model embeds with TensorFlow, and between near neighbours OpenVINO's last
-        # digits can decide: then both are given TensorFlow's.
+        # The exported model embeds with TensorFlow, and OpenVINO's last digits can decide between
+        # near neighbours: compare both on TensorFlow's embeddings then.
         same = classifier.served.engine_for("embed") == "tensorflow"
-        asked = values[test] if same else None
-        return check_agreement(folder, knn, asked, catalog.paths[test], settings.batch_size)
+        queries = values[test] if same else None
+        return check_agreement(folder, knn, queries, catalog.paths[test], settings.batch_size)
 
     def write_beside(folder: Path) -> None:
         write_knn(knn, folder, manifest)
@@ -227,7 +229,7 @@ def fit_knn(settings: FitKnn) -> Run:
         write_beside=write_beside,
         resumed=settings.resume,
     )  # fmt: skip
-    if not agreement:  # taken over from before an interruption
+    if not agreement:  # exported before an interruption
         agreement.update(agree(folder))
     results["model"]["saved_model"] = str(folder)
     results["served_agreement"] = agreement
@@ -235,19 +237,17 @@ def fit_knn(settings: FitKnn) -> Run:
     log.info("KNN %s", scoring_classifier.result_line("test", results["test"]))
     log.info("classifier %s", scoring_classifier.result_line("test", classifier_results["test"]))
     log.info(
-        "served and pickle agree on %d of %d test images\nrun:         %s\nSavedModel:  %s",
+        "SavedModel and pickle agree on %d of %d test images\nrun:         %s\nSavedModel:  %s",
         *(agreement["equal"], agreement["images"], run.directory, folder),
     )
     return run
 
 
 def resolve(settings: FitKnn, classifier: Classifier) -> FitKnn:
-    """Fills in what was left to the classifier: data, seed, name. UserError where it cannot say."""
+    """Fill in data, seed and name from the classifier; UserError where its data are not known."""
     known = classifier.settings
     if not settings.data and known is None:
-        raise UserError(
-            "a SavedModel does not say where the images are that it was trained on: give --data"
-        )
+        raise UserError("a SavedModel does not record where its training images are: give --data")
     check_numbers(settings)
     settings = dataclasses.replace(
         settings,

@@ -1,11 +1,11 @@
-"""An embedding in the plane: t-SNE, numbers that say how far to trust it, TensorBoard's projector.
+"""t-SNE of an embedding, measures of its quality, and TensorBoard's projector.
 
     projected = project(embeddings, seed=0)
     quality(projected, labels, is_test, classes)
     write_projector(run.directory, {"t-SNE": projected.plane}, ...)
 
-t-SNE keeps neighbours, not distances: clusters are real, their sizes and the gaps between them are
-not (Wattenberg et al., "How to Use t-SNE Effectively", Distill 2016). Hence the numbers.
+t-SNE preserves neighbours, not distances: clusters are real, their sizes and the gaps between them
+are not (Wattenberg et al., "How to Use t-SNE Effectively", Distill 2016). Hence the measures.
 """
 
 import re
@@ -24,10 +24,10 @@ from sklearn.metrics import silhouette_score
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
 
-# Time and memory of trustworthiness grow with the square: beyond this, a sample is drawn.
+# Time and memory of trustworthiness grow quadratically: beyond this, a sample is drawn.
 MOST_POINTS = 6000
 
-# Below this, t-SNE takes one thread.
+# Below this, t-SNE uses one thread.
 FEW_POINTS = 1000
 
 COORDINATES = 50
@@ -39,37 +39,39 @@ PROJECTOR = "projector"
 
 @dataclass(frozen=True)
 class Projected:
-    """coordinates: float32 [N, 50], by PCA; plane: float32 [N, 2], by t-SNE of those."""
+    """Projections of an embedding.
+
+    coordinates: float32 [N, 50], by PCA; plane: float32 [N, 2], by t-SNE of those.
+    """
 
     coordinates: np.ndarray
     plane: np.ndarray
 
 
 def draw_points(count: int, seed: int) -> np.ndarray:
-    """Rows to be shown, ascending: all, or MOST_POINTS of them drawn at random."""
+    """Return the rows to show, ascending: all, or MOST_POINTS of them drawn at random."""
     if count <= MOST_POINTS:
         return np.arange(count)
     return np.sort(np.random.default_rng(seed).choice(count, MOST_POINTS, replace=False))
 
 
 def project(values: np.ndarray, *, seed: int) -> Projected:
-    """PCA to 50 coordinates, then t-SNE (van der Maaten and Hinton 2008); values float32 [N, D].
+    """Project values, float32 [N, D], by PCA and then t-SNE (van der Maaten and Hinton 2008).
 
-    Standardised first: the spread of a backbone's features differs by orders of magnitude, and a
-    few that have nothing to do with the finding would make the picture.
-    Started from the PCA, which keeps the large-scale arrangement and makes runs alike (Kobak and
-    Berens 2019).
+    Features are standardised first: their spread differs by orders of magnitude, and a few that are
+    unrelated to the finding would dominate the picture. t-SNE is initialised by PCA, which keeps
+    the large-scale arrangement and makes runs comparable (Kobak and Berens 2019).
     """
     width = min(COORDINATES, *values.shape)
     scaled = StandardScaler().fit_transform(values)
     solver = "full" if len(values) < values.shape[1] else "covariance_eigh"
     coordinates = PCA(width, svd_solver=solver).fit_transform(scaled)
     perplexity = min(30.0, (len(values) - 1) / 3)
-    # Threads wait for each other in each of a thousand rounds: on a busy machine that takes
-    # minutes, and of few points one thread takes a second or two.
+    # Threads wait for each other in each of a thousand iterations, which takes minutes on a busy
+    # machine; for few points one thread takes a second or two.
     threads = 1 if len(values) < FEW_POINTS else -1
-    # Exact neighbours: those of openTSNE's default search depend on the number of threads, and with
-    # them the picture. All that follows gives the same bits on one thread as on many.
+    # Exact neighbours: those of openTSNE's default search depend on the number of threads. The rest
+    # of the algorithm gives the same bits on one thread as on many.
     embedding = TSNE(
         perplexity=perplexity,
         initialization="pca",
@@ -84,15 +86,17 @@ def project(values: np.ndarray, *, seed: int) -> Projected:
 def quality(
     projected: Projected, labels: np.ndarray, is_test: np.ndarray, classes: Sequence[str]
 ) -> dict[str, float]:
-    """How faithful the picture is, and how well the classes part; labels int [N], is_test bool [N].
+    """Measure how faithful the projection is and how well classes separate.
 
-    - `trustworthiness`: in 0..1, how few neighbours in the plane are none in the embedding (Venna
-      and Kaski 2001), 10 neighbours;
+    labels: int [N]; is_test: bool [N].
+
+    - `trustworthiness`: in 0..1, the degree to which neighbours in the plane are neighbours in the
+      embedding (Venna and Kaski 2001), 10 neighbours;
     - `silhouette`: in -1..1, of the test points by class, in the embedding (Rousseeuw 1987); NaN
       where test has one class alone, or no class twice;
     - `purity` and `purity/<class>`: the share of a test point's 10 nearest points outside test that
-      are of its class; the mean over classes, and each. Of test points, because training has seen
-      to it that training points lie right;
+      are of its class; the mean over classes, and each. Only test points are measured, because
+      training has already separated the training points;
     - `plane_purity`: the same in the plane.
     """
     result = {
@@ -116,7 +120,7 @@ def quality(
 
 
 def caption(numbers: dict[str, float]) -> str:
-    """The numbers that stand with the picture."""
+    """Return the caption of the projection, with its measures."""
     return (
         f"10-NN purity {numbers['purity']:.2f}, silhouette {numbers['silhouette']:.2f}, "
         f"trustworthiness {numbers['trustworthiness']:.2f}"
@@ -131,23 +135,23 @@ def write_projector(
     rows: list[list[Any]],
     thumbnails: np.ndarray,
 ) -> None:
-    """Files of TensorBoard's projector, under `projector/`, and its configuration in `directory`.
+    """Write the files of TensorBoard's projector to `projector/`, its configuration beside it.
 
     tensors: {name: float32 [N, E]}; rows: N rows of metadata, by which points can be coloured and
     searched; thumbnails: uint8 [N, T, T, 1].
     """
     from tensorboard.plugins import projector
 
-    folder, beside = directory / PROJECTOR, directory / f".{PROJECTOR}.writing"
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir()
+    folder, partial = directory / PROJECTOR, directory / f".{PROJECTOR}.writing"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
     config = projector.ProjectorConfig()
-    # Tabs as separators: that is how the plugin reads it, and it knows no quotes.
-    _write_table(beside / "metadata.tsv", [header, *rows])
+    # The plugin reads tab-separated values without quotes.
+    _write_table(partial / "metadata.tsv", [header, *rows])
     side = thumbnails.shape[1]
-    Image.fromarray(sprite(thumbnails)).save(beside / "sprite.png")
+    Image.fromarray(sprite(thumbnails)).save(partial / "sprite.png")
     for number, (name, values) in enumerate(tensors.items()):
-        np.savetxt(beside / f"tensor-{number}.tsv", values, fmt="%.6g", delimiter="\t")
+        np.savetxt(partial / f"tensor-{number}.tsv", values, fmt="%.6g", delimiter="\t")
         entry = config.embeddings.add()
         entry.tensor_name = name
         entry.tensor_shape.extend(values.shape)
@@ -157,12 +161,12 @@ def write_projector(
         entry.sprite.image_path = f"{PROJECTOR}/sprite.png"
         entry.sprite.single_image_dim.extend([side, side])
     shutil.rmtree(folder, ignore_errors=True)
-    beside.rename(folder)
+    partial.rename(folder)
     projector.visualize_embeddings(str(directory), config)
 
 
 def sprite(thumbnails: np.ndarray) -> np.ndarray:
-    """Thumbnails uint8 [N, T, T, 1] row by row in one square image, uint8 [S, S]."""
+    """Arrange thumbnails, uint8 [N, T, T, 1], row by row in one square image, uint8 [S, S]."""
     n, side = thumbnails.shape[:2]
     across = int(np.ceil(np.sqrt(n)))
     sheet = np.zeros((across * across, side, side), np.uint8)
@@ -172,7 +176,7 @@ def sprite(thumbnails: np.ndarray) -> np.ndarray:
 
 
 def _same_class(values: np.ndarray, labels: np.ndarray, is_test: np.ndarray) -> np.ndarray:
-    """For each test point the share of its nearest points outside test that are of its class."""
+    """Return the share of each test point's nearest points outside test that are of its class."""
     index = NearestNeighbors(algorithm="brute").fit(values[~is_test])
     count = min(NEIGHBOURS, int((~is_test).sum()))
     near = index.kneighbors(values[is_test], count, return_distance=False)
@@ -180,7 +184,7 @@ def _same_class(values: np.ndarray, labels: np.ndarray, is_test: np.ndarray) -> 
 
 
 def _silhouette(values: np.ndarray, labels: np.ndarray) -> float:
-    """NaN where it is not defined: one class alone, or every image a class of its own."""
+    """Return the silhouette; NaN for a single class, and where each image has its own class."""
     if not 1 < len(np.unique(labels)) < len(labels):
         return float("nan")
     return float(silhouette_score(values, labels))
@@ -188,7 +192,7 @@ def _silhouette(values: np.ndarray, labels: np.ndarray) -> float:
 
 def _write_table(path: Path, rows: list[list[Any]]) -> None:
     def cell(value: Any) -> str:
-        return re.sub(r"[\t\r\n]", " ", str(value))  # of a patient's name, or of a path
+        return re.sub(r"[\t\r\n]", " ", str(value))  # in a patient's name or a path
 
     text = "\n".join("\t".join(map(cell, row)) for row in rows) + "\n"
     path.write_text(text, encoding="utf-8")

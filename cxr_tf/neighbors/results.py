@@ -19,10 +19,11 @@ THUMBNAIL = 48  # pixels
 
 
 def novelty_of(distances: np.ndarray, limit: float) -> np.ndarray:
-    """Distance to the k-th neighbour over `limit`, float [N]; distances: [N, k] ascending.
+    """Return the distance to the k-th neighbour divided by `limit`, float [N].
 
-    `limit` is the NOVELTY_QUANTILE of that distance over validation: above 1 a radiograph is
-    farther from all training ones than 99 of 100 validation radiographs are.
+    distances: [N, k] ascending. `limit` is the NOVELTY_QUANTILE of the distance to the k-th
+    neighbour on validation: above 1 a radiograph is farther from the training data than 99 of 100
+    validation radiographs are.
     """
     return distances[:, -1] / limit
 
@@ -35,7 +36,7 @@ def write_predictions(
     predicted: np.ndarray,
     novelty: np.ndarray,
 ) -> None:
-    """`predictions-<split>.csv` as of a classifier, with a column `novelty`."""
+    """Write `predictions-<split>.csv` as for a classifier, with a column `novelty`."""
     write_csv(
         run.directory / f"predictions-{split}.csv",
         ["path", "patient", "label", *part.classes, "predicted", "novelty"],
@@ -58,7 +59,7 @@ def draw_split(
     scores: dict[str, Any],
     writer: tf.summary.SummaryWriter,
 ) -> None:
-    """ROC, PR, confusion and reliability of one split; the headline scores as scalars."""
+    """Draw ROC, PR, confusion and reliability of one split; log the headline scores as scalars."""
     labels, classes = part.labels, part.classes
     for name, figure in {
         "roc": figures.roc(labels, shares, classes),
@@ -84,18 +85,18 @@ def draw_neighbors(
     classes: tuple[str, ...],
     size: int,
 ) -> Any:
-    """Two right, two wrong and two uncertain test radiographs, with their nearest training ones."""
-    truth, called = labels[test], predicted[test]
+    """Draw correct, wrong and uncertain test radiographs with their nearest training ones."""
+    truth, label = labels[test], predicted[test]
     margin = np.diff(np.sort(shares, axis=1)[:, -2:], axis=1)[:, 0]
     by_margin = np.argsort(-margin, kind="stable")
     kinds = {
-        "right": [i for i in by_margin if called[i] == truth[i]],
-        "wrong": [i for i in by_margin if called[i] != truth[i]],
+        "correct": [i for i in by_margin if label[i] == truth[i]],
+        "wrong": [i for i in by_margin if label[i] != truth[i]],
         "uncertain": list(by_margin[::-1]),
     }
     picked: list[tuple[str, int]] = []
     for kind, candidates in kinds.items():
-        # One of each class where there is one, and none twice.
+        # One of each class where possible, and none twice.
         fresh = [i for i in candidates if i not in [j for _, j in picked]]
         first = fresh[:1]
         other = [i for i in fresh[1:] if truth[i] != truth[first[0]]][:1] if first else []
@@ -107,7 +108,7 @@ def draw_neighbors(
         images.reshape(len(picked), columns + 1, size, size),
         [
             f"{kind}: true {classes[truth[i]]}\n"
-            f"predicted {classes[called[i]]} {shares[i, called[i]]:.2f}"
+            f"predicted {classes[label[i]]} {shares[i, label[i]]:.2f}"
             for kind, i in picked
         ],
         [
@@ -128,14 +129,14 @@ def project(
     thumbnails: np.ndarray,
     settings: FitKnn,
 ) -> dict[str, Any]:
-    """t-SNE of the embedding, after and before training: figure, numbers, TensorBoard projector."""
+    """Project the embedding after and before training; write figure, measures and projector."""
     assert settings.seed is not None
     catalog, classes = embeddings.catalog, classifier.served.classes
     drawn = projection.draw_points(len(catalog), settings.seed)
     shown = catalog.take(drawn)
     labels, is_test = embeddings.labels[drawn], drawn >= embeddings.rows("test").start
-    known = predicted[drawn] >= 0
-    wrong = known & (predicted[drawn] != labels)
+    held_out = predicted[drawn] >= 0  # train is the index, and is not predicted
+    wrong = held_out & (predicted[drawn] != labels)
     planes = {"after training": projection.project(values[drawn], seed=settings.seed)}
     before = stored_before(classifier, shown, run, settings)
     if before is not None:
@@ -171,13 +172,13 @@ def project(
             [
                 classes[y],
                 r.split,
-                ("no" if w else "yes") if asked else "in the index",
-                classes[p] if asked else "",
+                ("no" if w else "yes") if is_predicted else "in the index",
+                classes[p] if is_predicted else "",
                 r.patient,
                 r.path,
             ]
-            for r, y, w, asked, p in zip(
-                shown.radiographs, labels, wrong, known, predicted[drawn], strict=True
+            for r, y, w, is_predicted, p in zip(
+                shown.radiographs, labels, wrong, held_out, predicted[drawn], strict=True
             )
         ],
         thumbnails=thumbnails[drawn],

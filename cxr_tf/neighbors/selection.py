@@ -1,11 +1,11 @@
-"""Which nearest neighbours: representation, metric, weights and k, chosen on validation.
+"""Choose representation, metric, weights and k of the nearest neighbours on validation.
 
     grid = search(embeddings)
     chosen = max(grid, key=lambda c: (c.score, -c.brier))
     knn = fit_pipeline(embeddings, chosen)      # a scikit-learn pipeline
 
-Judged by balanced accuracy on validation *and* a stressed copy of it, half each: validation alone
-is nearly separable and ranks nothing. Of equals the one with the lower Brier score.
+The criterion is balanced accuracy, averaged over validation and a stressed copy of it: validation
+alone is nearly separable and ranks nothing. The Brier score breaks ties.
 """
 
 from dataclasses import dataclass
@@ -30,14 +30,14 @@ REPRESENTATIONS = ("as is", "standardised", "PCA")
 
 PCA_WIDTH = 64
 
-# Above this an index as wide as the embedding would be a second copy of the data, in memory and in
-# every file that is written: then only the PCA's few coordinates are searched.
+# Above this size an index as wide as the embedding would be a second copy of the data, in memory
+# and in every exported file: then only the PCA coordinates are searched.
 WIDEST_INDEX = 256 * 1024**2
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One cell of the grid, and how it did on validation and on its stressed copy."""
+    """One cell of the grid, with its scores on validation and on the stressed copy."""
 
     representation: str
     metric: str
@@ -50,20 +50,20 @@ class Candidate:
 
     @property
     def score(self) -> float:
-        """What is chosen by, before `brier`."""
+        """The first criterion of the choice, before `brier`."""
         # Rounded, so that the last bit of a sum does not decide between equals.
         return round((self.balanced_accuracy + self.stressed_balanced_accuracy) / 2, 9)
 
 
 def search(embeddings: Embeddings) -> list[Candidate]:
-    """Every cell of the grid, judged on validation; one neighbour search per metric and space."""
+    """Evaluate every cell of the grid; one neighbour search per metric and representation."""
     train, val = slice(0, embeddings.indexed), embeddings.rows("val")
     labels = embeddings.labels
     truth = np.concatenate([labels[val], labels[val]])
     v = val.stop - val.start
     classes = int(labels.max()) + 1
     largest = embeddings.indexed
-    found = []
+    candidates = []
     for representation in representations(embeddings.indexed, embeddings.width):
         for metric in METRICS:
             steps, values = fit_steps(representation, metric, embeddings)
@@ -79,7 +79,7 @@ def search(embeddings: Embeddings) -> list[Candidate]:
             for weights in WEIGHTS:
                 for k in (k for k in NEIGHBOURS if k <= largest):
                     shares = vote(distances[:, :k], labels[rows[:, :k]], weights, classes)
-                    found.append(
+                    candidates.append(
                         Candidate(
                             representation=representation,
                             metric=metric,
@@ -90,20 +90,20 @@ def search(embeddings: Embeddings) -> list[Candidate]:
                             brier=balanced_brier(truth, shares),
                         )
                     )
-    return found
+    return candidates
 
 
 def representations(rows: int, width: int) -> tuple[str, ...]:
-    """Which are tried: those as wide as the embedding only while an index of them is small."""
+    """Return the representations to try; full-width ones only while their index is small."""
     return REPRESENTATIONS if rows * width * 4 <= WIDEST_INDEX else ("PCA",)
 
 
 def fit_steps(
     representation: str, metric: str, embeddings: Embeddings
 ) -> tuple[list[tuple[str, Any]], np.ndarray]:
-    """Preprocessing fitted on the training rows, and all embeddings after it, float32 [N, E].
+    """Fit the preprocessing on the training rows; return it and the result, float32 [N, E].
 
-    Reads the embeddings and changes them in place, so that they are there once. The cosine metric
+    Reads the embeddings and changes them in place, so that memory holds one copy. The cosine metric
     is unit length and Euclidean distance, d^2 = 2 (1 - cosine), which ranks the same.
     """
     values = embeddings.read()
@@ -111,15 +111,15 @@ def fit_steps(
     steps: list[tuple[str, Any]] = []
     if representation in ("standardised", "PCA"):
         scaler = StandardScaler(copy=False)
-        # In parts, because the fit makes a copy of what it is given, in float64.
+        # In parts, because the fit copies its input, in float64.
         for start in range(0, embeddings.indexed, 4096):
             scaler.partial_fit(values[start : min(start + 4096, embeddings.indexed)])
         scaler.transform(values)
         steps.append(("standardise", scaler))
     if representation == "PCA":
         width = min(PCA_WIDTH, *values[train].shape)
-        # By way of the covariance, the one solver that does not copy what it is given; but not for
-        # fewer images than numbers, when the covariance is the larger matrix by far.
+        # The covariance is the one solver that does not copy its input. For fewer images than
+        # features the covariance is by far the larger matrix.
         wide = embeddings.indexed < values.shape[1]
         solver = "full" if wide else "covariance_eigh"
         pca = PCA(width, svd_solver=solver, copy=wide).fit(values[train])
@@ -129,22 +129,22 @@ def fit_steps(
         unit = Normalizer(copy=False).fit(values[train])
         unit.transform(values)
         steps.append(("unit_length", unit))
-    # What is pickled must not change the arrays of those who use it.
+    # The pickled pipeline must not change its callers' arrays.
     for _, step in steps:
         step.set_params(copy=True)
     return steps, values
 
 
 def before_knn(knn: Pipeline, values: np.ndarray) -> np.ndarray:
-    """Embeddings float32 [N, D] after the steps that come before the neighbours, if there are any.
+    """Apply the steps before the neighbours, if there are any, to embeddings float32 [N, D].
 
-    scikit-learn cannot transform by a pipeline of no steps.
+    scikit-learn cannot transform with a pipeline without steps.
     """
     return knn[:-1].transform(values) if len(knn.steps) > 1 else values
 
 
 def fit_pipeline(embeddings: Embeddings, chosen: Candidate) -> Pipeline:
-    """The chosen candidate as a scikit-learn pipeline: embeddings float32 [N, D] -> class index."""
+    """Fit the chosen candidate as a pipeline from embeddings, float32 [N, D], to class indices."""
     steps, values = fit_steps(chosen.representation, chosen.metric, embeddings)
     train = slice(0, embeddings.indexed)
     knn = KNeighborsClassifier(
@@ -155,26 +155,26 @@ def fit_pipeline(embeddings: Embeddings, chosen: Candidate) -> Pipeline:
 
 
 def vote(distances: np.ndarray, neighbours: np.ndarray, weights: str, classes: int) -> np.ndarray:
-    """Shares of the vote, float [N, C], as KNeighborsClassifier counts them.
+    """Return shares of the vote, float [N, C], as KNeighborsClassifier counts them.
 
     distances: [N, k] ascending; neighbours: int [N, k], their labels.
     """
-    given = np.ones(distances.shape)
+    weight = np.ones(distances.shape)
     if weights == "distance":
         identical = distances == 0
         with np.errstate(divide="ignore"):
-            given = np.where(identical.any(axis=1, keepdims=True), identical, 1 / distances)
-    votes = np.stack([np.where(neighbours == c, given, 0).sum(axis=1) for c in range(classes)], 1)
+            weight = np.where(identical.any(axis=1, keepdims=True), identical, 1 / distances)
+    votes = np.stack([np.where(neighbours == c, weight, 0).sum(axis=1) for c in range(classes)], 1)
     return votes / votes.sum(axis=1, keepdims=True)
 
 
 def balanced_accuracy(labels: np.ndarray, shares: np.ndarray) -> float:
-    """Mean recall of the classes; labels int [N], shares [N, C]."""
-    right = shares.argmax(axis=1) == labels
-    return float(np.mean([right[labels == c].mean() for c in np.unique(labels)]))
+    """Return the mean recall of the classes; labels int [N], shares [N, C]."""
+    correct = shares.argmax(axis=1) == labels
+    return float(np.mean([correct[labels == c].mean() for c in np.unique(labels)]))
 
 
 def balanced_brier(labels: np.ndarray, shares: np.ndarray) -> float:
-    """Brier score with every class counting alike."""
+    """Return the Brier score, averaged over classes; labels int [N], shares [N, C]."""
     squared = ((shares - np.eye(shares.shape[1])[labels]) ** 2).sum(axis=1) / 2
     return float(np.mean([squared[labels == c].mean() for c in np.unique(labels)]))

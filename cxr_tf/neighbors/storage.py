@@ -1,4 +1,4 @@
-"""A fitted KNN on disk: a pickle, the same without code, and a manifest that vouches for both.
+"""A fitted KNN on disk: a pickle, a skops file without code, and a manifest with checksums.
 
 write_knn(knn, folder, manifest)
 pipeline, manifest = load_knn("saved_models/vgg16-binary-knn")
@@ -20,7 +20,7 @@ import tensorflow as tf
 from sklearn.pipeline import Pipeline
 
 from cxr_tf.errors import UserError
-from cxr_tf.files import expand_user, write_json
+from cxr_tf.files import digest_files, expand_user, write_json
 from cxr_tf.neighbors.embeddings import batches, embed_files
 from cxr_tf.neighbors.selection import before_knn
 from cxr_tf.serving import loading, model_config
@@ -29,7 +29,7 @@ MANIFEST = "knn.json"
 
 
 def write_knn(knn: Pipeline, folder: Path, manifest: dict[str, Any]) -> None:
-    """`knn.pkl`, `knn.skops` and the manifest `knn.json` that vouches for both."""
+    """Write `knn.pkl`, `knn.skops` and the manifest `knn.json`, which holds their checksums."""
     import skops.io
 
     with (folder / "knn.pkl").open("wb") as file:
@@ -39,7 +39,10 @@ def write_knn(knn: Pipeline, folder: Path, manifest: dict[str, Any]) -> None:
         folder / MANIFEST,
         {
             **manifest,
-            "sha256": {name: _sha256(folder / name) for name in ("knn.pkl", "knn.skops")},
+            "sha256": {
+                name: digest_files(folder / name, algorithm="sha256")
+                for name in ("knn.pkl", "knn.skops")
+            },
             "scikit-learn": sklearn.__version__,
             "numpy": np.__version__,
             "python": platform.python_version(),
@@ -50,32 +53,32 @@ def write_knn(knn: Pipeline, folder: Path, manifest: dict[str, Any]) -> None:
 def load_knn(
     model: str, *, embedding_width: int | None = None, without_code: bool = False
 ) -> tuple[Pipeline, dict[str, Any]]:
-    """The pipeline and its manifest, from saved_models/<name> (newest version) or a version.
+    """Load the pipeline and its manifest from saved_models/<name> (newest version) or a version.
 
-    `embedding_width` is D of the embeddings that it is to be used on. A pickle can run any code
-    when it is loaded; the checksum in the manifest only says that the file is the one that was
-    written with it. `without_code` loads `knn.skops` instead, which holds no code to run.
+    `embedding_width` is the width D of the embeddings to be classified. A pickle can run any code
+    when it is loaded; the checksum in the manifest only shows that the file was written with it.
+    `without_code` loads `knn.skops` instead, which holds no code to run.
 
-    Raises UserError where the file is not the one of the manifest, or the width another. Warns
-    where scikit-learn is of another version than the one that fitted it.
+    Raises UserError where the checksum or the width differs. Warns where the pipeline was fitted
+    with a different version of scikit-learn.
     """
     folder = expand_user(model)
     if not (folder / MANIFEST).exists():
-        found = model_config.model_versions(folder)
-        if not found or not (folder / str(found[-1]) / MANIFEST).exists():
-            raise UserError(f"{model} holds no {MANIFEST}: it is no nearest-neighbours model")
-        folder = folder / str(found[-1])
+        numbers = model_config.model_versions(folder)
+        if not numbers or not (folder / str(numbers[-1]) / MANIFEST).exists():
+            raise UserError(f"{model} is not a nearest-neighbours model: it has no {MANIFEST}")
+        folder = folder / str(numbers[-1])
     manifest = json.loads((folder / MANIFEST).read_text())
     name = "knn.skops" if without_code else "knn.pkl"
     file = folder / name
     if not file.exists():
         raise UserError(f"{folder} lacks {name}")
     content = file.read_bytes()
-    # Before it is unpickled, and of the very bytes that will be.
+    # Before unpickling, and of the very bytes that are unpickled.
     if hashlib.sha256(content).hexdigest() != manifest["sha256"][name]:
         raise UserError(
-            f"{file} is not the file that {MANIFEST} was written for (its sha256 differs): it is "
-            "not loaded; fit it again, or get it from where you trust it"
+            f"{file} differs from the sha256 in {MANIFEST} and is not loaded: fit it again, or "
+            "copy it from a source that you trust"
         )
     if embedding_width is not None and embedding_width != manifest["embedding_width"]:
         raise UserError(
@@ -99,12 +102,12 @@ def load_knn(
 def check_agreement(
     folder: Path, knn: Pipeline, values: np.ndarray | None, paths: Sequence[str], batch_size: int
 ) -> dict[str, Any]:
-    """Asks a written SavedModel for the test images, and compares with the pipeline.
+    """Compare the predictions of a SavedModel on image files with those of the pipeline.
 
-    values: float32 [N, D], the embeddings of `paths`; None asks the exported model's own classifier
-    for them. Returns how many images agree in label and, to 1e-4, in probabilities. Raises
-    RuntimeError for one that does not, unless its k-th and next neighbours are at the same distance
-    to six digits, where the last bit of an embedding decides.
+    values: float32 [N, D], the embeddings of `paths`; None computes them with the exported model's
+    classifier. Returns how many images agree in label and, to 1e-4, in probabilities. Raises
+    RuntimeError where an image does not, unless its k-th and next neighbours are at the same
+    distance to six digits, where the last bit of an embedding decides.
     """
     served = loading.ServedModel(folder, {}, tf.saved_model.load(str(folder)))
     signature = served.signature("serving_default")
@@ -112,14 +115,14 @@ def check_agreement(
         classifier = loading.ServedModel(folder, {}, served.loaded.classifier)
         values = embed_files(classifier, paths, batch_size)
     shares = knn.predict_proba(values)
-    found, labels = np.empty_like(shares), []
+    exported, labels = np.empty_like(shares), []
     for rows in batches(len(paths), batch_size):
         encoded = tf.constant(served.decode(list(paths[rows])))
         out = signature(image_bytes=encoded)
-        found[rows] = out["probabilities"]
+        exported[rows] = out["probabilities"]
         names = [c.decode() for c in out["classes"].numpy()[0]]
         labels += [names.index(x.decode()) for x in out["label"].numpy()]
-    difference = np.abs(found - shares).max(axis=1)
+    difference = np.abs(exported - shares).max(axis=1)
     differs = (difference > 1e-4) | (np.array(labels) != shares.argmax(axis=1))
     ties = np.zeros(len(differs), bool)
     if differs.any() and knn[-1].n_neighbors < knn[-1].n_samples_fit_:
@@ -136,11 +139,3 @@ def check_agreement(
         "equal": int((~differs).sum()),
         "largest_difference": float(difference.max()),
     }
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

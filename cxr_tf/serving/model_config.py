@@ -13,66 +13,65 @@ log = logging.getLogger(__name__)
 
 
 _MODELS_CONFIG_HEAD = """\
-# What TF Serving serves; scripts/serve.sh starts it with this file, and it follows every change.
-# Each export writes the file anew from the folders that are there, and lists all their versions:
-# to serve a version no more, delete its folder. A request that names neither version nor label is
-# answered by the newest.
+# The models that TF Serving serves. scripts/serve.sh starts it with this file, which TF Serving
+# reloads when it changes. Each export rewrites the file and lists all existing versions: to retire
+# a version, delete its folder. Requests without version and label go to the newest version.
 #
-# Yours to add, and kept: labels, and models from elsewhere (comments are not kept). With
+# You may add labels and models from other folders; they are kept, comments are not. With
 #
 #     version_labels { key: "stable" value: 1 }
 #     version_labels { key: "canary" value: 2 }
 #
-# in a config, clients that ask for "stable" stay with version 1 whatever is exported. To release,
-# or to roll back, change the number.
+# in a config, clients that request "stable" stay on version 1 whatever is exported. To release, or
+# to roll back, change the number.
 """
 
 _BATCHING_CONFIG = """\
-# Used by `scripts/serve.sh --batching`, which is off by default: TF Serving then puts the images of
-# several clients into one request, and a bad image of one makes it fail for all.
-# Written once; change it as you like.
+# Used by `scripts/serve.sh --batching`, which is off by default: TF Serving then merges the images
+# of several clients into one batch, and one bad image fails the requests of all of them.
+# Written once; edit it as you like.
 
-# The most images that run together. Requests of more are refused, and predict.py sends 32.
+# Maximum number of images per batch. Larger requests are refused; predict.py sends 32.
 max_batch_size { value: 32 }
 
-# How long to wait for a batch to fill. On a CPU a full batch is hardly faster for each image than
-# single ones, so nobody should wait. GPU: 5000.
+# Time to wait for a batch to fill. On a CPU large batches are hardly faster per image than single
+# images, so do not wait. GPU: 5000.
 batch_timeout_micros { value: 0 }
 
-# Batches that run at the same time: as many as the serving machine has CPU cores (here the number
-# of the machine that exported). GPU: 2, of which one is copied while the other runs.
+# Batches that run in parallel: the number of CPU cores of the serving machine (here those of the
+# exporting machine). GPU: 2, one is copied while the other runs.
 num_batch_threads { value: CORES }
 
-# What is beyond is refused at once (REST 503, gRPC UNAVAILABLE), and predict.py tries again.
+# Further requests are refused at once (REST 503, gRPC UNAVAILABLE), and predict.py retries.
 max_enqueued_batches { value: 100 }
 """
 
 
 def write_models_config(root: Path) -> None:
-    """Writes `models.config` from the models under `root`, and `batching.config` if there is none.
+    """Write `models.config` for the models under `root`, and `batching.config` if it is missing.
 
-    Labels that stand in the file are kept while their version is there, and so are models from
-    elsewhere. Each version is listed by its number and not left to TF Serving to find, because a
-    label needs the version it points to loaded, be it the newest or not. Paths are absolute: TF
-    Serving takes no others. A file that cannot be parsed is left as it is, with a warning.
+    Labels in the existing file are kept while their version exists, and so are models from other
+    folders. Versions are listed by number, because a label needs its version loaded even where it
+    is not the newest. Paths are absolute, as TF Serving requires. A file that cannot be parsed is
+    left unchanged, with a warning.
     """
     from google.protobuf import text_format
 
     path = root / "models.config"
     while True:
-        found = model_versions_by_name(root)
+        exported = model_versions_by_name(root)
         try:
-            before = read_models_config(root)
+            previous = read_models_config(root)
         except UserError as error:
-            log.warning("%s; it is left as it is, and does not list what was exported", error)
+            log.warning("%s; it is left unchanged, and does not list this export", error)
             return
-        config = _models_config(root, found, before)
+        config = _models_config(root, exported, previous)
         replace_text(
             path, _MODELS_CONFIG_HEAD + "\n" + text_format.MessageToString(config, as_utf8=True)
         )
-        # Another export may have looked before this one's version was there, and written after.
-        # Whoever writes last finds nothing new here, and then the file is complete.
-        if model_versions_by_name(root) == found:
+        # Another export may have listed the folder before this version existed, and written after.
+        # The last process to write sees no change here, and then the file is complete.
+        if model_versions_by_name(root) == exported:
             break
     batching = root / "batching.config"
     if not batching.exists():
@@ -80,19 +79,19 @@ def write_models_config(root: Path) -> None:
 
 
 def model_versions_by_name(root: Path) -> dict[str, list[int]]:
-    """{name: versions} of the models under a folder, in the order of their names."""
-    found = {
+    """Return {name: versions} of the models under a folder, sorted by name."""
+    versions = {
         folder.name: [
             v for v in model_versions(folder) if (folder / str(v) / "saved_model.pb").exists()
         ]
         for folder in sorted(root.iterdir())
         if folder.is_dir() and not folder.name.startswith(".")
     }
-    return {name: numbers for name, numbers in found.items() if numbers}
+    return {name: numbers for name, numbers in versions.items() if numbers}
 
 
 def read_models_config(root: Path) -> Any:
-    """The ModelServerConfig in `models.config`; an empty one where there is no such file.
+    """Return the ModelServerConfig in `models.config`, or an empty one where there is no file.
 
     Raises UserError for a file that cannot be parsed.
     """
@@ -106,18 +105,18 @@ def read_models_config(root: Path) -> Any:
             text_format.Parse(path.read_text(), config)
         except (text_format.ParseError, UnicodeDecodeError) as error:
             raise UserError(
-                f"{path} is no ModelServerConfig ({error}): mend or remove it"
+                f"{path} is not a ModelServerConfig ({error}): fix or remove it"
             ) from None
     return config
 
 
-def _models_config(root: Path, found: dict[str, list[int]], before: Any) -> Any:
+def _models_config(root: Path, exported: dict[str, list[int]], previous: Any) -> Any:
     from tensorflow_serving.config import model_server_config_pb2
 
     root = root.resolve()
-    earlier = {c.name: c for c in before.model_config_list.config}
+    earlier = {c.name: c for c in previous.model_config_list.config}
     config = model_server_config_pb2.ModelServerConfig()
-    for name, numbers in found.items():
+    for name, numbers in exported.items():
         entry = config.model_config_list.config.add(
             name=name, base_path=str(root / name), model_platform="tensorflow"
         )
@@ -129,16 +128,16 @@ def _models_config(root: Path, found: dict[str, list[int]], before: Any) -> Any:
                 entry.version_labels[label] = number
             else:
                 # TF Serving would refuse the whole file.
-                log.warning("%s: label '%s' dropped, version %d is gone", name, label, number)
+                log.warning("%s: label '%s' removed, version %d is gone", name, label, number)
     for name, entry in earlier.items():
-        if name not in found and Path(entry.base_path).parent != root:
+        if name not in exported and Path(entry.base_path).parent != root:
             config.model_config_list.config.append(entry)
     return config
 
 
 def model_versions(base: Path) -> list[int]:
-    """Versions under a model's folder, ascending."""
+    """Return the version numbers under a model's folder, ascending."""
     if not base.is_dir():
         return []
-    named = (d for d in base.iterdir() if re.fullmatch("[0-9]+", d.name))
-    return sorted(int(d.name) for d in named if d.is_dir())
+    numbered = (d for d in base.iterdir() if re.fullmatch("[0-9]+", d.name))
+    return sorted(int(d.name) for d in numbered if d.is_dir())

@@ -23,17 +23,16 @@ TRAINING_DIGESTS = Path("assets.extra") / "training_digests.txt"
 def write_version(
     base: Path, write: Callable[[str], Any], *, card: dict[str, Any], resumed: bool = False
 ) -> Path:
-    """Writes the next version `<base>/<n>/`, which appears whole or not at all.
+    """Write the next version `<base>/<n>/`, which appears whole or not at all.
 
-    `write` fills the folder it is given, whose name TF Serving does not take for a version. A
-    version that stands is never changed. What a killed export left is cleared away first. To what
-    `write` put there come the warm-up requests and the model card, which is `card` with name,
-    version, signatures and the versions of the software; then `models.config` is brought up to
-    date. What `card` has under `learnt_from`, digests of files, becomes a file of its own, one to a
-    line: thousands of them would bury the card. Of a training that is `resumed`, the newest version
-    is what it exported before it was interrupted, if its card says the same; then it is taken.
+    `write` fills a folder whose name TF Serving does not take for a version; warm-up requests and
+    the model card are added. The card is `card` with name, version, signatures and the versions of
+    the software; its `training_digests` become a file of their own, one digest per line, because
+    there are thousands of them. Then `models.config` is updated. Existing versions are never
+    changed, and remains of a killed export are removed first. For a `resumed` training, the newest
+    version is returned as it is if its card is the same: it was exported before the interruption.
 
-    Raises UserError where the disk is full or must not be written.
+    Raises UserError where the disk is full or read-only.
     """
     check_saved_models(str(base.parent))
     is_first = not base.parent.exists()
@@ -51,41 +50,41 @@ def _write_version(
     is_first: bool,
 ) -> Path:
     base.mkdir(parents=True, exist_ok=True)
-    for left in base.glob(".writing-*"):
-        shutil.rmtree(left)
+    for remains in base.glob(".writing-*"):
+        shutil.rmtree(remains)
     last = max(model_versions(base), default=0)
-    if resumed and last and _says_the_same(base / str(last), card):
+    if resumed and last and _has_card(base / str(last), card):
         write_models_config(base.parent)
         return base / str(last)
     version = last + 1
-    beside = base / f".writing-{version}"
+    partial = base / f".writing-{version}"
     try:
-        write(str(beside))
-        signatures = signature_defs(beside)
-        (beside / CARD).parent.mkdir(exist_ok=True)
-        write_warm_up(beside / WARM_UP, base.name, signatures)
-        described = {
+        write(str(partial))
+        signatures = signature_defs(partial)
+        (partial / CARD).parent.mkdir(exist_ok=True)
+        write_warm_up(partial / WARM_UP, base.name, signatures)
+        added = {
             "signatures": {k: describe_signature(v) for k, v in sorted(signatures.items())},
             "versions": package_versions(),
             "name": base.name,
             "version": version,
         }
-        told = {**card, **described}
-        (beside / TRAINING_DIGESTS).write_text(
-            "\n".join(sorted(told.pop("training_digests", ()))) + "\n"
+        complete = {**card, **added}
+        (partial / TRAINING_DIGESTS).write_text(
+            "\n".join(sorted(complete.pop("training_digests", ()))) + "\n"
         )
-        write_json(beside / CARD, told)
+        write_json(partial / CARD, complete)
         target = base / str(version)
-        os.rename(beside, target)
+        os.rename(partial, target)
     except BaseException as error:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
         if not any(base.iterdir()):
             base.rmdir()
         if is_first and not any(base.parent.iterdir()):
             base.parent.rmdir()
-        if reason := _disk_fault(error):
+        if reason := _disk_error(error):
             raise UserError(
-                f"{base}: {reason}; nothing was exported. Make room, or choose another "
+                f"{base}: {reason}; nothing was exported. Free space, or choose another "
                 "--saved-models"
             ) from error
         raise
@@ -93,71 +92,71 @@ def _write_version(
     return target
 
 
-def _says_the_same(version: Path, card: dict[str, Any]) -> bool:
-    """Whether a version has this card, but for what `write_version` adds to it."""
+def _has_card(version: Path, card: dict[str, Any]) -> bool:
+    """Return whether a version has this card, apart from what `write_version` adds."""
     try:
         written = json.loads((version / CARD).read_text())
     except (OSError, ValueError):
         return False
-    told = {k: v for k, v in card.items() if k != "training_digests"}
-    return to_json_types(told) == {k: written.get(k) for k in told}
+    expected = {k: v for k, v in card.items() if k != "training_digests"}
+    return to_json_types(expected) == {k: written.get(k) for k in expected}
 
 
 def check_saved_models(path: str, name: str = "") -> None:
-    """Raises UserError where a model cannot be exported to a folder, before the work is done.
+    """Raise UserError where a model cannot be exported to a folder, before the work is done.
 
-    It need not exist. A `models.config` in it that is no such file is an error too: somebody wrote
-    it by hand, and an export would have to overwrite it.
+    The folder need not exist. A `models.config` that cannot be parsed is an error too: it was
+    edited by hand, and an export would have to overwrite it.
     """
     root = expand_user(path)
     if root.exists() and not root.is_dir():
         raise UserError(f"--saved-models {path} is a file, not a folder: choose another")
-    there = root
-    while not os.path.lexists(there):
-        there = there.parent
-    if not there.exists():
-        raise UserError(f"--saved-models {path}: {there} is a link that leads nowhere")
-    if not there.is_dir():
-        raise UserError(f"--saved-models {path}: {there} is a file, not a folder: choose another")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"--saved-models {path}: no permission to write to {there}")
+    parent = root
+    while not os.path.lexists(parent):
+        parent = parent.parent
+    if not parent.exists():
+        raise UserError(f"--saved-models {path}: {parent} is a broken link: choose another")
+    if not parent.is_dir():
+        raise UserError(f"--saved-models {path}: {parent} is a file, not a folder: choose another")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise UserError(f"--saved-models {path}: no permission to write to {parent}")
     if name and os.path.lexists(root / name) and not (root / name).is_dir():
-        raise UserError(f"--saved-models {path}: {root / name} is in the way, and no folder")
+        raise UserError(f"--saved-models {path}: {root / name} is not a folder: remove it")
     read_models_config(root)
 
 
-def _disk_fault(error: BaseException) -> str:
-    """Why a file could not be written, where the disk is to blame; else an empty string."""
+def _disk_error(error: BaseException) -> str:
+    """Return why the disk refused a file; an empty string for other errors."""
     if isinstance(error, OSError):
         return error.strerror or ""
     if isinstance(error, tf.errors.OpError):
-        # TensorFlow has fewer kinds of errors than the system, but quotes it.
+        # TensorFlow has fewer kinds of errors than the system, but quotes its message.
         kinds = ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO")
-        told = [os.strerror(getattr(errno, kind)) for kind in kinds if hasattr(errno, kind)]
-        return next((text for text in told if text in str(error.message)), "")
+        messages = [os.strerror(getattr(errno, kind)) for kind in kinds if hasattr(errno, kind)]
+        return next((text for text in messages if text in str(error.message)), "")
     return ""
 
 
 def exported_by(run: Run) -> Path:
-    """The folder of the version that a finished run exported.
+    """Return the folder of the version that a finished run exported.
 
-    Its path is recorded as the run knew it: from the working directory, or from the folder in which
-    `logs/` lies. Raises UserError where no model stands there, or another one.
+    A relative path in the record is resolved against the working directory and the folder that
+    holds `logs/`. Raises UserError where that folder holds no model, or another run's.
     """
-    told = run.metrics["model"]["saved_model"]
-    around = run.directory.resolve().parents
-    places = [Path(told), *(project / told for project in around[2:3])]
-    there = [place for place in places if (place / CARD).exists()]
-    for place in there:
-        card = read_json(place / CARD)
+    recorded = run.metrics["model"]["saved_model"]
+    project = run.directory.resolve().parents[2:3]
+    candidates = [Path(recorded), *(folder / recorded for folder in project)]
+    existing = [folder for folder in candidates if (folder / CARD).exists()]
+    for folder in existing:
+        card = read_json(folder / CARD)
         scored = card.get("metrics", {}).get("test", {})
         same_data = "data_fingerprint" not in card or (
             card["data_fingerprint"] == run.config["data_fingerprint"]
         )
         if same_data and scored and scored == {k: run.metrics["test"].get(k) for k in scored}:
-            return place
-    what = "is another model's" if there else "is not here"
+            return folder
+    problem = "holds another model" if existing else "does not exist"
     raise UserError(
-        f"{run.directory} exported to {told}, which {what}: start where it was trained, or name "
-        "the SavedModel's folder"
+        f"{run.directory} exported to {recorded}, which {problem}: start in the folder where it "
+        "was trained, or name the SavedModel's folder"
     )

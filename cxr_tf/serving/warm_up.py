@@ -1,4 +1,4 @@
-"""Warm-up requests, which TF Serving replays when it loads a version."""
+"""Warm-up requests, which TF Serving replays after loading a version."""
 
 from pathlib import Path
 from typing import Any
@@ -8,15 +8,15 @@ import tensorflow as tf
 
 from cxr_tf.data.sources.phantoms import phantom
 
-# Where TF Serving looks for requests to send itself before a version goes live.
+# The path at which TF Serving looks for warm-up requests.
 WARM_UP = Path("assets.extra") / "tf_serving_warmup_requests"
 
 
 def write_warm_up(path: Path, name: str, signatures: dict[str, Any]) -> None:
-    """One request for each signature, made of a phantom, as TF Serving's warm-up file.
+    """Write TF Serving's warm-up file: one request with a phantom for each signature.
 
-    TF Serving sends them to a version that it has loaded, and only then lets it answer others: the
-    first user does not wait for buffers and kernels. `signatures` are the model's SignatureDefs.
+    TF Serving replays them before a version goes live, so that the first request does not wait for
+    buffers and kernels. `signatures` are the model's SignatureDefs.
     """
     from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
 
@@ -36,13 +36,13 @@ def write_warm_up(path: Path, name: str, signatures: dict[str, Any]) -> None:
 
 
 def phantom_file(size: int = 128) -> bytes:
-    """A phantom as the contents of a PNG file."""
+    """Return a phantom as the contents of a PNG file."""
     image = phantom("bacterial", seed=0, patient=0, size=size).image
     return tf.io.encode_png(image[..., None]).numpy()
 
 
 def _phantom_input(dtype: tf.DType, shape: list[int]) -> Any:
-    """An input of that type and shape: files of phantoms, or their pixels as far as they reach."""
+    """Return an input of that type and shape, made of files or pixels of phantoms if possible."""
     if dtype == tf.string:
         return np.full(shape, phantom_file(), object)
     if len(shape) == 4:
@@ -53,7 +53,7 @@ def _phantom_input(dtype: tf.DType, shape: list[int]) -> Any:
 
 
 def signature_defs(folder: Path) -> dict[str, Any]:
-    """The SignatureDefs of a SavedModel, by name, without those that TensorFlow keeps there."""
+    """Return the SignatureDefs of a SavedModel by name, without TensorFlow's internal ones."""
     from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
     graph = SavedModel.FromString((folder / "saved_model.pb").read_bytes()).meta_graphs[0]

@@ -1,4 +1,4 @@
-"""What changed between two finished studies, metric by metric.
+"""Compare two finished studies, metric by metric.
 
 python scripts/run_study.py --compare mine other
 """
@@ -8,16 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cxr_tf import console
 from cxr_tf.config import RunStudy
 from cxr_tf.errors import UserError
 from cxr_tf.metrics.intervals import with_interval
-from cxr_tf.runs import Run
+from cxr_tf.runs import Run, open_finished_run
 
 log = logging.getLogger(__name__)
 
 
 def compare_studies(settings: RunStudy) -> str:
-    """Prints, metric by metric, what changed between two finished studies; returns the text.
+    """Print the changes between two finished studies, metric by metric; return the text.
 
     Raises UserError where one is missing or not finished.
     """
@@ -31,33 +32,34 @@ def compare_studies(settings: RunStudy) -> str:
     lines.append(
         "the same images, patients and splits"
         if same
-        else "DIFFERENT data, or other splits of them: what changed need not be the models"
+        else "DIFFERENT data or splits: the changes below need not be due to the models"
     )
     before, after = (c["settings"] for c in configs)
     for key in sorted({*before, *after} - {"name", "logs", "saved_models", "compare"}):
         if before.get(key) != after.get(key):
             flag = "--" + key.replace("_", "-")
             lines.append(f"{flag}: {before.get(key)} -> {after.get(key)}")
-    apart = compared = 0
+    separate = compared = 0
     tables = [tables_on_test(study) for study in (first, second)]
-    for title in dict.fromkeys([*tables[0], *tables[1]]):
-        if not all(title in t for t in tables):
-            lines.append(f"\n{title}: only in {names[0] if title in tables[0] else names[1]}")
+    for step in dict.fromkeys([*tables[0], *tables[1]]):
+        title = (tables[1].get(step) or tables[0][step])[0]
+        if not all(step in t for t in tables):
+            lines.append(f"\n{title}: only in {names[0] if step in tables[0] else names[1]}")
             continue
-        (run_a, a), (run_b, b) = (t[title] for t in tables)
+        (_, run_a, a), (_, run_b, b) = (t[step] for t in tables)
         lines.append(f"\n{title}, on test ({run_a} -> {run_b})")
+        rows = []
         for metric in [m for m in a["ci95"] if "/" not in m and _known(a, m) and _known(b, m)]:
-            parted = not intervals_overlap(a["ci95"][metric], b["ci95"][metric])
-            apart, compared = apart + parted, compared + 1
+            disjoint = not intervals_overlap(a["ci95"][metric], b["ci95"][metric])
+            separate, compared = separate + disjoint, compared + 1
             change = b[metric] - a[metric]
-            lines.append(
-                f"  {metric:<18}{with_interval(a, metric):<26}{with_interval(b, metric):<26}"
-                f"{change:+.3f}{'  *' if parted else ''}"
-            )
+            values = [with_interval(a, metric), with_interval(b, metric)]
+            rows.append([metric, *values, f"{change:+.3f}{'  *' if disjoint else ''}"])
+        lines.append(console.table(["", *names, "change"], rows, indent=2))
     lines.append(
-        f"\n* the 95 % intervals do not overlap: {apart} of {compared}. This is no test: intervals "
-        "that overlap do not say that two values are equal, and of many comparisons some stand "
-        "apart by chance."
+        f"\n* the 95 % confidence intervals do not overlap: {separate} of {compared}. This is not "
+        "a statistical test: overlapping intervals do not show that two values are equal, and "
+        "among many comparisons some intervals are disjoint by chance."
     )
     text = "\n".join(lines)
     log.info("%s", text)
@@ -65,21 +67,17 @@ def compare_studies(settings: RunStudy) -> str:
 
 
 def open_study(logs: str, name: str) -> Run:
-    """A finished study, by its name or its folder; UserError where there is none."""
-    run = Run(Path(name) if (Path(name) / "study.json").exists() else Path(logs) / "study" / name)
-    if not (run.directory / "study.json").exists():
-        found = sorted(p.parent.name for p in (Path(logs) / "study").glob("*/study.json"))
-        known = f"; there are {', '.join(found)}" if found else ""
+    """Return a finished study by its name or its folder; UserError where there is none."""
+    folder = Path(name) if (Path(name) / "study.json").exists() else Path(logs) / "study" / name
+    if not (folder / "study.json").exists():
+        names = sorted(p.parent.name for p in (Path(logs) / "study").glob("*/study.json"))
+        known = f"; known: {', '.join(names)}" if names else ""
         raise UserError(f"no study {name} under {Path(logs) / 'study'}{known}")
-    if not run.finished:
-        raise UserError(
-            f"the study {name} is not finished: go on with it by {run.config['command']}"
-        )
-    return run
+    return open_finished_run(folder, "study")
 
 
-def tables_on_test(study: Run) -> dict[str, tuple[str, dict[str, Any]]]:
-    """For each step with scores on test, its title: (name of its run, the table)."""
+def tables_on_test(study: Run) -> dict[str, tuple[str, str, dict[str, Any]]]:
+    """Return {step: (title, name of the run, scores)} of the steps with scores on test."""
     logs = study.directory.parent.parent
     tables = {}
     for step in study.metrics["steps"]:
@@ -90,13 +88,13 @@ def tables_on_test(study: Run) -> dict[str, tuple[str, dict[str, Any]]]:
             name = metrics.get("chosen", Path(step["run"]).name)
             title = step["title"]
             if "chosen" in metrics:
-                title = f"chosen on validation: {title.partition(': ')[2]}"
-            tables[title] = (name, metrics["test"])
+                title = f"selected on validation: {title.partition(': ')[2]}"
+            tables[step["name"]] = (title, name, metrics["test"])
     return tables
 
 
 def intervals_overlap(first: Sequence[float], second: Sequence[float]) -> bool:
-    """Whether two closed intervals (low, high) have a value in common."""
+    """Return whether two closed intervals (low, high) overlap."""
     return first[0] <= second[1] and second[0] <= first[1]
 
 

@@ -1,4 +1,4 @@
-"""The data step of a study: counts, copies, shortcuts and samples."""
+"""The data step of a study: image counts, duplicates, shortcuts and samples."""
 
 import logging
 
@@ -14,14 +14,14 @@ log = logging.getLogger(__name__)
 
 
 def inspect_data(settings: PrepareData, catalog: data_catalog.Catalog, name: str) -> Run:
-    """Counts, copies, shortcuts and samples of the catalogue: logs/data/<name>/."""
-    found = inspect_images(catalog)
-    said = warnings(found)
-    for line in said:
+    """Inspect the catalogue and write the results to logs/data/<name>/."""
+    inspection = inspect_images(catalog)
+    messages = warnings(inspection)
+    for line in messages:
         log.info("  warning: %s", line)
     run = open_run(settings.logs, "data", name, settings, catalog)
     rows = catalog.radiographs
-    draw_page(run, found)
+    draw_page(run, inspection)
     splits = {split: [r for r in rows if r.split == split] for split in data_catalog.SPLITS}
     run.write_metrics(
         {
@@ -30,20 +30,20 @@ def inspect_data(settings: PrepareData, catalog: data_catalog.Catalog, name: str
             "findings": list(catalog.findings),
             "splits": {
                 split: {
-                    "images": len(own),
-                    "patients": len({r.patient for r in own}),
-                    **{f: sum(r.finding == f for r in own) for f in catalog.findings},
+                    "images": len(subset),
+                    "patients": len({r.patient for r in subset}),
+                    **{f: sum(r.finding == f for r in subset) for f in catalog.findings},
                 }
-                for split, own in splits.items()
+                for split, subset in splits.items()
             },
-            "unreadable": len(found.unreadable),
+            "unreadable": len(inspection.unreadable),
             "identical_copies": len(catalog) - len({r.digest for r in rows}),
-            "near_duplicates": len(found.near),
+            "near_duplicates": len(inspection.near),
             "leaks": len(data_splits.leakage(catalog)),
             "without_patient": catalog.without_patient,
             "notes": checks.notes(catalog),
-            "warnings": said,
-            **{f"{s.measure}_auroc/{s.finding}": s.auroc for s in found.shortcuts},
+            "warnings": messages,
+            **{f"{s.measure}_auroc/{s.finding}": s.auroc for s in inspection.shortcuts},
         }
     )
     return run

@@ -1,4 +1,4 @@
-"""The steps of a study, in their order."""
+"""The steps of a study, in order."""
 
 import functools
 from dataclasses import replace
@@ -19,7 +19,6 @@ from cxr_tf.serving import check_served
 from cxr_tf.study.data_step import inspect_data
 from cxr_tf.study.presets import (
     PRESETS,
-    QUESTIONS,
     autoencoder_settings,
     classifier_settings,
     comparison_settings,
@@ -28,25 +27,28 @@ from cxr_tf.study.presets import (
     neighbours_settings,
     served_settings,
 )
-from cxr_tf.study.report import NAMES
-from cxr_tf.study.steps import Step, keep_settings, named
+from cxr_tf.study.steps import BACKBONE_NAMES, TASKS, Step, keep_settings, label_of, named
 from cxr_tf.study.timing import OVERHEAD, autoencoder_seconds, classifier_seconds
+from cxr_tf.training.distribution import connect
 
 
 class Images:
-    """The decoded radiographs, read when a training first asks for them."""
+    """The decoded radiographs, loaded when a training first needs them."""
 
     def __init__(self, settings: RunStudy, catalog: data_catalog.Catalog) -> None:
         self._settings, self._catalog = settings, catalog
         self._data: dataset.ImageDataset | None = None
 
     def load(self) -> dataset.ImageDataset:
-        """All of them, with the labels of the binary task."""
+        """Return all images with the labels of the binary task."""
         if self._data is None:
             size = self._settings.image_size
             assert size is not None
             catalog, images = dataset.decode_catalog(
-                self._catalog, size, skip=self._settings.skip_unreadable
+                self._catalog,
+                size,
+                skip=self._settings.skip_unreadable,
+                load=connect(self._settings.worker_timeout).load_images,
             )
             checks.check(catalog, task="binary", allow_leakage=self._settings.allow_leakage)
             classes = catalog.classes("binary")
@@ -55,30 +57,30 @@ class Images:
         return self._data
 
     def of_task(self, task: str) -> dataset.ImageDataset:
-        """The same images with the labels of a task."""
+        """Return all images with the labels of a task."""
         data = self.load()
         checks.check(data.catalog, task=task, allow_leakage=self._settings.allow_leakage)
         return replace(data, labels=data.catalog.labels(task), classes=data.catalog.classes(task))
 
 
 def plan(settings: RunStudy, catalog: data_catalog.Catalog, images: Images) -> list[Step]:
-    """All steps in their order, those that these data do not allow with the reason."""
+    """Return all steps in order; steps that the data do not support carry the reason."""
     counts = {s: len(catalog.rows(s)) for s in data_catalog.SPLITS}
-    refused = {task: _refusal(catalog, task) for task in QUESTIONS}
+    unsupported = {task: _reason_unsupported(catalog, task) for task in TASKS}
     healthy = sum(r.split == "train" and r.finding == "normal" for r in catalog.radiographs)
 
-    def inspect(own: PrepareData, run_name: str) -> Run:
-        return inspect_data(own, catalog, run_name)
+    def inspect(job: PrepareData, run_name: str) -> Run:
+        return inspect_data(job, catalog, run_name)
 
-    def train(own: TrainClassifier, run_name: str) -> Run:
+    def train(job: TrainClassifier, run_name: str) -> Run:
         return train_classifier.train_classifier(
-            replace(own, name=run_name), images.of_task(own.task)
+            replace(job, name=run_name), images.of_task(job.task)
         )
 
     steps = [
         Step(
             name="data",
-            title="look for problems in the data",
+            title="inspect the data",
             job="data",
             run_name=f"{settings.name}-data",
             settings=lambda runs: PrepareData(
@@ -88,57 +90,57 @@ def plan(settings: RunStudy, catalog: data_catalog.Catalog, images: Images) -> l
             seconds=lambda speed: 5 + 0.004 * len(catalog),
         )
     ]
-    for task, question in QUESTIONS.items():
-        label = task.replace("_", "-")
+    for task, description in TASKS.items():
+        label = label_of(task)
         for backbone in get_args(BackboneName):
             steps.append(
                 Step(
                     name=f"{label}-{backbone}",
-                    title=f"train {NAMES[backbone]}: {question}",
+                    title=f"train {BACKBONE_NAMES[backbone]}: {description}",
                     job="classifier",
                     run_name=f"{settings.name}-{label}-{backbone}",
                     settings=functools.partial(classifier_settings, settings, task, backbone),
                     work=train,
                     seconds=functools.partial(classifier_seconds, settings, task, backbone, counts),
                     network=backbone,
-                    skipped=refused[task],
+                    skipped=unsupported[task],
                 )
             )
         steps.append(
             Step(
                 name=label,
-                title=f"compare the three on test: {question}",
+                title=f"compare backbones on test: {description}",
                 job="compare",
                 run_name=f"{settings.name}-{label}",
                 settings=functools.partial(comparison_settings, settings, task),
                 work=named(compare_backbones.compare_backbones),
                 seconds=lambda speed: 4.0,
-                skipped=refused[task],
+                skipped=unsupported[task],
             )
         )
     for task in PRESETS[settings.preset].neighbours_of:
-        label = task.replace("_", "-")
+        label = label_of(task)
         steps.append(
             Step(
                 name=f"{label}-knn",
-                title=f"similar cases and t-SNE: {QUESTIONS[task]}",
+                title=f"nearest neighbours and t-SNE: {TASKS[task]}",
                 job="knn",
                 run_name=f"{settings.name}-{label}-knn",
                 settings=functools.partial(neighbours_settings, settings, label),
                 work=named(fit_knn.fit_knn),
-                # Embedded three times: of the images, of validation stressed, and before training.
+                # Embedded three times: the images, stressed validation, and before training.
                 seconds=lambda speed: (
                     OVERHEAD["knn"]
                     + len(catalog) * (0.015 + 2.5 * max(speed.inference.values(), default=0.0))
                 ),
-                skipped=refused[task],
+                skipped=unsupported[task],
             )
         )
     detector = autoencoder_settings(settings)
     steps.append(
         Step(
             name="autoencoder",
-            title="anomaly detection: learn what is healthy",
+            title="train the autoencoder on healthy images",
             job="autoencoder",
             run_name=f"{settings.name}-autoencoder",
             settings=functools.partial(keep_settings, detector),
@@ -155,12 +157,12 @@ def plan(settings: RunStudy, catalog: data_catalog.Catalog, images: Images) -> l
     steps.append(
         Step(
             name="heatmaps",
-            title="heatmaps: where the chosen network looks",
+            title="occlusion heatmaps of the selected classifier",
             job="explain",
             run_name=f"{settings.name}-heatmaps",
             settings=functools.partial(heatmaps_settings, settings),
             work=named(explain.explain),
-            # About half of the multiplications behind each patch are saved.
+            # Sharing computation between patches saves about half of it.
             seconds=lambda speed: (
                 10.0
                 + heatmap_count(settings) * patches * max(speed.inference.values(), default=0.0) / 2
@@ -173,7 +175,7 @@ def plan(settings: RunStudy, catalog: data_catalog.Catalog, images: Images) -> l
     steps.append(
         Step(
             name="served",
-            title="ask the exported models again, as TF Serving would",
+            title="verify the exported models",
             job="served",
             run_name=f"{settings.name}-served",
             settings=functools.partial(served_settings, settings, tuple(exported)),
@@ -186,10 +188,10 @@ def plan(settings: RunStudy, catalog: data_catalog.Catalog, images: Images) -> l
     return steps
 
 
-def _refusal(catalog: data_catalog.Catalog, task: str) -> str:
-    """Why a task cannot be asked of these data; empty where it can."""
+def _reason_unsupported(catalog: data_catalog.Catalog, task: str) -> str:
+    """Return why the data do not support a task; empty where they do."""
     try:
-        # Leaks are another matter, and settled before.
+        # Leakage has been checked before.
         checks.check(catalog, task=task, allow_leakage=True)
     except UserError as error:
         return str(error).removeprefix(f"{catalog.source}: ")

@@ -19,19 +19,16 @@ from cxr_tf.config import (
 from cxr_tf.errors import UserError
 from cxr_tf.models import backbones
 from cxr_tf.runs import Run, check_name
-from cxr_tf.study.report import NAMES
-from cxr_tf.study.steps import chosen, first_given
+from cxr_tf.study.steps import BACKBONE_NAMES, TASKS, chosen, first_given
 
 LONGEST_NAME = 60  # of a study: the names of its runs are longer, and folders
-
-QUESTIONS = {"binary": "healthy or pneumonia", "three_class": "healthy, bacterial or viral"}
 
 
 @dataclass(frozen=True)
 class Preset:
-    """What a preset settles; None leaves a job its default.
+    """Settings of a preset; None leaves a job its default.
 
-    0 epochs of a task: its classifiers are those of the binary task with a new last layer, a
+    0 epochs for a task: its classifiers are those of the binary task with a new last layer, a
     logistic regression on their embedding.
     """
 
@@ -53,9 +50,9 @@ PRESETS = {
         batch_size=16,
         epochs={"binary": 2, "three_class": 0},
         bootstrap_samples=200,
-        weights=dict.fromkeys(NAMES, "none"),
+        weights=dict.fromkeys(BACKBONE_NAMES, "none"),
         autoencoder_image_size=128,
-        # Two hundred healthy images in batches of 16 are too few steps for it to learn anything.
+        # Two hundred healthy images in batches of 16 give too few steps to learn anything.
         autoencoder_batch_size=4,
         autoencoder_epochs=5,
         neighbours_of=("binary",),
@@ -66,7 +63,7 @@ PRESETS = {
 
 
 def resolve(settings: RunStudy) -> RunStudy:
-    """Fills in what was left to the preset; UserError for a value that no job would take."""
+    """Fill in the values that the preset determines; UserError for invalid ones."""
     preset = PRESETS[settings.preset]
     budget = TrainingBudget()
     weights = {
@@ -93,7 +90,7 @@ def resolve(settings: RunStudy) -> RunStudy:
     if settings.image_size < backbones.SMALLEST_SIZE:  # type: ignore[operator]
         raise UserError(f"--image-size must be at least {backbones.SMALLEST_SIZE}")
     check_numbers(settings)
-    for task in QUESTIONS:
+    for task in TASKS:
         check_numbers(training_budget(settings, task))
     if settings.epochs == 0 and "none" in weights.values():
         raise UserError("--epochs 0 trains the head alone, which needs weights for every backbone")
@@ -101,7 +98,7 @@ def resolve(settings: RunStudy) -> RunStudy:
 
 
 def training_budget(settings: RunStudy, task: str) -> TrainingBudget:
-    """What every classifier of a task is given."""
+    """Return the settings that all classifiers of a task share."""
     epochs = PRESETS[settings.preset].epochs.get(task, TrainingBudget().epochs)
     return TrainingBudget(
         data=settings.data,
@@ -122,7 +119,7 @@ def training_budget(settings: RunStudy, task: str) -> TrainingBudget:
 def classifier_settings(
     settings: RunStudy, task: str, backbone: str, runs: dict[str, Run]
 ) -> TrainClassifier:
-    """What one classifier is trained with."""
+    """Return the settings of one training."""
     weights = getattr(settings, f"{backbone}_weights")
     if transfers_from_binary(settings, task):
         weights = str(runs[f"binary-{backbone}"].directory / "model.keras")
@@ -134,12 +131,12 @@ def classifier_settings(
 
 
 def transfers_from_binary(settings: RunStudy, task: str) -> bool:
-    """Whether the classifiers of a task are those of the binary one with a new last layer."""
+    """Return whether a task reuses the binary classifiers with a new last layer."""
     return PRESETS[settings.preset].epochs.get(task) == 0 and settings.epochs is None
 
 
 def comparison_settings(settings: RunStudy, task: str, runs: dict[str, Run]) -> CompareBackbones:
-    """The comparison of the runs that trained the three."""
+    """Return the settings that compare the trained backbones."""
     names = [f"{task.replace('_', '-')}-{b}" for b in get_args(BackboneName)]
     return CompareBackbones(
         **dataclasses.asdict(training_budget(settings, task)),
@@ -149,7 +146,7 @@ def comparison_settings(settings: RunStudy, task: str, runs: dict[str, Run]) -> 
 
 
 def neighbours_settings(settings: RunStudy, label: str, runs: dict[str, Run]) -> FitKnn:
-    """Nearest neighbours in the embedding of the classifier that a comparison chose."""
+    """Return the settings of nearest neighbours in the selected classifier's embedding."""
     assert settings.batch_size and settings.bootstrap_samples
     return FitKnn(
         classifier=chosen(runs[label]),
@@ -163,7 +160,7 @@ def neighbours_settings(settings: RunStudy, label: str, runs: dict[str, Run]) ->
 
 
 def autoencoder_settings(settings: RunStudy) -> TrainAutoencoder:
-    """The autoencoder, at its own size: it needs less than classifiers do."""
+    """Return the settings of the autoencoder, which needs smaller images than the classifiers."""
     assert settings.bootstrap_samples
     preset = PRESETS[settings.preset]
     return TrainAutoencoder(
@@ -179,7 +176,7 @@ def autoencoder_settings(settings: RunStudy) -> TrainAutoencoder:
 
 
 def heatmaps_settings(settings: RunStudy, runs: dict[str, Run]) -> Explain:
-    """Heatmaps of the classifier chosen for healthy or pneumonia."""
+    """Return the settings of the heatmaps of the selected binary classifier."""
     return Explain(
         classifier=chosen(runs["binary"]), count=heatmap_count(settings), **_common(settings)
     )
@@ -188,7 +185,7 @@ def heatmaps_settings(settings: RunStudy, runs: dict[str, Run]) -> Explain:
 def served_settings(
     settings: RunStudy, steps: tuple[str, ...], runs: dict[str, Run]
 ) -> CheckServed:
-    """What people will serve: the chosen classifiers, their neighbours, the autoencoder."""
+    """Return the settings that verify the exported models which a user would serve."""
     folders = (
         chosen(runs[s]) if runs[s].directory.parent.name == "compare" else str(runs[s].directory)
         for s in steps
@@ -201,5 +198,5 @@ def _common(settings: RunStudy) -> dict[str, Any]:
 
 
 def heatmap_count(settings: RunStudy) -> int:
-    """Return the number of images to explain per study."""
+    """Return the number of images to explain."""
     return first_given(PRESETS[settings.preset].heatmaps, Explain(classifier="").count)

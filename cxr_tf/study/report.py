@@ -1,9 +1,9 @@
-"""The report of a study: one HTML file that needs no network, for a clinician and an engineer.
+"""The report of a study: one self-contained HTML file, for clinicians and engineers.
 
     write_report(Path("logs/study/mine"))          # -> logs/study/mine/report.html
 
-Numbers are those of the runs' `metrics.json`, pictures those of their `figures/`. The page itself
-is `report.html.jinja`.
+Numbers come from the runs' `metrics.json`, pictures from their `figures/`. The template is
+`report.html.jinja`.
 """
 
 import datetime
@@ -16,18 +16,15 @@ import jinja2
 from cxr_tf.files import write_atomically
 from cxr_tf.runs import Run
 from cxr_tf.study.report_pictures import image_map, picture, pictures
+from cxr_tf.study.steps import BACKBONE_NAMES, TASKS, label_of
 from cxr_tf.training.epochs import format_duration
 
-NAMES = {"resnet50": "ResNet50", "vgg16": "VGG16", "alexnet": "AlexNet"}
-
-QUESTIONS = {
-    "binary": "Healthy or pneumonia?",
-    "three-class": "Healthy, bacterial or viral?",
-}
+# Step of the comparison: title of its section.
+SECTIONS = {label_of(task): f"{title.capitalize()}?" for task, title in TASKS.items()}
 
 
 def write_report(study: Path) -> Path:
-    """Writes `report.html` into the folder of a finished study; returns its path."""
+    """Write `report.html` into the folder of a finished study; return its path."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("cxr_tf", package_path="study"),
         autoescape=True,
@@ -38,7 +35,7 @@ def write_report(study: Path) -> Path:
         "score": score,
         "value": value,
         "interval": interval,
-        "of_hundred": of_hundred,
+        "percent": percent,
         "signed": lambda number: "unknown" if number is None else f"{number:+.3f}",
         "p_value": p_value,
         "p_equals": lambda p: p_value(p) if p_value(p)[:1] == "<" else f"= {p_value(p)}",
@@ -54,7 +51,7 @@ def write_report(study: Path) -> Path:
 
 
 def collect(study: Run) -> dict[str, Any]:
-    """All that the page shows, from the metrics, settings and figures of the study's runs."""
+    """Collect the metrics, settings and figures of the study's runs that the page shows."""
     logs = study.directory.parent.parent
     config, steps = study.config, study.metrics["steps"]
     runs = {s["name"]: Run(logs / s["run"]) for s in steps if "run" in s}
@@ -64,25 +61,25 @@ def collect(study: Run) -> dict[str, Any]:
             model = runs[step["name"]].metrics.get("model", {})
             step["saved_model"] = model.get("saved_model", "")
     data = runs["data"].metrics
-    tasks = [task_section(name, runs[name], logs) for name in QUESTIONS if name in runs]
+    tasks = [task_section(name, runs[name], logs) for name in SECTIONS if name in runs]
     neighbours = [
-        neighbours_section(name, runs[f"{name}-knn"]) for name in QUESTIONS if f"{name}-knn" in runs
+        neighbours_section(name, runs[f"{name}-knn"]) for name in SECTIONS if f"{name}-knn" in runs
     ]
     anomaly = anomaly_section(runs["autoencoder"]) if "autoencoder" in runs else None
     heatmaps = heatmaps_section(runs["heatmaps"]) if "heatmaps" in runs else None
     test = data["splits"]["test"]
-    # Of a task that was left out the comparison alone stands for its trainings.
+    # Where a task was skipped, the comparison alone represents its trainings.
     steps_shown = [s for s in steps if not (s["skipped"] and s["name"].startswith("three-class-"))]
     contents = [
-        ("summary", "In short"),
+        ("summary", "Summary"),
         ("data", "Data"),
         *((t["id"], t["question"]) for t in tasks),
         *((k["id"], f"Similar cases: {k['question'].lower()}") for k in neighbours),
-        *([("anomaly", "Anomalies")] if anomaly else []),
-        *([("heatmaps", "Where it looks")] if heatmaps else []),
-        ("run", "How it was made"),
-        ("limits", "Limits"),
-        ("words", "Words"),
+        *([("anomaly", "Anomaly detection")] if anomaly else []),
+        *([("heatmaps", "Heatmaps")] if heatmaps else []),
+        ("run", "Reproducibility"),
+        ("limits", "Limitations"),
+        ("glossary", "Glossary"),
     ]
     return {
         "name": config["name"],
@@ -102,42 +99,45 @@ def collect(study: Run) -> dict[str, Any]:
         "heatmaps": heatmaps,
         "served": runs["served"].metrics if "served" in runs else None,
         "steps_shown": steps_shown,
-        "skipped": [s for s in steps if s["skipped"] and s["name"] in (*QUESTIONS, "autoencoder")],
+        "skipped": [s for s in steps if s["skipped"] and s["name"] in (*SECTIONS, "autoencoder")],
         "total_seconds": sum(s.get("seconds", 0.0) for s in steps),
         "facts": facts(study, runs["binary"].config),
     }
 
 
 def problems(data: dict[str, Any]) -> list[str]:
-    """What was found in the data and done to it, a sentence each."""
-    found = [n[:1].upper() + n[1:] + "." for n in [*data["notes"], *data["warnings"]]]
+    """Return the problems of the data, a sentence each."""
+    sentences = [n[:1].upper() + n[1:] + "." for n in [*data["notes"], *data["warnings"]]]
     if data["unreadable"]:
-        found.append(f"{data['unreadable']} files cannot be read, and were left out.")
+        sentences.append(f"{data['unreadable']} unreadable files were excluded.")
     if data["leaks"]:
-        found.append(
-            f"{data['leaks']} patients or identical images stand in two parts. The figures on test "
-            "are too good by an unknown amount."
+        sentences.append(
+            f"{data['leaks']} patients or identical images appear in more than one split. The "
+            "results on test are too optimistic by an unknown amount."
         )
-    return found
+    return sentences
 
 
 def task_section(name: str, compared: Run, logs: Path) -> dict[str, Any]:
-    """The comparison of one task: every network's row, the chosen one, and the paired tests."""
+    """Collect the comparison of one task: all networks, the selected one, paired tests."""
     metrics = compared.metrics
     models = []
-    for run_name, own in metrics["models"].items():
+    for run_name, tables in metrics["models"].items():
         run = Run(logs / "classifier" / run_name)
         settings = run.config["settings"]
         models.append(
             {
-                **own,
-                "title": NAMES.get(own["model"]["backbone"], own["model"]["backbone"]),
+                **tables,
+                "title": BACKBONE_NAMES.get(
+                    tables["model"]["backbone"], tables["model"]["backbone"]
+                ),
                 "chosen": run_name == metrics["chosen"],
                 "settings": settings,
+                "subgroups": run.metrics.get("subgroups"),
                 "figures": {
                     **pictures(
                         run, "roc", "precision_recall", "confusion", "reliability", "most_wrong",
-                        "samples", split="test",
+                        "samples", "risk_coverage", split="test",
                     ),
                     **(pictures(run, "training_curves") if settings["epochs"] else {}),
                 },
@@ -147,22 +147,22 @@ def task_section(name: str, compared: Run, logs: Path) -> dict[str, Any]:
     chosen = next(m for m in models if m["chosen"])
     return {
         "id": name,
-        "question": QUESTIONS[name],
+        "question": SECTIONS[name],
         "classes": chosen["model"]["classes"],
         "models": models,
         "chosen": chosen,
-        "taken_over": all(m["settings"]["weights"].endswith("model.keras") for m in models),
+        "transferred": all(m["settings"]["weights"].endswith("model.keras") for m in models),
         "tests": [{"title": titles[o], **t} for o, t in metrics["paired_tests"].items()],
         "figure": picture(compared, "comparison"),
     }
 
 
 def neighbours_section(name: str, run: Run) -> dict[str, Any]:
-    """The nearest neighbours, beside the network they are of, and the map of the images."""
+    """Collect the nearest neighbours, the classifier for comparison, and the map of the images."""
     metrics = run.metrics
     return {
         "id": f"{name}-knn",
-        "question": QUESTIONS[name],
+        "question": SECTIONS[name],
         "test": metrics["test"],
         "classifier": metrics["classifier"]["test"],
         "test_of_both": metrics["knn_against_classifier"],
@@ -180,7 +180,7 @@ def neighbours_section(name: str, run: Run) -> dict[str, Any]:
 
 
 def anomaly_section(run: Run) -> dict[str, Any]:
-    """The autoencoder's scores, threshold and maps."""
+    """Collect the autoencoder's metrics, threshold and figures."""
     metrics = run.metrics
     return {
         "test": metrics["test"],
@@ -194,7 +194,7 @@ def anomaly_section(run: Run) -> dict[str, Any]:
 
 
 def heatmaps_section(run: Run) -> dict[str, Any]:
-    """The heatmaps of the chosen classifier, and what was measured of them."""
+    """Collect the heatmaps of the selected classifier and their measures."""
     metrics = run.metrics
     keys = ("methods", "occlusion", "images")
     return {
@@ -203,16 +203,16 @@ def heatmaps_section(run: Run) -> dict[str, Any]:
     }
 
 
-def facts(study: Run, of_a_run: dict[str, Any]) -> list[tuple[str, str]]:
-    """Versions, machine, seed and settings as rows of (name, value)."""
+def facts(study: Run, run_config: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return versions, machine, seed and settings as rows of (name, value)."""
     config, machine = study.config, study.metrics["machine"]
     processors = f"{machine['processors']} processors, {machine['architecture']}"
     return [
-        *((name, version) for name, version in of_a_run["packages"].items()),
-        ("Python", of_a_run["python"]),
-        ("git commit", of_a_run["git_commit"]),
+        *((name, version) for name, version in run_config["packages"].items()),
+        ("Python", run_config["python"]),
+        ("git commit", run_config["git_commit"]),
         ("machine", ", ".join([machine["system"], processors, *machine["gpus"]])),
-        ("fingerprint of the data", config["data_fingerprint"]),
+        ("data fingerprint", config["data_fingerprint"]),
         *(
             (name.replace("_", " "), str(value))
             for name, value in config["settings"].items()
@@ -222,45 +222,44 @@ def facts(study: Run, of_a_run: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def score(table: dict[str, Any], metric: str) -> str:
-    """A score with its interval, "0.981 (0.969 to 0.991)"."""
+    """Format a score with its interval, "0.981 (0.969 to 0.991)"."""
     return f"{value(table, metric)} ({interval(table, metric)})"
 
 
 def value(table: dict[str, Any], metric: str) -> str:
-    """A score to three digits."""
-    found = table.get(metric)
-    return "unknown" if found is None else f"{found:.3f}"
+    """Format a score with three digits."""
+    number = table.get(metric)
+    return "unknown" if number is None else f"{number:.3f}"
 
 
 def interval(table: dict[str, Any], metric: str) -> str:
-    """The 95 % interval of a score, "0.969 to 0.991"."""
+    """Format the 95 % confidence interval of a score, "0.969 to 0.991"."""
     low, high = table["ci95"].get(metric, (None, None))
     if low is None or high is None:
         return "no interval"
     return f"{low:.3f} to {high:.3f}"
 
 
-def of_hundred(table: dict[str, Any], metric: str) -> str:
-    """A share as a clinician reads it, "98 of 100 (97 to 99)"."""
+def percent(table: dict[str, Any], metric: str) -> str:
+    """Format a proportion with its interval and images, "98 % (97 to 99 %; 98 of 100)"."""
     share = table.get(metric)
     if share is None:
-        return "an unknown number of"
+        return "unknown"
     low, high = table["ci95"].get(metric, (None, None))
-    within = "" if low is None or high is None else f" ({100 * low:.0f} to {100 * high:.0f})"
-    images = table.get("counts", {}).get(metric)
-    if images:
-        return f"{images[0]} of {images[1]}, or {100 * share:.0f} of 100{within},"
-    return f"{100 * share:.0f} of 100{within}"
+    details = [] if low is None or high is None else [f"{100 * low:.0f} to {100 * high:.0f} %"]
+    if images := table.get("counts", {}).get(metric):
+        details.append(f"{images[0]} of {images[1]}")
+    return f"{100 * share:.0f} %" + (f" ({'; '.join(details)})" if details else "")
 
 
 def weights_name(weights: str) -> str:
-    """What a network began with: imagenet, none, a file, or the run it was taken over from."""
+    """Return the initial weights: imagenet, none, a file, or the run that they come from."""
     path = Path(weights)
     return path.parent.name if path.name == "model.keras" else path.name
 
 
 def p_value(p: float | None) -> str:
-    """Two digits, and no more zeros than anyone reads."""
+    """Format a p-value with two significant digits, small ones as "< 0.0001"."""
     if p is None or not math.isfinite(p):
         return "unknown"
     return f"{p:.2g}" if p >= 0.0001 else "< 0.0001"

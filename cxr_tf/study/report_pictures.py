@@ -14,12 +14,12 @@ from cxr_tf.figures.style import class_colour
 from cxr_tf.neighbors.projection import PROJECTOR, sprite
 from cxr_tf.runs import Run
 
-# Larger PNGs hold radiographs, and are a tenth as large in a format for photographs.
+# Larger PNGs hold radiographs, and are a tenth of the size in a format for photographs.
 LARGEST_PNG = 60_000  # bytes
 
 QUALITY = 84
 
-# Of the map's images: enough to see the clusters, and the page stays a few megabytes.
+# Enough points to see the clusters, while the page stays at a few megabytes.
 MOST_POINTS = 1500
 
 THUMBNAIL = 96  # pixels
@@ -39,12 +39,12 @@ class Picture:
 
 
 def pictures(run: Run, *names: str, split: str = "") -> dict[str, Picture | None]:
-    """Figures of a run by name; None for those that a run did not draw."""
+    """Return figures of a run by name; None for missing ones."""
     return {name: picture(run, f"{name}-{split}" if split else name) for name in names}
 
 
 def picture(run: Run, name: str) -> Picture | None:
-    """`figures/<name>.png` of a run, a large one as WebP; None where there is none."""
+    """Return `figures/<name>.png` of a run, a large one as WebP; None where it is missing."""
     path = run.directory / "figures" / f"{name}.png"
     if not path.exists():
         return None
@@ -57,22 +57,22 @@ def picture(run: Run, name: str) -> Picture | None:
 
 
 def webp(image: Image.Image, quality: int) -> bytes:
-    """The image as WebP, which every browser since 2020 shows."""
+    """Encode an image as WebP, which every browser since 2020 supports."""
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", quality=quality, method=4)
     return buffer.getvalue()
 
 
 def data_uri(content: bytes, kind: str) -> str:
-    """The bytes of an image as the address of itself."""
+    """Encode the bytes of an image as a data URI."""
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def image_map(run: Run, classes: list[str]) -> dict[str, Any] | None:
-    """The t-SNE that a KNN run wrote for TensorBoard's projector, as points of an SVG.
+    """Return the t-SNE of a KNN run, which it wrote for TensorBoard's projector, as SVG points.
 
-    Coordinates lie in 1000 x 640. At most MOST_POINTS: first what the neighbours got wrong on test,
-    then the rest of test, then others at random.
+    Coordinates lie in 1000 x 640. At most MOST_POINTS are kept: first misclassified test images,
+    then other test images, then others at random.
     """
     planes = read_planes(run.directory)
     if "after" not in planes:
@@ -81,39 +81,39 @@ def image_map(run: Run, classes: list[str]) -> dict[str, Any] | None:
     is_test = np.array([r["split"] == "test" for r in rows])
     wrong = np.array([r["correct"] == "no" for r in rows]) & is_test
     order = np.random.default_rng(0).permutation(len(rows))
-    # A stable sort of shuffled rows: at random within each group.
+    # A stable sort of shuffled rows: random within each group.
     first = order[np.argsort((~wrong * 1 + ~is_test * 1)[order], kind="stable")]
     kept = np.sort(first[:MOST_POINTS])
-    # Drawn last lies on top, and dealt at random no class covers the others.
+    # Points drawn last lie on top; in random order no class covers the others.
     kept = order[np.isin(order, kept)]
     kept = kept[np.argsort((is_test * 1 + wrong)[kept], kind="stable")]
     shown = [rows[k] for k in kept]
-    places = {name: fitted(plane)[kept].tolist() for name, plane in planes.items()}
+    positions = {name: fit_to_map(plane)[kept].tolist() for name, plane in planes.items()}
     colours = {c: class_colour(c, k) for k, c in enumerate(classes)}
     sheet, columns = thumbnails([r["path"] for r in shown])
     return {
         "points": [
             {"x": x, "y": y, "label": r["class"], "test": bool(t), "wrong": bool(w)}
             for (x, y), r, t, w in zip(
-                places["after"], shown, is_test[kept], wrong[kept], strict=True
+                positions["after"], shown, is_test[kept], wrong[kept], strict=True
             )
         ],
-        "before": "before" in places,
+        "before": "before" in positions,
         "all": len(rows),
         "colours": colours,
         "legend": list(colours.items()),
         "data": {
-            **places,
+            **positions,
             "sprite": sheet,
             "columns": columns,
             "rows": columns,
-            "words": [in_words(r) for r in shown],
+            "descriptions": [describe_point(r) for r in shown],
         },
     }
 
 
 def read_planes(directory: Path) -> dict[str, np.ndarray]:
-    """{"after": float [N, 2], "before": ...} of the t-SNE that the projector's files hold."""
+    """Return {"after": float [N, 2], "before": ...}, the t-SNE in the projector's files."""
     from google.protobuf import text_format
     from tensorboard.plugins import projector
 
@@ -129,17 +129,17 @@ def read_planes(directory: Path) -> dict[str, np.ndarray]:
 
 
 def read_metadata(file: Path) -> list[dict[str, str]]:
-    """Rows of the projector's table."""
-    # Not by the csv module: tabs separate, and nothing quotes.
+    """Return the rows of the projector's table."""
+    # Without the csv module: the format has no quotes.
     lines = [line.split("\t") for line in file.read_text(encoding="utf-8").strip("\n").split("\n")]
     return [dict(zip(lines[0], line, strict=True)) for line in lines[1:]]
 
 
-def fitted(plane: np.ndarray) -> np.ndarray:
-    """Points [N, 2] in the map's frame, in tenths of its units, upright and not stretched."""
+def fit_to_map(plane: np.ndarray) -> np.ndarray:
+    """Scale points [N, 2] to the map without distortion, rounded to tenths."""
     low, high = plane.min(axis=0), plane.max(axis=0)
     room = np.array([MAP_WIDTH, MAP_HEIGHT]) - 2 * MAP_BORDER
-    # Lying down, if that is how the frame lies: t-SNE knows no up.
+    # The orientation of a t-SNE is arbitrary: turn the longer side to the horizontal.
     if high[1] - low[1] > high[0] - low[0]:
         plane, low, high = plane[:, ::-1], low[::-1], high[::-1]
     scale = float(np.min(room / np.maximum(high - low, 1e-9)))
@@ -147,7 +147,10 @@ def fitted(plane: np.ndarray) -> np.ndarray:
 
 
 def thumbnails(paths: list[str]) -> tuple[str, int]:
-    """All images as one WebP, row by row in a square, and its columns; "" if none can be read."""
+    """Return all images as one WebP, row by row in a square, and its number of columns.
+
+    The WebP is "" where no image can be read.
+    """
     from cxr_tf.data.decoding import load_images
 
     images, unreadable = load_images(paths, THUMBNAIL)
@@ -158,10 +161,10 @@ def thumbnails(paths: list[str]) -> tuple[str, int]:
     return data_uri(webp(sheet, THUMBNAIL_QUALITY), "webp"), columns
 
 
-def in_words(row: dict[str, str]) -> str:
-    """What the map says of one image."""
-    said = f"{row['class']}, {row['split']}"
+def describe_point(row: dict[str, str]) -> str:
+    """Describe an image of the map: class, split, prediction and file name."""
+    text = f"{row['class']}, {row['split']}"
     if row["predicted"]:
-        said += f"; neighbours say {row['predicted']}"
-        said += "" if row["correct"] == "yes" else " (wrong)"
-    return f"{said}. {Path(row['path']).name}"
+        text += f"; predicted {row['predicted']}"
+        text += "" if row["correct"] == "yes" else " (wrong)"
+    return f"{text}. {Path(row['path']).name}"

@@ -1,12 +1,12 @@
-"""All five jobs on one catalogue, and the report of them.
+"""Run all five jobs on one catalogue and write a report.
 
     python scripts/run_study.py --preset quickstart
     python scripts/run_study.py --data chest_xray --name mine
 
-What is kept. Each step has its own run directory. `study.json` remembers, for the fingerprint of a
-step's settings and data, which one. A finished step with the same fingerprint is not done again; a
-changed one gets a run of a new name, with -2, -3, ... behind it. What is built on another run names
-it in its settings, so a new classifier brings new neighbours and new heatmaps, and nothing else.
+Each step has its own run directory. `study.json` maps the fingerprint of a step's settings and data
+to it. A finished step with the same fingerprint is not repeated; a changed one gets a new run, with
+-2, -3, ... appended to its name. Steps that depend on another run name it in their settings, so a
+new classifier leads to new neighbours and heatmaps, and to nothing else.
 """
 
 import logging
@@ -20,55 +20,71 @@ from cxr_tf.data import checks, loading
 from cxr_tf.errors import UserError
 from cxr_tf.serving import versions
 from cxr_tf.study.compare_studies import compare_studies
+from cxr_tf.study.followers import TRAININGS, announce, follow
 from cxr_tf.study.plan import Images, plan
 from cxr_tf.study.presets import resolve
 from cxr_tf.study.report import write_report
 from cxr_tf.study.state import Study
 from cxr_tf.study.timing import measure, plan_table
+from cxr_tf.training.distribution import Workers, connect
 from cxr_tf.training.epochs import format_duration
 
 log = logging.getLogger(__name__)
 
 
 def run_study(settings: RunStudy) -> Path:
-    """Do every step that is not done yet, write the report, and return its path.
+    """Run every step that is not finished yet, write the report, and return its path.
 
-    With `settings.compare` print what changed between two studies instead, and return the folder of
-    the second. Raises UserError on a user's mistake, before anything is written wherever it can be
-    known before.
+    With `settings.compare` print the changes between two studies instead, and return the folder of
+    the second. Raises UserError for a mistake of the user, before anything is written wherever
+    possible.
     """
     if settings.compare:
         compare_studies(settings)
         return Path(settings.compare[-1])
     settings = resolve(settings)
-    # Every job traces its functions once; TensorFlow takes those of a dozen jobs for one in a loop.
+    workers = connect(settings.worker_timeout)
+    with workers.failing_together():
+        path = _run(settings, workers)
+        workers.exchange()  # the others wait here until the chief has finished
+    return path
+
+
+def _run(settings: RunStudy, workers: Workers) -> Path:
+    # Each job traces its functions once; across a dozen jobs TensorFlow warns of retracing.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    versions.check_saved_models(settings.saved_models)
+    if workers.is_chief:
+        versions.check_saved_models(settings.saved_models)
     catalog = read_catalog(settings)
-    study = Study(Path(settings.logs), settings.name, catalog.fingerprint())
+    workers.agree_on_training("run_study", settings, catalog.fingerprint())
     images = Images(settings, catalog)
+    if not workers.is_chief:
+        follow(settings, images, workers)
+        return Path(settings.logs) / "study" / settings.name
+    study = Study(Path(settings.logs), settings.name, catalog.fingerprint())
     steps = plan(settings, catalog, images)
     todo = [s for s in steps if not s.skipped and not study.is_kept(s, steps)]
 
-    # ------------------------------------------------------------------ what will be done
+    # ------------------------------------------------------------------ plan
     estimates = dict.fromkeys([s.name for s in steps], 0.0)
     if any(s.network for s in todo):
-        images.load()  # a file that cannot be read, and a leak, stop a study here
+        announce(workers, "images")
+        images.load()  # unreadable files and leakage stop a study here
     speed = measure([s.network for s in todo if s.network], settings)
     estimates |= {s.name: s.seconds(speed) for s in todo}
     log.info("%s", plan_table(settings, steps, [s.name for s in todo], estimates))
 
-    # ------------------------------------------------------------------ step by step
-    study.begin(settings, catalog)
-    spent = foreseen = 0.0
+    # ------------------------------------------------------------------ steps
+    study.start(settings, catalog)
+    spent = estimated = 0.0
     for number, step in enumerate(steps, 1):
         if step.skipped:
             continue
         if study.is_kept(step, steps):
             study.take(step)
             continue
-        # What is left goes by how wrong the estimates of trainings were so far.
-        pace = spent / foreseen if foreseen else 1.0
+        # Scale the estimates by how far those of the trainings have been off so far.
+        pace = spent / estimated if estimated else 1.0
         left = pace * sum(estimates[s.name] for s in steps[number - 1 :])
         log.info(
             "\n[%d/%d] %s: %s of about %s left",
@@ -77,13 +93,18 @@ def run_study(settings: RunStudy) -> Path:
         )
         try:
             with study.running(step):
-                step.work(*study.task_of(step))
+                task = study.task_of(step)
+                if step.job in TRAININGS:
+                    announce(workers, step.job, *task)
+                step.work(*task)
         except KeyboardInterrupt:
-            log.info("stopped; what is finished is kept, and the same command goes on")
+            log.info("stopped; finished steps are kept, and the same command resumes the study")
             raise
         if step.network:
-            spent, foreseen = spent + study.seconds(step), foreseen + estimates[step.name]
+            spent, estimated = spent + study.seconds(step), estimated + estimates[step.name]
         keras.backend.clear_session()
+
+    announce(workers, "end")
 
     # ------------------------------------------------------------------ report
     study.finish(settings, steps)
@@ -93,13 +114,13 @@ def run_study(settings: RunStudy) -> Path:
 
 
 def read_catalog(settings: RunStudy) -> data_catalog.Catalog:
-    """The catalogue of the study; UserError where it cannot be told healthy from pneumonia."""
+    """Return the catalogue of the study; UserError for labels other than normal and pneumonia."""
     catalog = loading.open_catalog(settings.data, seed=settings.seed)
     log.info(checks.describe(catalog))
     if unknown := set(catalog.findings) - {"normal", "pneumonia", "bacterial", "viral"}:
         raise UserError(
-            f"{settings.data}: label '{min(unknown)}' is neither normal nor a pneumonia, which is "
-            "what a study is about; for labels of your own use compare_backbones.py --task labels"
+            f"{settings.data}: a study needs the labels normal and pneumonia (or bacterial and "
+            f"viral), not '{min(unknown)}'; for other labels use compare_backbones.py --task labels"
         )
     checks.check(catalog, task="binary", allow_leakage=settings.allow_leakage)
     return catalog

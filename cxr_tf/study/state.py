@@ -1,4 +1,4 @@
-"""Which run did which step of a study."""
+"""The state of a study: the run of each step, and its fingerprint."""
 
 import contextlib
 import dataclasses
@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from cxr_tf.config import RunStudy
 from cxr_tf.data import catalog as data_catalog
-from cxr_tf.files import acquire_lock, expand_user, read_json, write_json
+from cxr_tf.files import acquire_lock, digest_files, expand_user, read_json, write_json
 from cxr_tf.runs import NOT_COMPARED, Run, numbered_names, run_record
 from cxr_tf.serving import model_config
 from cxr_tf.study.presets import resolve
@@ -25,10 +25,11 @@ from cxr_tf.study.steps import Step
 
 
 class Study:
-    """Which run did which step, in `logs/study/<name>/study.json`, and which are taken now.
+    """The runs of a study, recorded in `logs/study/<name>/study.json`.
 
     {"runs": {fingerprint: {"step", "run", "seconds"}}}; `run` is <job>/<name> under logs/. Runs of
-    former settings stay in it: who goes back to those finds them done.
+    earlier settings stay recorded and are reused when the settings return. `runs` maps the names of
+    the steps taken so far to their runs.
     """
 
     def __init__(self, logs: Path, name: str, data_fingerprint: str) -> None:
@@ -38,37 +39,37 @@ class Study:
         self._file = self.directory / "study.json"
         self._taken: dict[str, str] = {}
         if self.directory.exists():
-            acquire_lock(self.directory)  # before it is read: another study may be adding to it
+            acquire_lock(self.directory)  # before reading: another process may be writing
         self._known = self._read()
 
     def is_kept(self, step: Step, steps: Sequence[Step]) -> bool:
-        """Whether a finished run of the step's present settings is there."""
+        """Return whether a finished run of the step's present settings exists."""
         runs = dict(self.runs)
-        for before in steps[: steps.index(step)]:
-            # What stands before it and is not done yet may change its settings.
-            if before.name not in runs and not before.skipped:
-                found = self._finished(before, runs)
-                if found is not None:
-                    runs[before.name] = found
+        for earlier in steps[: steps.index(step)]:
+            # Earlier steps that are not finished may change this one's settings.
+            if earlier.name not in runs and not earlier.skipped:
+                run = self._finished(earlier, runs)
+                if run is not None:
+                    runs[earlier.name] = run
         return self._finished(step, runs) is not None
 
     def _finished(self, step: Step, runs: dict[str, Run]) -> Run | None:
         try:
             settings = step.settings(runs)
-        except KeyError:  # a run that they name is not there yet
+        except KeyError:  # they name a run that does not exist yet
             return None
         known = self._known.get(self._fingerprint(step.job, settings))
         run = Run(self._logs / known["run"]) if known else None
         return run if run and run.finished and _exported(run, settings) else None
 
     def take(self, step: Step) -> None:
-        """Takes the step's finished run as it is."""
+        """Use the step's finished run."""
         key = self._fingerprint(step.job, step.settings(self.runs))
         self._taken[step.name] = key
         self.runs[step.name] = Run(self._logs / self._known[key]["run"])
 
-    def begin(self, settings: RunStudy, catalog: data_catalog.Catalog) -> None:
-        """Writes what the study was asked for."""
+    def start(self, settings: RunStudy, catalog: data_catalog.Catalog) -> None:
+        """Create the directory and record the settings."""
         self.directory.mkdir(parents=True, exist_ok=True)
         acquire_lock(self.directory)
         self._known = self._read()
@@ -76,11 +77,11 @@ class Study:
         write_json(self.directory / "config.json", {**config, "command": command(settings)})
 
     def task_of(self, step: Step) -> tuple[Any, str]:
-        """The settings of a step and the name of its run: that of an interrupted one, or a new."""
+        """Return a step's settings and the name of its run: an interrupted or a new one."""
         settings = step.settings(self.runs)
         key = self._fingerprint(step.job, settings)
         known = self._known.get(key)
-        if known and Run(self._logs / known["run"]).finished:  # what it exported is gone
+        if known and Run(self._logs / known["run"]).finished:  # its exported model is gone
             known = None
         if not known:
             self._known[key] = {
@@ -93,10 +94,10 @@ class Study:
 
     @contextlib.contextmanager
     def running(self, step: Step) -> Iterator[None]:
-        """Counts the step's seconds, over interruptions too; takes its run once it is finished."""
+        """Add up the step's seconds, across interruptions; use its run once it is finished."""
         settings, _ = self.task_of(step)
         entry = self._known[self._fingerprint(step.job, settings)]
-        # Until all is done again, the numbers of the study are not those of its settings.
+        # Until all steps are finished, the numbers of the study do not match its settings.
         (self.directory / "metrics.json").unlink(missing_ok=True)
         started = time.perf_counter()
         try:
@@ -107,11 +108,11 @@ class Study:
         self.take(step)
 
     def seconds(self, step: Step) -> float:
-        """How long the step took."""
+        """Return the duration of a step in seconds."""
         return self._known[self._taken[step.name]]["seconds"]
 
     def finish(self, settings: RunStudy, steps: Sequence[Step]) -> None:
-        """`metrics.json`: the runs of the study, their times, and what was left out and why."""
+        """Write `metrics.json`: the runs, their durations, and skipped steps with reasons."""
         Run(self.directory).write_metrics(
             {
                 "steps": [
@@ -136,33 +137,36 @@ class Study:
         write_json(self._file, {"runs": self._known})
 
     def _fingerprint(self, job: str, settings: Any) -> str:
-        """Hash of a job, its settings, its data, and the content of its weights file."""
+        """Return a digest of a job, its settings, its data, and the content of its weights."""
         logs = f"{self._logs}{os.sep}"
-        # Not of where things are: a moved folder of logs or data holds the same study.
-        told = {
+        # Locations are left out: a moved folder of logs or data holds the same study.
+        compared = {
             key: [_within(v, logs) for v in value]
             if isinstance(value, tuple)
             else _within(value, logs)
             for key, value in dataclasses.asdict(settings).items()
             if key not in (*NOT_COMPARED, "check")
         }
-        for key in told:
+        for key in compared:
             file = expand_user(getattr(settings, key)) if key.endswith("weights") else None
             if file is not None and file.is_file():
-                told[key] = [told[key], _content_hash(str(file), file.stat().st_mtime_ns)]
-        text = json.dumps([job, told, self._data], sort_keys=True)
+                compared[key] = [
+                    compared[key],
+                    _content_digest(str(file), file.stat().st_mtime_ns),
+                ]
+        text = json.dumps([job, compared, self._data], sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
     def _free_name(self, step: Step, settings: Any) -> str:
-        places = [self._logs / step.job]
+        folders = [self._logs / step.job]
         if hasattr(settings, "saved_models"):
-            places.append(Path(settings.saved_models))
+            folders.append(Path(settings.saved_models))
         names = numbered_names(step.run_name)
-        return next(n for n in names if not any((place / n).exists() for place in places))
+        return next(n for n in names if not any((folder / n).exists() for folder in folders))
 
 
 def _exported(run: Run, settings: Any) -> bool:
-    """Whether the model of a finished run, where its job exports one, is where it is asked for."""
+    """Return whether the exported model of a finished run exists, where its job exports one."""
     if not run.metrics.get("model", {}).get("saved_model"):
         return True
     return bool(model_config.model_versions(Path(settings.saved_models) / run.directory.name))
@@ -173,16 +177,13 @@ def _within(value: Any, logs: str) -> Any:
 
 
 @functools.cache
-def _content_hash(path: str, changed: int) -> str:
-    with open(path, "rb") as file:
-        digest = hashlib.blake2b(digest_size=16)
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+def _content_digest(path: str, modified: int) -> str:
+    """Return the digest of a file, computed once for each modification time."""
+    return digest_files(path)
 
 
 def command(settings: RunStudy) -> str:
-    """The command line that repeats a study; `settings` as resolved."""
+    """Return the command line that repeats a study; `settings` are resolved."""
     words = ["python", "scripts/run_study.py"]
     default = resolve(RunStudy(preset=settings.preset))
     for field in dataclasses.fields(RunStudy):
@@ -195,7 +196,7 @@ def command(settings: RunStudy) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """What the study ran on."""
+    """Describe the machine."""
     return {
         "processors": os.cpu_count(),
         "architecture": platform.machine(),

@@ -6,14 +6,19 @@ from typing import Any
 
 from cxr_tf.runs import Run
 
+# The classification tasks of a study, with their descriptions.
+TASKS = {"binary": "healthy or pneumonia", "three_class": "healthy, bacterial or viral"}
+
+BACKBONE_NAMES = {"resnet50": "ResNet50", "vgg16": "VGG16", "alexnet": "AlexNet"}
+
 
 @dataclass(frozen=True)
 class Step:
-    """One job: where it writes, what it is given, and the public function that does it.
+    """A step of a study.
 
-    `settings` makes them from the runs of the steps before, which is where the chosen classifier
-    is known from; `work` takes them and the run's name. `seconds` estimates the time, for which
-    `network` must have been measured. `skipped` is the reason to leave the step out.
+    `settings` derives the job's settings from the runs of earlier steps, such as the selected
+    classifier; `work` takes them and the name of the run. `seconds` estimates the duration from the
+    measured speed of `network`. `skipped` is the reason to skip the step, or empty.
     """
 
     name: str
@@ -29,25 +34,30 @@ class Step:
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds for one image, by network: in a training step, and in inference."""
+    """Seconds per image, by network, of a training step and of inference."""
 
     training: dict[str, float]
     inference: dict[str, float]
 
 
+def label_of(task: str) -> str:
+    """Return a task as it appears in names of steps and runs: three-class for three_class."""
+    return task.replace("_", "-")
+
+
 def keep_settings(settings: Any, runs: dict[str, Run]) -> Any:
-    """The settings of a step that depends on no other."""
+    """Return the settings unchanged: the step depends on no other."""
     return settings
 
 
 def chosen(compared: Run) -> str:
-    """Folder of the classifier that a finished comparison chose on validation."""
+    """Return the folder of the classifier that a comparison selected on validation."""
     logs = compared.directory.parent.parent
     return str(logs / "classifier" / compared.metrics["chosen"])
 
 
 def named(job: Callable[[Any], Any]) -> Callable[[Any, str], Any]:
-    """A job as a step calls it: with settings, and the name of its run besides."""
+    """Adapt a job to `Step.work`, which also takes the name of the run."""
     return lambda settings, run_name: job(replace(settings, name=run_name))
 
 

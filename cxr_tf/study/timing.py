@@ -1,4 +1,4 @@
-"""How long a study takes: one timed step of each network."""
+"""Estimates of how long a study takes, from one timed step of each network."""
 
 import functools
 import time
@@ -8,7 +8,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from cxr_tf.anomaly import train_autoencoder
+from cxr_tf import console
+from cxr_tf.anomaly.resolved import default_epochs
 from cxr_tf.classification import fitting
 from cxr_tf.config import RunStudy, TrainAutoencoder
 from cxr_tf.models import autoencoder, backbones
@@ -19,8 +20,8 @@ from cxr_tf.study.steps import Speed, Step, first_given
 from cxr_tf.training.epochs import format_duration
 from cxr_tf.training.precision import resolve_precision
 
-# What a job takes besides its training steps: tracing, export, figures, intervals. Seconds on two
-# cores, from quickstart; only ever shown as "about".
+# Seconds that a job takes besides its training steps: tracing, export, figures, intervals. Measured
+# on two cores in the quickstart; only shown as "about".
 OVERHEAD = {"resnet50": 40.0, "vgg16": 15.0, "alexnet": 15.0, "knn": 20.0, "autoencoder": 15.0}
 
 
@@ -30,13 +31,13 @@ def classifier_seconds(
     """Estimate the seconds that training and evaluating one classifier take."""
     training, inference = speed.training[backbone], speed.inference[backbone]
     epochs = training_budget(settings, task).epochs
-    judged = 2 * counts["val"] * inference  # as they are, and stressed
-    seconds = epochs * (counts["train"] * training + judged)
+    validation = 2 * counts["val"] * inference  # unchanged and stressed
+    seconds = epochs * (counts["train"] * training + validation)
     if transfers_from_binary(settings, task) or getattr(settings, f"{backbone}_weights") != "none":
         # The head, on features of the frozen backbone.
-        seconds += counts["train"] * inference + judged
+        seconds += counts["train"] * inference + validation
     overhead = OVERHEAD[backbone] if epochs else OVERHEAD[backbone] / 2  # no training step to trace
-    return overhead + seconds + judged + counts["test"] * inference
+    return overhead + seconds + validation + counts["test"] * inference
 
 
 def autoencoder_seconds(
@@ -45,22 +46,21 @@ def autoencoder_seconds(
     """Estimate the seconds that training and evaluating the autoencoder take."""
     training, inference = speed.training["autoencoder"], speed.inference["autoencoder"]
     epoch = healthy * training + counts["val"] * inference
-    epochs = train_autoencoder.epochs_of(one, healthy)
-    # Every score of validation in three versions.
-    judged = (
+    epochs = one.epochs or default_epochs(healthy, one.batch_size, plain=one.model == "plain")
+    # Every score, on validation and two perturbed copies of it.
+    evaluation = (
         (3 * counts["val"] + counts["test"]) * len(autoencoder.scores_of(one.model)) * inference
     )
-    return OVERHEAD["autoencoder"] + epochs * epoch + judged
+    return OVERHEAD["autoencoder"] + epochs * epoch + evaluation
 
 
 def measure(networks: Sequence[str], settings: RunStudy) -> Speed:
-    """Times a training step and an inference of each network on a few images and on many.
+    """Time a training step and inference of each network on a few and on many images.
 
-    Outside of a compiled function, which would cost more to trace than all else here. What each
-    operation costs by itself, however few the images, then drops out with the difference.
+    Eagerly, because tracing would take longer than everything else here. The difference of the two
+    timings removes the constant overhead of each operation.
 
-    Raises UserError for weights that cannot be had, which is better known now than after the hours
-    of the network before.
+    Raises UserError for weights that are not available: better now than after hours of training.
     """
     training, inference = {}, {}
     keras.utils.set_random_seed(settings.seed)
@@ -89,19 +89,19 @@ def measure(networks: Sequence[str], settings: RunStudy) -> Speed:
 
 def _seconds_an_image(work: Callable[[tf.Tensor], Any], images: tf.Tensor) -> float:
     few, many = images[: len(images) // 4], images
-    for batch in (many, few):  # the first of each shape, for which libraries get ready
+    for batch in (many, few):  # warm-up of each shape
         work(batch)
     seconds = []
     for batch in (few, many):
         started = time.perf_counter()
         work(batch)
         seconds.append(time.perf_counter() - started)
-    # A machine that is busy with other work may have been held up at the few.
+    # On a busy machine the small batch may have been delayed.
     return max((seconds[1] - seconds[0]) / (len(many) - len(few)), seconds[1] / len(many) / 4)
 
 
 def _classifier(backbone: str, settings: RunStudy) -> keras.Model:
-    """A classifier as training would begin with it."""
+    """Build a classifier as at the start of training."""
     assert settings.image_size
     weights = getattr(settings, f"{backbone}_weights")
     entry = backbones.backbone(backbone)
@@ -127,16 +127,16 @@ def _training_step(model: keras.Model, images: tf.Tensor) -> None:
 def plan_table(
     settings: RunStudy, steps: Sequence[Step], todo: Sequence[str], estimates: dict[str, float]
 ) -> str:
-    """What will be done and about how long, for the screen."""
+    """Return the plan as text: each step with its estimated duration."""
     total = sum(estimates[name] for name in todo)
-    said = f"about {format_duration(total)}, measured on a training step of each network"
-    lines = [f"\nstudy {settings.name}: {said if todo else 'everything is done'}"]
-    width = max(len(s.title) for s in steps) + 3
+    estimate = f"about {format_duration(total)}, extrapolated from one training step per network"
+    lines = [f"\nstudy {settings.name}: {estimate if todo else 'all steps are finished'}"]
+    rows = []
     for number, step in enumerate(steps, 1):
         state = f"about {format_duration(estimates[step.name])}"
         if step.skipped:
-            state = f"left out: {step.skipped}"
+            state = f"skipped: {step.skipped}"
         elif step.name not in todo:
-            state = "done before, kept"
-        lines.append(f"  {number:>2}  {step.title:<{width}}{state}")
-    return "\n".join(lines)
+            state = "finished before, kept"
+        rows.append([number, step.title, state])
+    return "\n".join([*lines, console.table(["", "step", "time"], rows, indent=2)])

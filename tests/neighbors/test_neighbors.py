@@ -1,4 +1,4 @@
-"""Nearest neighbours: what is chosen, stored, refused and served is one and the same model."""
+"""Nearest neighbours: selection, storage, export and their agreement."""
 
 import csv
 import dataclasses
@@ -66,7 +66,7 @@ def fitted(phantoms: Path, tiny_backbone: str, tmp_path_factory) -> Fitted:
     return Fitted(settings, classifier.directory, run.directory, root / "saved_models" / "knn")
 
 
-def test_run_holds_what_a_run_holds(fitted: Fitted) -> None:
+def test_run_has_metrics_figures_and_settings(fitted: Fitted) -> None:
     metrics = fitted.metrics
     assert {"val", "test", "classifier", "model", "grid", "projection"} <= set(metrics)
     for table in (metrics["test"], metrics["classifier"]["test"]):
@@ -87,7 +87,7 @@ def test_run_holds_what_a_run_holds(fitted: Fitted) -> None:
     assert Path(config["settings"]["data"]).is_dir()
 
 
-def test_evaluating_the_export_repeats_the_run(fitted: Fitted, tmp_path: Path) -> None:
+def test_evaluating_the_export_gives_the_same_metrics(fitted: Fitted, tmp_path: Path) -> None:
     from cxr_tf.config import Evaluate
     from cxr_tf.evaluation.evaluate import evaluate
 
@@ -99,14 +99,14 @@ def test_evaluating_the_export_repeats_the_run(fitted: Fitted, tmp_path: Path) -
         assert again[metric] == pytest.approx(fitted.metrics["test"][metric], abs=1e-5)
 
 
-def test_classifier_beside_it_is_the_one_that_was_measured(fitted: Fitted) -> None:
+def test_classifier_metrics_match_the_classifier_run(fitted: Fitted) -> None:
     own = json.loads((fitted.classifier / "metrics.json").read_text())["test"]
     beside = fitted.metrics["classifier"]["test"]
     for metric in ("auroc", "accuracy", "loss"):
         assert beside[metric] == pytest.approx(own[metric], abs=1e-5)
 
 
-def test_choice_is_the_best_of_the_grid_and_the_pipeline_scores_the_same(fitted: Fitted) -> None:
+def test_best_candidate_is_chosen_and_its_pipeline_has_its_score(fitted: Fitted) -> None:
     from cxr_tf.neighbors.selection import balanced_accuracy
     from cxr_tf.neighbors.storage import load_knn
 
@@ -130,7 +130,7 @@ def test_choice_is_the_best_of_the_grid_and_the_pipeline_scores_the_same(fitted:
     assert chosen["k"] % 2 == 1
 
 
-def test_embeddings_are_the_classifiers_and_train_comes_first(fitted: Fitted) -> None:
+def test_embeddings_match_the_classifier_in_split_order(fitted: Fitted) -> None:
     import tensorflow as tf
 
     from cxr_tf.serving.loading import load_served
@@ -143,14 +143,14 @@ def test_embeddings_are_the_classifiers_and_train_comes_first(fitted: Fitted) ->
     np.testing.assert_allclose(out["embedding"], stored["embeddings"][-4:], rtol=1e-5, atol=1e-5)
 
 
-def test_copy_of_a_training_image_is_not_indexed(fitted: Fitted) -> None:
+def test_duplicate_training_image_is_not_indexed(fitted: Fitted) -> None:
     stored, (indexed, _) = fitted.embeddings(), fitted.metrics["model"]["index"]
     train = stored["splits"] == "train"
     assert indexed == train.sum() - 1
     assert len(set(stored["digests"][:indexed])) == indexed
 
 
-def test_served_agrees_with_the_pickle_on_every_test_image(fitted: Fitted) -> None:
+def test_saved_model_and_pickle_agree_on_every_test_image(fitted: Fitted) -> None:
     import tensorflow as tf
 
     from cxr_tf.neighbors.selection import before_knn
@@ -180,7 +180,7 @@ def test_served_agrees_with_the_pickle_on_every_test_image(fitted: Fitted) -> No
     assert fitted.metrics["served_agreement"]["equal"] == test.sum()
 
 
-def test_predictions_name_novelty_and_the_served_one_is_the_same(fitted: Fitted) -> None:
+def test_exported_novelty_matches_the_predictions(fitted: Fitted) -> None:
     from cxr_tf.serving.loading import load_served
 
     with (fitted.run / "predictions-test.csv").open(newline="") as file:
@@ -198,7 +198,7 @@ def test_predictions_name_novelty_and_the_served_one_is_the_same(fitted: Fitted)
     assert fitted.metrics["val"]["novel"] <= 0.1
 
 
-def test_pickle_needs_scikit_learn_alone(fitted: Fitted, tmp_path: Path) -> None:
+def test_pickle_loads_with_scikit_learn_only(fitted: Fitted, tmp_path: Path) -> None:
     version = fitted.model / "1"
     program = (
         "import pickle, sys, numpy as np\n"
@@ -216,7 +216,7 @@ def test_pickle_needs_scikit_learn_alone(fitted: Fitted, tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr
 
 
-def test_skops_is_the_same_model(fitted: Fitted) -> None:
+def test_skops_and_pickle_predict_the_same(fitted: Fitted) -> None:
     from cxr_tf.neighbors.storage import load_knn
 
     values = fitted.embeddings()["embeddings"]
@@ -235,7 +235,7 @@ class Payload:
         return (Path.touch, (self.target,))
 
 
-def test_a_changed_pickle_is_refused_before_it_runs(fitted: Fitted, tmp_path: Path) -> None:
+def test_tampered_pickle_is_refused_before_it_runs(fitted: Fitted, tmp_path: Path) -> None:
     from cxr_tf.neighbors.storage import load_knn
 
     version = tmp_path / "1"
@@ -251,7 +251,7 @@ def test_a_changed_pickle_is_refused_before_it_runs(fitted: Fitted, tmp_path: Pa
         load_knn(str(version), without_code=True)
 
 
-def test_another_width_is_refused_and_another_scikit_learn_warned_of(
+def test_wrong_width_is_refused_and_other_scikit_learn_warns(
     fitted: Fitted, tmp_path: Path
 ) -> None:
     from cxr_tf.neighbors.storage import load_knn
@@ -267,7 +267,7 @@ def test_another_width_is_refused_and_another_scikit_learn_warned_of(
 
 
 @pytest.mark.parametrize("folder", ["missing", "empty"])
-def test_no_model_is_a_users_mistake(folder: str, tmp_path: Path) -> None:
+def test_missing_knn_model_is_a_user_error(folder: str, tmp_path: Path) -> None:
     from cxr_tf.neighbors.storage import load_knn
 
     (tmp_path / "empty").mkdir()
@@ -275,13 +275,12 @@ def test_no_model_is_a_users_mistake(folder: str, tmp_path: Path) -> None:
         load_knn(str(tmp_path / folder))
 
 
-def test_an_interrupted_export_leaves_no_version_and_resumes_without_embedding_again(
+def test_resumed_export_reuses_the_embeddings(
     fitted: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from cxr_tf import runs
     from cxr_tf.neighbors import embeddings as neighbors_embeddings
     from cxr_tf.neighbors import fit_knn as neighbors_fit_knn
-    from cxr_tf.neighbors import storage
 
     # Beside the finished run, whose embeddings serve this one too; from the SavedModel's folder.
     settings = dataclasses.replace(
@@ -302,7 +301,7 @@ def test_an_interrupted_export_leaves_no_version_and_resumes_without_embedding_a
     monkeypatch.setattr(neighbors_embeddings, "embed_files", forbidden)
     monkeypatch.setattr(neighbors_embeddings, "embed_stressed", forbidden)
     with monkeypatch.context() as patched:
-        patched.setattr(storage, "check_agreement", interrupted)
+        patched.setattr(neighbors_fit_knn, "check_agreement", interrupted)
         with pytest.raises(KeyboardInterrupt):
             neighbors_fit_knn.fit_knn(settings)
     assert not (tmp_path / "again").exists()
@@ -325,21 +324,21 @@ def test_an_interrupted_export_leaves_no_version_and_resumes_without_embedding_a
     assert {"before", "after"} <= set(again["projection"])
 
 
-def test_embeddings_of_another_model_or_other_images_are_not_taken(fitted: Fitted) -> None:
+def test_embeddings_of_other_models_or_images_are_not_reused(fitted: Fitted) -> None:
     from cxr_tf.neighbors.embeddings import find_stored
 
     stored = fitted.embeddings()
-    asked = (str(stored["model"]), stored["digests"], stored["splits"])
+    model, digests, splits = str(stored["model"]), stored["digests"], stored["splits"]
     file = fitted.run.parent / "new" / "embeddings.npz"
-    assert find_stored(file, *asked) is not None
-    other = stored["digests"].copy()
-    other[[0, 1]] = other[[1, 0]]
-    assert find_stored(file, "another", *asked[1:]) is None
-    assert find_stored(file, asked[0], other, asked[2]) is None
-    assert find_stored(file, asked[0], asked[1][:-1], asked[2][:-1]) is None
+    assert find_stored(file, model, digests, splits) is not None
+    swapped = digests.copy()
+    swapped[[0, 1]] = swapped[[1, 0]]
+    assert find_stored(file, "another", digests, splits) is None
+    assert find_stored(file, model, swapped, splits) is None
+    assert find_stored(file, model, digests[:-1], splits[:-1]) is None
 
 
-def test_a_model_that_disagrees_is_not_exported(fitted: Fitted) -> None:
+def test_export_that_disagrees_with_the_pipeline_is_refused(fitted: Fitted) -> None:
     from cxr_tf.neighbors.storage import check_agreement, load_knn
 
     stored = fitted.embeddings()
@@ -360,7 +359,7 @@ def test_a_model_that_disagrees_is_not_exported(fitted: Fitted) -> None:
         ({"data": "nowhere"}, "no such folder"),
     ],
 )
-def test_a_users_mistake_is_named_and_writes_nothing(
+def test_user_error_writes_nothing(
     fitted: Fitted, tmp_path: Path, change: dict, message: str
 ) -> None:
     from cxr_tf.neighbors.fit_knn import fit_knn
@@ -374,18 +373,18 @@ def test_a_users_mistake_is_named_and_writes_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_saved_model_alone_needs_data(fitted: Fitted) -> None:
+def test_saved_model_without_its_run_needs_data(fitted: Fitted) -> None:
     from cxr_tf.neighbors.embeddings import open_classifier
     from cxr_tf.neighbors.fit_knn import resolve
 
     classifier = open_classifier(str(fitted.model.parent / "tiny"))
     with pytest.raises(UserError, match="--data"):
         resolve(FitKnn(classifier="", name="x"), classifier)
-    with pytest.raises(UserError, match="no classifier"):
+    with pytest.raises(UserError, match="not a classifier"):
         open_classifier(str(fitted.model))
 
 
-def test_projector_files_are_what_the_plugin_reads(fitted: Fitted) -> None:
+def test_projector_files_are_readable_by_the_plugin(fitted: Fitted) -> None:
     from google.protobuf import text_format
     from tensorboard.plugins.projector import ProjectorConfig
 
@@ -403,7 +402,7 @@ def test_projector_files_are_what_the_plugin_reads(fitted: Fitted) -> None:
         assert lines[0].split("\t")[:3] == ["class", "split", "correct"]
 
 
-def test_each_point_of_the_projector_shows_its_own_radiograph(fitted: Fitted) -> None:
+def test_sprite_order_matches_the_projector_metadata(fitted: Fitted) -> None:
     """The rows are in another order than the files: a copy goes last within train."""
     from PIL import Image
 
@@ -418,7 +417,7 @@ def test_each_point_of_the_projector_shows_its_own_radiograph(fitted: Fitted) ->
         np.testing.assert_array_equal(np.asarray(shown), sprite(expected))
 
 
-def test_exports_know_the_files_they_have_learnt_from(fitted: Fitted) -> None:
+def test_exports_record_digests_of_their_training_files(fitted: Fitted) -> None:
     from cxr_tf.data.loading import open_catalog
     from cxr_tf.serving import loading
 
@@ -433,7 +432,7 @@ def test_exports_know_the_files_they_have_learnt_from(fitted: Fitted) -> None:
 # ------------------------------------------------------------------ without a run
 
 
-def test_picture_is_the_same_on_one_thread_and_on_several(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tsne_does_not_depend_on_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """More points than openTSNE searches exactly by itself."""
     from cxr_tf.neighbors import projection
 
@@ -451,9 +450,7 @@ def test_picture_is_the_same_on_one_thread_and_on_several(monkeypatch: pytest.Mo
     assert planes[0].std() > 0
 
 
-def test_a_class_that_the_data_lack_is_named_before_any_work(
-    phantoms: Path, tmp_path: Path
-) -> None:
+def test_missing_class_is_reported_before_any_work(phantoms: Path, tmp_path: Path) -> None:
     import tensorflow as tf
 
     from cxr_tf.neighbors.fit_knn import fit_knn
@@ -473,7 +470,7 @@ def test_a_class_that_the_data_lack_is_named_before_any_work(
     assert not (tmp_path / "logs").exists()
 
 
-def test_a_test_split_of_one_image_a_class_has_no_silhouette_but_all_else() -> None:
+def test_silhouette_is_nan_for_one_test_image_per_class() -> None:
     from cxr_tf.neighbors import projection
 
     rng = np.random.default_rng(0)
@@ -487,7 +484,7 @@ def test_a_test_split_of_one_image_a_class_has_no_silhouette_but_all_else() -> N
     assert np.isfinite(more["silhouette"])
 
 
-def test_the_projectors_table_holds_any_name(tmp_path: Path) -> None:
+def test_projector_metadata_escapes_any_name(tmp_path: Path) -> None:
     from cxr_tf.neighbors.projection import _write_table
     from cxr_tf.study.report_pictures import read_metadata
 
@@ -499,7 +496,7 @@ def test_the_projectors_table_holds_any_name(tmp_path: Path) -> None:
     ]
 
 
-def test_sprite_holds_each_thumbnail_in_its_place() -> None:
+def test_sprite_arranges_thumbnails_row_by_row() -> None:
     from cxr_tf.neighbors.projection import sprite
 
     thumbnails = np.stack([np.full((4, 4, 1), n, np.uint8) for n in range(1, 8)])
@@ -512,7 +509,7 @@ def test_sprite_holds_each_thumbnail_in_its_place() -> None:
 
 
 @pytest.mark.parametrize("block", [7, 64])
-def test_served_search_is_exact_whatever_the_block(block: int) -> None:
+def test_exported_search_is_exact_for_any_block_size(block: int) -> None:
     import tensorflow as tf
 
     from cxr_tf.serving.export import nearest_rows
@@ -528,7 +525,7 @@ def test_served_search_is_exact_whatever_the_block(block: int) -> None:
 
 
 @pytest.mark.parametrize("weights", ["uniform", "distance"])
-def test_votes_are_counted_as_scikit_learn_counts_them(weights: str) -> None:
+def test_vote_matches_scikit_learn(weights: str) -> None:
     from sklearn.neighbors import KNeighborsClassifier
 
     from cxr_tf.neighbors.selection import vote
@@ -562,7 +559,7 @@ def stored_embeddings(folder: Path, rows: int, width: int):
     )
 
 
-def test_cosine_ranks_as_scikit_learns_cosine(tmp_path: Path) -> None:
+def test_cosine_ranking_matches_scikit_learn(tmp_path: Path) -> None:
     from sklearn.neighbors import NearestNeighbors
 
     from cxr_tf.neighbors.selection import fit_steps
@@ -579,9 +576,7 @@ def test_cosine_ranks_as_scikit_learns_cosine(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("representation", ["as is", "standardised", "PCA"])
-def test_preparation_holds_the_embeddings_once_and_the_pipeline_repeats_it(
-    representation: str, tmp_path: Path
-) -> None:
+def test_fit_steps_keeps_one_copy_of_the_embeddings(representation: str, tmp_path: Path) -> None:
     from sklearn.pipeline import Pipeline
 
     from cxr_tf.neighbors.selection import fit_steps
@@ -600,7 +595,7 @@ def test_preparation_holds_the_embeddings_once_and_the_pipeline_repeats_it(
         np.testing.assert_allclose(again, values[:50], rtol=1e-3, atol=1e-4)
 
 
-def test_what_is_unlike_training_is_novel_and_validation_is_not(tmp_path: Path) -> None:
+def test_novelty_exceeds_one_for_data_unlike_training(tmp_path: Path) -> None:
     from cxr_tf.neighbors.fit_knn import NOVELTY_QUANTILE
     from cxr_tf.neighbors.results import novelty_of
     from cxr_tf.neighbors.selection import Candidate, before_knn, fit_pipeline
@@ -618,17 +613,17 @@ def test_what_is_unlike_training_is_novel_and_validation_is_not(tmp_path: Path) 
     assert (novelty_of(distances(values[:50] + 2), limit) > 1).all()
 
 
-def test_a_wide_index_is_not_tried_where_it_would_be_a_second_copy() -> None:
+def test_large_index_is_searched_in_pca_coordinates_only() -> None:
     from cxr_tf.neighbors.selection import REPRESENTATIONS, representations
 
     assert representations(5_000, 2048) == REPRESENTATIONS
     assert representations(100_000, 2048) == ("PCA",)
 
 
-def test_no_batch_is_of_one_image() -> None:
+def test_batches_never_hold_a_single_image() -> None:
     from cxr_tf.neighbors.embeddings import batches
 
     for count, size in ((65, 32), (64, 32), (33, 32), (7, 3), (2, 1)):
-        found = [range(count)[b] for b in batches(count, size)]
-        assert [i for b in found for i in b] == list(range(count))
-        assert size == 1 or all(len(b) > 1 for b in found)
+        parts = [range(count)[b] for b in batches(count, size)]
+        assert [i for b in parts for i in b] == list(range(count))
+        assert size == 1 or all(len(b) > 1 for b in parts)

@@ -15,29 +15,24 @@ import numpy as np
 import pytest
 from fake_serving import Models, Refused, grpc_server, rest_server
 from PIL import Image
-from small_models import CLASSES, write_models
+from small_models import CLASSES
 
 from cxr_tf.config import Predict
 from cxr_tf.data import image_files
 from cxr_tf.errors import UserError
-from cxr_tf.evaluation import predict, prediction_output
+from cxr_tf.evaluation import predict, prediction_loop, prediction_output
 from cxr_tf.serving import batch_prediction, client
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "predict.py"
 
 
 @pytest.fixture(scope="module")
-def saved_models(tiny_backbone: str, phantoms: Path, tmp_path_factory) -> Path:
-    return write_models(tmp_path_factory.mktemp("client"), tiny_backbone, phantoms)
-
-
-@pytest.fixture(scope="module")
-def served(saved_models: Path):
+def served(small_models: Path):
     """The models behind both servers, and their addresses."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NO_PROXY", "127.0.0.1")
         patch.setenv("no_proxy", "127.0.0.1")
-        models = Models(saved_models)
+        models = Models(small_models)
         with rest_server(models) as rest, grpc_server(models) as grpc:
             yield models, {"rest": rest, "grpc": grpc}
 
@@ -92,11 +87,11 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("model", ["tiny", "tiny-knn"])
-def test_disk_rest_and_grpc_write_the_same_table(
-    served, models, saved_models: Path, images: list[str], tmp_path: Path, model: str
+def test_disk_rest_and_grpc_give_the_same_predictions(
+    served, models, small_models: Path, images: list[str], tmp_path: Path, model: str
 ) -> None:
     for name, where in (
-        ("disk", {"model": str(saved_models / model)}),
+        ("disk", {"model": str(small_models / model)}),
         ("rest", {"model": model, "server": served[1]["rest"]}),
         ("grpc", {"model": model, "server": served[1]["grpc"], "label": "stable"}),
     ):
@@ -136,7 +131,7 @@ def test_embeddings_are_spread_over_columns(
     np.testing.assert_allclose(values, first["embedding"][0], rtol=1e-5)
 
 
-def test_messages_may_be_larger_than_grpc_starts_with(address: str) -> None:
+def test_messages_may_exceed_the_default_limit_of_grpc(address: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (1300, 1300)).astype(np.uint8)
     stream = io.BytesIO()
     Image.fromarray(noise).save(stream, "PNG")
@@ -153,7 +148,7 @@ def test_messages_may_be_larger_than_grpc_starts_with(address: str) -> None:
         ("tiny-autoencoder", "serving_default", {"score", "threshold", "is_anomaly"}),
     ],
 )
-def test_every_kind_of_model_is_asked(
+def test_every_kind_of_model_is_predicted(
     address: str, images: list[str], tmp_path: Path, model: str, signature: str, columns: set
 ) -> None:
     drawn = signature != "serving_default"
@@ -176,11 +171,11 @@ def test_every_kind_of_model_is_asked(
 
 @pytest.mark.parametrize("where", ["disk", "rest", "grpc"])
 @pytest.mark.parametrize("suffix", ["csv", "json"])
-def test_bad_images_are_marked_and_the_others_answered(
-    served, models, saved_models: Path, ward: list[str], tmp_path: Path, where: str, suffix: str
+def test_bad_images_are_marked_and_the_others_predicted(
+    served, models, small_models: Path, ward: list[str], tmp_path: Path, where: str, suffix: str
 ) -> None:
     source = (
-        {"model": str(saved_models / "tiny")}
+        {"model": str(small_models / "tiny")}
         if where == "disk"
         else {"model": "tiny", "server": served[1][where]}
     )
@@ -203,16 +198,16 @@ def test_bad_images_are_marked_and_the_others_answered(
     assert missing == [t is not None for t in told]
 
 
-def test_nothing_but_bad_images_still_has_the_columns(
-    saved_models: Path, ward: list[str], tmp_path: Path
+def test_output_of_bad_images_only_has_all_columns(
+    small_models: Path, ward: list[str], tmp_path: Path
 ) -> None:
     output = tmp_path / "out.csv"
     missing = str(tmp_path / "locked.png")
     Path(missing).mkdir()  # reading it fails, as a file without permission does
     for bad in ([ward[1]], [ward[1], ward[4]]):
-        told, reasons = predict.collect(
+        told, reasons = prediction_loop.predict_images(
             Predict(model="", images=(), on_bad_image="nan"),
-            batch_prediction.open_signature(Predict(model=str(saved_models / "tiny"), images=())),
+            batch_prediction.open_signature(Predict(model=str(small_models / "tiny"), images=())),
             [*bad, missing],
             None,
         )
@@ -224,11 +219,11 @@ def test_nothing_but_bad_images_still_has_the_columns(
 
 
 @pytest.mark.parametrize("where", ["disk", "rest"])
-def test_without_that_flag_a_bad_image_stops_everything(
-    served, models, saved_models: Path, ward: list[str], tmp_path: Path, where: str
+def test_bad_image_is_an_error_by_default(
+    served, models, small_models: Path, ward: list[str], tmp_path: Path, where: str
 ) -> None:
     source = (
-        {"model": str(saved_models / "tiny")}
+        {"model": str(small_models / "tiny")}
         if where == "disk"
         else {"model": "tiny", "server": served[1][where]}
     )
@@ -238,7 +233,7 @@ def test_without_that_flag_a_bad_image_stops_everything(
     assert not output.exists()
 
 
-def test_position_is_counted_in_the_servers_batch(contents: list[bytes]) -> None:
+def test_bad_images_are_matched_by_position_and_size(contents: list[bytes]) -> None:
     good, bad = contents[0], b"text"
     told = "assertion failed: [image_bytes[{}]: neither JPEG nor PNG ({} bytes); 1 of 9 images]"
     mine = [good, bad, good]
@@ -251,7 +246,7 @@ def test_position_is_counted_in_the_servers_batch(contents: list[bytes]) -> None
     assert isinstance(client.refusal("wrong rank", mine), UserError)
 
 
-def test_anothers_bad_image_in_the_same_batch_costs_us_a_pause(
+def test_bad_image_of_another_client_is_retried(
     models: Models, address: str, contents: list[bytes], pauses: list[float]
 ) -> None:
     def merged_once(_):
@@ -264,7 +259,7 @@ def test_anothers_bad_image_in_the_same_batch_costs_us_a_pause(
     assert answer["label"].shape == (3,) and len(pauses) == 1
 
 
-def test_files_of_other_kinds_in_a_folder_are_told(
+def test_files_of_other_formats_are_reported(
     images: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("scan.tif", "scan.webp", "notes"):
@@ -281,7 +276,7 @@ def test_files_of_other_kinds_in_a_folder_are_told(
 
 
 @pytest.mark.parametrize("code", ["RESOURCE_EXHAUSTED", "UNAVAILABLE"])
-def test_an_overloaded_server_is_asked_again_after_growing_pauses(
+def test_overloaded_server_is_retried_with_backoff(
     models: Models, address: str, contents: list[bytes], pauses: list[float], code: str
 ) -> None:
     def busy(_):
@@ -295,7 +290,7 @@ def test_an_overloaded_server_is_asked_again_after_growing_pauses(
         assert least <= pause <= 1.5 * least
 
 
-def test_a_server_that_is_busy_at_first_is_asked_again_what_it_serves(
+def test_metadata_request_is_retried(
     models: Models, address: str, contents: list[bytes], pauses: list[float], monkeypatch
 ) -> None:
     asked, find = [], models.find
@@ -312,7 +307,7 @@ def test_a_server_that_is_busy_at_first_is_asked_again_what_it_serves(
     assert ask(contents)["label"].shape == (len(contents),)
 
 
-def test_server_may_say_how_long_to_wait(
+def test_retry_after_header_is_respected(
     models: Models, served, contents: list[bytes], pauses: list[float]
 ) -> None:
     def busy(_):
@@ -324,7 +319,7 @@ def test_server_may_say_how_long_to_wait(
     assert pauses == [17.0]
 
 
-def test_it_gives_up_in_the_end_and_writes_nothing(
+def test_retries_end_with_an_error_and_no_output(
     models: Models, address: str, images: list[str], pauses: list[float], tmp_path: Path
 ) -> None:
     def busy(_):
@@ -339,7 +334,7 @@ def test_it_gives_up_in_the_end_and_writes_nothing(
     assert len(pauses) == 6 and list(tmp_path.iterdir()) == []
 
 
-def test_what_the_server_does_not_have_is_named(address: str) -> None:
+def test_missing_model_version_or_signature_is_named(address: str) -> None:
     for arguments, told in (
         ({"model": "large"}, "does not serve 'large'"),
         ({"model": "tiny", "version": 9}, "does not serve 'tiny' version 9"),
@@ -355,7 +350,7 @@ def test_what_the_server_does_not_have_is_named(address: str) -> None:
             client.connect(url, "tiny")
 
 
-def test_a_request_that_is_refused_says_why(
+def test_refused_request_reports_the_reason(
     models: Models, address: str, contents: list[bytes]
 ) -> None:
     for code, told in (("INVALID_ARGUMENT", "refuses the request: odd"), ("INTERNAL", "odd")):
@@ -369,9 +364,7 @@ def test_a_request_that_is_refused_says_why(
         assert "and more" not in str(caught.value)
 
 
-def test_an_answer_that_does_not_come_ends_in_one_line(
-    models: Models, address: str, contents: list[bytes]
-) -> None:
+def test_timeout_is_one_line(models: Models, address: str, contents: list[bytes]) -> None:
     ask = client.connect(address, "tiny")
     ask(contents[:1])  # the model is loaded by now
     over = threading.Event()
@@ -384,7 +377,7 @@ def test_an_answer_that_does_not_come_ends_in_one_line(
 
 
 @pytest.mark.parametrize("scheme", ["http", "grpc"])
-def test_no_server_is_one_line_and_exit_code_2(
+def test_unreachable_server_is_one_line_with_exit_code_2(
     scheme: str, images: list[str], monkeypatch, capsys
 ) -> None:
     with socket.socket() as unused:
@@ -422,7 +415,7 @@ def heat(contents: list[bytes]) -> dict[str, np.ndarray]:
 def test_heatmaps_are_drawn_over_the_radiographs(
     images: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch_prediction, "open_signature", lambda settings: heat)
+    monkeypatch.setattr(predict, "open_signature", lambda settings: heat)
     output = tmp_path / "maps"
     settings = Predict(model="any", images=tuple(images), signature="occlusion",
                        output=str(output), batch_size=2)  # fmt: skip
@@ -444,10 +437,10 @@ def test_heatmaps_are_drawn_over_the_radiographs(
         predict.predict(settings)
 
 
-def test_a_folder_is_overwritten_only_if_it_is_ours(
+def test_only_own_output_folders_are_overwritten(
     images: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch_prediction, "open_signature", lambda settings: heat)
+    monkeypatch.setattr(predict, "open_signature", lambda settings: heat)
     output = tmp_path / "maps"
     settings = Predict(model="any", images=tuple(images[:2]), signature="explain",
                        output=str(output), overwrite=True)  # fmt: skip
@@ -463,14 +456,14 @@ def test_a_folder_is_overwritten_only_if_it_is_ours(
     def broken(contents):
         raise UserError("gone")
 
-    monkeypatch.setattr(batch_prediction, "open_signature", lambda settings: broken)
+    monkeypatch.setattr(predict, "open_signature", lambda settings: broken)
     with pytest.raises(UserError, match="gone"):
         predict.predict(settings)
     assert [p.name for p in tmp_path.iterdir()] == ["maps"]
     assert len(rows(output / "predictions.csv")) == 2
 
 
-def test_outputs_that_do_not_fit_the_signature_are_refused(tmp_path: Path) -> None:
+def test_output_must_fit_the_signature(tmp_path: Path) -> None:
     for arguments, told in (
         ({"signature": "occlusion"}, "needs --output, a folder"),
         ({"signature": "embed"}, "needs --output, a file"),
@@ -483,17 +476,3 @@ def test_outputs_that_do_not_fit_the_signature_are_refused(tmp_path: Path) -> No
             settings = Predict(model="m", images=("x",), **arguments)
             prediction_output.check_output(settings)
             batch_prediction.open_signature(settings)
-
-
-def test_progress_is_one_line_that_is_written_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    monkeypatch.setattr(sys, "stderr", Terminal())
-    now = iter([0.0, 0.1, 1.0, 2.0])
-    monkeypatch.setattr(predict.time, "monotonic", lambda: next(now))
-    show = batch_prediction.progress(40)
-    for done in (1, 20, 40):
-        show(done)
-    assert sys.stderr.getvalue() == "20 of 40 images, 20.0/s\r40 of 40 images, 20.0/s\n"

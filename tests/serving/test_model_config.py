@@ -52,7 +52,7 @@ def versions(entry: model_server_config_pb2.ModelConfig) -> list[int]:
     return list(entry.model_version_policy.specific.versions)
 
 
-def test_every_model_is_listed_with_its_versions(root: Path) -> None:
+def test_models_config_lists_all_versions(root: Path) -> None:
     entries = written(root)
     assert {n: versions(e) for n, e in entries.items()} == {"knn": [1], "lungs": [1, 2]}
     for name, entry in entries.items():
@@ -77,7 +77,7 @@ def by_hand(root: Path) -> None:
     path.write_text(text.replace("model_config_list {", f"model_config_list {{\n  {theirs}"))
 
 
-def test_labels_and_models_from_elsewhere_are_kept(root: Path, caplog) -> None:
+def test_labels_and_foreign_models_are_kept(root: Path, caplog) -> None:
     by_hand(root)
     model(root, "lungs", 3)
     model_config.write_models_config(root)
@@ -92,20 +92,18 @@ def test_labels_and_models_from_elsewhere_are_kept(root: Path, caplog) -> None:
         model_config.write_models_config(root)
     entries = written(root)
     assert set(entries) == {"lungs", "theirs"} and versions(entries["lungs"]) == [2, 3]
-    assert not entries["lungs"].version_labels and "'stable' dropped" in caplog.text
+    assert not entries["lungs"].version_labels and "'stable' removed" in caplog.text
 
 
-def test_a_file_that_cannot_be_parsed_is_left_as_it_is(root: Path, caplog) -> None:
+def test_unparsable_models_config_is_left_unchanged(root: Path, caplog) -> None:
     (root / "models.config").write_text("half a change {")
     with caplog.at_level(logging.WARNING, "cxr_tf"):
         model_config.write_models_config(root)
     assert (root / "models.config").read_text() == "half a change {"
-    assert "left as it is" in caplog.text
+    assert "left unchanged" in caplog.text
 
 
-def test_an_export_at_the_same_moment_is_not_lost(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_concurrent_export_is_not_lost(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another export finishes after this one has looked, and before it has written."""
     look = model_config.model_versions_by_name
 
@@ -122,7 +120,7 @@ def test_an_export_at_the_same_moment_is_not_lost(
     assert set(written(root)) == {"knn", "lungs", "other"}
 
 
-def test_many_exports_at_once_leave_a_whole_file(root: Path) -> None:
+def test_concurrent_exports_leave_a_complete_file(root: Path) -> None:
     def export(number: int) -> None:
         model(root, f"m{number}", 1)
         model_config.write_models_config(root)
@@ -136,7 +134,7 @@ def test_many_exports_at_once_leave_a_whole_file(root: Path) -> None:
     assert not [p for p in root.iterdir() if p.name.startswith(".")]
 
 
-def test_batching_is_written_once_and_parses(root: Path) -> None:
+def test_batching_config_is_written_once_and_parses(root: Path) -> None:
     path = root / "batching.config"
     # Its definition is not in tensorflow-serving-api: session_bundle_config.proto has these fields.
     file = descriptor_pb2.FileDescriptorProto(
@@ -191,7 +189,7 @@ def serve(tools: Path, *arguments: object, **environment: str) -> tuple[int, lis
     return done.returncode, done.stdout.splitlines(), done.stderr
 
 
-def test_the_model_server_on_the_path_is_taken(tools: Path, root: Path) -> None:
+def test_serve_uses_the_model_server_on_the_path(tools: Path, root: Path) -> None:
     program(tools, "tensorflow_model_server")
     program(tools, "docker")
     code, out, err = serve(tools, root, "--port", 9000, "--", "--flag=1")
@@ -208,7 +206,7 @@ def test_the_model_server_on_the_path_is_taken(tools: Path, root: Path) -> None:
 DAEMON = 'case "$1" in info) exit 0 ;; image) [ "$3" = "$HAVE" ]; exit ;; pull) exit 1 ;; esac'
 
 
-def test_else_docker_with_the_models_where_they_are(tools: Path, root: Path) -> None:
+def test_serve_falls_back_to_docker(tools: Path, root: Path) -> None:
     program(tools, "docker", DAEMON)
     image = "tensorflow/serving:2.21.0"
     code, out, err = serve(tools, root, HAVE=image, DOCKER_FLAGS="--gpus all")
@@ -227,7 +225,7 @@ def test_else_docker_with_the_models_where_they_are(tools: Path, root: Path) -> 
     assert code == 0 and "mine" in out
 
 
-def test_else_a_message_says_how_to_get_either(tools: Path, root: Path) -> None:
+def test_serve_explains_how_to_install_a_server(tools: Path, root: Path) -> None:
     code, out, err = serve(tools, root)
     assert code == 2 and out == [] and len(err.splitlines()) == 1
     assert "apt-get install tensorflow-model-server" in err and "docs.docker.com" in err
@@ -236,7 +234,7 @@ def test_else_a_message_says_how_to_get_either(tools: Path, root: Path) -> None:
     assert code == 2 and "does not answer" in err and len(err.splitlines()) == 1
 
 
-def test_a_wrong_folder_or_flag_is_one_line(tools: Path, root: Path, tmp_path: Path) -> None:
+def test_serve_reports_wrong_arguments_in_one_line(tools: Path, root: Path, tmp_path: Path) -> None:
     program(tools, "tensorflow_model_server")
     for arguments, told in (
         ([tmp_path / "none"], "no such folder"),
@@ -250,7 +248,7 @@ def test_a_wrong_folder_or_flag_is_one_line(tools: Path, root: Path, tmp_path: P
         assert code == 2 and out == [] and told in err and len(err.splitlines()) == 1
 
 
-def test_models_that_were_moved_are_served_from_where_they_are(tools: Path, root: Path) -> None:
+def test_serve_updates_the_paths_of_moved_models(tools: Path, root: Path) -> None:
     by_hand(root)
     moved = root.parent / "elsewhere"
     shutil.copytree(root, moved)
@@ -270,7 +268,7 @@ def test_models_that_were_moved_are_served_from_where_they_are(tools: Path, root
 
 
 @pytest.mark.parametrize("path", ["/srv/other/lungs", "/srv/theirs/", "/srv/prod/lungs/"])
-def test_models_from_elsewhere_are_served_from_there(tools: Path, root: Path, path: str) -> None:
+def test_serve_keeps_the_paths_of_foreign_models(tools: Path, root: Path, path: str) -> None:
     """Although a folder of ours is called like theirs."""
     config = root / "models.config"
     by_hand(root)
@@ -281,7 +279,7 @@ def test_models_from_elsewhere_are_served_from_there(tools: Path, root: Path, pa
     assert config.read_bytes() == before and path.encode() in before
 
 
-def test_versions_of_tensorflow_agree() -> None:
+def test_serving_and_training_use_the_same_tensorflow() -> None:
     """An older TF Serving may lack an op that this TensorFlow puts into the graph."""
     required = re.search(r"^tensorflow>=(\d+\.\d+)", (ROOT / "requirements.txt").read_text(), re.M)
     assert required

@@ -17,7 +17,7 @@ def report(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def opened(browser: Any, report: Path, request: pytest.FixtureRequest) -> Iterator[Any]:
-    """The report in a new window; no test of it may end with an error in the console."""
+    """The report in a new window; errors in the console fail the test."""
     page = browser.new_page(**getattr(request, "param", {}))
     errors, asked = [], []
     page.on("console", lambda m: errors.append(m.text) if m.type in ("error", "warning") else None)
@@ -39,7 +39,7 @@ def test_all_figures_are_drawn(opened: Any) -> None:
     assert len(widths) > 20 and min(widths) > 100
 
 
-def test_hover_shows_the_radiograph_and_its_words(opened: Any) -> None:
+def test_hover_shows_radiograph_and_description(opened: Any) -> None:
     tip = opened.locator(".map .tip")
     assert tip.is_hidden()
     data = opened.evaluate("JSON.parse(document.querySelector('.map script').textContent)")
@@ -48,11 +48,10 @@ def test_hover_shows_the_radiograph_and_its_words(opened: Any) -> None:
     box = point.bounding_box()
     opened.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     assert tip.is_visible()
-    words = tip.locator(".words").inner_text()
-    # Where dots lie on each other the nearest is shown; it is within a dot of where we point.
-    shown = data["words"].index(words)
-    held = opened.locator(".map g.held circle").bounding_box()
-    assert abs(held["x"] - box["x"]) < 12 and abs(held["y"] - box["y"]) < 12
+    # Where dots overlap, the nearest one is shown; it lies within a dot of the pointer.
+    shown = data["descriptions"].index(tip.locator(".description").inner_text())
+    selected = opened.locator(".map g.selected circle").bounding_box()
+    assert abs(selected["x"] - box["x"]) < 12 and abs(selected["y"] - box["y"]) < 12
     columns = data["columns"]
     position = tip.locator(".thumb").evaluate("e => e.style.backgroundPosition")
     across, down = (float(v.rstrip("%")) * (columns - 1) / 100 for v in position.split())
@@ -63,8 +62,8 @@ def test_hover_shows_the_radiograph_and_its_words(opened: Any) -> None:
     assert tip.is_hidden()
 
 
-def test_map_by_keyboard_and_its_switches(opened: Any) -> None:
-    svg, tip = opened.locator(".map svg").first, opened.locator(".map .tip .words")
+def test_map_keyboard_navigation_and_filters(opened: Any) -> None:
+    svg, tip = opened.locator(".map svg").first, opened.locator(".map .tip .description")
     svg.focus()
     opened.keyboard.press("ArrowRight")
     first = tip.inner_text()
@@ -97,7 +96,7 @@ def test_figure_opens_large_and_closes(opened: Any) -> None:
 @pytest.mark.parametrize(
     "opened", [{"viewport": {"width": 375, "height": 800}, "has_touch": True}], indirect=True
 )
-def test_phone_width_needs_no_sideways_scroll(opened: Any) -> None:
+def test_phone_width_has_no_horizontal_scroll(opened: Any) -> None:
     opened.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
     assert opened.evaluate("document.documentElement.scrollWidth") <= 375
     box = opened.locator(".map g.point").nth(3).bounding_box()
@@ -123,7 +122,7 @@ def test_light_and_dark(opened: Any, dark: bool) -> None:
     assert (page < text) is dark and abs(page - text) > 0.7
 
 
-def test_print_is_light_opens_details_and_hides_switches(opened: Any) -> None:
+def test_print_layout(opened: Any) -> None:
     opened.emulate_media(media="print", color_scheme="dark")
     assert brightness(opened, "body", "backgroundColor") > 0.9
     assert brightness(opened, "body", "color") < 0.2

@@ -121,12 +121,12 @@ def test_every_job_ran_and_exported(finished_study: RunStudy) -> None:
         assert Path(config["settings"]["classifier"]).name == chosen
 
 
-def test_exported_models_answer_as_measured(finished_study: RunStudy) -> None:
+def test_exported_models_are_verified(finished_study: RunStudy) -> None:
     checked = Run(Path(finished_study.logs) / "served/tiny-served").metrics
     assert checked["agreed"] is True
     assert [m["kind"] for m in checked["models"]] == ["classifier", "knn", "autoencoder"]
     page = " ".join(Page(page_of(finished_study)).words.split())
-    assert "What is served is what was measured." in page
+    assert "The exported models reproduce the evaluated predictions." in page
     for model in checked["models"]:
         run = Run(Path(model["run"]))
         assert model["images"] == run.metrics["test"]["images"] > 10
@@ -135,7 +135,7 @@ def test_exported_models_answer_as_measured(finished_study: RunStudy) -> None:
         assert f"{model['saved_model']}{model['equal']} of {model['images']}" in page
 
 
-def test_again_does_nothing_but_the_report(settings: RunStudy, called: list[str]) -> None:
+def test_repeated_study_only_rewrites_the_report(settings: RunStudy, called: list[str]) -> None:
     from cxr_tf.study.run_study import run_study
 
     before = runs_of(settings)
@@ -145,7 +145,7 @@ def test_again_does_nothing_but_the_report(settings: RunStudy, called: list[str]
     assert json.loads((directory(settings) / "metrics.json").read_text())["steps"] == seconds
 
 
-def test_a_changed_setting_redoes_what_depends_on_it(settings: RunStudy, called: list[str]) -> None:
+def test_changed_setting_repeats_dependent_steps(settings: RunStudy, called: list[str]) -> None:
     from cxr_tf.study.run_study import run_study
 
     before = runs_of(settings)
@@ -160,7 +160,7 @@ def test_a_changed_setting_redoes_what_depends_on_it(settings: RunStudy, called:
 
 
 @pytest.mark.parametrize("changed", BACKBONES)
-def test_other_weights_of_one_backbone_train_that_one_alone(
+def test_changed_weights_retrain_one_backbone(
     settings: RunStudy, called: list[str], changed: str
 ) -> None:
     from cxr_tf.study.run_study import run_study
@@ -182,7 +182,7 @@ def test_other_weights_of_one_backbone_train_that_one_alone(
     assert called[0] == f"tiny-binary-{changed}-3"
 
 
-def test_other_data_redo_everything(settings: RunStudy, called: list[str]) -> None:
+def test_changed_data_repeat_all_steps(settings: RunStudy, called: list[str]) -> None:
     from PIL import Image
 
     from cxr_tf.study.run_study import run_study
@@ -195,7 +195,7 @@ def test_other_data_redo_everything(settings: RunStudy, called: list[str]) -> No
     assert all(after[s] == f"{before[s]}-2" for s in ALL_DONE)
 
 
-def test_moved_data_are_the_same_data(settings: RunStudy, called: list[str]) -> None:
+def test_moved_data_repeat_nothing(settings: RunStudy, called: list[str]) -> None:
     from cxr_tf.study.run_study import run_study
 
     moved = Path(settings.data).rename(Path(settings.data).with_name("elsewhere"))
@@ -203,7 +203,7 @@ def test_moved_data_are_the_same_data(settings: RunStudy, called: list[str]) -> 
     assert called == ["report"]
 
 
-def test_finished_trainings_are_compared_without_their_data(
+def test_finished_runs_are_compared_without_their_data(
     settings: RunStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from cxr_tf.classification.compare_backbones import compare_backbones
@@ -230,30 +230,30 @@ def test_finished_trainings_are_compared_without_their_data(
         )
 
 
-def test_a_study_that_another_process_works_on_is_left_alone(
+def test_locked_study_is_refused(
     settings: RunStudy, called: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("fcntl", reason="no such locks here")
     from cxr_tf.study import run_study as study_run_study
 
     code = (
-        "import sys; from cxr_tf import runs; from pathlib import Path\n"
-        "runs.claim(Path(sys.argv[1])); print('mine', flush=True); sys.stdin.read()"
+        "import sys; from cxr_tf import files; from pathlib import Path\n"
+        "files.acquire_lock(Path(sys.argv[1])); print('locked', flush=True); sys.stdin.read()"
     )
-    monkeypatch.setattr(study_run_study, "measure", lambda *_: pytest.fail("it has begun"))
+    monkeypatch.setattr(study_run_study, "measure", lambda *_: pytest.fail("the study has started"))
     with subprocess.Popen(
         [sys.executable, "-c", code, directory(settings)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     ) as other:  # fmt: skip
         assert other.stdout is not None and other.stdin is not None
-        assert other.stdout.readline() == "mine\n"
+        assert other.stdout.readline() == "locked\n"
         with pytest.raises(UserError, match="another process is working on"):
             study_run_study.run_study(settings)
         other.stdin.close()
     assert called == []
 
 
-def test_models_that_are_gone_are_made_again(settings: RunStudy, called: list[str]) -> None:
+def test_missing_export_repeats_its_step(settings: RunStudy, called: list[str]) -> None:
     from cxr_tf.study.run_study import run_study
 
     shutil.rmtree(Path(settings.saved_models) / "tiny-autoencoder")
@@ -270,10 +270,11 @@ def test_models_that_are_gone_are_made_again(settings: RunStudy, called: list[st
     assert called == ["report"]
 
 
-def test_stopped_and_started_again_goes_on_with_the_same_run(
+def test_interrupted_study_resumes_the_same_run(
     settings: RunStudy, called: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from cxr_tf.study import compare_studies as study_compare_studies
+    from cxr_tf.study import plan
     from cxr_tf.study import run_study as study_run_study
 
     def stop(*_: Any) -> None:
@@ -281,7 +282,7 @@ def test_stopped_and_started_again_goes_on_with_the_same_run(
 
     other = dataclasses.replace(settings, autoencoder_epochs=2)
     with monkeypatch.context() as patch:
-        patch.setattr(study_run_study.anomaly, "train_and_evaluate", stop)
+        patch.setattr(plan.train_autoencoder, "train_autoencoder", stop)
         with pytest.raises(KeyboardInterrupt):
             study_run_study.run_study(other)
     with pytest.raises(UserError, match="not finished"):
@@ -294,15 +295,15 @@ def test_stopped_and_started_again_goes_on_with_the_same_run(
     assert called == ["tiny-autoencoder-2", "tiny-served-2", "report"]
 
 
-def test_a_task_that_the_labels_do_not_support_is_left_out_with_its_reason(
+def test_unsupported_task_is_skipped_with_a_reason(
     finished_study: RunStudy,
 ) -> None:
     steps = json.loads((directory(finished_study) / "metrics.json").read_text())["steps"]
-    left_out = {s["name"]: s["skipped"] for s in steps if s.get("skipped")}
-    assert set(left_out) == {f"three-class-{b}" for b in BACKBONES} | {"three-class"}
-    assert "not bacterial or viral" in left_out["three-class"]
-    assert "--task" not in left_out["three-class"]
-    assert left_out["three-class"] in Page(page_of(finished_study)).words
+    skipped = {s["name"]: s["skipped"] for s in steps if s.get("skipped")}
+    assert set(skipped) == {f"three-class-{b}" for b in BACKBONES} | {"three-class"}
+    assert "not bacterial or viral" in skipped["three-class"]
+    assert "--task" not in skipped["three-class"]
+    assert skipped["three-class"] in Page(page_of(finished_study)).words
 
 
 def mistakes() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -316,7 +317,7 @@ def mistakes() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 @pytest.mark.parametrize("told, changed", mistakes(), ids=lambda v: v if isinstance(v, str) else "")
-def test_a_mistake_is_told_before_anything_is_written(
+def test_study_user_error_writes_nothing(
     settings: RunStudy, told: str, changed: dict[str, Any]
 ) -> None:
     from cxr_tf.study.run_study import run_study
@@ -346,7 +347,7 @@ class Page(HTMLParser):
         self.words += data
 
 
-def test_numbers_of_the_report_are_those_of_the_metrics(finished_study: RunStudy) -> None:
+def test_report_shows_the_metrics(finished_study: RunStudy) -> None:
     page = Page(page_of(finished_study))
     runs = {n: Run(Path(finished_study.logs) / r) for n, r in runs_of(finished_study).items()}
     shown = ("auroc", "accuracy", "recall", "specificity", "f1")
@@ -361,7 +362,7 @@ def test_numbers_of_the_report_are_those_of_the_metrics(finished_study: RunStudy
     assert runs["data"].metrics["images"] == 90 and "90 phantoms" in page.words
 
 
-def test_changed_metrics_change_the_report_and_nothing_else_does(settings: RunStudy) -> None:
+def test_report_depends_on_metrics_only(settings: RunStudy) -> None:
     from cxr_tf.study.report import write_report
 
     file = Path(settings.logs) / "classifier/tiny-binary-vgg16/metrics.json"
@@ -374,18 +375,18 @@ def test_changed_metrics_change_the_report_and_nothing_else_does(settings: RunSt
     assert "0.123 (" in Page(page_of(settings)).words
 
 
-def test_report_does_not_vouch_for_patients_that_nobody_named(settings: RunStudy) -> None:
+def test_report_does_not_claim_a_split_by_unknown_patients(settings: RunStudy) -> None:
     from cxr_tf.study.report import write_report
 
     write_report(directory(settings))
-    assert "by patient: nobody stands in two of them" in page_of(settings)
+    assert "by patient: no patient appears in more than one" in page_of(settings)
     file = Path(settings.logs) / "data/tiny-data/metrics.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"without_patient": 5}))
     write_report(directory(settings))
-    assert "nobody" not in page_of(settings)
+    assert "no patient" not in page_of(settings)
 
 
-def test_report_is_one_file_that_loads_nothing(finished_study: RunStudy) -> None:
+def test_report_is_self_contained(finished_study: RunStudy) -> None:
     page = Page(page_of(finished_study))
     for tag, attributes in page.tags:
         for name in ("src", "href"):
@@ -399,7 +400,7 @@ def test_report_is_one_file_that_loads_nothing(finished_study: RunStudy) -> None
     assert {f"#{a['id']}" for _, a in page.tags if a.get("id")} >= anchors
 
 
-def test_every_picture_has_words_and_every_table_a_caption(finished_study: RunStudy) -> None:
+def test_report_has_alt_texts_and_captions(finished_study: RunStudy) -> None:
     page = Page(page_of(finished_study))
     pictures = [a["alt"] for t, a in page.tags if t == "img" and a["src"] != "data:,"]
     assert len(pictures) > 20 and all(alt and len(alt) > 20 for alt in pictures)
@@ -407,14 +408,14 @@ def test_every_picture_has_words_and_every_table_a_caption(finished_study: RunSt
     assert tags.count("table") == tags.count("caption") > 5
 
 
-def test_report_says_what_it_ran_on_and_what_it_is_not(finished_study: RunStudy) -> None:
+def test_report_names_phantoms_and_limitations(finished_study: RunStudy) -> None:
     words = " ".join(Page(page_of(finished_study)).words.split())
-    assert "Research software, no medical device." in words
+    assert "Research software, not a medical device." in words
     assert "synthetic drawings, not radiographs of people" in words
     assert "--preset quickstart" in words
 
 
-def test_command_of_the_report_is_that_of_the_study(finished_study: RunStudy) -> None:
+def test_report_command_reproduces_the_settings(finished_study: RunStudy) -> None:
     import tyro
 
     from cxr_tf.study.presets import resolve
@@ -426,7 +427,7 @@ def test_command_of_the_report_is_that_of_the_study(finished_study: RunStudy) ->
     assert config["command"] in Page(page_of(finished_study)).words
 
 
-def test_what_a_user_named_cannot_become_markup(settings: RunStudy) -> None:
+def test_report_escapes_user_input(settings: RunStudy) -> None:
     from cxr_tf.study.report import write_report
 
     config = Run(directory(settings)).config
@@ -440,9 +441,7 @@ def test_what_a_user_named_cannot_become_markup(settings: RunStudy) -> None:
     assert "</script><b>" not in page
 
 
-def test_map_shows_all_test_images_and_says_when_it_leaves_others_out(
-    settings: RunStudy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_map_keeps_all_test_images(settings: RunStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     from cxr_tf.study import report_pictures
 
     knn = Run(Path(settings.logs) / "knn/tiny-binary-knn")
@@ -454,9 +453,9 @@ def test_map_shows_all_test_images_and_says_when_it_leaves_others_out(
     assert sum(p["test"] for p in drawn["points"]) == images < 20
     for x, y in drawn["data"]["after"]:
         assert 0 <= x <= 1000 and 0 <= y <= 640
-    assert len(drawn["data"]["words"]) == len(drawn["data"]["before"]) == 20
-    for point, words in zip(drawn["points"], drawn["data"]["words"], strict=True):
-        assert words.startswith(f"{point['label']}, ") and ("(wrong)" in words) == point["wrong"]
+    assert len(drawn["data"]["descriptions"]) == len(drawn["data"]["before"]) == 20
+    for point, text in zip(drawn["points"], drawn["data"]["descriptions"], strict=True):
+        assert text.startswith(f"{point['label']}, ") and ("(wrong)" in text) == point["wrong"]
 
 
 # ---------------------------------------------------------------------- two studies
@@ -468,15 +467,15 @@ def compare(settings: RunStudy, *names: str) -> str:
     return compare_studies(dataclasses.replace(settings, compare=names))
 
 
-def test_a_study_against_itself_has_changed_nothing(settings: RunStudy) -> None:
-    said = compare(settings, "tiny", str(directory(settings)))
-    assert "the same images" in said and "only in" not in said
-    changes = re.findall(r"\)\s+([+-]\d\.\d{3})(  \*)?$", said, re.MULTILINE)
+def test_study_compared_with_itself_has_no_changes(settings: RunStudy) -> None:
+    text = compare(settings, "tiny", str(directory(settings)))
+    assert "the same images" in text and "only in" not in text
+    changes = re.findall(r"\)\s+([+-]\d\.\d{3})(  \*)?$", text, re.MULTILINE)
     assert len(changes) > 30
     assert {c for c, _ in changes} == {"+0.000"} and not any(star for _, star in changes)
 
 
-def test_what_changed_is_named_and_intervals_that_part_are_marked(settings: RunStudy) -> None:
+def test_comparison_marks_disjoint_intervals(settings: RunStudy) -> None:
     shutil.copytree(directory(settings), directory(settings).with_name("other"))
     other = directory(settings).with_name("other")
     config = Run(other).config
@@ -498,18 +497,18 @@ def test_what_changed_is_named_and_intervals_that_part_are_marked(settings: RunS
     scores["test"]["ci95"] |= {"auroc": [0.7, 0.8], "accuracy": [0.5, 0.7]}
     Run(folder / "tiny-autoencoder-2").write_metrics(scores)
 
-    said = compare(settings, "tiny", "other")
-    assert "DIFFERENT data" in said and "--seed: 0 -> 5" in said
-    marked = [line for line in said.splitlines() if line.endswith("  *")]
+    text = compare(settings, "tiny", "other")
+    assert "DIFFERENT data" in text and "--seed: 0 -> 5" in text
+    marked = [line for line in text.splitlines() if line.endswith("  *")]
     assert len(marked) == 1 and marked[0].split() == [
         *("auroc", "0.500", "(0.400", "to", "0.600)", "0.750", "(0.700", "to", "0.800)"),
         *("+0.250", "*"),
     ]
-    assert "This is no test" in said
+    assert "This is not a statistical test" in text
 
 
-def test_a_study_that_is_not_there_is_told(settings: RunStudy) -> None:
-    with pytest.raises(UserError, match=r"no study mine .*there are tiny"):
+def test_missing_study_is_a_user_error(settings: RunStudy) -> None:
+    with pytest.raises(UserError, match=r"no study mine .*known: tiny"):
         compare(settings, "tiny", "mine")
     with pytest.raises(UserError, match="two studies"):
         compare(settings, "tiny")

@@ -47,7 +47,7 @@ def page(browser: Any) -> Iterator[Any]:
     assert errors == []
 
 
-def test_time_series_show_every_run_and_how_it_learnt(page: Any, address: str) -> None:
+def test_time_series_show_every_run(page: Any, address: str) -> None:
     page.goto(f"{address}/#timeseries")
     for run in (
         *(f"classifier/tiny-binary-{b}" for b in BACKBONES),
@@ -68,14 +68,14 @@ def test_images_are_drawn(page: Any, address: str) -> None:
     assert len(widths) >= 3 and max(widths) > 300
 
 
-def test_precision_recall_curves_of_the_three(page: Any, address: str) -> None:
+def test_precision_recall_curves_of_all_backbones(page: Any, address: str) -> None:
     page.goto(f"{address}/#pr_curves")
     page.get_by_text("test/pneumonia").first.wait_for()
     for backbone in BACKBONES:
         page.get_by_text(f"classifier/tiny-binary-{backbone} is at").first.wait_for()
 
 
-def test_hparams_put_the_backbones_side_by_side(page: Any, address: str) -> None:
+def test_hparams_compare_the_backbones(page: Any, address: str) -> None:
     page.goto(f"{address}/#hparams")
     for backbone in BACKBONES:
         page.get_by_text(f"tiny-binary-{backbone}").first.wait_for()

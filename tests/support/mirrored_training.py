@@ -1,8 +1,7 @@
-"""Run by test_classification in a process of its own: training on two virtual CPU devices.
+"""Train on two virtual CPU devices; run by test_classification in a separate process.
 
-From scratch, where BatchNorm learns, and on from there, where it is frozen and styles are mixed.
-
-Devices can be split only before TensorFlow has started, so this cannot be a test function.
+First from scratch, with trainable BatchNorm, then from the trained weights, with frozen BatchNorm
+and MixStyle. Virtual devices must be configured before TensorFlow starts.
 """
 
 import sys
@@ -20,7 +19,7 @@ if __name__ == "__main__":
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-    distribution.distribution = lambda: strategy
+    distribution._connected.append(distribution.Workers(strategy))
     scratch = TrainClassifier(
         data=data,
         backbone=register(),

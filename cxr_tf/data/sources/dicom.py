@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -89,6 +89,20 @@ def is_dicom(path: Path) -> bool:
     return head[128:] == b"DICM" or (len(head) == 132 and first in _FIRST_ELEMENTS)
 
 
+def is_lateral(path: Path) -> bool:
+    """Whether a DICOM file is labelled as a lateral view; False where it cannot be read."""
+    pydicom = _pydicom()
+    try:
+        with silent():
+            return _is_lateral(pydicom.dcmread(path, specific_tags=["ViewPosition"]))
+    except Exception:  # what it says could quote the file
+        return False
+
+
+def _is_lateral(dataset: "pydicom.Dataset") -> bool:
+    return _word(dataset, "ViewPosition") in LATERAL_VIEWS
+
+
 def png_bytes(path: Path) -> bytes:
     """Return the radiograph in a DICOM file as an 8-bit gray PNG without metadata.
 
@@ -97,15 +111,30 @@ def png_bytes(path: Path) -> bytes:
     return _png(read_radiograph(path).pixels)
 
 
+def has_dicom_content(content: bytes, name: str) -> bool:
+    """Whether bytes are those of a DICOM file, by its name or by themselves."""
+    return name.lower().endswith(SUFFIXES) or content[128:132] == b"DICM"
+
+
+def png_of_content(content: bytes, name: str) -> bytes:
+    """The same as `png_bytes`, of the content of a file, which errors call by `name`."""
+    return _png(_radiograph(io.BytesIO(content), name).pixels)
+
+
 def read_radiograph(path: Path, *, laterals: bool = False) -> DicomRadiograph:
     """Read one file and render it as a workstation does: rescale, VOI LUT or window, polarity.
 
     laterals: accept lateral views. Raises UserError for anything but a frontal chest radiograph for
     presentation; it names the file and the reason, and quotes no identifying content.
     """
+    with path.open("rb") as file:
+        return _radiograph(file, path, laterals=laterals)
+
+
+def _radiograph(file: IO[bytes], path: Path | str, *, laterals: bool = False) -> DicomRadiograph:
     pydicom = _pydicom()
     try:
-        with _discreet(), path.open("rb") as file:
+        with silent():
             try:
                 dataset = pydicom.dcmread(file, specific_tags=_ELEMENTS)
             except pydicom.errors.InvalidDicomError:
@@ -121,7 +150,7 @@ def read_radiograph(path: Path, *, laterals: bool = False) -> DicomRadiograph:
         raise UserError(f"{path}: truncated or corrupt DICOM file") from None
 
 
-def _without_preamble(file: Any, path: Path) -> "pydicom.Dataset":
+def _without_preamble(file: IO[bytes], path: Path | str) -> "pydicom.Dataset":
     """Read a file that has no preamble, and perhaps no file meta information."""
     pydicom = _pydicom()
     try:
@@ -143,7 +172,7 @@ def _without_preamble(file: Any, path: Path) -> "pydicom.Dataset":
     return dataset
 
 
-def _read(dataset: "pydicom.Dataset", path: Path, *, laterals: bool) -> DicomRadiograph:
+def _read(dataset: "pydicom.Dataset", path: Path | str, *, laterals: bool) -> DicomRadiograph:
     if "PixelData" not in dataset or not dataset.get("Rows"):
         raise UserError(f"{path}: a DICOM file without an image")
     frames = int(dataset.get("NumberOfFrames") or 1)
@@ -174,7 +203,7 @@ def refusal(dataset: "pydicom.Dataset", *, laterals: bool = False) -> str:
         )
     if part and part not in CHEST_PARTS and "CHEST" not in part and "THORAX" not in part:
         return f"not a chest radiograph: body part {part}" if part.isalpha() else "not a chest"
-    if _word(dataset, "ViewPosition") in LATERAL_VIEWS and not laterals:
+    if _is_lateral(dataset) and not laterals:
         return "a lateral view (see --laterals of prepare_data.py)"
     if _word(dataset, "PresentationIntentType") == "FOR PROCESSING":
         return "raw detector data (FOR PROCESSING): export the image FOR PRESENTATION"
@@ -252,7 +281,7 @@ def _placeholder(paths: list[Path]) -> str:
     patients, studies = [], set()
     for path in paths:
         try:
-            with _discreet():
+            with silent():
                 header = pydicom.dcmread(
                     path,
                     specific_tags=["PatientID", "StudyInstanceUID"],
@@ -308,7 +337,7 @@ def _pydicom() -> Any:
 
 
 @contextlib.contextmanager
-def _discreet() -> Iterator[None]:
+def silent() -> Iterator[None]:
     """Silence pydicom, whose warnings quote values of the file."""
     logger = logging.getLogger("pydicom")
     level = logger.level

@@ -33,7 +33,7 @@ _CHANNEL_TOLERANCE = 6
 _CENTRAL, _FILLED, _EXTENSION = (1, 99), 0.5, 0.1
 
 
-def render(dataset: "pydicom.Dataset", path: Path) -> np.ndarray:
+def render(dataset: "pydicom.Dataset", path: Path | str) -> np.ndarray:
     """Render a data set as a workstation does, uint8 [H, W] with dark air.
 
     Raises UserError with the reason, which quotes no value of the file.
@@ -54,7 +54,7 @@ def render(dataset: "pydicom.Dataset", path: Path) -> np.ndarray:
     return np.round(255 * np.where(padding, 0, share)).astype(np.uint8)
 
 
-def _stored_values(dataset: "pydicom.Dataset", path: Path) -> np.ndarray:
+def _stored_values(dataset: "pydicom.Dataset", path: Path | str) -> np.ndarray:
     """Return the stored pixel values [H, W]; a colour image must be gray."""
     if missing := [name for name in _REQUIRED if dataset.get(name) is None]:
         raise UserError(f"{path}: a DICOM file without the element {missing[0]}")
@@ -103,7 +103,7 @@ def _padding(dataset: "pydicom.Dataset", stored: np.ndarray) -> np.ndarray:
 
 
 def _windowed(
-    dataset: "pydicom.Dataset", values: np.ndarray, image: np.ndarray, path: Path
+    dataset: "pydicom.Dataset", values: np.ndarray, image: np.ndarray, path: Path | str
 ) -> tuple[np.ndarray, float, float]:
     """Return values after VOI LUT or window, and the range to show; image: values but padding."""
     from pydicom.pixels import apply_windowing
