@@ -1,6 +1,7 @@
 """Decoding of JPEG and PNG bytes to pixels, shared by training and serving."""
 
 import functools
+import logging
 import os
 import tempfile
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
+from cxr_tf.data.damaged_jpegs import damaged_files, libjpeg_messages
 from cxr_tf.data.file_headers import (
     BLANK,
     CORRUPT,
@@ -32,6 +34,9 @@ MIN_INTERMEDIATE = 0.05
 
 # Pixels per side that the content of an image is judged by.
 _SAMPLES = 64
+
+log = logging.getLogger(__name__)
+
 
 # Above this size decoded images are kept in an unnamed file instead of in memory.
 MAX_BYTES_IN_MEMORY = 4 * 1024**3
@@ -181,9 +186,14 @@ def load_images(
     files = tf.data.Dataset.from_tensor_slices((np.arange(len(paths)), list(paths)))
     # A file that cannot be decoded drops out here and is identified by its missing row number.
     decoded = files.map(_reader(size, masks), num_parallel_calls=PARALLEL).ignore_errors().batch(64)
-    for rows, codes, batch in prefetch(decoded).as_numpy_iterator():
-        readable = codes == FINE
-        images[rows[readable]], faults[rows] = batch[readable], codes
+    with libjpeg_messages() as messages:
+        for rows, codes, batch in prefetch(decoded).as_numpy_iterator():
+            readable = codes == FINE
+            images[rows[readable]], faults[rows] = batch[readable], codes
+    if messages:
+        decodable = [paths[row] for row in np.flatnonzero(np.isin(faults, (FINE, BLANK)))]
+        for path, message in damaged_files(decodable, _decode_files).items():
+            log.info("  damaged JPEG, decoded as far as possible: %s (%s)", path, message)
     reasons = {int(row): FAULTS[faults[row]] for row in np.flatnonzero(faults != FINE)}
     for row in np.flatnonzero(faults == CORRUPT).tolist():
         if not os.access(paths[row], os.R_OK):
@@ -204,6 +214,12 @@ def _reader(size: int, masks: bool) -> tf.types.experimental.GenericFunction:
 
     signature = [tf.TensorSpec([], tf.int64), tf.TensorSpec([], tf.string)]
     return tf.function(read, input_signature=signature, autograph=False)
+
+
+def _decode_files(paths: Sequence[str]) -> None:
+    """Decode files at a small size, for the messages of the decoder."""
+    for path in paths:
+        decode_radiograph(tf.io.read_file(path), 32)
 
 
 def _allocate(shape: tuple[int, ...]) -> np.ndarray:

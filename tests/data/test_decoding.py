@@ -225,3 +225,20 @@ def test_the_exif_orientation_is_applied(kind: str, orientation: int) -> None:
     expected = np.asarray(upright.resize((48, 48), Image.Resampling.BILINEAR), int)
     image = decoding.decode_radiograph(tf.constant(data), 48).numpy()[..., 0]
     assert np.abs(image - expected).max() <= 2
+
+
+def test_a_damaged_jpeg_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = bytearray(encoded(Image.fromarray(phantom("normal", seed=1, patient=3).image), "JPEG"))
+    (tmp_path / "sound.jpeg").write_bytes(data)
+    start = len(data) // 2
+    data[start : start + 40] = bytes([0xFF, 0xD0] * 20)  # markers where there should be none
+    (tmp_path / "damaged.jpeg").write_bytes(data)
+    paths = [str(tmp_path / f"{name}.jpeg") for name in ("sound", "damaged")]
+    with caplog.at_level("INFO"):
+        _, unreadable = decoding.load_images(paths, 64)
+    assert not unreadable
+    lines = [r.getMessage() for r in caplog.records if "damaged JPEG" in r.getMessage()]
+    assert len(lines) == 1 and "/damaged.jpeg (Corrupt JPEG data" in lines[0]
+    assert "JPEG" not in capfd.readouterr().err

@@ -89,20 +89,6 @@ def is_dicom(path: Path) -> bool:
     return head[128:] == b"DICM" or (len(head) == 132 and first in _FIRST_ELEMENTS)
 
 
-def is_lateral(path: Path) -> bool:
-    """Whether a DICOM file is labelled as a lateral view; False where it cannot be read."""
-    pydicom = _pydicom()
-    try:
-        with silent():
-            return _is_lateral(pydicom.dcmread(path, specific_tags=["ViewPosition"]))
-    except Exception:  # what it says could quote the file
-        return False
-
-
-def _is_lateral(dataset: "pydicom.Dataset") -> bool:
-    return _word(dataset, "ViewPosition") in LATERAL_VIEWS
-
-
 def png_bytes(path: Path) -> bytes:
     """Return the radiograph in a DICOM file as an 8-bit gray PNG without metadata.
 
@@ -203,7 +189,7 @@ def refusal(dataset: "pydicom.Dataset", *, laterals: bool = False) -> str:
         )
     if part and part not in CHEST_PARTS and "CHEST" not in part and "THORAX" not in part:
         return f"not a chest radiograph: body part {part}" if part.isalpha() else "not a chest"
-    if _is_lateral(dataset) and not laterals:
+    if _word(dataset, "ViewPosition") in LATERAL_VIEWS and not laterals:
         return "a lateral view (see --laterals of prepare_data.py)"
     if _word(dataset, "PresentationIntentType") == "FOR PROCESSING":
         return "raw detector data (FOR PROCESSING): export the image FOR PRESENTATION"
