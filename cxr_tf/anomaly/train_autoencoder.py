@@ -22,15 +22,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from cxr_tf import figures
+from cxr_tf import figures, metrics
 from cxr_tf.anomaly import drawing, scoring
 from cxr_tf.anomaly.fitting import ValidationEvaluator, fit, fit_appearance_model, healthy_images
 from cxr_tf.anomaly.perturbed_copies import predict_fn
 from cxr_tf.anomaly.resolved import resolve
 from cxr_tf.anomaly.threshold import choose_score, choose_threshold, score_perturbed_copies
 from cxr_tf.config import TrainAutoencoder, check_numbers
+from cxr_tf.data import audit, checks, dataset, loading, splits
 from cxr_tf.data import catalog as data_catalog
-from cxr_tf.data import checks, dataset, loading, splits
 from cxr_tf.data.dataset import ImageDataset
 from cxr_tf.errors import UserError
 from cxr_tf.files import write_atomically
@@ -71,7 +71,7 @@ def load_data(settings: TrainAutoencoder) -> ImageDataset:
     )
     _check(catalog, settings)
     classes = data_catalog.task_classes("binary")
-    return ImageDataset(catalog, images, catalog.labels("binary", classes), classes)
+    return audit.audited(ImageDataset(catalog, images, catalog.labels("binary", classes), classes))
 
 
 def _check(catalog: data_catalog.Catalog, settings: TrainAutoencoder) -> None:
@@ -197,6 +197,10 @@ def _train(settings: TrainAutoencoder, workers: Workers) -> Run:
         "train_seconds": train_seconds,
     }
     results["history"] = state.history
+    results["warnings"] = [*data.catalog.warnings]
+    for split, part in (("val", val), ("test", test)):
+        predicted = (scores[split] >= threshold).astype(int)
+        results["warnings"] += metrics.prediction_warnings(split, predicted, part.classes)
     results["other_scores"] = {
         other: scoring.score_alternative(predict_fns[other], on_val[other], val, test, settings)
         for other in known
@@ -247,6 +251,7 @@ def _train(settings: TrainAutoencoder, workers: Workers) -> Run:
         log.info("score %s: %s", other, scoring.auroc_line(tables))
     log.info("score %s (chosen): %s", score, scoring.auroc_line(results))
     log.info(scoring.result_line("test", results["test"]))
+    audit.log_warnings(results["warnings"])
     log.info("run:         %s\nSavedModel:  %s", run.directory, folder)
     return run
 

@@ -26,7 +26,7 @@ from cxr_tf import figures, metrics
 from cxr_tf.classification import fitting
 from cxr_tf.classification.resolved import resolve_together
 from cxr_tf.config import TrainClassifier, TrainingBudget, check_numbers
-from cxr_tf.data import batches, checks, dataset, loading
+from cxr_tf.data import audit, batches, checks, dataset, loading
 from cxr_tf.data import catalog as data_catalog
 from cxr_tf.data.batches import STRESS_SEED
 from cxr_tf.data.dataset import ImageDataset
@@ -84,7 +84,7 @@ def load_data(settings: TrainingBudget) -> ImageDataset:
         load=workers.load_images,
     )
     checks.check(catalog, task=settings.task, allow_leakage=settings.allow_leakage)
-    return ImageDataset(catalog, images, catalog.labels(settings.task), classes)
+    return audit.audited(ImageDataset(catalog, images, catalog.labels(settings.task), classes))
 
 
 def train_classifier(settings: TrainClassifier, data: ImageDataset | None = None) -> Run:
@@ -236,6 +236,12 @@ def _train(settings: TrainClassifier, data: ImageDataset | None, workers: Worker
     )
     results |= {"subgroups": subgroups} if subgroups else {}
     results["history"] = state.history
+    results["warnings"] = [*data.catalog.warnings]
+    for split, part in (("val", val), ("test", test)):
+        predicted = export.decide(
+            tf.constant(special.softmax(logits_by_split[split] / temperature, axis=1)), threshold
+        )
+        results["warnings"] += metrics.prediction_warnings(split, predicted.numpy(), part.classes)
     run.write_figure(
         "training_curves", figures.training_curves(state.history, int(best["epoch"])), writer
     )
@@ -273,6 +279,7 @@ def _train(settings: TrainClassifier, data: ImageDataset | None, workers: Worker
     run.write_metrics(results)
     state.remove()  # only now: without metrics and checkpoint, a resumed run would start over
     log.info(classifier.result_line("test", results["test"]))
+    audit.log_warnings(results["warnings"])
     log.info("run:         %s\nSavedModel:  %s", run.directory, folder)
     return run
 

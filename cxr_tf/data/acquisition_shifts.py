@@ -147,6 +147,8 @@ SHIFTS: dict[str, Shift] = {
     "framed higher": lambda images: framed(images, height=ASPECT),
     "closer": lambda images: framed(images, width=0.85, height=0.85),
     "farther": lambda images: framed(images, width=1.15, height=1.15),
+    # 20 % of the side on each, as of a scan or a screenshot.
+    "margins": lambda images: framed(images, width=1 / 0.6, height=1 / 0.6),
     "brighter": lambda images: gamma(images, 0.6),
     "darker": lambda images: gamma(images, 1.6),
     "lit from below": lit_from_below,

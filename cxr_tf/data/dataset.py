@@ -98,5 +98,5 @@ def lesion_masks(catalog: data_catalog.Catalog, size: int) -> np.ndarray | None:
             return None
         folder = path.parents[2]
         paths.append(str(folder / "masks" / path.relative_to(folder)))
-    masks, unreadable = decoding.load_images(paths, size)
+    masks, unreadable = decoding.load_images(paths, size, masks=True)
     return None if unreadable else masks[..., 0] >= 128

@@ -13,6 +13,7 @@ import numpy as np
 
 from cxr_tf import metrics
 from cxr_tf.config import Evaluate, check_numbers
+from cxr_tf.data.audit import log_warnings
 from cxr_tf.evaluation.precision_cost import precision_cost
 from cxr_tf.runs import Run, open_run, reserve_run, to_run_name
 from cxr_tf.scoring.classifier import draw_split, result_line, score, score_subgroups
@@ -85,9 +86,16 @@ def evaluate(settings: Evaluate) -> Run:
     shifted = score_shifts(settings, served, part, run, writer, scores, scored, recalls)
     engine = {"name": served.engine_for("serving_default"), "precision": served.precision, **cost}
     model = {"saved_model": str(served.folder), **served.card}
+    warnings = [
+        *part.catalog.warnings,
+        *metrics.prediction_warnings(split, predicted, part.classes),
+    ]
     groups = {"subgroups": subgroups} if subgroups else {}
-    run.write_metrics({split: scores, **shifted, **groups, "model": model, "engine": engine})
-    log.info("%s\nrun: %s", result_line(split, scores), run.directory)
+    record = {**shifted, **groups, "model": model, "engine": engine, "warnings": warnings}
+    run.write_metrics({split: scores, **record})
+    log.info("%s", result_line(split, scores))
+    log_warnings(warnings)
+    log.info("run: %s", run.directory)
     return run
 
 

@@ -11,7 +11,10 @@ from cxr_tf.metrics.conformal import conformal_thresholds, risk_coverage, set_sc
 from cxr_tf.metrics.detection import detection_scores
 from cxr_tf.metrics.intervals import (
     bootstrap_weights,
+    classification_counts,
+    classification_support,
     confidence_intervals,
+    detection_support,
     intervals,
     with_interval,
 )
@@ -24,6 +27,7 @@ from cxr_tf.metrics.localization import (
 from cxr_tf.metrics.novelty import Gaussian, fit_gaussian, mahalanobis
 from cxr_tf.metrics.operating_point import check_rule, operating_point
 from cxr_tf.metrics.paired_tests import delong_test, mcnemar_test
+from cxr_tf.metrics.plausibility import prediction_warnings
 from cxr_tf.metrics.ranking import average_precision, cumulative_counts, roc_area
 from cxr_tf.metrics.subgroups import gaps, subgroup_scores
 
@@ -33,12 +37,15 @@ __all__ = [
     "average_precision",
     "bootstrap_weights",
     "check_rule",
+    "classification_counts",
     "classification_scores",
+    "classification_support",
     "confidence_intervals",
     "conformal_thresholds",
     "cumulative_counts",
     "delong_test",
     "detection_scores",
+    "detection_support",
     "expected_calibration_error",
     "fit_gaussian",
     "fit_temperature",
@@ -52,6 +59,7 @@ __all__ = [
     "per_region_overlap",
     "pixel_auroc",
     "pointing_hits",
+    "prediction_warnings",
     "reliability",
     "risk_coverage",
     "roc_area",

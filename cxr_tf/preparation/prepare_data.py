@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cxr_tf import figures
 from cxr_tf.config import PrepareData, check_numbers
-from cxr_tf.data.audit import Inspection, inspect_images, warnings
+from cxr_tf.data.audit import Inspection, all_warnings, inspect_images, log_warnings, warnings
 from cxr_tf.data.catalog import Catalog
 from cxr_tf.data.checks import check, describe, notes
 from cxr_tf.data.loading import PHANTOM_COUNT, PHANTOM_SIZE, open_catalog, phantom_folder
@@ -100,11 +100,10 @@ def _check(settings: PrepareData) -> None:
     catalog = open_catalog(settings.check, seed=settings.seed, task=settings.task)
     log.info(describe(catalog))
     inspection = inspect_images(catalog)
-    lines = warnings(inspection)
+    lines = all_warnings(inspection, settings.task)
     for row, reason in inspection.unreadable.items():
         log.info("  unreadable: %s (%s)", catalog.paths[row], reason)
-    for line in lines:
-        log.info("  warning: %s", line)
+    log_warnings(lines)
     for s in inspection.shortcuts:
         log.info("  %-10s alone: AUROC %.2f for '%s'", s.measure, s.auroc, s.finding)
 
@@ -132,6 +131,7 @@ def _check(settings: PrepareData) -> None:
             "patients": len(set(catalog.patients)),
             "unreadable": len(inspection.unreadable),
             "near_duplicates": len(inspection.near),
+            "warnings": lines,
             **{f"{s.measure}_auroc/{s.finding}": s.auroc for s in inspection.shortcuts},
             "fingerprint": catalog.fingerprint(),
         }

@@ -41,7 +41,7 @@ def test_shifts_return_pixels_and_do_not_depend_on_the_batch(name: str) -> None:
     [
         *(("framed lower", 1.22, 1), ("framed wider", 1, 1 / 1.22)),
         *(("framed narrower", 1, 1.22), ("framed higher", 1 / 1.22, 1)),
-        *(("closer", 1 / 0.85, 1 / 0.85), ("farther", 1 / 1.15, 1 / 1.15)),
+        *(("closer", 1 / 0.85, 1 / 0.85), ("farther", 1 / 1.15, 1 / 1.15), ("margins", 0.6, 0.6)),
     ],
 )
 def test_framing_shifts_move_content_by_the_stated_factor(
