@@ -56,6 +56,7 @@ def fit_head(model: keras.Model, train: ImageDataset, val: ImageDataset, batch_s
     )
     seen_labels = np.concatenate([val.labels, val.labels])
     weights = class_weights(train.labels)
+    seen_weights = np.tile(image_weights(val, weights), 2)
     mean, spread = features.mean(axis=0), features.std(axis=0) + 1e-6
     best: tuple[float, np.ndarray, np.ndarray] | None = None
     # From the strongest penalty to the weakest, each from where the one before ended.
@@ -63,7 +64,7 @@ def fit_head(model: keras.Model, train: ImageDataset, val: ImageDataset, batch_s
     for inverse_penalty in (1e-4, 1e-3, 1e-2, 1e-1):
         head.set_params(C=inverse_penalty).fit((features - mean) / spread, train.labels)
         logits = np.log(head.predict_proba((seen - mean) / spread) + 1e-12)
-        loss = weighted_log_loss(seen_labels, logits, weights)
+        loss = weighted_log_loss(seen_labels, logits, seen_weights)
         if best is None or loss < best[0]:
             best = (loss, head.coef_.copy(), head.intercept_.copy())
     assert best is not None
@@ -140,8 +141,9 @@ class ValidationEvaluator:
     def __init__(
         self, trainer: keras.Model, val: ImageDataset, batch_size: int, weights: dict[int, float]
     ) -> None:
-        self.logits, self._weights = compiled(trainer), weights
-        self._labels, self._classes = val.labels, val.classes
+        self.logits = compiled(trainer)
+        self._labels, self._classes, self._against = val.labels, val.classes, val.against
+        self._weights = image_weights(val, weights)
         self._clean = data_batches.evaluation_batches(val.images, batch_size=batch_size)
         self._stressed = data_batches.evaluation_batches(
             val.images, batch_size=batch_size, stress_seed=STRESS_SEED
@@ -164,6 +166,11 @@ class ValidationEvaluator:
             )
             entry |= {f"{prefix}_{m}": scores[m] for m in ("loss", "auroc", "accuracy")}
             losses.append(weighted_log_loss(self._labels, logits, self._weights))
+            if self._against is not None:
+                groups = metrics.recall_against_shortcut(
+                    self._labels, logits.argmax(axis=1), self._against, self._classes
+                )
+                entry[f"{prefix}_worst_group_recall"] = groups["worst_group_recall"]
         entry["selection_loss"] = float(np.mean(losses))
         return entry
 
@@ -182,10 +189,22 @@ def class_weights(labels: np.ndarray) -> dict[int, float]:
     return dict(enumerate(weights.tolist()))
 
 
-def weighted_log_loss(labels: np.ndarray, logits: np.ndarray, weights: dict[int, float]) -> float:
-    """Mean log loss, each image by the weight of its class; labels int [N], logits [N, C]."""
+def image_weights(part: ImageDataset, weights: dict[int, float]) -> np.ndarray:
+    """Return how much each image counts on validation, float [N]: by its class and its group.
+
+    Of a class, the images against the shortcut count as much as all others together; see
+    `metrics.group_weights`. What is chosen on validation is thereby chosen for both.
+    """
+    by_class = np.array([weights[k] for k in part.labels.tolist()])
+    if part.against is None:
+        return by_class
+    return by_class * metrics.group_weights(part.labels, part.against)
+
+
+def weighted_log_loss(labels: np.ndarray, logits: np.ndarray, weights: np.ndarray) -> float:
+    """Mean log loss, each image by its weight; labels int [N], logits [N, C], weights [N]."""
     losses = -special.log_softmax(logits, axis=1)[np.arange(len(labels)), labels]
-    return float(np.average(losses, weights=[weights[k] for k in labels.tolist()]))
+    return float(np.average(losses, weights=weights))
 
 
 def epoch_line(entry: dict[str, float], epochs: int | None = None) -> str:

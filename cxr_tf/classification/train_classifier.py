@@ -32,7 +32,12 @@ from cxr_tf.classification.fitting import (
     fit_head,
     training_model,
 )
-from cxr_tf.classification.records import images_per_second, model_card, write_tensorboard_summary
+from cxr_tf.classification.records import (
+    audit_training_images,
+    images_per_second,
+    model_card,
+    write_tensorboard_summary,
+)
 from cxr_tf.config import TrainClassifier, TrainingBudget, check_numbers
 from cxr_tf.data import batches, checks, dataset, loading
 from cxr_tf.data import catalog as data_catalog
@@ -45,6 +50,7 @@ from cxr_tf.models.batch_norm_folding import fold_norms
 from cxr_tf.models.classifier import build_classifier, calibrated, logits_of
 from cxr_tf.runs import Run, open_run, reserve_run
 from cxr_tf.scoring import classifier
+from cxr_tf.scoring.groups import group_line, with_groups
 from cxr_tf.serving import export, versions
 from cxr_tf.training.checkpoints import TrainingState, save_keras
 from cxr_tf.training.distribution import distribution
@@ -109,6 +115,8 @@ def train_classifier(settings: TrainClassifier, data: ImageDataset | None = None
         log.info("%s is finished already; nothing to do", run.directory)
         return run
     train, val, test = (data.split(s) for s in data_catalog.SPLITS)
+    shortcuts = metrics.fit_shortcuts(train.images, train.labels, train.classes)
+    val, test = with_groups(val, shortcuts), with_groups(test, shortcuts)
 
     # ------------------------------------------------------------------ model
     with strategy.scope():
@@ -165,14 +173,19 @@ def train_classifier(settings: TrainClassifier, data: ImageDataset | None = None
         batches.evaluation_batches(val.images, batch_size=32, stress_seed=STRESS_SEED),
     )
     temperature = metrics.fit_temperature(
-        np.concatenate([val_logits, stressed_logits]), np.concatenate([val.labels, val.labels])
+        np.concatenate([val_logits, stressed_logits]),
+        np.concatenate([val.labels, val.labels]),
+        np.tile(metrics.group_weights(val.labels, val.against), 2),
     )
     final = calibrated(final, temperature)
     val_probabilities = special.softmax(val_logits / temperature, axis=1)
     threshold = 0.5
     if len(data.classes) == 2:
         threshold = metrics.operating_point(
-            val.labels, val_probabilities[:, 1], settings.operating_point
+            val.labels,
+            val_probabilities[:, 1],
+            settings.operating_point,
+            metrics.group_weights(val.labels, val.against),
         )
 
     # ------------------------------------------------------------------ evaluation: test, once
@@ -198,6 +211,7 @@ def train_classifier(settings: TrainClassifier, data: ImageDataset | None = None
         "images_per_second": images_per_second(to_logits, test.images),
         "precision": precision,
     }
+    results["shortcuts"] = audit_training_images(run, train, writer, settings)
     results["history"] = state.history
     run.write_figure(
         "training_curves", figures.training_curves(state.history, int(best["epoch"])), writer
@@ -214,13 +228,14 @@ def train_classifier(settings: TrainClassifier, data: ImageDataset | None = None
         Path(settings.saved_models) / name,
         classes=data.classes,
         threshold=threshold,
-        card=model_card(settings, data, results),
+        card=model_card(settings, data, results) | {"shortcut_model": shortcuts.as_dict()},
         resumed=settings.resume,
     )
     results["model"]["saved_model"] = str(folder)
     run.write_metrics(results)
     state.remove()  # only now: without metrics and checkpoint, a resumed run would begin anew
     log.info(classifier.result_line("test", results["test"]))
+    log.info(group_line(results["test"]))
     log.info("run:         %s\nSavedModel:  %s", run.directory, folder)
     return run
 

@@ -15,12 +15,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """A checked catalogue with its decoded images: uint8 [N, S, S, 1]; labels int64 [N]."""
+    """A checked catalogue with its decoded images: uint8 [N, S, S, 1]; labels int64 [N].
+
+    against: bool [N], which images contradict the shortcut, where that is known; see
+    `metrics.shortcuts`.
+    """
 
     catalog: data_catalog.Catalog
     images: np.ndarray
     labels: np.ndarray
     classes: tuple[str, ...]
+    against: np.ndarray | None = None
 
     def take(self, rows: np.ndarray) -> "ImageDataset":
         """Return some of the rows, copied."""
@@ -29,6 +34,7 @@ class ImageDataset:
             catalog=self.catalog.take(rows),
             images=self.images[rows],
             labels=self.labels[rows],
+            against=None if self.against is None else self.against[rows],
         )
 
     def split(self, name: str) -> "ImageDataset":
@@ -41,6 +47,7 @@ class ImageDataset:
             catalog=self.catalog.take(rows),
             images=self.images[where],
             labels=self.labels[where],
+            against=None if self.against is None else self.against[where],
         )
 
 

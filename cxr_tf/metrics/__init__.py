@@ -18,9 +18,22 @@ from cxr_tf.metrics.localization import per_region_overlap, pixel_auroc, pointin
 from cxr_tf.metrics.operating_point import check_rule, operating_point
 from cxr_tf.metrics.paired_tests import delong_test, mcnemar_test
 from cxr_tf.metrics.ranking import average_precision, cumulative_counts, roc_area
+from cxr_tf.metrics.shortcuts import (
+    ShortcutAudit,
+    ShortcutModel,
+    against_shortcut,
+    audit_shortcuts,
+    fit_shortcuts,
+    group_weights,
+    recall_against_shortcut,
+)
 
 __all__ = [
     "CALIBRATION_BINS",
+    "ShortcutAudit",
+    "ShortcutModel",
+    "against_shortcut",
+    "audit_shortcuts",
     "average_precision",
     "bootstrap_weights",
     "check_rule",
@@ -30,7 +43,9 @@ __all__ = [
     "delong_test",
     "detection_scores",
     "expected_calibration_error",
+    "fit_shortcuts",
     "fit_temperature",
+    "group_weights",
     "intervals",
     "macro_auroc",
     "mcnemar_test",
@@ -38,6 +53,7 @@ __all__ = [
     "per_region_overlap",
     "pixel_auroc",
     "pointing_hits",
+    "recall_against_shortcut",
     "reliability",
     "roc_area",
     "with_interval",

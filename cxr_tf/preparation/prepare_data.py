@@ -18,6 +18,7 @@ from cxr_tf.data.loading import PHANTOM_COUNT, PHANTOM_SIZE, open_catalog, phant
 from cxr_tf.data.sources import dicom, downloads, phantoms
 from cxr_tf.errors import UserError
 from cxr_tf.files import expand_user, write_csv, write_json
+from cxr_tf.preparation.shortcut_audit import audit_inspected, write_audit
 from cxr_tf.runs import Run, numbered_names, run_record, to_run_name
 
 log = logging.getLogger(__name__)
@@ -107,6 +108,9 @@ def _check(settings: PrepareData) -> None:
         log.info("  warning: %s", line)
     for s in inspection.shortcuts:
         log.info("  %-10s alone: AUROC %.2f for '%s'", s.measure, s.auroc, s.finding)
+    audit = audit_inspected(inspection, settings.task)
+    if audit is not None:
+        log.info("  %s%s", "warning: " if audit.is_warning else "", audit.summary())
 
     run = _page_run(catalog, Path(settings.logs) / "data")
     name = run.directory.name
@@ -128,6 +132,8 @@ def _check(settings: PrepareData) -> None:
         ],
     )
     draw_page(run, inspection)
+    if audit is not None:
+        write_audit(run, inspection, audit)
     run.write_metrics(
         {
             "source": str(Path(catalog.source).resolve()),
@@ -136,6 +142,7 @@ def _check(settings: PrepareData) -> None:
             "unreadable": len(inspection.unreadable),
             "near_duplicates": len(inspection.near),
             **{f"{s.measure}_auroc/{s.finding}": s.auroc for s in inspection.shortcuts},
+            "shortcuts": audit.as_dict() if audit is not None else {},
             "fingerprint": catalog.fingerprint(),
         }
     )

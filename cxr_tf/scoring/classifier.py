@@ -10,6 +10,7 @@ from cxr_tf.data import catalog
 from cxr_tf.data.dataset import ImageDataset
 from cxr_tf.data.sources import medmnist
 from cxr_tf.runs import Run
+from cxr_tf.scoring.groups import group_scores
 from cxr_tf.serving import export
 
 HEADLINE = ("auroc", "accuracy", "balanced_accuracy", "recall", "specificity", "f1")
@@ -54,6 +55,11 @@ def score(
         bootstrap_samples=bootstrap_samples,
         seed=seed,
     )
+    groups, intervals = group_scores(
+        part, predicted, bootstrap_samples=bootstrap_samples, seed=seed
+    )
+    table |= groups
+    table["ci95"] |= intervals
     return table
 
 

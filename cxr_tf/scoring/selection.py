@@ -12,6 +12,7 @@ from cxr_tf.data import checks, decoding, splits
 from cxr_tf.data import loading as data_loading
 from cxr_tf.data.dataset import ImageDataset, decode_catalog
 from cxr_tf.errors import UserError
+from cxr_tf.scoring.groups import shortcuts_of, with_groups
 from cxr_tf.serving import loading
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ def open_subset(
     labels = catalog.labels(task, classes)
     if absent := [name for k, name in enumerate(classes) if not np.any(labels == k)]:
         log.info("  note: no image of %s: scores that need one are nan", " and ".join(absent))
-    return ImageDataset(catalog, images, labels, classes)
+    return with_groups(ImageDataset(catalog, images, labels, classes), shortcuts_of(card))
 
 
 def with_training_splits(

@@ -31,7 +31,7 @@ def test_shifts_return_pixels_and_do_not_depend_on_the_batch(name: str) -> None:
     shifted = acquisition_shifts.SHIFTS[name](images)
     assert shifted.shape == images.shape and shifted.dtype == np.uint8
     np.testing.assert_array_equal(images, before)
-    assert np.abs(shifted.astype(int) - images).mean() > 1 or name == "blurred"
+    assert np.abs(shifted.astype(int) - images).mean() > 1 or "detail" in name or name == "blurred"
     assert (shifted != images).any(axis=(1, 2, 3)).all()
     np.testing.assert_array_equal(acquisition_shifts.SHIFTS[name](images[2:]), shifted[2:])
 

@@ -1,0 +1,50 @@
+"""Recall against the shortcut in the table of a split; see `metrics.shortcuts`."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from cxr_tf import metrics
+from cxr_tf.data.dataset import ImageDataset
+
+
+def with_groups(part: ImageDataset, shortcuts: metrics.ShortcutModel | None) -> ImageDataset:
+    """Return the dataset with its images against the shortcut marked; as it is without a model."""
+    if shortcuts is None or not len(part.labels):
+        return part
+    probabilities = shortcuts.probabilities(part.images)
+    return replace(part, against=metrics.against_shortcut(part.labels, probabilities))
+
+
+def shortcuts_of(card: dict[str, Any]) -> metrics.ShortcutModel | None:
+    """Return the shortcut model of a model card; None for a model of a version without it."""
+    numbers = card.get("shortcut_model")
+    return metrics.ShortcutModel.from_dict(numbers) if numbers else None
+
+
+def group_scores(
+    part: ImageDataset, predicted: np.ndarray, *, bootstrap_samples: int, seed: int
+) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """Return the recalls against the shortcut and their intervals; empty where it is not known."""
+    against = part.against
+    if against is None:
+        return {}, {}
+
+    def table(weights: np.ndarray | None = None) -> dict[str, float]:
+        return metrics.recall_against_shortcut(
+            part.labels, predicted, against, part.classes, weights
+        )
+
+    intervals = metrics.intervals(
+        table, part.catalog.patients, bootstrap_samples=bootstrap_samples, seed=seed
+    )
+    return table(), intervals
+
+
+def group_line(scores: dict[str, Any]) -> str:
+    """Return the recalls against the shortcut with their intervals as one line of the log."""
+    prefix = "recall_against_shortcut/"
+    shown = [key for key in scores if key.startswith(prefix)]
+    recalls = (f"{k.removeprefix(prefix)} {metrics.with_interval(scores, k)}" for k in shown)
+    return "recall against the shortcut: " + ", ".join(recalls)
