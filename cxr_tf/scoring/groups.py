@@ -1,11 +1,13 @@
 """Recall against the shortcut in the table of a split; see `metrics.shortcuts`."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from cxr_tf import metrics
+from cxr_tf.data import acquisition_statistics, decoding
 from cxr_tf.data.dataset import ImageDataset
 
 
@@ -15,6 +17,16 @@ def with_groups(part: ImageDataset, shortcuts: metrics.ShortcutModel | None) -> 
         return part
     probabilities = shortcuts.probabilities(part.images)
     return replace(part, against=metrics.against_shortcut(part.labels, probabilities))
+
+
+def against_of_files(
+    paths: Sequence[str], labels: np.ndarray, shortcuts: metrics.ShortcutModel | None
+) -> np.ndarray | None:
+    """Return which files are against the shortcut, bool [N]; None without a model."""
+    if shortcuts is None or not len(labels):
+        return None
+    images, _ = decoding.load_images(paths, acquisition_statistics.SIDE)
+    return metrics.against_shortcut(labels, shortcuts.probabilities(images))
 
 
 def shortcuts_of(card: dict[str, Any]) -> metrics.ShortcutModel | None:
