@@ -84,10 +84,11 @@ def fine_tune(
     settings: TrainClassifier,
     *,
     strategy: tf.distribute.Strategy,
+    chests: np.ndarray | None = None,
 ) -> None:
     """AdamW with warm-up and cosine from the state's epoch to the last, one checkpoint an epoch.
 
-    settings: those of `settle`.
+    settings: those of `resolve`. chests: see `batches.training_batches`.
     """
     if settings.epochs == 0 or settings.trainable_blocks == 0:
         return
@@ -124,6 +125,7 @@ def fine_tune(
             seed=settings.seed,
             epochs=range(state.epochs_done(), settings.epochs),
             strength=settings.augmentation,
+            chests=chests,
         ),
         initial_epoch=state.epochs_done(),
         epochs=settings.epochs,

@@ -45,16 +45,16 @@ def write_tensorboard_summary(
 
 def audit_training_images(
     run: Run, train: ImageDataset, writer: tf.summary.SummaryWriter, settings: TrainClassifier
-) -> dict[str, Any]:
-    """Draw and return the shortcut audit of the training images; a warning in the log if it is one.
+) -> metrics.ShortcutAudit | None:
+    """Log, draw and return the shortcut audit of the training images.
 
-    Empty where a class has too few patients for it.
+    None where a class has too few patients for it.
     """
     audit = metrics.audit_shortcuts(
         train.images, train.labels, train.catalog.patients, train.classes, seed=settings.seed
     )
     if audit is None:
-        return {}
+        return None
     log.info("  %s%s", "warning: " if audit.is_warning else "", audit.summary())
     figure = figures.shortcut_audit(
         audit.by_statistic,
@@ -65,7 +65,7 @@ def audit_training_images(
         heading=audit.summary(),
     )
     run.write_figure("shortcuts", figure, writer)
-    return audit.as_dict()
+    return audit
 
 
 def _is_on_card(metric: str) -> bool:

@@ -41,6 +41,7 @@ from cxr_tf.classification.records import (
 from cxr_tf.config import TrainClassifier, TrainingBudget, check_numbers
 from cxr_tf.data import batches, checks, dataset, loading
 from cxr_tf.data import catalog as data_catalog
+from cxr_tf.data.acquisition_statistics import align
 from cxr_tf.data.batches import STRESS_SEED
 from cxr_tf.data.dataset import ImageDataset
 from cxr_tf.errors import UserError
@@ -144,6 +145,13 @@ def train_classifier(settings: TrainClassifier, data: ImageDataset | None = None
         *(settings.image_size, precision, settings.weights),
     )
 
+    # ------------------------------------------------------------------ shortcuts
+    audit = audit_training_images(run, train, writer, settings)
+    chests = None
+    if audit is not None and audit.is_warning:
+        log.info("  each image takes the framing of another, so that framing predicts no class")
+        chests = np.round(align(train.images, shortcuts.chest), 3)
+
     # ------------------------------------------------------------------ training
     judge = ValidationEvaluator(trainer, val, settings.batch_size, class_weights(train.labels))
     state = TrainingState(run.directory)
@@ -153,7 +161,7 @@ def train_classifier(settings: TrainClassifier, data: ImageDataset | None = None
         fit_head(model, train, val, settings.batch_size)
         state.begin(judge(epoch=0), trainer)
         log.info("  head on frozen features: %s", epoch_line(state.history[-1]))
-    fine_tune(trainer, train, judge, state, writer, settled, strategy=strategy)
+    fine_tune(trainer, train, judge, state, writer, settled, strategy=strategy, chests=chests)
     best = state.restore_best(trainer)
     train_seconds = state.seconds
 
@@ -211,7 +219,7 @@ def train_classifier(settings: TrainClassifier, data: ImageDataset | None = None
         "images_per_second": images_per_second(to_logits, test.images),
         "precision": precision,
     }
-    results["shortcuts"] = audit_training_images(run, train, writer, settings)
+    results["shortcuts"] = audit.as_dict() if audit is not None else {}
     results["history"] = state.history
     run.write_figure(
         "training_curves", figures.training_curves(state.history, int(best["epoch"])), writer

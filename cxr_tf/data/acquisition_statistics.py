@@ -16,6 +16,9 @@ from scipy import ndimage
 # Side at which the statistics are computed, in pixels.
 SIDE = 64
 
+# Images at a time.
+PART = 2048
+
 # Side at which the chest is aligned with the mean chest, in pixels.
 ALIGNMENT_SIDE = 32
 
@@ -48,6 +51,9 @@ def acquisition_statistics(images: np.ndarray, chest: np.ndarray) -> np.ndarray:
     spreads above the mean, asymmetry is 1 minus the correlation with the mirror image, and the
     scales of the chest are logarithms.
     """
+    if len(images) > PART:  # what is computed on the way takes 100 kB an image
+        parts = range(0, len(images), PART)
+        return np.concatenate([acquisition_statistics(images[k : k + PART], chest) for k in parts])
     pixels = _thumbnails(images)
     n = len(pixels)
     mean = pixels.mean(axis=(1, 2))
@@ -73,16 +79,19 @@ def acquisition_statistics(images: np.ndarray, chest: np.ndarray) -> np.ndarray:
 
 def mean_chest(images: np.ndarray) -> np.ndarray:
     """Return the mean local contrast of images, float32 [32, 32]."""
-    return _contrast(_thumbnails(images)).mean(axis=0)
+    parts = [_contrast(_thumbnails(images[k : k + PART])) for k in range(0, len(images), PART)]
+    return np.sum([part.sum(axis=0) for part in parts], axis=0) / len(images)
 
 
 def align(images: np.ndarray, chest: np.ndarray) -> np.ndarray:
     """Return width, height and vertical position of each chest against the mean chest: [N, 3].
 
+    images: uint8 [N, S, S] or [N, S, S, 1]. chest: what `mean_chest` returns.
+
     Width and height are logarithms, the position is in shares of the side (positive: lower). By
     cross-correlation of local contrast with the mean chest at 49 scales and shifts up to 5/32.
     """
-    contrast = _contrast(images).reshape(len(images), -1)
+    contrast = _contrast(_thumbnails(images)).reshape(len(images), -1)
     contrast /= np.linalg.norm(contrast, axis=1, keepdims=True) + 1e-9
     templates, parameters = _templates(chest)
     found = np.empty((len(images), 3))

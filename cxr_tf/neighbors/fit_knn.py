@@ -18,7 +18,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from cxr_tf import figures
+from cxr_tf import figures, metrics
 from cxr_tf.config import FitKnn, check_numbers
 from cxr_tf.data import checks, dataset, loading
 from cxr_tf.errors import UserError
