@@ -70,6 +70,10 @@ def score_split(
             # Specificity is of the healthy, whatever the sick.
             kept = scored if not suffix else {k: scored[k] for k in ("auroc", "auprc", "recall")}
             found |= {f"{metric}{suffix}": value for metric, value in kept.items()}
+        if part.against is not None:
+            found |= metrics.recall_against_shortcut(
+                part.labels, (scores >= threshold).astype(int), part.against, part.classes, weights
+            )
         return found
 
     scored: dict[str, Any] = table(np.ones(len(scores)))

@@ -24,7 +24,7 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks.config import CompareAutoencoders
-from cxr_tf import figures
+from cxr_tf import figures, metrics
 from cxr_tf.anomaly.drawing import draw_split, examples
 from cxr_tf.anomaly.fitting import ValidationEvaluator, fit, fit_appearance_model, healthy_images
 from cxr_tf.anomaly.perturbed_copies import predict_fn
@@ -50,6 +50,7 @@ from cxr_tf.files import write_atomically
 from cxr_tf.metrics import check_rule
 from cxr_tf.models import autoencoder
 from cxr_tf.runs import Run, open_run, reserve_run
+from cxr_tf.scoring.groups import shortcut_record, with_groups
 from cxr_tf.serving import versions
 from cxr_tf.serving.export import export_autoencoder
 from cxr_tf.training import checkpoints
@@ -126,7 +127,11 @@ def train_autoencoder(settings: TrainAutoencoder) -> Run:
         run = open_run(settings.logs, "autoencoder", name, settings, data.catalog)
         log.info("%s is finished already; nothing to do", run.directory)
         return run
-    val, test = data.split("val"), data.split("test")
+    # The network sees healthy images alone; the sick ones define the groups that scores are
+    # reported for.
+    everything = data.split("train")
+    shortcuts = metrics.fit_shortcuts(everything.images, everything.labels, data.classes)
+    val, test = (with_groups(data.split(split), shortcuts) for split in ("val", "test"))
 
     # ------------------------------------------------------------------ training
     trainer = autoencoder.build_network(settings.model, settings.image_size)
@@ -202,7 +207,7 @@ def train_autoencoder(settings: TrainAutoencoder) -> Run:
         Path(settings.saved_models) / name,
         threshold=threshold,
         healthy_scores=healthy_scores,
-        card=model_card(settings, data, results),
+        card=model_card(settings, data, results) | shortcut_record(shortcuts),
         resumed=settings.resume,
     )
     results["model"]["saved_model"] = str(folder)

@@ -51,7 +51,7 @@ from cxr_tf.models.batch_norm_folding import fold_norms
 from cxr_tf.models.classifier import build_classifier, calibrated, logits_of
 from cxr_tf.runs import Run, open_run, reserve_run
 from cxr_tf.scoring import classifier
-from cxr_tf.scoring.groups import group_line, with_groups
+from cxr_tf.scoring.groups import group_line, shortcut_record, with_groups
 from cxr_tf.serving import export, versions
 from cxr_tf.training.checkpoints import TrainingState, save_keras
 from cxr_tf.training.distribution import distribution
@@ -148,7 +148,7 @@ def train_classifier(settings: TrainClassifier, data: ImageDataset | None = None
     # ------------------------------------------------------------------ shortcuts
     audit = audit_training_images(run, train, writer, settings)
     chests = None
-    if audit is not None and audit.is_warning:
+    if audit is not None and audit.is_warning and shortcuts is not None:
         log.info("  each image takes the framing of another, so that framing predicts no class")
         chests = np.round(align(train.images, shortcuts.chest), 3)
 
@@ -236,14 +236,15 @@ def train_classifier(settings: TrainClassifier, data: ImageDataset | None = None
         Path(settings.saved_models) / name,
         classes=data.classes,
         threshold=threshold,
-        card=model_card(settings, data, results) | {"shortcut_model": shortcuts.as_dict()},
+        card=model_card(settings, data, results) | shortcut_record(shortcuts),
         resumed=settings.resume,
     )
     results["model"]["saved_model"] = str(folder)
     run.write_metrics(results)
     state.remove()  # only now: without metrics and checkpoint, a resumed run would begin anew
     log.info(classifier.result_line("test", results["test"]))
-    log.info(group_line(results["test"]))
+    if test.against is not None:
+        log.info(group_line(results["test"]))
     log.info("run:         %s\nSavedModel:  %s", run.directory, folder)
     return run
 

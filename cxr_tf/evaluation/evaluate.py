@@ -15,6 +15,7 @@ from cxr_tf.config import Evaluate, check_numbers
 from cxr_tf.evaluation.precision_cost import precision_cost
 from cxr_tf.runs import Run, open_run, reserve_run, to_run_name
 from cxr_tf.scoring.classifier import draw_split, result_line, score
+from cxr_tf.scoring.groups import group_line
 from cxr_tf.scoring.selection import open_subset
 from cxr_tf.scoring.shifts import score_shifts
 from cxr_tf.serving import loading
@@ -60,8 +61,13 @@ def evaluate(settings: Evaluate) -> Run:
 
     def scored(answers: dict[str, np.ndarray]) -> dict[str, float]:
         called = np.array([part.classes.index(label) for label in answers["label"]])
-        return metrics.classification_scores(
+        table = metrics.classification_scores(
             part.labels, answers["probabilities"], called, part.classes
+        )
+        if part.against is None:
+            return table
+        return table | metrics.recall_against_shortcut(
+            part.labels, called, part.against, part.classes
         )
 
     def recalls(table: dict[str, Any]) -> list[float]:
@@ -71,7 +77,10 @@ def evaluate(settings: Evaluate) -> Run:
     ran_on = {"name": served.engine_for("serving_default"), "precision": served.precision, **cost}
     model = {"saved_model": str(served.folder), **served.card}
     run.write_metrics({split: scores, **shifted, "model": model, "engine": ran_on})
-    log.info("%s\nrun: %s", result_line(split, scores), run.directory)
+    log.info(result_line(split, scores))
+    if part.against is not None:
+        log.info(group_line(scores))
+    log.info("run: %s", run.directory)
     return run
 
 

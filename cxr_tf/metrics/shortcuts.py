@@ -147,8 +147,13 @@ def audit_shortcuts(
 
 def fit_shortcuts(
     images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]
-) -> ShortcutModel:
-    """Return the regression fitted on training images uint8 [N, S, S, 1] and labels int [N]."""
+) -> ShortcutModel | None:
+    """Return the regression fitted on training images uint8 [N, S, S, 1] and labels int [N].
+
+    None where a class has no images.
+    """
+    if len(np.unique(labels)) < len(classes):
+        return None
     chest = mean_chest(_healthy(images, labels, classes))
     pipeline = _regression().fit(acquisition_statistics(images, chest), labels)
     scaler, regression = pipeline[0], pipeline[1]

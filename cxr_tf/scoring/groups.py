@@ -35,6 +35,11 @@ def shortcuts_of(card: dict[str, Any]) -> metrics.ShortcutModel | None:
     return metrics.ShortcutModel.from_dict(numbers) if numbers else None
 
 
+def shortcut_record(shortcuts: metrics.ShortcutModel | None) -> dict[str, Any]:
+    """Return what `shortcuts_of` reads, as an entry of a model card."""
+    return {} if shortcuts is None else {"shortcut_model": shortcuts.as_dict()}
+
+
 def group_scores(
     part: ImageDataset, predicted: np.ndarray, *, bootstrap_samples: int, seed: int
 ) -> tuple[dict[str, float], dict[str, list[float]]]:

@@ -57,7 +57,7 @@ def under_shifts(
     ask = served.predictor("serving_default")
     width = max(map(len, SHIFTS))
     found = {}
-    log.info("  %s  AUROC  accuracy  recall  specificity", "under a shift".ljust(width))
+    log.info("  %s  AUROC  balanced accuracy  recall  specificity", "under a shift".ljust(width))
     for name, shift in SHIFTS.items():
         parts = []
         for start in range(0, len(images), batch_size):
@@ -65,6 +65,6 @@ def under_shifts(
             parts.append(ask([tf.io.encode_png(image).numpy() for image in shifted]))
         answers = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
         found[name] = {key: float(value) for key, value in scored(answers).items()}
-        told = [found[name][k] for k in ("auroc", "accuracy", "recall", "specificity")]
-        log.info("  %s  %.3f     %.3f   %.3f        %.3f", name.ljust(width), *told)
+        told = [found[name][k] for k in ("auroc", "balanced_accuracy", "recall", "specificity")]
+        log.info("  %s  %.3f  %.3f              %.3f   %.3f", name.ljust(width), *told)
     return found
