@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup quickstart test lint tensorboard clean
+.PHONY: help setup quickstart demo test lint docs tensorboard clean
 
 help:
 	@echo "make setup        only sets up .venv"
 	@echo "make quickstart   set up, then the whole study on phantoms, with its report, offline (minutes)"
 	@echo "make test         set up, then run the tests"
 	@echo "make lint         formatting, lint, types and the layers of the package"
+	@echo "make docs         the documentation as a site, in site/"
 	@echo "make tensorboard  show everything under logs/ at http://localhost:6006"
 	@echo "make clean        remove the virtual environment and caches (never logs/ or saved_models/)"
 
@@ -44,6 +45,11 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+
+docs: setup
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-docs.txt
+	$(BIN)/zensical build --strict
+	@echo "open site/index.html"
 
 tensorboard: setup
 	$(BIN)/tensorboard --logdir logs

@@ -34,7 +34,7 @@ def open_catalog(
     Returns:
         The catalogue: `catalog.radiographs`, `catalog.paths`, `catalog.rows("train")`.
 
-    Example:
+    Examples:
         >>> catalog = cxr_tf.open_catalog("phantom")
         >>> len(catalog.rows("test"))
         118
@@ -58,7 +58,7 @@ def load_model(
         The model, with `.predict(paths)`, `.embed(paths)`, `.heatmap(paths)` (classifiers),
         `.anomaly_map(paths)` (autoencoders) and its model card, `.card`.
 
-    Example:
+    Examples:
         >>> model = cxr_tf.load_model("saved_models/vgg16-binary")
         >>> model.predict(["a.png"])["probabilities"].shape
         (1, 2)
@@ -71,7 +71,7 @@ def load_model(
 def train_classifier(**settings: Any) -> "Run":
     """Train, calibrate, evaluate and export one classifier; see `config.TrainClassifier`.
 
-    Example:
+    Examples:
         >>> run = cxr_tf.train_classifier(backbone="alexnet", weights="none", image_size=64)
         >>> run.metrics["test"]["auroc"]
     """

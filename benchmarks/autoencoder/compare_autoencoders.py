@@ -26,6 +26,7 @@ from benchmarks.autoencoder.variants import variants
 from benchmarks.config import CompareAutoencoders
 from cxr_tf import metrics
 from cxr_tf.anomaly import train_autoencoder
+from cxr_tf.anomaly.resolved import default_epochs
 from cxr_tf.config import TrainAutoencoder, check_numbers
 from cxr_tf.data.dataset import ImageDataset
 from cxr_tf.errors import UserError
@@ -58,15 +59,16 @@ def compare_autoencoders(settings: CompareAutoencoders) -> Run:
     data = load_data(settings)
     train, val = data.split("train"), data.split("val")
     healthy = train.take(np.flatnonzero(train.labels == 0))
-    settled = dataclasses.replace(
-        settings, epochs=train_autoencoder.epochs_of(settings, len(healthy.labels))
+    resolved = dataclasses.replace(
+        settings,
+        epochs=settings.epochs or default_epochs(len(healthy.labels), settings.batch_size),
     )
-    run = open_run(settings.logs, "compare", settings.name, settings, data.catalog, settled)
+    run = open_run(settings.logs, "compare", settings.name, settings, data.catalog, resolved)
     if run.finished:
         log.info("%s is finished already; nothing to do", run.directory)
         return run
 
-    material = make_material(settled, healthy, val)
+    material = make_material(resolved, healthy, val)
     rows = Rows(run.directory, material.sick)
     for name, make in variants(material, features).items():
         if not settings.variants or name in (DEFAULT, *settings.variants):

@@ -86,7 +86,11 @@ class Material:
         return Row(self.score(network, "residual"), self.score(network, "combined"), seconds)
 
     def measured(
-        self, amounts: np.ndarray, seconds: float = 0.0, *, least: float = autoencoder.LEAST_REMOVED
+        self,
+        amounts: np.ndarray,
+        seconds: float = 0.0,
+        *,
+        least: float = autoencoder.LEAST_RESIDUAL,
     ) -> Row:
         """Another measure of what fails, in the place of what is removed in the joined score.
 

@@ -41,7 +41,7 @@ def other_residuals(network: keras.Model, material: Material) -> Iterator[tuple[
     yield "the mark of the network", material.measured(highest_tenth(np.concatenate(marks)))
     dissimilar = np.concatenate(similar).mean(axis=(1, 2, 3))
     yield "SSIM of what it gives back", material.measured(np.maximum(dissimilar, 0))
-    squared = material.measured(highest_tenth(removed**2), least=autoencoder.LEAST_REMOVED**2)
+    squared = material.measured(highest_tenth(removed**2), least=autoencoder.LEAST_RESIDUAL**2)
     yield "removed, squared", squared
     yield (
         "removed, at four scales",

@@ -15,35 +15,35 @@ def draw_split(
     scores: np.ndarray,
     threshold: float,
     shown: dict[str, np.ndarray],
-    seen: dict[str, dict[str, np.ndarray]],
+    outputs: dict[str, dict[str, np.ndarray]],
     writer: tf.summary.SummaryWriter,
 ) -> None:
-    """The figures of one split, as PNGs and in TensorBoard.
+    """Draw the figures of one split, as PNGs and in TensorBoard.
 
-    shown: of `examples`; seen: what the model makes of each kind, a `reconstruction` and an
-    `anomaly_map` of each image.
+    shown: rows from `examples`; outputs: for each kind, the `reconstruction` and `anomaly_map` of
+    its images.
     """
     sick = part.labels == 1
     if sick.any():
-        # One column for each class; of a score, only the order matters.
+        # One column per class; only the order of the scores matters.
         columns = np.stack([-scores, scores], axis=1)
-        called = (scores >= threshold).astype(np.int64)
+        predicted = (scores >= threshold).astype(np.int64)
         for name, figure in {
             "roc": figures.roc(part.labels, columns, part.classes, threshold),
             "precision_recall": figures.precision_recall(part.labels, columns, part.classes),
-            "confusion": figures.confusion(part.labels, called, part.classes),
+            "confusion": figures.confusion(part.labels, predicted, part.classes),
         }.items():
             run.write_figure(f"{name}-{split}", figure, writer)
     findings = np.array([r.finding for r in part.catalog.radiographs])
     run.write_figure(
         f"scores-{split}", figures.score_histogram(scores, findings, threshold), writer
     )
-    maps = np.concatenate([outputs["anomaly_map"] for outputs in seen.values()])
+    maps = np.concatenate([of_kind["anomaly_map"] for of_kind in outputs.values()])
     for kind, rows in shown.items():
         figure = figures.reconstructions(
             part.images[rows],
-            seen[kind]["reconstruction"].reshape(seen[kind]["anomaly_map"].shape),
-            seen[kind]["anomaly_map"],
+            outputs[kind]["reconstruction"].reshape(outputs[kind]["anomaly_map"].shape),
+            outputs[kind]["anomaly_map"],
             [f"{findings[i]}\nscore {scores[i]:.3g}" for i in rows],
             brightest=float(np.quantile(maps, 0.999)),
         )
@@ -53,22 +53,22 @@ def draw_split(
 def examples(
     sick: np.ndarray, scores: np.ndarray, threshold: float, count: int = 6
 ) -> dict[str, np.ndarray]:
-    """Rows of images that are worth a look: typical ones, missed ones, and false alarms.
+    """Return the rows of example images by kind: typical, missed, false alarms.
 
-    A kind of which there is none is left out.
+    Kinds without an image are omitted.
     """
-    called = scores >= threshold
-    healthy, ill = np.flatnonzero(~sick), np.flatnonzero(sick)
+    predicted = scores >= threshold
+    healthy_rows, sick_rows = np.flatnonzero(~sick), np.flatnonzero(sick)
 
     def middle(rows: np.ndarray) -> np.ndarray:
         ordered = rows[np.argsort(scores[rows])]
         start = max(0, (len(ordered) - count // 2) // 2)
         return ordered[start : start + count // 2]
 
-    missed, alarms = np.flatnonzero(sick & ~called), np.flatnonzero(~sick & called)
-    rows = {
-        "typical": np.concatenate([middle(healthy), middle(ill)]),
+    missed, alarms = np.flatnonzero(sick & ~predicted), np.flatnonzero(~sick & predicted)
+    examples_by_kind = {
+        "typical": np.concatenate([middle(healthy_rows), middle(sick_rows)]),
         "missed": missed[np.argsort(scores[missed])][:count],
         "false_alarms": alarms[np.argsort(-scores[alarms])][:count],
     }
-    return {kind: chosen for kind, chosen in rows.items() if len(chosen)}
+    return {kind: rows for kind, rows in examples_by_kind.items() if len(rows)}

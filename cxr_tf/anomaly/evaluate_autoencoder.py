@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 def evaluate_autoencoder(settings: Evaluate, served: loading.ServedModel) -> Run:
-    """Scores an exported autoencoder on a folder, by its own signatures and threshold."""
+    """Score an exported autoencoder on a folder with its signatures and threshold."""
     part = selection.open_subset(settings, served, "binary", catalog.task_classes("binary"))
     run = open_run(settings.logs, "evaluate", settings.name, settings, part.catalog)
     paths, split = part.catalog.paths, settings.split
@@ -36,17 +36,17 @@ def evaluate_autoencoder(settings: Evaluate, served: loading.ServedModel) -> Run
     )
     write_predictions(run, split, part, outputs["score"], threshold, outputs["percentile"])
     shown = examples(part.labels == 1, outputs["score"], threshold)
-    seen = {kind: explain([paths[i] for i in rows]) for kind, rows in shown.items()}
+    explained = {kind: explain([paths[i] for i in rows]) for kind, rows in shown.items()}
     writer = run.writer()
-    draw_split(run, split, part, outputs["score"], threshold, shown, seen, writer)
+    draw_split(run, split, part, outputs["score"], threshold, shown, explained, writer)
 
-    def scored(answers: dict[str, np.ndarray]) -> dict[str, float]:
-        return metrics.detection_scores(part.labels == 1, answers["score"], threshold)
+    def table_of(predictions: dict[str, np.ndarray]) -> dict[str, float]:
+        return metrics.detection_scores(part.labels == 1, predictions["score"], threshold)
 
     def recalls(table: dict[str, Any]) -> list[float]:
         return [table["specificity"], table["recall"]]
 
-    shifted = shifts.score_shifts(settings, served, part, run, writer, scores, scored, recalls)
+    shifted = shifts.score_shifts(settings, served, part, run, writer, scores, table_of, recalls)
     model = {"saved_model": str(served.folder), **served.card}
     run.write_metrics({split: scores, **shifted, "model": model})
     log.info("%s\nrun: %s", result_line(split, scores), run.directory)

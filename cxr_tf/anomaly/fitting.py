@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from cxr_tf import metrics
 from cxr_tf.anomaly.perturbed_copies import VALIDATION_SEED, perturbed_copies, predict_fn
+from cxr_tf.anomaly.resolved import ResolvedAutoencoder
 from cxr_tf.anomaly.scoring import known_scores
 from cxr_tf.config import TrainAutoencoder
 from cxr_tf.data import batches, tf_data
@@ -23,7 +24,7 @@ from cxr_tf.training import epochs as training_epochs
 log = logging.getLogger(__name__)
 
 
-# The mark's cross-entropy counts half of the mean absolute error of what is removed.
+# The cross-entropy of the lesion mask has half the weight of the absolute error of the residual.
 LOSS_WEIGHTS = {
     "denoising": {"residual": 1.0, "lesion_mask": 0.5},
     "plain": {"reconstruction": 1.0},
@@ -31,21 +32,20 @@ LOSS_WEIGHTS = {
 
 
 def healthy_images(train: ImageDataset) -> np.ndarray:
-    """The images that the network may learn from: uint8 [N, S, S, 1], every one healthy."""
+    """Return the healthy images, uint8 [N, S, S, 1]; the network is trained on no others."""
     return train.images[train.labels == 0]
 
 
 def fit(
     network: keras.Model,
     train: np.ndarray,
-    judge: "ValidationEvaluator",
+    evaluate: "ValidationEvaluator",
     state: checkpoints.TrainingState,
     writer: tf.summary.SummaryWriter,
-    settings: TrainAutoencoder,
+    settings: ResolvedAutoencoder,
 ) -> None:
-    """Trains from the state's epoch to the last, one checkpoint an epoch."""
+    """Train from the epoch of `state` to the last; save a checkpoint after each."""
     epochs = settings.epochs
-    assert epochs is not None
     batch_size = min(settings.batch_size, len(train))
     steps = batches.steps_per_epoch(len(train), batch_size)
     network.compile(
@@ -58,7 +58,7 @@ def fit(
     if state.epochs_done() >= epochs:
         return
     if state.exists():
-        log.info("going on from the checkpoint of epoch %d", state.epochs_done())
+        log.info("resuming from the checkpoint of epoch %d", state.epochs_done())
         state.load(network)
     network.fit(
         training_batches(train, settings, batch_size, range(state.epochs_done(), epochs)),
@@ -68,7 +68,7 @@ def fit(
         callbacks=[
             training_epochs.EpochEnd(
                 network,
-                judge,
+                evaluate,
                 state,
                 writer,
                 epochs=epochs,
@@ -84,19 +84,18 @@ def fit(
 def fit_appearance_model(
     train: np.ndarray, kind: type[LungAppearanceModel] = LungAppearanceModel
 ) -> LungAppearanceModel:
-    """What healthy lungs look like in their surroundings; train: healthy, uint8 [N, S, S, 1]."""
-    context = kind(train.shape[1])
-    context.fit(
+    """Fit the lung appearance model to healthy images, uint8 [N, S, S, 1]."""
+    appearance = kind(train.shape[1])
+    appearance.fit(
         perturbed_copies(train, VALIDATION_SEED + 1),
         opacities.lung_fields(autoencoder.as_network_sees(train, "denoising")),
         coded=2,
     )
-    return context
+    return appearance
 
 
 def losses(model: str) -> dict[str, Any]:
-    """Mean absolute error of what is removed and cross-entropy of the mark; for the plain network
-    the squared error of the reconstruction."""
+    """Return the loss of each output of a network, by name."""
     if model == "plain":
         return {"reconstruction": keras.losses.MeanSquaredError()}
     return {
@@ -108,9 +107,9 @@ def losses(model: str) -> dict[str, Any]:
 def training_batches(
     train: np.ndarray, settings: TrainAutoencoder, batch_size: int, epochs: range
 ) -> tf.data.Dataset:
-    """What the network learns from: (inputs, targets) as it sees them, from healthy images alone.
+    """Return the training batches (inputs, targets) of some epochs, made from healthy images.
 
-    train: uint8 [N, T, T, 1], as the network sees them.
+    train: uint8 [N, T, T, 1], from `as_network_sees`.
     """
     common: dict[str, Any] = {
         "batch_size": batch_size,
@@ -131,10 +130,10 @@ def training_batches(
 
 
 class ValidationEvaluator:
-    """Judges the network after every epoch; shows the same reconstructions each time.
+    """Score the network after every epoch, and draw the same reconstructions each time.
 
     `selection_loss`, by which the epoch is chosen, is the training loss on healthy validation
-    images, painted the same way each time. The AUROC on validation is for a person to watch.
+    images with fixed synthetic opacities. The AUROC on validation is for information only.
     """
 
     def __init__(
@@ -144,12 +143,12 @@ class ValidationEvaluator:
         settings: TrainAutoencoder,
         writer: tf.summary.SummaryWriter,
     ) -> None:
-        # The context is fitted once, and knows nothing of epochs.
-        watched = settings.score or known_scores(settings)[0]
-        watched = "residual" if watched in ("combined", "appearance") else watched
-        model = autoencoder.build_autoencoder(network, watched)
-        self._score = predict_fn(model, ("score",))
-        self._look = predict_fn(model, ("reconstruction", "anomaly_map"))
+        # The appearance model is not trained by epochs, so the residual stands for its scores.
+        score = settings.score or known_scores(settings)[0]
+        score = "residual" if score in ("combined", "appearance") else score
+        model = autoencoder.build_autoencoder(network, score)
+        self._predict_score = predict_fn(model, ("score",))
+        self._predict_maps = predict_fn(model, ("reconstruction", "anomaly_map"))
         self._network, self._val, self._writer = network, val, writer
         self._losses = losses(settings.model)
         self._loss_weights = LOSS_WEIGHTS[settings.model]
@@ -166,7 +165,7 @@ class ValidationEvaluator:
         self._shown = np.concatenate([np.flatnonzero(val.labels == 0)[:3], sick[:3]])
 
     def __call__(self, epoch: int) -> dict[str, float]:
-        """{epoch, val_loss, val_auroc, selection_loss} of the network as it stands."""
+        """Return {epoch, val_loss, val_auroc, selection_loss} of the network."""
         values = []
         for inputs, targets in self._batches:
             outputs = self._network(inputs, training=False)
@@ -177,17 +176,17 @@ class ValidationEvaluator:
                 )
             )
         loss = float(np.mean(values))
-        scores = self._score(self._val.images)["score"]
+        scores = self._predict_score(self._val.images)["score"]
         if not (np.isfinite(loss) and np.isfinite(scores).all()):
             raise FloatingPointError("the outputs are not finite")
-        self._show(epoch, scores)
+        self._draw(epoch, scores)
         sick = self._val.labels == 1
-        area = metrics.detection_scores(sick, scores, threshold=np.inf)["auroc"]
-        return {"epoch": epoch, "val_loss": loss, "val_auroc": area, "selection_loss": loss}
+        auroc = metrics.detection_scores(sick, scores, threshold=np.inf)["auroc"]
+        return {"epoch": epoch, "val_loss": loss, "val_auroc": auroc, "selection_loss": loss}
 
-    def _show(self, epoch: int, scores: np.ndarray) -> None:
+    def _draw(self, epoch: int, scores: np.ndarray) -> None:
         rows = self._shown
-        outputs = self._look(self._val.images[rows])
+        outputs = self._predict_maps(self._val.images[rows])
         maps = outputs["anomaly_map"]
         pictures = [
             self._val.images[rows, ..., 0].astype(np.float32) / 255,
@@ -201,14 +200,14 @@ class ValidationEvaluator:
                 max_outputs=len(rows),
             )
             for label, kind in enumerate(self._val.classes):
-                own = scores[self._val.labels == label]
-                if len(own):
-                    tf.summary.histogram(f"score/{kind}", own)
+                of_class = scores[self._val.labels == label]
+                if len(of_class):
+                    tf.summary.histogram(f"score/{kind}", of_class)
 
 
 def epoch_line(entry: dict[str, float], epochs: int) -> str:
-    """One line about an epoch."""
+    """Format the scores of an epoch as one line of the log."""
     return (
-        f"epoch {entry['epoch']}/{epochs}: loss {entry['train_loss']:.4f}, on healthy validation "
-        f"{entry['val_loss']:.4f}; AUROC on validation {entry['val_auroc']:.4f}"
+        f"epoch {entry['epoch']}/{epochs}: training loss {entry['train_loss']:.4f}, validation "
+        f"loss (healthy) {entry['val_loss']:.4f}, AUROC {entry['val_auroc']:.4f}"
     )

@@ -12,18 +12,19 @@ from cxr_tf.training import inference
 # Images uint8 [N, S, S, 1] -> some outputs of an autoencoder, by name.
 PredictFn = Callable[[np.ndarray], dict[str, np.ndarray]]
 
-# Images that an autoencoder looks at together.
+# Images per batch.
 BATCH = 32
 
-# Seed of the paint on validation images: fixed, so that every epoch and every run is judged alike.
+# Seed of the synthetic opacities in validation images: fixed, so that every epoch and every run is
+# evaluated on the same ones.
 VALIDATION_SEED = 20_002
 
-# Seed of the versions of validation images that the threshold is read off; others than those that
-# set the scale of the score.
+# Seed of the perturbed copies that the threshold is chosen on; it differs from that of the copies
+# that set the scale of the score.
 THRESHOLD_SEED = VALIDATION_SEED + 2
 
-# Images uint8 [N, S, S, 1] and a seed -> the same as they are, under another exposure, and from
-# another scanner.
+# Functions of images uint8 [N, S, S, 1] and a seed: the images unchanged, with another exposure,
+# and as from another scanner.
 PERTURBED_COPIES: tuple[Callable[[np.ndarray, int], np.ndarray], ...] = (
     lambda images, seed: images,
     acquisition_shifts.perturb_exposure,
@@ -32,27 +33,26 @@ PERTURBED_COPIES: tuple[Callable[[np.ndarray, int], np.ndarray], ...] = (
 
 
 def perturbed_copies(healthy: np.ndarray, seed: int) -> np.ndarray:
-    """Each image as it is, under another exposure and from another scanner: [3, N, S, S, 1].
+    """Return each image unchanged, with another exposure and another scanner: [3, N, S, S, 1].
 
-    So that the score of healthy images stays where it is when the scanner changes. Without, all
-    of them come to lie above the threshold where there is more noise, and half of them where there
-    is more light.
+    They keep the scores of healthy images stable when the scanner changes. Without them, all
+    healthy images exceed the threshold with more noise, and half of them with a higher exposure.
     """
     return np.stack([change(healthy, seed) for change in PERTURBED_COPIES])
 
 
 def predict_fn(model: keras.Model, outputs: Sequence[str]) -> PredictFn:
-    """Some outputs of `build_autoencoder`, as a function of uint8 [N, S, S, 1]; traced once.
+    """Return a function from uint8 [N, S, S, 1] to some outputs of `build_autoencoder`.
 
-    A map is as large as its image in float32: ask for those of a few images, or of phantoms.
+    It is traced once. A map is as large as its image in float32: request maps of few images only.
     """
     function = inference.compiled(keras.Model(model.input, {k: model.output[k] for k in outputs}))
 
-    def ask(images: np.ndarray) -> dict[str, np.ndarray]:
+    def predict(images: np.ndarray) -> dict[str, np.ndarray]:
         batches = [
             function(tf.constant(images[start : start + BATCH], tf.float32))
             for start in range(0, len(images), BATCH)
         ]
         return {k: np.concatenate([batch[k] for batch in batches]) for k in outputs}
 
-    return ask
+    return predict

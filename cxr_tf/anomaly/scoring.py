@@ -18,28 +18,31 @@ from cxr_tf.runs import Run
 
 
 def known_scores(settings: TrainAutoencoder) -> list[str]:
-    """The scores of the model; UserError where the settings ask for one of the other model."""
+    """Return the scores of the model; UserError if `score` belongs to the other model."""
     known = autoencoder.scores_of(settings.model)
     if settings.score and settings.score not in known:
         raise UserError(
-            f"--score {settings.score} does not belong to --model {settings.model}; "
-            f"it has {' and '.join(known)}"
+            f"--score {settings.score} does not belong to --model {settings.model}, "
+            f"which has {' and '.join(known)}"
         )
     return known
 
 
 def scoring_model(
-    network: keras.Model, context: LungAppearanceModel | None, healthy_val: np.ndarray, score: str
+    network: keras.Model,
+    appearance: LungAppearanceModel | None,
+    healthy_val: np.ndarray,
+    score: str,
 ) -> keras.Model:
-    """The trained network with its score: images [N, S, S, 1] in 0..255 -> see `autoencoder`.
+    """Build the model with a score from a trained network; see `build_autoencoder`.
 
-    context: of the restoring network; healthy_val: uint8 [N, S, S, 1], healthy images alone.
+    appearance: for the scores `combined` and `appearance`; healthy_val: uint8 [N, S, S, 1], healthy
+    images only.
     """
-    if score not in ("combined", "appearance"):
+    if appearance is None or score not in ("combined", "appearance"):
         return autoencoder.build_autoencoder(network, score)
-    assert context is not None
-    seen = np.concatenate(perturbed_copies(healthy_val, VALIDATION_SEED))
-    return autoencoder.build_combined(network, context, seen, score)
+    copies = np.concatenate(perturbed_copies(healthy_val, VALIDATION_SEED))
+    return autoencoder.build_combined(network, appearance, copies, score)
 
 
 def score_split(
@@ -50,9 +53,9 @@ def score_split(
     bootstrap_samples: int,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """The table of one split for `metrics.json`, with `<metric>/bacterial` and `<metric>/viral`.
+    """Return the scores of one split, with `<metric>/bacterial` and `<metric>/viral`.
 
-    Those are of the healthy images and the sick ones of that finding, at the same threshold.
+    The latter compare the sick images with that finding to all healthy ones, at the same threshold.
     """
     findings = np.array([r.finding for r in part.catalog.radiographs])
     healthy = part.labels == 0
@@ -62,51 +65,51 @@ def score_split(
             subsets[f"/{finding}"] = healthy | (findings == finding)
 
     def table(weights: np.ndarray) -> dict[str, float]:
-        found: dict[str, float] = {}
+        result: dict[str, float] = {}
         for suffix, rows in subsets.items():
-            scored = metrics.detection_scores(
+            values = metrics.detection_scores(
                 ~healthy[rows], scores[rows], threshold, weights[rows]
             )
-            # Specificity is of the healthy, whatever the sick.
-            kept = scored if not suffix else {k: scored[k] for k in ("auroc", "auprc", "recall")}
-            found |= {f"{metric}{suffix}": value for metric, value in kept.items()}
+            # Specificity does not depend on the sick images.
+            kept = values if not suffix else {k: values[k] for k in ("auroc", "auprc", "recall")}
+            result |= {f"{metric}{suffix}": value for metric, value in kept.items()}
         if part.against is not None:
-            found |= metrics.recall_against_shortcut(
+            result |= metrics.recall_against_shortcut(
                 part.labels, (scores >= threshold).astype(int), part.against, part.classes, weights
             )
-        return found
+        return result
 
-    scored: dict[str, Any] = table(np.ones(len(scores)))
-    scored["images"], scored["patients"] = len(scores), len(set(part.catalog.patients))
-    scored["ci95"] = metrics.intervals(
+    result: dict[str, Any] = table(np.ones(len(scores)))
+    result["images"], result["patients"] = len(scores), len(set(part.catalog.patients))
+    result["ci95"] = metrics.intervals(
         table, part.catalog.patients, bootstrap_samples=bootstrap_samples, seed=seed
     )
-    return scored
+    return result
 
 
 def score_alternative(
-    ask: PredictFn,
+    predict: PredictFn,
     on_val: np.ndarray,
     val: ImageDataset,
     test: ImageDataset,
     settings: TrainAutoencoder,
 ) -> dict[str, dict[str, Any]]:
-    """{"val": table, "test": table} of a score that was not taken, to compare.
+    """Return {"val": table, "test": table} of a score that was not chosen, for comparison.
 
-    on_val: float32 [C, N], as `choose_threshold` takes it.
+    on_val: float32 [C, N], as for `choose_threshold`.
     """
     threshold, _ = choose_threshold(val.labels == 1, on_val, settings)
     return {
-        split: score_split(part, own, threshold, bootstrap_samples=settings.bootstrap_samples)
-        for split, part, own in (
+        split: score_split(part, scores, threshold, bootstrap_samples=settings.bootstrap_samples)
+        for split, part, scores in (
             ("val", val, on_val[0]),
-            ("test", test, ask(test.images)["score"]),
+            ("test", test, predict(test.images)["score"]),
         )
     }
 
 
 def percentile(scores: np.ndarray, healthy_scores: np.ndarray) -> np.ndarray:
-    """Share in percent of the healthy validation images whose score is below: float [N]."""
+    """Return the percentile of each score among the healthy validation images: float [N]."""
     return 100.0 * np.searchsorted(healthy_scores, scores) / len(healthy_scores)
 
 
@@ -118,7 +121,10 @@ def write_predictions(
     threshold: float,
     ranks: np.ndarray,
 ) -> None:
-    """`predictions-<split>.csv`: path, patient, finding, label, score, percentile, predicted."""
+    """Write `predictions-<split>.csv`.
+
+    Its columns are path, patient, finding, label, score, percentile, predicted.
+    """
     rows = zip(part.catalog.radiographs, part.labels, scores, ranks, strict=True)
     write_csv(
         run.directory / f"predictions-{split}.csv",
@@ -132,9 +138,9 @@ def write_predictions(
 
 
 def localisation_scores(maps: np.ndarray, lesions: np.ndarray) -> dict[str, float]:
-    """How well maps float [N, S, S] show the lesions bool [N, S, S], over the images that have one.
+    """Score maps float [N, S, S] against lesion masks bool [N, S, S], over images with a lesion.
 
-    pixel_auroc, aupro and pointing, and pointing_chance, what a random pixel would hit.
+    Returns pixel_auroc, aupro and pointing, and pointing_chance, the hit rate of a random pixel.
     """
     has = lesions.any(axis=(1, 2))
     maps, lesions = maps[has], lesions[has]
@@ -149,12 +155,12 @@ def localisation_scores(maps: np.ndarray, lesions: np.ndarray) -> dict[str, floa
 
 
 def auroc_line(tables: dict[str, Any]) -> str:
-    """AUROC on validation and on test with its interval."""
+    """Format the AUROC on validation, and on test with its interval."""
     test = metrics.with_interval(tables["test"], "auroc")
     return f"AUROC on validation {tables['val']['auroc']:.3f}, on test {test}"
 
 
 def result_line(split: str, scores: dict[str, Any]) -> str:
-    """The headline scores with their intervals, as one line."""
+    """Format the main scores with their intervals as one line."""
     headline = ("auroc", "auprc", "accuracy", "recall", "specificity", "f1")
     return f"{split}: " + ", ".join(f"{m} {metrics.with_interval(scores, m)}" for m in headline)

@@ -30,26 +30,19 @@ from cxr_tf.scoring.predictions import check_same_rows, paired_tests, read_predi
 log = logging.getLogger(__name__)
 
 
-# What a comparison of finished runs is of, and what of its own settings is not about training.
+# Settings that finished runs must share, and settings of a comparison that do not affect training.
 OF_DATA = ("data", "task", "positive", "seed")
 
 NOT_OF_TRAINING = {
-    *(
-        "name",
-        "logs",
-        "saved_models",
-        "resume",
-        "bootstrap_samples",
-        "allow_leakage",
-        "skip_unreadable",
-    )
+    *("name", "logs", "saved_models", "resume", "bootstrap_samples"),
+    *("allow_leakage", "skip_unreadable"),
 }
 
 
 def compare_backbones(settings: CompareBackbones) -> Run:
-    """Trains (or takes) the models, writes the comparison, returns its run.
+    """Train the models (or read finished runs), write the comparison, and return its run.
 
-    The model is chosen by the loss on validation and its stressed copy; test decides nothing.
+    The model is chosen by the loss on validation and its stressed copy, never on test.
     """
     if settings.runs:
         trained = [open_finished_run(folder, "classifier") for folder in settings.runs]
@@ -61,11 +54,11 @@ def compare_backbones(settings: CompareBackbones) -> Run:
         name = settings.name or f"backbones-{settings.task}".replace("_", "-")
         reserve_run(settings.logs, "compare", name, settings)
         planned = trainings(settings, name)
-        for one in planned:  # mistakes, while nothing is trained
-            check_settings(one)
-            check_weights(one.backbone, one.weights)
+        for training in planned:  # report mistakes before anything is trained
+            check_settings(training)
+            check_weights(training.backbone, training.weights)
         data = load_data(settings)
-        trained = [train_classifier(one, data) for one in planned]
+        trained = [train_classifier(training, data) for training in planned]
     _check_same(trained)
 
     results = {r.directory.name: r.metrics for r in trained}
@@ -82,7 +75,7 @@ def compare_backbones(settings: CompareBackbones) -> Run:
     }
     run = open_run(settings.logs, "compare", name, settings, trained[0])
     if run.finished:
-        log.info("%s is finished already", run.directory)
+        log.info("%s is already finished", run.directory)
     else:
         _write(run, results, chosen, tests)
     log.info("%s", table(results, chosen, tests))
@@ -94,7 +87,7 @@ def compare_backbones(settings: CompareBackbones) -> Run:
 
 
 def trainings(settings: CompareBackbones, name: str) -> list[TrainClassifier]:
-    """What is trained for a comparison of this name: the same budget for every backbone."""
+    """Return the settings of each training of a comparison: one budget for every backbone."""
     budget = {f.name: getattr(settings, f.name) for f in dataclasses.fields(TrainingBudget)}
     return [
         dataclasses.replace(
@@ -107,28 +100,31 @@ def trainings(settings: CompareBackbones, name: str) -> list[TrainClassifier]:
     ]
 
 
-def as_trained(settings: CompareBackbones, began: Sequence[dict[str, Any]]) -> CompareBackbones:
-    """The settings with what finished runs began with, for the record; None where they differ.
+def as_trained(settings: CompareBackbones, of_runs: Sequence[dict[str, Any]]) -> CompareBackbones:
+    """Return the settings with those of finished runs, for the record; None where they differ.
 
-    Raises UserError for a flag of training that says something else than the runs.
+    Raises UserError for a training flag that contradicts the runs.
     """
     of_training = {f.name for f in dataclasses.fields(TrainingBudget)} - NOT_OF_TRAINING
-    taken: dict[str, Any] = {}
+    shared: dict[str, Any] = {}
     for key in sorted(of_training):
-        known, asked = [one.get(key) for one in began], getattr(settings, key)
-        # Data may have moved since; that they are the same is another question.
-        if key != "data" and asked not in (getattr(CompareBackbones(), key), *known):
+        values, given = [run.get(key) for run in of_runs], getattr(settings, key)
+        # The folder may have moved; `_check_same` compares the data.
+        if key != "data" and given not in (getattr(CompareBackbones(), key), *values):
             flag = "--" + key.replace("_", "-")
-            raise UserError(f"{flag} {asked} is for training, and --runs are trained: leave it out")
-        taken[key] = known[0] if key in OF_DATA or len(set(known)) == 1 else None
+            raise UserError(
+                f"{flag} {given} is for training, and the models of --runs are trained already: "
+                "leave it out"
+            )
+        shared[key] = values[0] if key in OF_DATA or len(set(values)) == 1 else None
     for backbone in get_args(BackboneName):
-        known = [one["weights"] for one in began if one["backbone"] == backbone]
-        taken[f"{backbone}_weights"] = known[0] if len(set(known)) == 1 else None
-    return dataclasses.replace(settings, **taken)
+        values = [run["weights"] for run in of_runs if run["backbone"] == backbone]
+        shared[f"{backbone}_weights"] = values[0] if len(set(values)) == 1 else None
+    return dataclasses.replace(settings, **shared)
 
 
 def table(results: dict[str, Any], chosen: str, tests: dict[str, Any]) -> str:
-    """The comparison for the screen."""
+    """Format the comparison for the terminal."""
     width = max(len(n) for n in results) + 2
     lines = [
         f"\n{'test':<{width}}{'AUROC':>24}{'accuracy':>24}{'recall':>8}{'spec.':>8}{'F1':>8}"
@@ -187,8 +183,8 @@ def _write(run: Run, results: dict[str, Any], chosen: str, tests: dict[str, Any]
 def _check_same(trained: list[Run]) -> None:
     first = trained[0]
     names = [run.directory.resolve().name for run in trained]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise UserError(f"two of the runs are called {min(twice)}: rename the folder of one")
+    if duplicates := {name for name in names if names.count(name) > 1}:
+        raise UserError(f"two of the runs are called {min(duplicates)}: rename one of the folders")
     for run in trained[1:]:
         if run.config["data_fingerprint"] != first.config["data_fingerprint"]:
             raise UserError(f"{run.directory} and {first.directory} ran on different data")

@@ -7,7 +7,7 @@ from scipy import special
 from sklearn.linear_model import LogisticRegression
 
 from cxr_tf import metrics
-from cxr_tf.config import TrainClassifier
+from cxr_tf.classification.resolved import ResolvedTraining
 from cxr_tf.data import batches as data_batches
 from cxr_tf.data.batches import STRESS_SEED
 from cxr_tf.data.dataset import ImageDataset
@@ -24,10 +24,10 @@ from cxr_tf.training.inference import compiled, infer
 def training_model(
     model: keras.Model, backbone: str, *, pretrained: bool, augmentation: float = 1.0
 ) -> keras.Model:
-    """What is trained of a classifier: its layers up to the logits [N, C], and all its variables.
+    """Return the trained part of a classifier: its layers up to the logits [N, C].
 
-    Frozen BatchNorm goes into the convolutions. From pretrained weights, styles are mixed half of
-    the time at an `augmentation` of 1: from scratch the first blocks have no styles yet.
+    Frozen BatchNorm is folded into the convolutions. From pretrained weights, styles are mixed half
+    of the time at an `augmentation` of 1; from scratch the first blocks have no styles yet.
     """
     trainer = fold_frozen_norms(logits_of(model))
     if not pretrained:
@@ -37,13 +37,13 @@ def training_model(
 
 
 def fit_head(model: keras.Model, train: ImageDataset, val: ImageDataset, batch_size: int) -> None:
-    """Sets the `logits` layer to a logistic regression on the frozen backbone's features.
+    """Set the `logits` layer to a logistic regression on the features of the frozen backbone.
 
-    The strength of its penalty is chosen by log loss on validation and its stressed copy.
+    Its penalty is chosen by the log loss on validation and its stressed copy.
     """
     embed = compiled(fold_frozen_norms(embedding_of(model)))
     features = infer(embed, data_batches.evaluation_batches(train.images, batch_size=batch_size))
-    seen = np.concatenate(
+    val_features = np.concatenate(
         [
             infer(embed, data_batches.evaluation_batches(val.images, batch_size=batch_size)),
             infer(
@@ -54,22 +54,20 @@ def fit_head(model: keras.Model, train: ImageDataset, val: ImageDataset, batch_s
             ),
         ]
     )
-    seen_labels = np.concatenate([val.labels, val.labels])
+    val_labels = np.concatenate([val.labels, val.labels])
     weights = class_weights(train.labels)
-    seen_weights = np.tile(image_weights(val, weights), 2)
+    val_weights = np.tile(image_weights(val, weights), 2)
     mean, spread = features.mean(axis=0), features.std(axis=0) + 1e-6
-    best: tuple[float, np.ndarray, np.ndarray] | None = None
-    # From the strongest penalty to the weakest, each from where the one before ended.
+    candidates: list[tuple[float, np.ndarray, np.ndarray]] = []
+    # From the strongest penalty to the weakest, each starting at the solution of the one before.
     head = LogisticRegression(max_iter=500, class_weight=weights, warm_start=True)
     for inverse_penalty in (1e-4, 1e-3, 1e-2, 1e-1):
         head.set_params(C=inverse_penalty).fit((features - mean) / spread, train.labels)
-        logits = np.log(head.predict_proba((seen - mean) / spread) + 1e-12)
-        loss = weighted_log_loss(seen_labels, logits, seen_weights)
-        if best is None or loss < best[0]:
-            best = (loss, head.coef_.copy(), head.intercept_.copy())
-    assert best is not None
-    kernel, bias = best[1:]
-    if len(kernel) == 1:  # two classes: scikit-learn gives the difference of their logits
+        logits = np.log(head.predict_proba((val_features - mean) / spread) + 1e-12)
+        loss = weighted_log_loss(val_labels, logits, val_weights)
+        candidates.append((loss, head.coef_.copy(), head.intercept_.copy()))
+    _, kernel, bias = min(candidates, key=lambda candidate: candidate[0])
+    if len(kernel) == 1:  # for two classes scikit-learn returns the difference of their logits
         kernel, bias = np.stack([-kernel[0], kernel[0]]) / 2, np.array([-bias[0], bias[0]]) / 2
     kernel = kernel / spread
     model.get_layer("logits").set_weights([kernel.T, bias - kernel @ mean])
@@ -78,27 +76,25 @@ def fit_head(model: keras.Model, train: ImageDataset, val: ImageDataset, batch_s
 def fine_tune(
     trainer: keras.Model,
     train: ImageDataset,
-    judge: "ValidationEvaluator",
-    state: "TrainingState",
+    evaluate: "ValidationEvaluator",
+    state: TrainingState,
     writer: tf.summary.SummaryWriter,
-    settings: TrainClassifier,
+    settings: ResolvedTraining,
     *,
     strategy: tf.distribute.Strategy,
     chests: np.ndarray | None = None,
 ) -> None:
-    """AdamW with warm-up and cosine from the state's epoch to the last, one checkpoint an epoch.
+    """Train with AdamW from the epoch of `state` to the last; save a checkpoint after each.
 
-    settings: those of `resolve`. chests: see `batches.training_batches`.
+    chests: see `batches.training_batches`.
     """
     if settings.epochs == 0 or settings.trainable_blocks == 0:
         return
     batch_size = min(settings.batch_size, len(train.labels))
     steps = data_batches.steps_per_epoch(len(train.labels), batch_size)
-    rate = settings.learning_rate
-    assert rate is not None
     with strategy.scope():
         optimizer = training_optimizer.averaged_adamw(
-            rate,
+            settings.learning_rate,
             steps=steps * settings.epochs,
             weight_decay=0.05,
             precision=settings.precision,
@@ -113,9 +109,9 @@ def fine_tune(
         return
     if state.exists():
         state.load(trainer)
-    watcher = EpochEnd(
-        trainer, judge, state, writer, epochs=settings.epochs, patience=settings.patience,
-        line=lambda latest: epoch_line(latest, settings.epochs),
+    epoch_end = EpochEnd(
+        trainer, evaluate, state, writer, epochs=settings.epochs, patience=settings.patience,
+        line=lambda entry: epoch_line(entry, settings.epochs),
     )  # fmt: skip
     trainer.fit(
         data_batches.training_batches(
@@ -131,14 +127,14 @@ def fine_tune(
         epochs=settings.epochs,
         steps_per_epoch=steps,
         class_weight=class_weights(train.labels),
-        callbacks=[watcher],
-        shuffle=False,  # the stream is shuffled already, from the seed
+        callbacks=[epoch_end],
+        shuffle=False,  # the stream is shuffled already, by the seed
         verbose=0,
     )
 
 
 class ValidationEvaluator:
-    """Scores a model on validation and on its stressed copy, the same way after every epoch."""
+    """Score a model on validation and on its stressed copy after every epoch."""
 
     def __init__(
         self, trainer: keras.Model, val: ImageDataset, batch_size: int, weights: dict[int, float]
@@ -152,9 +148,9 @@ class ValidationEvaluator:
         )
 
     def __call__(self, epoch: int) -> dict[str, float]:
-        """{epoch, val_*, val_stressed_*, selection_loss} of the model as it stands.
+        """Return {epoch, val_*, val_stressed_*, selection_loss} of the model.
 
-        Raises FloatingPointError where its outputs are no numbers.
+        Raises FloatingPointError if its outputs are not finite.
         """
         entry: dict[str, float] = {"epoch": epoch}
         losses = []
@@ -178,12 +174,12 @@ class ValidationEvaluator:
 
 
 def class_weights(labels: np.ndarray) -> dict[int, float]:
-    """How much an image of each class counts in the loss; their mean over the images is 1.
+    """Return the weight of an image of each class in the loss; their mean over the images is 1.
 
-    Two classes count alike, so that a probability of 0.5 weighs both errors alike. Of more, each
-    counts by the square root of its images: half-way to alike. There the most probable class is the
-    answer, and weights that make classes alike took up to 1.3 points of accuracy on validation
-    and gave nothing back in balanced accuracy.
+    Two classes have equal total weight, so that a probability of 0.5 balances both errors. With
+    more classes, the total weight of a class is proportional to the square root of its images.
+    There the most probable class is predicted, and equal weights cost up to 1.3 points of accuracy
+    on validation without a gain in balanced accuracy.
     """
     counts = np.bincount(labels)
     weights = counts ** (-1.0 if len(counts) == 2 else -0.5)
@@ -192,19 +188,17 @@ def class_weights(labels: np.ndarray) -> dict[int, float]:
 
 
 def image_weights(part: ImageDataset, weights: dict[int, float]) -> np.ndarray:
-    """Return how much each image counts on validation, float [N]: by its class and its group.
+    """Return the weight of each image on validation, float [N]: that of its class and its group.
 
-    Of a class, the images against the shortcut count as much as all others together; see
+    Within a class, the images against the shortcut weigh as much as all others together; see
     `metrics.group_weights`. What is chosen on validation is thereby chosen for both.
     """
     by_class = np.array([weights[k] for k in part.labels.tolist()])
-    if part.against is None:
-        return by_class
     return by_class * metrics.group_weights(part.labels, part.against)
 
 
 def weighted_log_loss(labels: np.ndarray, logits: np.ndarray, weights: np.ndarray) -> float:
-    """Mean log loss, each image by its weight; labels int [N], logits [N, C], weights [N]."""
+    """Return the weighted mean log loss; labels int [N], logits [N, C], weights [N]."""
     losses = -special.log_softmax(logits, axis=1)[np.arange(len(labels)), labels]
     return float(np.average(losses, weights=weights))
 

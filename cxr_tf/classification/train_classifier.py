@@ -3,17 +3,16 @@
     python scripts/train_classifier.py --data chest_xray --backbone vgg16 --name mine
     tensorboard --logdir logs
 
-How it trains. The head first: a logistic regression on features of the frozen backbone, computed
-once. Then the last blocks, or all, with AdamW under warm-up and cosine, class weights, styles mixed
-between images, and an exponential moving average of the weights, which is what is evaluated and
-kept.
+Training. First the head: a logistic regression on the features of the frozen backbone, which are
+computed once. Then the last blocks, or all of them, with AdamW, a warm-up and cosine schedule,
+class weights, styles mixed between images, and an exponential moving average of the weights, which
+is evaluated and kept.
 
-How it chooses. Validation images of the same hospital are nearly separable and hardly rank
-anything, so everything (epoch, temperature, backbone) is chosen on validation *and* a stressed copy
-of it: the same images under 2.5 times the default augmentation. Test is looked at once, at the end.
+Selection. Validation images of the same hospital are nearly separable and can hardly rank models,
+so everything (epoch, temperature, backbone) is chosen on validation *and* a stressed copy of it:
+the same images under 2.5 times the default augmentation. Test is used once, at the end.
 """
 
-import dataclasses
 import logging
 from pathlib import Path
 from typing import Any
@@ -24,24 +23,12 @@ import tensorflow as tf
 from scipy import special
 
 from cxr_tf import figures, metrics
-from cxr_tf.classification.fitting import (
-    ValidationEvaluator,
-    class_weights,
-    epoch_line,
-    fine_tune,
-    fit_head,
-    training_model,
-)
-from cxr_tf.classification.records import (
-    audit_training_images,
-    images_per_second,
-    model_card,
-    write_tensorboard_summary,
-)
+from cxr_tf.classification import fitting
+from cxr_tf.classification.resolved import resolve
+from cxr_tf.classification.shortcuts import audit_training_images, pooled_framings
 from cxr_tf.config import TrainClassifier, TrainingBudget, check_numbers
 from cxr_tf.data import batches, checks, dataset, loading
 from cxr_tf.data import catalog as data_catalog
-from cxr_tf.data.acquisition_statistics import align
 from cxr_tf.data.batches import STRESS_SEED
 from cxr_tf.data.dataset import ImageDataset
 from cxr_tf.errors import UserError
@@ -50,21 +37,25 @@ from cxr_tf.models import backbones, weights
 from cxr_tf.models.batch_norm_folding import fold_norms
 from cxr_tf.models.classifier import build_classifier, calibrated, logits_of
 from cxr_tf.runs import Run, open_run, reserve_run
-from cxr_tf.scoring import classifier
-from cxr_tf.scoring.groups import group_line, shortcut_record, with_groups
+from cxr_tf.scoring import classifier, groups
 from cxr_tf.serving import export, versions
 from cxr_tf.training.checkpoints import TrainingState, save_keras
 from cxr_tf.training.distribution import distribution
-from cxr_tf.training.inference import compiled, infer
-from cxr_tf.training.precision import resolve_precision
+from cxr_tf.training.inference import compiled, images_per_second, infer
+from cxr_tf.training.records import model_card, write_tensorboard_summary
 
 log = logging.getLogger(__name__)
 
+HYPERPARAMETERS = (
+    *("backbone", "task", "weights", "image_size", "epochs", "batch_size", "augmentation"),
+    *("trainable_blocks", "learning_rate", "precision"),
+)
+
 
 def load_data(settings: TrainingBudget) -> ImageDataset:
-    """Reads, reports and checks the catalogue, then decodes it.
+    """Read, report and check the catalogue, then decode it.
 
-    Raises UserError on anything that must not be trained on; nothing is written before that.
+    Raises UserError for data that must not be trained on, before anything is written.
     """
     if settings.image_size < backbones.SMALLEST_SIZE:
         raise UserError(f"--image-size must be at least {backbones.SMALLEST_SIZE}")
@@ -82,7 +73,8 @@ def load_data(settings: TrainingBudget) -> ImageDataset:
     classes = catalog.classes(settings.task)
     if len(classes) > 2 and settings.operating_point != "0.5":
         raise UserError(
-            f"--operating-point is for two classes; of {len(classes)} the most probable is taken"
+            f"--operating-point is for two classes; with {len(classes)} the most probable class is "
+            "predicted"
         )
     catalog, images = dataset.decode_catalog(
         catalog, settings.image_size, skip=settings.skip_unreadable
@@ -92,32 +84,32 @@ def load_data(settings: TrainingBudget) -> ImageDataset:
 
 
 def train_classifier(settings: TrainClassifier, data: ImageDataset | None = None) -> Run:
-    """The whole job; returns the finished run. Everything lands under its directory.
+    """Train, calibrate, evaluate and export a classifier; return the finished run.
 
-    `data` spares a caller who compares several backbones the decoding. Raises UserError on a
-    user's mistake, before anything is written wherever it can be known before.
+    `data` saves a caller that compares several backbones from decoding again. Raises UserError for
+    a mistake of the user, before anything is written where possible.
     """
     name = check_settings(settings)
     pretrained = settings.weights != "none"
 
     # ------------------------------------------------------------------ machine
-    # Same seed, same machine, same numbers: bit for bit.
+    # The same seed on the same machine gives identical numbers.
     keras.utils.set_random_seed(settings.seed)
     tf.config.experimental.enable_op_determinism()
-    begun = Run(Path(settings.logs) / "classifier" / name)
-    settled = resolve(settings, begun)
-    precision = settled.precision
+    previous_run = Run(Path(settings.logs) / "classifier" / name)
+    resolved = resolve(settings, previous_run)
+    precision = resolved.precision
     strategy = distribution()
 
     # ------------------------------------------------------------------ data
     data = data or load_data(settings)
-    if settings.resume and begun.finished:
+    if settings.resume and previous_run.finished:
         run = open_run(settings.logs, "classifier", name, settings, data.catalog)
-        log.info("%s is finished already; nothing to do", run.directory)
+        log.info("%s is already finished; nothing to do", run.directory)
         return run
     train, val, test = (data.split(s) for s in data_catalog.SPLITS)
     shortcuts = metrics.fit_shortcuts(train.images, train.labels, train.classes)
-    val, test = with_groups(val, shortcuts), with_groups(test, shortcuts)
+    val, test = groups.with_groups(val, shortcuts), groups.with_groups(test, shortcuts)
 
     # ------------------------------------------------------------------ model
     with strategy.scope():
@@ -128,16 +120,17 @@ def train_classifier(settings: TrainClassifier, data: ImageDataset | None = None
             precision=precision,
         )
         weights.load_weights(model, settings.backbone, settings.weights)
-        blocks = settled.trainable_blocks
-        assert blocks is not None
         backbones.freeze(
-            model, settings.backbone, trainable_blocks=blocks, batch_norm=not pretrained
+            model,
+            settings.backbone,
+            trainable_blocks=resolved.trainable_blocks,
+            batch_norm=not pretrained,
         )
-        trainer = training_model(
+        trainer = fitting.training_model(
             model, settings.backbone, pretrained=pretrained, augmentation=settings.augmentation
         )
 
-    run = open_run(settings.logs, "classifier", name, settings, data.catalog, settled)
+    run = open_run(settings.logs, "classifier", name, settings, data.catalog, resolved)
     writer = run.writer()
     log.info(
         "%s on %s, %d classes, %d px, %s, weights %s",
@@ -146,27 +139,28 @@ def train_classifier(settings: TrainClassifier, data: ImageDataset | None = None
     )
 
     # ------------------------------------------------------------------ shortcuts
-    audit = audit_training_images(run, train, writer, settings)
-    chests = None
-    if audit is not None and audit.is_warning and shortcuts is not None:
-        log.info("  each image takes the framing of another, so that framing predicts no class")
-        chests = np.round(align(train.images, shortcuts.chest), 3)
+    audit = audit_training_images(run, train, writer, seed=settings.seed)
+    chests = pooled_framings(train, shortcuts, audit)
 
     # ------------------------------------------------------------------ training
-    judge = ValidationEvaluator(trainer, val, settings.batch_size, class_weights(train.labels))
+    evaluate = fitting.ValidationEvaluator(
+        trainer, val, settings.batch_size, fitting.class_weights(train.labels)
+    )
     state = TrainingState(run.directory)
     if state.exists():
-        log.info("going on from the checkpoint of epoch %d", state.epochs_done())
+        log.info("resuming from the checkpoint of epoch %d", state.epochs_done())
     elif pretrained:
-        fit_head(model, train, val, settings.batch_size)
-        state.begin(judge(epoch=0), trainer)
-        log.info("  head on frozen features: %s", epoch_line(state.history[-1]))
-    fine_tune(trainer, train, judge, state, writer, settled, strategy=strategy, chests=chests)
+        fitting.fit_head(model, train, val, settings.batch_size)
+        state.begin(evaluate(epoch=0), trainer)
+        log.info("  head on frozen features: %s", fitting.epoch_line(state.history[-1]))
+    fitting.fine_tune(
+        trainer, train, evaluate, state, writer, resolved, strategy=strategy, chests=chests
+    )
     best = state.restore_best(trainer)
     train_seconds = state.seconds
 
     # ------------------------------------------------------------------ calibration, on validation
-    # In float32 on one device from here on: what is measured is what is exported.
+    # From here on in float32 on one device, like the exported model.
     final = model
     if precision != "float32" or strategy.num_replicas_in_sync > 1:
         final = build_classifier(
@@ -174,7 +168,7 @@ def train_classifier(settings: TrainClassifier, data: ImageDataset | None = None
         )
         final.set_weights(model.get_weights())
     to_logits = compiled(fold_norms(logits_of(final)))
-    final.trainable = True  # whoever goes on with it in Keras finds nothing frozen
+    final.trainable = True  # model.keras can be trained further without unfreezing layers
     val_logits = infer(to_logits, batches.evaluation_batches(val.images, batch_size=32))
     stressed_logits = infer(
         to_logits,
@@ -224,33 +218,45 @@ def train_classifier(settings: TrainClassifier, data: ImageDataset | None = None
     run.write_figure(
         "training_curves", figures.training_curves(state.history, int(best["epoch"])), writer
     )
-    write_tensorboard_summary(writer, settled, results, name)
+    hyperparameters = {key: getattr(resolved, key) for key in HYPERPARAMETERS}
+    shown = (*classifier.HEADLINE, *groups.group_metrics(test))
+    write_tensorboard_summary(writer, name, hyperparameters, results, shown)
 
     # ------------------------------------------------------------------ export
-    write_atomically(
-        run.directory / "model.keras",
-        lambda p: save_keras(final, p),
+    write_atomically(run.directory / "model.keras", lambda p: save_keras(final, p))
+    card = model_card(
+        "classifier",
+        data.catalog,
+        results,
+        shown,
+        image_size=settings.image_size,
+        seed=settings.seed,
+        task=settings.task,
+        classes=list(data.classes),
+        backbone=settings.backbone,
+        temperature=temperature,
+        **groups.shortcut_record(shortcuts, results, shown),
     )
     folder = export.export_classifier(
         final,
         Path(settings.saved_models) / name,
         classes=data.classes,
         threshold=threshold,
-        card=model_card(settings, data, results) | shortcut_record(shortcuts),
+        card=card,
         resumed=settings.resume,
     )
     results["model"]["saved_model"] = str(folder)
     run.write_metrics(results)
-    state.remove()  # only now: without metrics and checkpoint, a resumed run would begin anew
+    state.remove()  # only now: without metrics and checkpoint, a resumed run would start over
     log.info(classifier.result_line("test", results["test"]))
     if test.against is not None:
-        log.info(group_line(results["test"]))
+        log.info(groups.group_line(results["test"]))
     log.info("run:         %s\nSavedModel:  %s", run.directory, folder)
     return run
 
 
 def check_settings(settings: TrainClassifier) -> str:
-    """Raises UserError for what can be known before anything is read; returns the run's name."""
+    """Raise UserError for mistakes in the settings, before data are read; return the run's name."""
     check_numbers(settings)
     name = settings.name or f"{settings.backbone}-{settings.task}".replace("_", "-")
     reserve_run(settings.logs, "classifier", name, settings)
@@ -260,26 +266,3 @@ def check_settings(settings: TrainClassifier) -> str:
     if settings.trainable_blocks is not None:
         backbones.check_blocks(settings.backbone, settings.trainable_blocks)
     return name
-
-
-def resolve(settings: TrainClassifier, begun: Run | None = None) -> TrainClassifier:
-    """The settings with a value for what they leave open: precision, depth and learning rate.
-
-    begun: the run of that name. What is resumed goes on as it began, whatever this machine or this
-    version would take.
-    """
-    if begun is not None and settings.resume and (begun.directory / "config.json").exists():
-        settings = dataclasses.replace(settings, **begun.config.get("resolved", {}))
-    entry = backbones.backbone(settings.backbone)
-    pretrained = settings.weights != "none"
-    blocks = settings.trainable_blocks
-    if blocks is None:
-        blocks = entry.tuned_blocks if pretrained else len(entry.blocks)
-    return dataclasses.replace(
-        settings,
-        precision=resolve_precision(
-            settings.precision, gains=entry.gains_in_bfloat16(settings.image_size, pretrained)
-        ),
-        trainable_blocks=blocks,
-        learning_rate=settings.learning_rate or (1e-4 if pretrained else entry.scratch_rate),
-    )

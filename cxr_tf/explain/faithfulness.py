@@ -147,23 +147,6 @@ def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
     return float(stats.spearmanr(a, b).statistic)
 
 
-def hottest_place(heat: np.ndarray) -> tuple[int, int]:
-    """Row and column of the maximum; of a plateau its centre."""
-    where = np.argwhere(heat >= heat.max() - 1e-6 * np.ptp(heat))
-    row, column = np.round(where.mean(axis=0)).astype(int)
-    return int(row), int(column)
-
-
-def points_into(heat: np.ndarray, mask: np.ndarray, tolerance: float) -> bool:
-    """The pointing game: whether the hottest place lies in the mask or within so many pixels.
-
-    Zhang et al., "Top-Down Neural Attention by Excitation Backprop" (IJCV 2018), who allow 15
-    pixels.
-    """
-    distance = ndimage.distance_transform_edt(~mask)
-    return bool(distance[hottest_place(heat)] <= tolerance)
-
-
 def share_inside(heat: np.ndarray, mask: np.ndarray) -> float:
     """Share of the positive heat that lies inside a mask; NaN where there is none."""
     positive = np.maximum(heat, 0)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from cxr_tf import metrics
 from cxr_tf.config import Explain
 from cxr_tf.explain import faithfulness
 from cxr_tf.explain.inputs import Classifier, Radiographs
@@ -53,8 +54,8 @@ def measure(
             tolerance = float(grid.stride)
             pairs = [(maps[k], shown.masks[k]) for k in right]
             for name, allowed in (("", tolerance), ("_exact", 0.0)):
-                hits = [float(faithfulness.points_into(*pair, allowed)) for pair in pairs]
-                row[f"pointing_game{name}"] = _mean(hits)
+                hits = metrics.pointing_hits(maps[right], shown.masks[right], tolerance=allowed)
+                row[f"pointing_game{name}"] = float(hits.mean())
             row["pointing_tolerance_pixels"] = tolerance
             row["inside_lesion"] = _mean([faithfulness.share_inside(*pair) for pair in pairs])
             row["lesion_area"] = float(shown.masks[right].mean())

@@ -14,7 +14,12 @@ from cxr_tf.metrics.intervals import (
     intervals,
     with_interval,
 )
-from cxr_tf.metrics.localization import per_region_overlap, pixel_auroc, pointing_hits
+from cxr_tf.metrics.localization import (
+    hottest_pixel,
+    per_region_overlap,
+    pixel_auroc,
+    pointing_hits,
+)
 from cxr_tf.metrics.operating_point import check_rule, operating_point
 from cxr_tf.metrics.paired_tests import delong_test, mcnemar_test
 from cxr_tf.metrics.ranking import average_precision, cumulative_counts, roc_area
@@ -46,6 +51,7 @@ __all__ = [
     "fit_shortcuts",
     "fit_temperature",
     "group_weights",
+    "hottest_pixel",
     "intervals",
     "macro_auroc",
     "mcnemar_test",

@@ -1,4 +1,4 @@
-"""AlexNet in Keras, layer for layer the one that PyTorch users know.
+"""AlexNet in Keras, layer for layer the network of torchvision.
 
 The network of Krizhevsky, "One weird trick for parallelizing convolutional neural networks"
 (arXiv:1404.5997), as torchvision builds it: 64-192-384-256-256 filters, 6x6 adaptive average
@@ -9,7 +9,7 @@ has turned them into a Keras file.
 import keras
 import numpy as np
 
-# name, filters, kernel, stride, padding on each side, max pooling behind it
+# name, filters, kernel, stride, padding on each side, followed by max pooling
 CONVOLUTIONS = (
     ("conv1", 64, 11, 4, 2, True),
     ("conv2", 192, 5, 1, 2, True),
@@ -22,10 +22,10 @@ POOLED = 6
 
 
 def alexnet_features(x: keras.KerasTensor) -> keras.KerasTensor:
-    """Normalised images [N, H, W, 3] -> second hidden layer `fc7` [N, 4096]; H and W from 64 on."""
-    # He initialisation: under Glorot's, deep ReLU stacks lose the signal.
+    """Map normalised images [N, H, W, 3], H and W at least 64, to the layer `fc7` [N, 4096]."""
+    # He initialisation: with Glorot's, deep ReLU stacks lose the signal.
     for name, filters, kernel, stride, padding, pooled in CONVOLUTIONS:
-        # Padding as a layer: under a stride, Keras's "same" pads unevenly and torch does not.
+        # Padding as a layer: with a stride, Keras's "same" pads unevenly and torch does not.
         x = keras.layers.ZeroPadding2D(padding, name=f"{name}_pad")(x)
         x = keras.layers.Conv2D(
             filters,
@@ -48,10 +48,10 @@ def alexnet_features(x: keras.KerasTensor) -> keras.KerasTensor:
 
 
 def _adaptive_average_pooling(x: keras.KerasTensor, size: int) -> keras.KerasTensor:
-    """Average pooling to size x size whatever the input, with torch's bins (they may overlap).
+    """Average pooling to size x size for any input, with torch's bins (they may overlap).
 
-    Bin i of n covers floor(i * h / n) to ceil((i + 1) * h / n): as a product with one constant
-    matrix for each axis. Where the map has that size already it passes through unchanged.
+    Bin i of n covers floor(i * h / n) to ceil((i + 1) * h / n); computed as a product with one
+    constant matrix per axis. A map that already has the size passes through unchanged.
     """
     height, width = x.shape[1:3]
     if (height, width) == (size, size):
@@ -70,10 +70,10 @@ def _pooling_matrix(length: int, size: int) -> np.ndarray:
 
 
 def from_torch(state: dict[str, np.ndarray]) -> dict[str, list[np.ndarray]]:
-    """torchvision's AlexNet state dict (as arrays) -> {Keras layer: [kernel, bias]}.
+    """Convert torchvision's AlexNet state dict (as arrays) to {Keras layer: [kernel, bias]}.
 
     Convolutions [out, in, h, w] become [h, w, in, out]; `fc6` is reordered from torch's
-    channel-first flattening to Keras's channel-last. The ImageNet layer `classifier.6` is left out.
+    channel-first flattening to Keras's channel-last. The ImageNet layer `classifier.6` is omitted.
     """
     names = {
         "conv1": "features.0",

@@ -9,12 +9,12 @@ from cxr_tf.errors import UserError
 if TYPE_CHECKING:
     import numpy as np
 
-# torchvision resizes to this for AlexNet; the weights themselves fit every size.
+# torchvision's size for AlexNet; the weights fit every size.
 IMAGE_SIZE = 224
 
 
 def convert_alexnet_weights(settings: ConvertAlexNetWeights) -> None:
-    """Write the weights; UserError for a file that is not AlexNet's or a target that exists."""
+    """Write the weights file; raise UserError for a wrong source or an existing target."""
     source, target = Path(settings.state_dict).expanduser(), Path(settings.out).expanduser()
     if not target.name.endswith(".weights.h5"):
         raise UserError(f"--out {settings.out}: the name must end in .weights.h5")
@@ -38,25 +38,25 @@ def convert_alexnet_weights(settings: ConvertAlexNetWeights) -> None:
                 layer.set_weights(weights[layer.name])
     except KeyError as error:
         raise UserError(f"{source} is not torchvision's AlexNet: it has no {error}") from error
-    except ValueError as error:  # an array of another shape
+    except ValueError as error:  # an array has another shape
         reason = str(error).splitlines()[0]
         raise UserError(f"{source} is not torchvision's AlexNet: {reason}") from error
 
-    def write(beside: Path) -> None:
-        # Keras insists on the ending, which the name beside has not.
-        named = beside.with_name(beside.name + ".weights.h5")
+    def write(temporary: Path) -> None:
+        # Keras requires the suffix, which the temporary name lacks.
+        suffixed = temporary.with_name(temporary.name + ".weights.h5")
         try:
-            model.save_weights(named)
-            named.replace(beside)
+            model.save_weights(suffixed)
+            suffixed.replace(temporary)
         finally:
-            named.unlink(missing_ok=True)
+            suffixed.unlink(missing_ok=True)
 
     write_atomically(target, write)
-    print(f"{target}: {model.count_params():,} parameters; use it as --weights {target}")
+    print(f"{target}: {model.count_params():,} parameters; use it with --weights {target}")
 
 
 def read_state_dict(path: Path) -> "dict[str, np.ndarray]":
-    """The arrays of a PyTorch state dict; UserError where it, or PyTorch, cannot be read."""
+    """Read the arrays of a PyTorch state dict; UserError if the file or PyTorch is missing."""
     if not path.is_file():
         raise UserError(
             f"no such file: {path} (torchvision's weights are at "
@@ -65,12 +65,12 @@ def read_state_dict(path: Path) -> "dict[str, np.ndarray]":
     try:
         import torch
     except ImportError as error:
-        raise UserError("this needs PyTorch, once: pip install torch") from error
+        raise UserError("this command needs PyTorch: pip install torch") from error
     try:
-        # weights_only: a pickle may otherwise run code.
+        # weights_only, because a pickle can run code.
         state = torch.load(path, map_location="cpu", weights_only=True)
         return {name: tensor.numpy() for name, tensor in state.items()}
-    # torch raises what its readers raise: pickle, zip, runtime and attribute errors.
+    # torch passes on the errors of its readers: pickle, zip, runtime and attribute errors.
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path} is not a PyTorch state dict: {reason}") from error

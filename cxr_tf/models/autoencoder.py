@@ -1,12 +1,12 @@
 """Autoencoders of chest radiographs, and the anomaly scores on top of them.
 
-    network = build_network("restoring", image_size=224)     # what is trained
-    model = build_autoencoder(network, "removed")            # [N, S, S, 1] in 0..255 -> ...
+    network = build_network("denoising", image_size=224)     # the trainable part
+    model = build_autoencoder(network, "residual")           # [N, S, S, 1] in 0..255 -> ...
 
-`restoring` is a small U-shaped network that gives back what has to be taken away from an image to
-make it a healthy one, and a mark where. It sees the image at half its size, because opacities are
-large, and the fine detail is for the context; and by its local contrast, which is much the same
-under another exposure and framing. `plain` squeezes the image through a code of 128 numbers.
+`denoising` is a small U-Net that predicts the residual to subtract from an image to make it look
+healthy, and a lesion mask. Its input is at half the image size, because opacities are large and the
+lung appearance model covers fine detail; and in local contrast, which hardly changes with exposure
+and framing. `plain` compresses the image to a code of 128 numbers.
 """
 
 import keras
@@ -17,7 +17,7 @@ from cxr_tf.errors import UserError
 from cxr_tf.models.contrast_layers import Blur, LocalContrast, Without
 from cxr_tf.models.lung_appearance import LungAppearanceModel
 
-# Score -> the kind of network that it belongs to; the first of a kind is its default.
+# Score -> the kind of network that it belongs to; the first one of a kind is its default.
 SCORES = {
     "combined": "denoising",
     "appearance": "denoising",
@@ -27,35 +27,35 @@ SCORES = {
     "ssim": "plain",
 }
 
-# By how much smaller than the image a side is that the network sees.
+# Factor by which the side of the image exceeds the side of the network's input.
 SHRUNK = {"denoising": 2, "plain": 1}
 
-# The score is the mean of the map over its highest tenth: a lesion of a tenth of the image counts
-# in full, and the noise of all the rest does not.
+# The score is the mean over the highest tenth of the map: a lesion that fills a tenth of the image
+# counts in full, and noise in the rest does not count.
 SCORED_SHARE = 0.10
 
-# Within one standard deviation of what healthy surroundings let expect nothing is in excess; above
-# seven nothing is added, so that a metal button does not decide.
+# Deviations from the lung appearance model below one standard deviation count as none, and those
+# above seven are clipped, so that a metal button does not dominate the score.
 LEAST_EXCESS, MOST_EXCESS = 1.0, 6.0
 
-# Deviations; less than this removed is nothing.
-LEAST_REMOVED = 0.003
+# Floor of the residual, in standard deviations of the local contrast.
+LEAST_RESIDUAL = 0.003
 
 CODE = 128
 
 
 def scores_of(kind: str) -> list[str]:
-    """The scores that a kind of network can be judged by, its default first."""
+    """Return the scores that a kind of network has, its default first."""
     return [score for score, network in SCORES.items() if network == kind]
 
 
 def build_network(kind: str, image_size: int) -> keras.Model:
-    """The trainable part: images as it sees them, [N, T, T, 1] -> its outputs, float32.
+    """Build the trainable part: inputs [N, T, T, 1] -> a dict of outputs, float32.
 
-    restoring: T is half of `image_size`; local contrast (`data.contrast`) -> {"removed": [N, T, T,
-    1] in the same deviations, "mark": logits [N, T, T, 1]}.
+    denoising: T is half of `image_size`; local contrast -> {"residual": [N, T, T, 1] in the same
+    unit, "lesion_mask": logits [N, T, T, 1]}.
     plain: T is `image_size`; standardised images -> {"reconstruction": [N, T, T, 1], standardised}.
-    Raises UserError for a size that does not fit.
+    Raises UserError for an unsupported size.
     """
     check_size(kind, image_size)
     side = image_size // SHRUNK[kind]
@@ -65,7 +65,7 @@ def build_network(kind: str, image_size: int) -> keras.Model:
 
 
 def check_size(kind: str, image_size: int) -> None:
-    """Raises UserError where what the network sees is no multiple of 16, or below 64."""
+    """Raise UserError if the side of the network's input is below 64 or not a multiple of 16."""
     times = SHRUNK[kind]
     if image_size < 64 * times or image_size % (16 * times):
         raise UserError(
@@ -75,7 +75,7 @@ def check_size(kind: str, image_size: int) -> None:
 
 
 def as_network_sees(images: np.ndarray, kind: str) -> np.ndarray:
-    """Images uint8 [N, S, S, 1] -> uint8 [N, T, T, 1], means of squares of pixels."""
+    """Downscale images uint8 [N, S, S, 1] to the network's input size, uint8 [N, T, T, 1]."""
     times, (count, size) = SHRUNK[kind], images.shape[:2]
     squares = images.reshape(count, size // times, times, size // times, times, 1)
     sums = squares.sum(axis=(2, 4), dtype=np.uint16)
@@ -83,16 +83,16 @@ def as_network_sees(images: np.ndarray, kind: str) -> np.ndarray:
 
 
 def build_autoencoder(network: keras.Model, score: str) -> keras.Model:
-    """The whole: images [N, S, S, 1] in 0..255 -> reconstruction, anomaly_map, score.
+    """Build the full model: images [N, S, S, 1] in 0..255 -> reconstruction, anomaly_map, score.
 
     reconstruction: float32 [N, S, S, 1] in grey levels of the input. anomaly_map: float32
-    [N, S, S], 0 where nothing fails; of the restoring network blurred by half of what surroundings
-    are, because contrast rises at the edge of an opacity more than inside of it. score: float32
-    [N], the mean of the map's highest tenth for the restoring network, else of the whole map,
-    before it is blurred and enlarged.
+    [N, S, S], 0 where nothing is abnormal; for the denoising network blurred over half of the
+    contrast window, because contrast rises more at the edge of an opacity than inside it. score:
+    float32 [N], the mean over the highest tenth of the map for the denoising network, otherwise
+    over the whole map, before blurring and upsampling.
 
-    - removed: what the network takes away, in deviations of the surroundings;
-    - mark: the probability that something is to be taken away;
+    - residual: the predicted residual, in standard deviations of the local contrast;
+    - lesion_mask: the predicted probability of a lesion;
     - mse: squared error of the standardised image;
     - ssim: 1 - SSIM (Wang et al. 2004), Gaussian window of 11 pixels, halved to lie in 0..1.
     """
@@ -131,33 +131,37 @@ def build_autoencoder(network: keras.Model, score: str) -> keras.Model:
 
 
 def build_combined(
-    network: keras.Model, context: LungAppearanceModel, healthy: np.ndarray, score: str = "combined"
+    network: keras.Model,
+    appearance: LungAppearanceModel,
+    healthy: np.ndarray,
+    score: str = "combined",
 ) -> keras.Model:
-    """The restoring network and the context of healthy lungs as one score.
+    """Combine the denoising network and the lung appearance model in one score.
 
     healthy: uint8 [N, S, S, 1], healthy images that neither was fitted to; they set the scale. Same
-    inputs and outputs as `build_autoencoder`. Four errors (what is removed, lungs brighter than
-    expected, fine and coarse detail that is missing), each in standard deviations of the healthy
-    images, averaged: a score of 0 is the healthy mean. The map is the mean of the four maps, each
-    as a multiple of what is typical of healthy images. With the score `context`, of the three
-    errors without what is removed.
+    inputs and outputs as `build_autoencoder`. The score is the mean of four errors (the residual,
+    lungs brighter than expected, missing fine and coarse detail), each in standard deviations of
+    the healthy images: a score of 0 is the healthy mean. The map is the mean of the four maps, each
+    divided by its typical value on healthy images. The score `appearance` uses the three errors
+    other than the residual.
     """
     images, shrunk = _inputs(network)
-    removed = network(LocalContrast()(shrunk))["residual"]
+    residual = network(LocalContrast()(shrunk))["residual"]
     maps, amounts, levels = [], [], []
     if score == "combined":
-        error = keras.ops.relu(removed)
+        error = keras.ops.relu(residual)
         maps.append(_enlarged(Blur(WINDOW / 2)(error), images))
-        levels.append(_highest_tenth(error) + LEAST_REMOVED)
-        # In the logarithm: of most healthy images next to nothing is removed, of some a rib.
+        levels.append(_highest_tenth(error) + LEAST_RESIDUAL)
+        # Logarithmic, because the residual of most healthy images is almost zero, and that of some
+        # contains a rib.
         amounts.append(keras.ops.log(levels[-1]))
-    excess = keras.ops.clip(context(images) - LEAST_EXCESS, 0.0, MOST_EXCESS)
-    inside = keras.ops.sum(context.region) + 1e-6
+    excess = keras.ops.clip(appearance(images) - LEAST_EXCESS, 0.0, MOST_EXCESS)
+    inside = keras.ops.sum(appearance.region) + 1e-6
     for k in range(excess.shape[-1]):
         error = excess[..., k : k + 1]
         maps.append(_enlarged(error, images))
         levels.append(keras.ops.sum(error, axis=(1, 2, 3)) / inside + 0.05)
-        # By its root, so that haze all over counts as much as a dense spot.
+        # Square root, so that diffuse haze counts as much as a dense spot.
         amounts.append(keras.ops.sum(keras.ops.sqrt(error), axis=(1, 2, 3)) / inside)
     joined = [keras.ops.stack(values, axis=1) for values in (amounts, levels)]
     measured, typical = (
@@ -172,7 +176,7 @@ def build_combined(
     return keras.Model(
         images,
         {
-            "reconstruction": _denoised(images, shrunk, removed),
+            "reconstruction": _denoised(images, shrunk, residual),
             "anomaly_map": keras.ops.squeeze(sum(multiples) / len(multiples), -1),
             "score": keras.ops.mean(scale(joined[0]), axis=1),
         },
@@ -181,24 +185,24 @@ def build_combined(
 
 
 def _inputs(network: keras.Model) -> tuple[keras.KerasTensor, keras.KerasTensor]:
-    """Input in 0..255, and the same at the size that the network sees."""
+    """Return the input in 0..255, and the same at the network's input size."""
     times, side = SHRUNK[network.name], network.input_shape[1]
     images = keras.Input((side * times, side * times, 1), name="images")
     return images, keras.ops.average_pool(images, times) if times > 1 else images
 
 
 def _denoised(
-    images: keras.KerasTensor, shrunk: keras.KerasTensor, removed: keras.KerasTensor
+    images: keras.KerasTensor, shrunk: keras.KerasTensor, residual: keras.KerasTensor
 ) -> keras.KerasTensor:
-    """The images without what the network removes, in grey levels; fine detail is kept.
+    """Subtract the residual from the images, in grey levels; fine detail is kept.
 
-    It takes away less of an opacity than there is: what the network is measured by is the contrast.
+    Less than the whole opacity is subtracted, because the residual is one of contrast.
     """
-    return images - _enlarged(shrunk - Without()(shrunk, removed), images)
+    return images - _enlarged(shrunk - Without()(shrunk, residual), images)
 
 
 def _enlarged(x: keras.KerasTensor, images: keras.KerasTensor) -> keras.KerasTensor:
-    """Bilinearly to the size of the images."""
+    """Upsample a map to the size of the images, bilinear."""
     times = images.shape[1] // x.shape[1]
     return keras.layers.UpSampling2D(times, interpolation="bilinear")(x) if times > 1 else x
 
@@ -212,7 +216,7 @@ def _highest_tenth(error: keras.KerasTensor) -> keras.KerasTensor:
 
 
 def structural_similarity(first: keras.KerasTensor, second: keras.KerasTensor) -> keras.KerasTensor:
-    """SSIM of each pixel's surroundings, [N, S, S, 1], of standardised images.
+    """Return the SSIM map [N, S, S, 1] of two standardised images.
 
     Wang et al., "Image Quality Assessment: From Error Visibility to Structural Similarity" (2004),
     equation 13, with a range of 4 standard deviations, and borders repeated so that the map is as
@@ -234,14 +238,14 @@ def _blurred(x: keras.KerasTensor) -> keras.KerasTensor:
 
 def _block(x: keras.KerasTensor, filters: int, size: int = 3, stride: int = 1) -> keras.KerasTensor:
     x = keras.layers.Conv2D(filters, size, strides=stride, padding="same", use_bias=False)(x)
-    # Keras's momentum of 0.99 would still remember the start of a short run; at 0.9 the statistics
-    # of the last ten batches would decide, and the score would swing from epoch to epoch.
+    # With Keras's momentum of 0.99 the statistics would still contain the start of a short run;
+    # with 0.9 they would cover ten batches, and the score would vary from epoch to epoch.
     x = keras.layers.BatchNormalization(momentum=0.97)(x)
     return keras.layers.Activation("relu")(x)
 
 
 def _denoising(x: keras.KerasTensor, width: int = 32) -> dict[str, keras.KerasTensor]:
-    # At half the resolution throughout: the finest detail is noise to this job, and half the work.
+    # At half the resolution throughout: the finest detail is noise here, and costs half the work.
     x = _block(x, width, size=5, stride=2)
     skipped = []
     for filters in (width, 3 * width // 2, 2 * width):

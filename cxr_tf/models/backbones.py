@@ -1,11 +1,11 @@
-"""ResNet50, VGG16 and AlexNet behind one table: build, weights, preprocessing, where to cut.
+"""ResNet50, VGG16 and AlexNet in one table: graph, weights, preprocessing, blocks.
 
     features = BACKBONES["vgg16"].build(images)                 # [N, S, S, 3] in 0..255 -> [N, D]
     load_weights(model, "vgg16", "vgg16_notop.weights.h5")      # or "imagenet", or "none"
 
-The builders lay their layers flat into the caller's graph: class activation maps fail on a backbone
-that is nested as one layer. In a flat graph nobody passes `training=False` to BatchNorm, so layers
-that must not move are set `trainable=False` (`freeze`), which in Keras also stops their statistics.
+The builders add their layers to the caller's graph, because class activation maps fail on a nested
+backbone. In a flat graph `training=False` cannot be passed to BatchNorm, so frozen layers are set
+to `trainable=False` (`freeze`), which in Keras also freezes their statistics.
 """
 
 from collections.abc import Callable
@@ -19,22 +19,22 @@ from cxr_tf.models.alexnet import alexnet_features
 
 SMALLEST_SIZE = 64
 
-# Mean and spread that every radiograph is brought to before the backbone's own preprocessing, in
-# grey levels: those of ImageNet photographs, which pretrained filters expect.
+# Mean and standard deviation of every radiograph before the backbone's preprocessing, in grey
+# levels: those of ImageNet photographs, which pretrained filters expect.
 GRAY_MEAN, GRAY_SPREAD = 118.0, 58.0
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """How to build one backbone, and where its blocks begin.
+    """One backbone: how it is built, and how it is trained.
 
     `features` maps standardised images (mean GRAY_MEAN) to an embedding [N, D]. `blocks` are the
     prefixes of layer names, block by block from the input, by which fine-tuning freezes.
-    `tuned_blocks` is how many of them, from the last, move by default from pretrained weights;
-    `scratch_rate` is the peak learning rate without pretrained weights. `styled` are the layers, of
-    the first blocks, behind which styles are mixed (`styles`) in training from pretrained weights.
-    `bfloat16_from` is the side of an image, in pixels, from which a training step is faster in
-    bfloat16 than in float32, on hardware that multiplies both.
+    `tuned_blocks` is how many of them, from the last, are fine-tuned from pretrained weights by
+    default; `scratch_rate` is the peak learning rate without pretrained weights. `styled` are the
+    layers in the first blocks after which styles are mixed (`mixstyle`) in training from pretrained
+    weights. `bfloat16_from` is the side of an image, in pixels, from which a training step is
+    faster in bfloat16 than in float32, on hardware that supports both.
     """
 
     features: Callable[[keras.KerasTensor], keras.KerasTensor]
@@ -47,14 +47,14 @@ class Backbone:
     where_to_get: str
 
     def gains_in_bfloat16(self, image_size: int, pretrained: bool) -> bool:
-        """Whether images of this side, in pixels, train faster in bfloat16, and as well.
+        """Whether images of this side, in pixels, train faster in bfloat16 without a loss.
 
-        From scratch they do not: the first epochs, on which all others rest, learn less in it.
+        From scratch they do not: the first epochs make less progress in bfloat16.
         """
         return pretrained and image_size >= self.bfloat16_from
 
     def build(self, images: keras.KerasTensor) -> keras.KerasTensor:
-        """Images [N, S, S, 3] in 0..255 -> embedding [N, D], in the caller's graph."""
+        """Map images [N, S, S, 3] in 0..255 to the embedding [N, D], in the caller's graph."""
         if min(images.shape[1:3]) < SMALLEST_SIZE:
             raise UserError(
                 f"--image-size must be at least {SMALLEST_SIZE}, not {min(images.shape[1:3])}"
@@ -63,10 +63,10 @@ class Backbone:
 
 
 def standardise(images: keras.KerasTensor) -> keras.KerasTensor:
-    """Brings each image [N, S, S, C] to mean GRAY_MEAN and standard deviation GRAY_SPREAD.
+    """Scale each image [N, S, S, C] to mean GRAY_MEAN and standard deviation GRAY_SPREAD.
 
-    Exposure differs between hospitals, and in the Kermany data between classes; the network should
-    not see it. A blank image stays blank.
+    Exposure differs between hospitals, and in the Kermany data between classes; the network must
+    not depend on it. A blank image stays blank.
     """
     mean = keras.ops.mean(images, axis=(1, 2, 3), keepdims=True)
     spread = keras.ops.std(images, axis=(1, 2, 3), keepdims=True)
@@ -74,7 +74,7 @@ def standardise(images: keras.KerasTensor) -> keras.KerasTensor:
 
 
 def _average(x: keras.KerasTensor) -> keras.KerasTensor:
-    # In float32: averaging hundreds of bfloat16 numbers loses the digits that tell classes apart.
+    # In float32: averaging hundreds of bfloat16 numbers loses the digits that separate classes.
     return keras.layers.GlobalAveragePooling2D(name="average", dtype="float32")(x)
 
 
@@ -105,14 +105,14 @@ BACKBONES: dict[str, Backbone] = {
         tuned_blocks=5,
         scratch_rate=1e-3,
         styled=("conv2_block3_out", "conv3_block4_out"),
-        bfloat16_from=96,  # its narrow layers wait for memory before they wait for arithmetic
+        bfloat16_from=96,  # in smaller images its narrow layers are limited by memory
         imagenet=lambda: keras.applications.ResNet50(include_top=False, weights="imagenet"),
         where_to_get="resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5 of Keras Applications",
     ),
     "vgg16": Backbone(
         features=_vgg16,
         blocks=("block1", "block2", "block3", "block4", "block5"),
-        # The first two see edges, which are the same everywhere, and cost half of a training step.
+        # The first two detect edges, which transfer, and cost half of a training step.
         tuned_blocks=3,
         # Without normalisation layers, VGG16 from scratch diverges at higher rates.
         scratch_rate=2e-4,
@@ -135,36 +135,36 @@ BACKBONES: dict[str, Backbone] = {
 
 
 def backbone(name: str) -> Backbone:
-    """The table's entry; ValueError that lists the known ones for another name."""
+    """Return the entry of the table; raise UserError with the known names for another one."""
     if name not in BACKBONES:
         raise UserError(f"unknown backbone '{name}'; known: {', '.join(BACKBONES)}")
     return BACKBONES[name]
 
 
 def backbone_layers(model: keras.Model, name: str) -> list[keras.layers.Layer]:
-    """Layers of the backbone within a flat model that hold weights, from input to output."""
+    """Return the layers of the backbone in a flat model that have weights, in order."""
     blocks = backbone(name).blocks
     return [x for x in model.layers if x.weights and x.name.startswith(blocks)]
 
 
 def check_blocks(name: str, count: int) -> None:
-    """Raises UserError for more blocks than a backbone has, or fewer than none."""
+    """Raise UserError for a negative number of blocks, or more than the backbone has."""
     most = len(backbone(name).blocks)
     if not 0 <= count <= most:
-        raise UserError(f"--trainable-blocks for {name} goes from 0 to {most}, not {count}")
+        raise UserError(f"--trainable-blocks for {name} must be from 0 to {most}, not {count}")
 
 
 def freeze(model: keras.Model, name: str, *, trainable_blocks: int, batch_norm: bool) -> None:
-    """Leaves only the last `trainable_blocks` blocks trainable; BatchNorm as well if `batch_norm`.
+    """Freeze all but the last `trainable_blocks` blocks, and BatchNorm unless `batch_norm`.
 
-    Pretrained BatchNorm stays frozen even in trainable blocks: its statistics, from a million
-    images, are better than what a few thousand radiographs in small batches give.
+    Pretrained BatchNorm stays frozen in trainable blocks too: its statistics, from a million
+    images, are better than those of a few thousand radiographs in small batches.
     """
     blocks = backbone(name).blocks
     check_blocks(name, trainable_blocks)
-    moving = blocks[len(blocks) - trainable_blocks :]
+    trained = blocks[len(blocks) - trainable_blocks :]
     for layer in backbone_layers(model, name):
         is_norm = isinstance(layer, keras.layers.BatchNormalization)
-        layer.trainable = bool(moving) and layer.name.startswith(moving)
+        layer.trainable = bool(trained) and layer.name.startswith(trained)
         if is_norm and not batch_norm:
             layer.trainable = False

@@ -1,11 +1,11 @@
-"""BatchNorm in inference put into the convolution before it: the same function, fewer passes.
+"""Fold BatchNorm into the convolution before it: the same function, fewer passes over memory.
 
-    trainer = fold_frozen_norms(logits_of(model))     # the same variables; for training
-    model = fold_norms(model)                         # a copy with variables of its own; for export
+    trainer = fold_frozen_norms(logits_of(model))     # shares the variables; for training
+    model = fold_norms(model)                         # a copy with new variables; for export
 
-In inference, and in training where it is frozen, BatchNorm is a factor and an offset by channel,
-which fit into kernel and bias (`network.folded`). What is saved is a pass over each feature map,
-forward and backward.
+In inference, and in training where it is frozen, BatchNorm is a factor and an offset per channel,
+which can be folded into kernel and bias (`layer_graph.folded`). This saves a pass over each feature
+map, forward and backward.
 """
 
 from collections.abc import Callable
@@ -14,21 +14,21 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from cxr_tf.models.layer_graph import Step, folded, fuse, norm_behind, steps_of
+from cxr_tf.models.layer_graph import Step, folded, fuse, norm_after, steps_of
 
 
 class NormedConvolution(keras.layers.Layer):
-    """A convolution with the frozen BatchNorm behind it; both layers' variables, none of its own.
+    """A convolution and the frozen BatchNorm after it as one layer, with the variables of both.
 
-    Called on [N, H, W, C]. Kernel and bias are put together in float32 in every step, so that the
-    kernel learns as it would with the BatchNorm behind it, and are then brought to the precision of
+    Called on [N, H, W, C]. Kernel and bias are folded in float32 in every step, so that the kernel
+    gets the gradient it would get with a separate BatchNorm, and are then cast to the precision of
     the convolution.
     """
 
     def __init__(self, step: Step) -> None:
-        # In float32, because Keras would round the kernel before the statistics go into it.
+        # In float32, because Keras would round the kernel before it is folded.
         super().__init__(name=step.operation.name, dtype="float32", autocast=False)
-        self.convolution, self.norm = step.operation, norm_behind(step)
+        self.convolution, self.norm = step.operation, norm_after(step)
         self._step = step
         self.built = True
 
@@ -40,17 +40,17 @@ class NormedConvolution(keras.layers.Layer):
         return tf.nn.bias_add(tf.nn.conv2d(x, kernel, list(convolution.strides), padding), bias)
 
     def compute_output_spec(self, x: keras.KerasTensor) -> keras.KerasTensor:
-        """That of the convolution."""
+        """Return the output spec of the convolution."""
         shape = self.convolution.compute_output_shape(x.shape)
         return keras.KerasTensor(shape, self.convolution.compute_dtype)
 
 
 def fold_frozen_norms(model: keras.Model) -> keras.Model:
-    """The same layers and variables, with every frozen BatchNorm in the convolution before it.
+    """Fold every frozen BatchNorm into the convolution before it; shares layers and variables.
 
-    The variables may come in another order. For training and inference; the model itself where
-    there is none. It is not for saving, and not for `network.read_network`, which would find the
-    unfolded graph.
+    The variables may be in another order. For training and inference; returns the model itself if
+    nothing can be folded. Do not save the result, nor pass it to `layer_graph.read_network`, which
+    would read the unfolded graph.
     """
     steps = _foldable(model, lambda norm: not norm.trainable)
     return _without_norms(
@@ -59,11 +59,11 @@ def fold_frozen_norms(model: keras.Model) -> keras.Model:
 
 
 def fold_norms(model: keras.Model) -> keras.Model:
-    """A copy of a model for inference in which every convolution does its BatchNorm.
+    """Return a copy of a model for inference with every BatchNorm folded into its convolution.
 
-    In the precision of the model. Layers keep their names; those of a BatchNorm that went into a
-    convolution are gone. Outputs equal those of `model(..., training=False)` but for rounding. The
-    model itself where nothing can be folded.
+    In the precision of the model. Layers keep their names; folded BatchNorm layers are gone. Up to
+    rounding, outputs equal those of `model(..., training=False)`. Returns the model itself if
+    nothing can be folded.
     """
     steps = _foldable(model, lambda norm: True)
 
@@ -86,9 +86,9 @@ def fold_norms(model: keras.Model) -> keras.Model:
 def _foldable(
     model: keras.Model, wanted: Callable[[keras.layers.BatchNormalization], bool]
 ) -> dict[str, Step]:
-    """The convolutions with a BatchNorm behind them that nothing else reads, by name."""
+    """Return, by name, the convolutions whose output is only read by a BatchNorm."""
     steps = fuse(steps_of(model), keep=model.outputs)
-    norms = [norm_behind(step) for step in steps]
+    norms = [norm_after(step) for step in steps]
     return {
         step.operation.name: step
         for step, norm in zip(steps, norms, strict=True)
@@ -99,12 +99,12 @@ def _foldable(
 def _without_norms(
     model: keras.Model, steps: dict[str, Step], replace: Callable[[Any], Any]
 ) -> keras.Model:
-    """The graph with its operations replaced, and the BatchNorm of `steps` left out."""
+    """Rebuild the graph with its operations replaced and the BatchNorm of `steps` omitted."""
     if not steps:
         return model
-    left_out = {norm.name for step in steps.values() if (norm := norm_behind(step))}
+    omitted = {norm.name for step in steps.values() if (norm := norm_after(step))}
 
     def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
-        return args[0] if operation.name in left_out else operation(*args, **kwargs)
+        return args[0] if operation.name in omitted else operation(*args, **kwargs)
 
     return keras.models.clone_model(model, clone_function=replace, call_function=call)

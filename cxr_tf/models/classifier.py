@@ -1,11 +1,11 @@
 """Image -> preprocessing -> backbone -> embedding -> logits -> probabilities, one flat graph.
 
     model = build_classifier("vgg16", classes=2, image_size=224)
-    logits_of(model)          # the same layers, cut before temperature and softmax: what is trained
+    logits_of(model)          # the same layers up to the logits, for training
     model = calibrated(model, temperature=1.7)
 
-The model takes float32 [N, S, S, 3] in 0..255 and gives probabilities [N, C]. Layers `embedding`,
-`logits` and `probabilities` keep their names in every version.
+The model maps float32 [N, S, S, 3] in 0..255 to probabilities [N, C]. The layers `embedding`,
+`logits` and `probabilities` have the same names in every version.
 """
 
 import keras
@@ -22,10 +22,10 @@ def build_classifier(
     temperature: float = 1.0,
     precision: str = "float32",
 ) -> keras.Model:
-    """An untrained classifier; weights are filled in by `backbones.load_weights` and training.
+    """Build an untrained classifier; `weights.load_weights` and training set its weights.
 
-    `precision` is a Keras dtype policy; weights are float32 under each, so that a model trained in
-    mixed precision can be rebuilt in float32 for export with `set_weights`.
+    `precision` is a Keras dtype policy. Weights are float32 with every policy, so that a model
+    trained in mixed precision can be rebuilt in float32 for export with `set_weights`.
     """
     previous = keras.config.dtype_policy()
     keras.config.set_dtype_policy(precision)
@@ -41,17 +41,17 @@ def build_classifier(
 
 
 def logits_of(model: keras.Model) -> keras.Model:
-    """The classifier up to its logits [N, C]; shares all layers."""
+    """Return the classifier up to its logits [N, C]; shares all layers."""
     return keras.Model(model.input, model.get_layer("logits").output, name=model.name)
 
 
 def embedding_of(model: keras.Model) -> keras.Model:
-    """The classifier without its last layer: embedding [N, D]; shares all layers."""
+    """Return the classifier up to its embedding [N, D]; shares all layers."""
     return keras.Model(model.input, model.get_layer("embedding").output, name=model.name)
 
 
 def calibrated(model: keras.Model, temperature: float) -> keras.Model:
-    """The same layers, with logits divided by `temperature` before the softmax.
+    """Return the classifier with its logits divided by `temperature`; shares all layers.
 
     Temperature scaling, Guo et al., "On Calibration of Modern Neural Networks" (ICML 2017).
     """

@@ -10,7 +10,7 @@ from cxr_tf.data.restoration.local_contrast import gaussian, local_contrast, rem
 
 @keras.saving.register_keras_serializable("cxr_tf")
 class LocalContrast(keras.Layer):
-    """`local_contrast` as a layer: a model that holds it is saved without its matrices."""
+    """`local_contrast` as a layer, so that a saved model does not contain its matrices."""
 
     def call(self, images: keras.KerasTensor) -> keras.KerasTensor:
         """See `local_contrast`."""
@@ -21,21 +21,21 @@ class LocalContrast(keras.Layer):
 class Without(keras.Layer):
     """`without` as a layer."""
 
-    def call(self, images: keras.KerasTensor, removed: keras.KerasTensor) -> keras.KerasTensor:
+    def call(self, images: keras.KerasTensor, residual: keras.KerasTensor) -> keras.KerasTensor:
         """See `without`."""
-        return remove_residual(images, removed)
+        return remove_residual(images, residual)
 
 
 @keras.saving.register_keras_serializable("cxr_tf")
 class Blur(keras.Layer):
-    """`gaussian` with a standard deviation of that share of the side, as a layer."""
+    """`gaussian` as a layer; its standard deviation is a share of the side of the image."""
 
     def __init__(self, share: float, **layer: Any) -> None:
         super().__init__(**layer)
         self.share = share
 
     def get_config(self) -> dict:
-        """What it takes to build it again."""
+        """Return the arguments of the constructor."""
         return {**super().get_config(), "share": self.share}
 
     def call(self, images: keras.KerasTensor) -> keras.KerasTensor:

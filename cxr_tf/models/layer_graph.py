@@ -1,16 +1,16 @@
-"""A flat Keras classifier as a list of steps, to be run from the standardised image on.
+"""A flat Keras classifier as a list of steps that can be run from the standardised image on.
 
     network = read_network(model)
-    standardised = network.standardise(images)       # what the backbone sees, [N, S, S, 3]
+    standardised = network.standardise(images)       # input of the backbone, [N, S, S, 3]
     scores = network.scores(standardised)            # calibrated logits [N, C]
 
-Occlusion covers a patch *after* the standardisation, so that the rest of the image keeps the mean
-and spread of the plain one and nothing changes but the patch. It also has to know each layer's
-kernel and stride. Both need the graph itself, not the model as one function.
+Occlusion covers a patch *after* the standardisation, so that the rest of the image keeps its mean
+and spread and only the patch changes. It also needs each layer's kernel size and stride. Both
+require access to the graph, not only to the model as one function.
 
-A convolution, the BatchNorm behind it and the ReLU behind that are one step: in inference BatchNorm
-is a factor and an offset by channel, which go into the kernel and the bias. On a CPU the passes
-over memory that this saves cost as much as ResNet50's convolutions.
+A convolution with the BatchNorm and ReLU after it is one step: in inference BatchNorm is a factor
+and an offset per channel, which are folded into kernel and bias. On a CPU the passes over memory
+that this saves take as long as ResNet50's convolutions.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,9 +26,9 @@ from cxr_tf.models import backbones
 
 @dataclass(frozen=True)
 class Step:
-    """One layer or operation with what it is called on; KerasTensors stand for values to come.
+    """One layer or operation with its arguments, in which KerasTensors are placeholders.
 
-    `followers` are BatchNorm and activation that a convolution does as well. `output` is the
+    `followers` are the BatchNorm and activation fused into a convolution. `output` is the
     KerasTensor after them.
     """
 
@@ -40,13 +40,13 @@ class Step:
 
     @property
     def inputs(self) -> list[Any]:
-        """The KerasTensors it takes."""
+        """The KerasTensors among the arguments."""
         leaves = keras.tree.flatten((self.args, self.kwargs))
         return [x for x in leaves if isinstance(x, keras.KerasTensor)]
 
     @property
     def multiplications(self) -> float:
-        """Of one image, by the shapes of a convolution or a dense layer; others cost little."""
+        """Multiplications per image of a convolution or dense layer; 0 for all others."""
         operation = self.operation
         if is_convolution(operation):
             return float(np.prod(operation.kernel.shape) * np.prod(operation.output.shape[1:3]))
@@ -57,11 +57,11 @@ class Step:
 
 @dataclass(frozen=True)
 class Network:
-    """The steps before and after the standardisation; `standardised` is the tensor between.
+    """The steps before and after the standardisation; `standardised` is the tensor in between.
 
     `is_standardised` is False for a model without that preprocessing; then `standardised` is its
-    input. `result` is the tensor of the calibrated logits, or of the probabilities where the model
-    has no layer `temperature`.
+    input. `result` is the tensor of the calibrated logits, or of the probabilities if the model has
+    no layer `temperature`.
     """
 
     before: tuple[Step, ...]
@@ -83,13 +83,13 @@ class Network:
         return int(self.result.shape[-1])
 
     def standardise(self, images: tf.Tensor) -> tf.Tensor:
-        """Images float32 [N, S, S, 3] in 0..255 -> what the backbone's own preprocessing takes."""
+        """Standardise images float32 [N, S, S, 3] in 0..255 as the model does."""
         values = {id(self.images): images}
         run(self.before, values)
         return values[id(self.standardised)]
 
     def standardise_as(self, images: tf.Tensor, cover: tf.Tensor) -> tf.Tensor:
-        """Another picture [N, S, S, 3] in 0..255, standardised by mean and spread of `images`."""
+        """Standardise `cover` [N, S, S, 3] in 0..255 by the mean and spread of `images`."""
         if not self.is_standardised:
             return cover
         mean = tf.reduce_mean(images, axis=[1, 2, 3], keepdims=True)
@@ -97,26 +97,26 @@ class Network:
         return (cover - mean) / (spread + 1.0) * backbones.GRAY_SPREAD + backbones.GRAY_MEAN
 
     def weights(self) -> dict[int, tuple[tf.Tensor, tf.Tensor]]:
-        """Kernel and bias of each convolution with BatchNorm in them, by id of the step."""
+        """Return the folded kernel and bias of each convolution, by id of the step."""
         return {id(s): folded(s) for s in self.after if is_convolution(s.operation)}
 
     def scores(self, standardised: tf.Tensor, weights: dict | None = None) -> tf.Tensor:
-        """Standardised images [N, S, S, 3] -> scores [N, C], whose softmax is the probability."""
+        """Map standardised images [N, S, S, 3] to scores [N, C]; softmax gives probabilities."""
         values = {id(self.standardised): standardised}
         run(self.after, values, self.weights() if weights is None else weights)
         return self.as_scores(values[id(self.result)])
 
     def as_scores(self, result: tf.Tensor) -> tf.Tensor:
-        """The value of `result` as scores: logits as they are, probabilities by their logarithm."""
+        """Return the value of `result` as scores: logits unchanged, probabilities as logarithms."""
         if self.result_is_probability:
             return tf.math.log(tf.maximum(result, 1e-30))
         return result
 
 
 def read_network(model: keras.Model) -> Network:
-    """Lists the steps of a flat float32 classifier; shares its variables, changes nothing.
+    """List the steps of a flat float32 classifier; shares its variables.
 
-    ValueError for a model that is not functional.
+    Raises ValueError for a model that is not functional.
     """
     steps = steps_of(model)
     images, result = model.inputs[0], model.outputs[0]
@@ -127,7 +127,7 @@ def read_network(model: keras.Model) -> Network:
     cut = next((i for i, s in enumerate(steps) if _ends_standardisation(s)), None)
     before = steps[: cut + 1] if cut is not None else []
     after = fuse(steps[len(before) :], keep=[result])
-    # What stands behind the scores is not run.
+    # Steps after the scores are not run.
     last = next(i for i, s in enumerate(after) if s.output is result)
     return Network(
         before=tuple(before),
@@ -141,11 +141,11 @@ def read_network(model: keras.Model) -> Network:
 
 
 def steps_of(model: keras.Model) -> list[Step]:
-    """All operations of a flat model in the order in which they run, each a step of its own.
+    """Return all operations of a flat model in execution order, one step each.
 
-    ValueError for a model that is not functional.
+    Raises ValueError for a model that is not functional.
     """
-    if not hasattr(model, "_run_through_graph"):
+    if not isinstance(model, keras.Model) or not hasattr(model, "operations"):
         raise ValueError("only a functional model can be read layer by layer")
     steps: list[Step] = []
 
@@ -153,14 +153,16 @@ def steps_of(model: keras.Model) -> list[Step]:
         steps.append(Step(operation, args, kwargs, (), operation.output))
         return operation.output
 
-    # Keras's own walk through its graph, which is what a call of the model does, with symbols
-    # instead of numbers. There is no public way to the arguments of an operation.
-    model._run_through_graph(model.inputs, operation_fn=lambda x: x, call_fn=record)
+    # Cloning calls every operation with its arguments, which Keras offers in no other public way.
+    # The clone itself, of the same layers and tensors, is dropped.
+    keras.models.clone_model(
+        model, input_tensors=model.input, clone_function=lambda x: x, call_function=record
+    )
     return steps
 
 
 def _ends_standardisation(step: Step) -> bool:
-    """Whether it is the `+ GRAY_MEAN` of `backbones.standardise`, in old files as in new ones."""
+    """Whether a step is the `+ GRAY_MEAN` of `backbones.standardise`, in models of any version."""
     return (
         type(step.operation).__name__ == "Add"
         and not isinstance(step.operation, keras.Layer)
@@ -171,16 +173,16 @@ def _ends_standardisation(step: Step) -> bool:
 
 
 def fuse(steps: Sequence[Step], keep: Sequence[Any]) -> list[Step]:
-    """Puts BatchNorm and ReLU into the convolution before them where nothing else reads it.
+    """Fuse BatchNorm and ReLU with the convolution before them if nothing else reads its output.
 
-    keep: KerasTensors that stay what a step gives.
+    keep: KerasTensors that must remain the output of a step.
     """
     readers: dict[int, int] = {}
     for step in steps:
         for x in step.inputs:
             readers[id(x)] = readers.get(id(x), 0) + 1
     fused: list[Step] = []
-    position: dict[int, int] = {}  # of the step that makes a tensor
+    position: dict[int, int] = {}  # of the step that computes a tensor
     for step in steps:
         source = position.get(id(step.inputs[0])) if len(step.inputs) == 1 else None
         if source is not None and readers[id(step.inputs[0])] == 1:
@@ -213,7 +215,7 @@ def _can_follow(before: Step, operation: Any) -> bool:
 
 
 def is_convolution(operation: Any) -> bool:
-    """Whether it is a convolution as the backbones have them: not dilated, not grouped."""
+    """Whether an operation is a plain convolution: neither dilated nor grouped."""
     return (
         type(operation) is keras.layers.Conv2D
         and operation.groups == 1
@@ -224,15 +226,15 @@ def is_convolution(operation: Any) -> bool:
 
 
 def folded(step: Step) -> tuple[tf.Tensor, tf.Tensor]:
-    """Kernel [k, k, in, out] and bias [out] of a convolution, float32, BatchNorm included.
+    """Return kernel [k, k, in, out] and bias [out] of a convolution, float32, BatchNorm folded in.
 
     BatchNorm in inference is (x - mean) / sqrt(variance + epsilon) * gamma + beta (Ioffe and
-    Szegedy 2015), a factor and an offset by channel.
+    Szegedy 2015), a factor and an offset per channel.
     """
     layer = step.operation
     kernel = tf.convert_to_tensor(layer.kernel)
     bias = tf.zeros([layer.filters]) if layer.bias is None else tf.convert_to_tensor(layer.bias)
-    norm = norm_behind(step)
+    norm = norm_after(step)
     if norm is not None:
         factor = tf.math.rsqrt(norm.moving_variance + norm.epsilon)
         if norm.scale:
@@ -244,8 +246,8 @@ def folded(step: Step) -> tuple[tf.Tensor, tf.Tensor]:
     return kernel, bias
 
 
-def norm_behind(step: Step) -> keras.layers.BatchNormalization | None:
-    """The BatchNorm that a convolution step does as well; None where it does none."""
+def norm_after(step: Step) -> keras.layers.BatchNormalization | None:
+    """Return the BatchNorm fused into a convolution step, or None."""
     norms = [f for f in step.followers if isinstance(f, keras.layers.BatchNormalization)]
     return norms[0] if norms else None
 
@@ -253,7 +255,7 @@ def norm_behind(step: Step) -> keras.layers.BatchNormalization | None:
 def convolve(
     step: Step, x: tf.Tensor, weights: tuple[tf.Tensor, tf.Tensor], padding: str
 ) -> tf.Tensor:
-    """A convolution step on [N, H, W, C], with its followers; padding SAME or VALID."""
+    """Run a convolution step with its followers on [N, H, W, C]; padding SAME or VALID."""
     layer = step.operation
     kernel, bias = weights
     y = tf.nn.bias_add(tf.nn.conv2d(x, kernel, list(layer.strides), padding), bias)
@@ -269,10 +271,10 @@ def run(
     weights: dict[int, tuple[tf.Tensor, tf.Tensor]] | None = None,
     call: Callable[..., Any] | None = None,
 ) -> None:
-    """Runs steps in inference, reading and filling `values`: {id of KerasTensor: value}.
+    """Run steps in inference, reading and filling `values`: {id of KerasTensor: value}.
 
-    `call(step, args, kwargs)` may take over a step: what it returns is the value, and
-    NotImplemented leaves the step to the usual way.
+    `call(step, args, kwargs)` may replace the computation of a step; if it returns NotImplemented,
+    the step is run as usual.
     """
     for step in steps:
         args, kwargs = keras.tree.map_structure(
@@ -288,7 +290,7 @@ def run(
 def plainly(
     step: Step, args: Any, kwargs: dict[str, Any], weights: dict[int, tuple[tf.Tensor, tf.Tensor]]
 ) -> tf.Tensor:
-    """One step on tensors."""
+    """Run one step on tensors."""
     if is_convolution(step.operation) and id(step) in weights:
         return convolve(step, args[0], weights[id(step)], step.operation.padding.upper())
     if isinstance(step.operation, (keras.layers.BatchNormalization, keras.layers.Dropout)):
@@ -297,9 +299,9 @@ def plainly(
 
 
 def in_float32(model: keras.Model) -> keras.Model:
-    """The model itself, or, where it calculates in a shorter type, its copy in float32.
+    """Return the model itself, or its copy in float32 if it computes in lower precision.
 
-    Weights are float32 under every policy, so that the copy is the model without its rounding.
+    Weights are float32 with every policy, so the copy is the model without its rounding.
     """
     layers = [x for x in model.layers if not isinstance(x, keras.layers.InputLayer)]
     if all(x.compute_dtype == "float32" for x in layers):

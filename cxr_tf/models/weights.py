@@ -19,15 +19,15 @@ from cxr_tf.models.classifier import build_classifier
 
 
 def load_weights(model: keras.Model, name: str, weights: str) -> None:
-    """Fills the backbone within `model` from `imagenet`, `none`, or a weights file.
+    """Set the weights of the backbone in `model` from `imagenet`, `none`, or a weights file.
 
-    `none` draws He-normal kernels (He et al. 2015), because under Keras's Glorot default the signal
-    dies in VGG16 without BatchNorm, and fits those of VGG16 to phantoms (`_normalise_outputs`). A
+    `none` draws He-normal kernels (He et al. 2015), because with Keras's Glorot default the signal
+    vanishes in VGG16 without BatchNorm, and scales those of VGG16 by `_normalise_outputs`. A
     file is a `.weights.h5` (or older `.h5`) of the backbone without its classification layer, or a
     `.keras` model of ours with the same backbone.
 
     Raises UserError where ImageNet weights do not exist or cannot be fetched, and where a file does
-    not fit, naming the first layer that differs. Weights are never drawn at random in silence.
+    not fit, naming the first layer that differs. It never falls back to random weights.
     """
     if weights == "none":
         _initialise(model, name)
@@ -41,31 +41,33 @@ def _initialise(model: keras.Model, name: str) -> None:
     layers = backbone_layers(model, name)
     for layer in layers:
         if isinstance(layer, keras.layers.BatchNormalization):
-            # Keras's 0.99 forgets its start over hundreds of steps; short runs have fewer.
+            # With Keras's 0.99 the initial statistics fade over hundreds of steps; short runs have
+            # fewer.
             layer.momentum = 0.9
         elif isinstance(layer, keras.layers.Conv2D):
             layer.kernel.assign(keras.initializers.HeNormal()(layer.kernel.shape))
-    # Not with dense layers: AlexNet begins at a scale of 2 as it is, and learnt less when fitted.
+    # Not with dense layers: AlexNet starts at a scale of 2 anyway, and trained worse when scaled.
     if all(isinstance(x, keras.layers.Conv2D) for x in layers):
         _normalise_outputs(model, layers)
 
 
 def _normalise_outputs(model: keras.Model, layers: Sequence[keras.layers.Layer]) -> None:
-    """Sets kernels and biases so that on phantoms each filter has mean 0 and deviation 1.
+    """Scale kernels and biases so that on phantoms each filter has mean 0 and deviation 1.
 
-    Before its ReLU, over images and places: what BatchNorm does in each step, done once, after
+    Before its ReLU, over images and positions: what BatchNorm does in each step, done once, after
     Kraehenbuehl et al., "Data-dependent Initializations of Convolutional Neural Networks" (ICLR
-    2016). Without it, VGG16's embeddings are of about a hundred, like the pixel values, and nearly
-    alike for all images, and the first steps throw the logits about.
+    2016). Without it, VGG16's embeddings have values of about a hundred, like the pixels, and are
+    nearly equal for all images, and the logits vary wildly in the first steps.
     """
     size = model.input_shape[1]
-    seed = LARGEST_SEED + 1  # of no folder of phantoms, so that none of its images is seen here
-    # Fewer where they are large: each place counts, and the first feature maps take the memory.
+    seed = LARGEST_SEED + 1  # no data set of phantoms has it, so none contains these images
+    # Fewer large ones: every position counts, and the first feature maps take the memory.
     count = int(np.clip(24 * (128 / size) ** 2, 4, 24))
-    drawn = [phantom(FINDINGS[k % 3], seed=seed, patient=k, size=size).image for k in range(count)]
-    x, at = keras.ops.repeat(np.stack(drawn)[..., None].astype(np.float32), 3, axis=-1), model.input
+    images = [phantom(FINDINGS[k % 3], seed=seed, patient=k, size=size).image for k in range(count)]
+    x = keras.ops.repeat(np.stack(images)[..., None].astype(np.float32), 3, axis=-1)
+    tensor = model.input
     for layer in layers:
-        x, at = keras.Model(at, layer.input)(x, training=False), layer.input
+        x, tensor = keras.Model(tensor, layer.input)(x, training=False), layer.input
         activation, layer.activation = layer.activation, keras.activations.linear
         outputs = np.asarray(keras.ops.cast(layer(x), "float32"))
         layer.activation = activation
@@ -88,14 +90,14 @@ def _imagenet(name: str) -> keras.Model:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f"ImageNet weights of {name} could not be fetched ({reason}): connect to the network, "
-            f"or give --weights FILE ({entry.where_to_get}; a copy in ~/.keras/models is found), "
+            f"or give --weights FILE ({entry.where_to_get}; a copy in ~/.keras/models is used), "
             "or --weights none to train from scratch"
         ) from error
 
 
 def load_keras(path: Path) -> keras.Model:
-    """The model in a .keras file that is there; UserError where it is none, or damaged."""
-    if not zipfile.is_zipfile(path):  # of which Keras says that there is no such file
+    """Load an existing .keras file; UserError if it is not a Keras model or is damaged."""
+    if not zipfile.is_zipfile(path):  # Keras would report that the file does not exist
         raise UserError(f"{path} is not a Keras model, or damaged: copy it again")
     try:
         return keras.saving.load_model(path, compile=False)
@@ -110,7 +112,7 @@ def _from_file(model: keras.Model, name: str, path: Path) -> keras.Model:
     if path.suffix == ".keras":
         return load_keras(path)
     reference = _reference(name, (*size, 3))
-    # Compared before loading: Keras leaves layers that a file lacks as they are, with a warning.
+    # Compared before loading, because Keras only warns about layers that the file lacks.
     if difference := _first_difference(path, reference):
         raise UserError(f"{path} does not fit {name}: {difference}")
     try:
@@ -121,7 +123,7 @@ def _from_file(model: keras.Model, name: str, path: Path) -> keras.Model:
 
 
 def _reference(name: str, shape: tuple[int, ...]) -> keras.Model:
-    """The bare backbone, as such files are saved from."""
+    """Return the bare backbone that weights files are saved from."""
     inputs = keras.Input(shape)
     if name == "vgg16":
         return keras.applications.VGG16(include_top=False, weights=None, input_tensor=inputs)
@@ -135,7 +137,7 @@ def _copy(source: keras.Model, target: keras.Model, name: str) -> None:
         try:
             values = source.get_layer(layer.name).get_weights()
         except ValueError:
-            raise UserError(f"the weights hold no layer '{layer.name}' of {name}") from None
+            raise UserError(f"the weights have no layer '{layer.name}' of {name}") from None
         shapes = [v.shape for v in values], [tuple(w.shape) for w in layer.weights]
         if shapes[0] != shapes[1]:
             raise UserError(
@@ -146,7 +148,7 @@ def _copy(source: keras.Model, target: keras.Model, name: str) -> None:
 
 
 def _first_difference(path: Path, reference: keras.Model) -> str | None:
-    """Which layer of a weights file first has another shape than the reference, in words."""
+    """Describe the first layer of a weights file that does not fit; None if all fit."""
     import h5py
 
     try:
@@ -169,25 +171,25 @@ def _first_difference(path: Path, reference: keras.Model) -> str | None:
 
 
 def _stored_layers(file: Any, reference: keras.Model) -> list[tuple[str, list[tuple[int, ...]]]]:
-    """Layer names and weight shapes in an open HDF5 weights file, in the reference's order."""
+    """Return layer names and weight shapes of an HDF5 weights file, in the reference's order."""
     import h5py
 
     def shapes(group: h5py.Group | h5py.Dataset) -> list[tuple[int, ...]]:
         if isinstance(group, h5py.Dataset):
             return [group.shape]
-        found: list[tuple[int, ...]] = []
+        result: list[tuple[int, ...]] = []
         group.visititems(
-            lambda _, item: found.append(item.shape) if isinstance(item, h5py.Dataset) else None
+            lambda _, item: result.append(item.shape) if isinstance(item, h5py.Dataset) else None
         )
-        return found
+        return result
 
     if "layer_names" in file.attrs:  # the format before Keras 3
         names = [n.decode() if isinstance(n, bytes) else n for n in file.attrs["layer_names"]]
         return [(n, s) for n in names if (s := shapes(file[n]))]
-    # Keras 3 counts layers by class (conv2d, batch_normalization, conv2d_1, ...), so only the
-    # reference tells in which order the classes take turns.
+    # Keras 3 numbers layers by class (conv2d, batch_normalization, conv2d_1, ...), so only the
+    # reference has the order of the classes.
     group = file.get("layers", file)
-    if isinstance(group, h5py.Dataset):  # no weights file; that nothing fits is said below
+    if isinstance(group, h5py.Dataset):  # not a weights file, which the comparison will report
         group = file
     by_class: dict[str, list[str]] = {}
     for name in sorted(group, key=_natural):
@@ -204,7 +206,7 @@ def _stored_layers(file: Any, reference: keras.Model) -> list[tuple[str, list[tu
 
 
 def _natural(name: str) -> tuple[str, int]:
-    """Sorts conv2d, conv2d_1, conv2d_2, ..., conv2d_10 in the order they were made."""
+    """Sort key for conv2d, conv2d_1, conv2d_2, ..., conv2d_10 in the order of their creation."""
     stem, _, number = name.rpartition("_")
     return (stem, int(number)) if number.isdigit() else (name, 0)
 
@@ -214,9 +216,9 @@ def _shape(shapes: list[tuple[int, ...]]) -> str:
 
 
 def check_weights(name: str, weights: str) -> None:
-    """Raises UserError where weights cannot be had or do not fit, before hours are spent.
+    """Raise UserError if weights are not available or do not fit, before a long run starts.
 
-    By loading them into a small network: those of a backbone are the same at any size.
+    Loads them into a network for small images: the weights of a backbone fit any image size.
     """
     if weights != "none":
         load_weights(build_classifier(name, classes=2, image_size=SMALLEST_SIZE), name, weights)

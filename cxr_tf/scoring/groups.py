@@ -1,6 +1,6 @@
 """Recall against the shortcut in the table of a split; see `metrics.shortcuts`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -35,9 +35,27 @@ def shortcuts_of(card: dict[str, Any]) -> metrics.ShortcutModel | None:
     return metrics.ShortcutModel.from_dict(numbers) if numbers else None
 
 
-def shortcut_record(shortcuts: metrics.ShortcutModel | None) -> dict[str, Any]:
-    """Return what `shortcuts_of` reads, as an entry of a model card."""
-    return {} if shortcuts is None else {"shortcut_model": shortcuts.as_dict()}
+def group_metrics(part: ImageDataset) -> tuple[str, ...]:
+    """Return the names of the group scores in the table of a split; none without groups."""
+    if part.against is None:
+        return ()
+    recalls = (f"recall_against_shortcut/{name}" for name in part.classes)
+    return (*recalls, "worst_group_recall")
+
+
+def shortcut_record(
+    shortcuts: metrics.ShortcutModel | None, results: Mapping[str, Any], shown: Sequence[str]
+) -> dict[str, Any]:
+    """Return entries of a model card: what `shortcuts_of` reads, and the intervals of its metrics.
+
+    results: {"val": table, "test": table}. shown: the metrics on the card.
+    """
+    intervals = {
+        split: {k: v for k, v in results[split]["ci95"].items() if k in shown}
+        for split in ("val", "test")
+    }
+    model = {} if shortcuts is None else {"shortcut_model": shortcuts.as_dict()}
+    return {"metrics_ci95": intervals, **model}
 
 
 def group_scores(

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from cxr_tf.anomaly import train_autoencoder
+from cxr_tf.anomaly.resolved import default_epochs
 from cxr_tf.classification import fitting
 from cxr_tf.config import RunStudy, TrainAutoencoder
 from cxr_tf.models import autoencoder, backbones
@@ -45,7 +45,7 @@ def autoencoder_seconds(
     """Estimate the seconds that training and evaluating the autoencoder take."""
     training, inference = speed.training["autoencoder"], speed.inference["autoencoder"]
     epoch = healthy * training + counts["val"] * inference
-    epochs = train_autoencoder.epochs_of(one, healthy)
+    epochs = one.epochs or default_epochs(healthy, one.batch_size, plain=one.model == "plain")
     # Every score, on validation and two perturbed copies of it.
     evaluation = (
         (3 * counts["val"] + counts["test"]) * len(autoencoder.scores_of(one.model)) * inference

@@ -1,1 +1,1 @@
-"""What every training shares: optimizer, checkpoints, epochs, precision, distribution."""
+"""Components of every training: optimizer, checkpoints, epochs, precision, distribution."""

@@ -1,4 +1,4 @@
-"""Checkpoints: what a killed training needs to resume."""
+"""Checkpoints, from which an interrupted training resumes."""
 
 import time
 import zipfile
@@ -14,11 +14,11 @@ from cxr_tf.files import write_arrays
 
 
 class TrainingState:
-    """What a killed training needs to go on: `checkpoint.npz` and `best.npz` in the run directory.
+    """The checkpoints of a run: `checkpoint.npz` and `best.npz` in its directory.
 
-    The checkpoint holds every variable of model (dropout's seeds included) and optimizer, and the
-    history; `best.npz` the averaged weights of the best epoch. Both are replaced whole. Its clock
-    runs from when it is made.
+    The checkpoint contains all variables of the model (seeds of dropout included) and of the
+    optimizer, and the history; `best.npz` contains the averaged weights of the best epoch. Both are
+    replaced atomically. `seconds` counts from the construction of this object.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -26,7 +26,7 @@ class TrainingState:
         self.history: list[dict[str, float]] = []
         self._started, self._before = time.perf_counter(), 0.0
         if self._checkpoint.exists():
-            stored = _stored(self._checkpoint, "history_keys", "history", "seconds")
+            stored = _load_arrays(self._checkpoint, "history_keys", "history", "seconds")
             self.history = [
                 dict(zip(stored["history_keys"].tolist(), row, strict=True))
                 for row in stored["history"].tolist()
@@ -36,74 +36,74 @@ class TrainingState:
             self._before = float(stored["seconds"])
 
     def exists(self) -> bool:
-        """Whether there is a checkpoint to go on from."""
+        """Whether there is a checkpoint to resume from."""
         return self._checkpoint.exists()
 
     @property
     def seconds(self) -> float:
-        """Of this process, and of those before it up to the checkpoint that each left."""
+        """Training time of this process, and of earlier ones up to their last checkpoint."""
         return self._before + time.perf_counter() - self._started
 
     def epochs_done(self) -> int:
-        """Epochs of fine-tuning that are behind."""
+        """Return the number of completed epochs."""
         return int(self.history[-1]["epoch"]) if self.history else 0
 
     def best(self) -> dict[str, float]:
-        """The history's entry with the lowest selection loss; the earliest of equals."""
+        """Return the entry of the history with the lowest selection loss; the first of equals."""
         return min(self.history, key=lambda h: h["selection_loss"])
 
     def exhausted(self, patience: int) -> bool:
-        """Whether the last `patience` epochs brought nothing better."""
+        """Whether the last `patience` epochs brought no improvement."""
         return bool(self.history) and self.epochs_done() - self.best()["epoch"] >= patience
 
     def begin(self, entry: dict[str, float], trainer: keras.Model) -> None:
-        """Takes the model before fine-tuning as epoch 0, a candidate like every other."""
+        """Record the model before fine-tuning as epoch 0, a candidate like every other."""
         self.history = [{**entry, "train_loss": float("nan"), "learning_rate": 0.0}]
         self._save_best(trainer)
 
     def save(self, entry: dict[str, float], averaged: keras.Model, raw: list[np.ndarray]) -> None:
-        """Records an epoch: the model holds averaged weights, `raw` the variables to go on with.
+        """Record an epoch: the model has averaged weights, `raw` are the variables to resume from.
 
-        `raw` is empty after the last epoch, from which nothing goes on.
+        `raw` is empty after the last epoch, from which training does not resume.
         """
         self.history.append(entry)
         if self.best() is entry:
             self._save_best(averaged)
         keys = sorted(entry)
         arrays = {f"v{i:05d}": v for i, v in enumerate(raw)}
-        about = {
+        history = {
             "history_keys": np.array(keys),
             "history": np.array([[h.get(k, np.nan) for k in keys] for h in self.history]),
             "seconds": np.array(self.seconds),
         }
-        write_arrays(self._checkpoint, about | arrays)
+        write_arrays(self._checkpoint, history | arrays)
 
     def load(self, trainer: keras.Model) -> None:
-        """Puts the checkpoint's variables into the model and its optimizer.
+        """Restore the variables of the model and its optimizer from the checkpoint.
 
-        Raises UserError for a checkpoint of other variables, such as one of a version before.
-        KeyError for the checkpoint of the last epoch, which holds none.
+        Raises UserError for a checkpoint with other variables, such as one of a former version, and
+        KeyError for the checkpoint of the last epoch, which has none.
         """
-        stored, variables = _stored(self._checkpoint), all_variables(trainer)
-        held = [stored[f"v{i:05d}"] for i in range(sum(k.startswith("v") for k in stored))]
-        if not held:
-            raise KeyError("the checkpoint of the last epoch holds no variables")
-        if [v.shape for v in held] != [tuple(v.shape) for v in variables]:
+        stored, variables = _load_arrays(self._checkpoint), all_variables(trainer)
+        values = [stored[f"v{i:05d}"] for i in range(sum(k.startswith("v") for k in stored))]
+        if not values:
+            raise KeyError("the checkpoint of the last epoch has no variables")
+        if [v.shape for v in values] != [tuple(v.shape) for v in variables]:
             raise UserError(
                 f"{self._checkpoint} does not fit the network: it was written by another "
                 "version; choose another --name"
             )
-        for variable, value in zip(variables, held, strict=True):
+        for variable, value in zip(variables, values, strict=True):
             variable.assign(value)
 
     def restore_best(self, trainer: keras.Model) -> dict[str, float]:
-        """Puts the best epoch's weights into the model; returns its history entry."""
-        stored = _stored(self._best)
+        """Restore the weights of the best epoch; return its entry of the history."""
+        stored = _load_arrays(self._best)
         trainer.set_weights([stored[f"w{i:05d}"] for i in range(len(trainer.weights))])
         return self.best()
 
     def remove(self) -> None:
-        """Deletes the files; the run is done."""
+        """Delete the files of a completed run."""
         self._checkpoint.unlink(missing_ok=True)
         self._best.unlink(missing_ok=True)
 
@@ -113,29 +113,29 @@ class TrainingState:
 
 
 def save_keras(model: keras.Model, path: Path) -> None:
-    """Writes a model for `runs.atomically`, whose names have no ending."""
-    # Keras insists on the ending, which the name beside has not.
-    named = path.with_suffix(".keras")
+    """Save a model under any name, for `files.write_atomically`."""
+    # Keras requires the suffix, which temporary names lack.
+    suffixed = path.with_suffix(".keras")
     try:
-        keras.saving.save_model(model, named)
-        named.replace(path)
+        keras.saving.save_model(model, suffixed)
+        suffixed.replace(path)
     finally:
-        named.unlink(missing_ok=True)
+        suffixed.unlink(missing_ok=True)
 
 
-def _stored(file: Path, *names: str) -> dict[str, np.ndarray]:
-    """The arrays in a file of a `TrainingState`, or some of them; UserError where it is damaged."""
+def _load_arrays(file: Path, *names: str) -> dict[str, np.ndarray]:
+    """Load some or all arrays of a file of a `TrainingState`; UserError if it is damaged."""
     try:
         with np.load(file, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in names or arrays.files}
     except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError) as error:
         raise UserError(
-            f"{file} is damaged ({error}): nothing can go on from it; choose another --name"
+            f"{file} is damaged ({error}) and cannot be resumed; choose another --name"
         ) from None
 
 
 def is_finite(variable: keras.Variable) -> bool:
-    """Return whether a variable holds finite numbers only."""
+    """Return whether all values of a variable are finite."""
     value = tf.convert_to_tensor(variable.value)
     return not value.dtype.is_floating or bool(tf.reduce_all(tf.math.is_finite(value)))
 

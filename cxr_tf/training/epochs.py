@@ -16,17 +16,17 @@ log = logging.getLogger(__name__)
 
 
 class EpochEnd(keras.callbacks.Callback):
-    """After each epoch: judge the averaged weights, log, save; stops on NaN and on patience.
+    """Evaluate the averaged weights after each epoch, log and save; stop on NaN and on patience.
 
-    `judge(epoch)` returns {epoch, val_*, selection_loss} of the model as it stands, or raises
-    FloatingPointError; each `val..._<metric>` becomes a scalar in TensorBoard. `line` puts the
-    entry into words.
+    `evaluate(epoch)` returns {epoch, val_*, selection_loss} of the model with its present weights,
+    or raises FloatingPointError; each `val..._<metric>` becomes a scalar in TensorBoard. `line`
+    formats an entry for the log.
     """
 
     def __init__(
         self,
         trainer: keras.Model,
-        judge: Callable[[int], dict[str, float]],
+        evaluate: Callable[[int], dict[str, float]],
         state: TrainingState,
         writer: tf.summary.SummaryWriter,
         *,
@@ -35,44 +35,49 @@ class EpochEnd(keras.callbacks.Callback):
         line: Callable[[dict[str, float]], str],
     ) -> None:
         super().__init__()
-        self._trainer, self._judge, self._state, self._writer = trainer, judge, state, writer
+        self._trainer, self._evaluate, self._state = trainer, evaluate, state
+        self._writer = writer
         self._epochs, self._patience, self._line = epochs, patience, line
         self._started = time.perf_counter()
         self._first_epoch = state.epochs_done()
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
-        """Stops a run whose loss is no number; the checkpoint of the last epoch stays."""
+        """Stop a run whose loss is not finite; the checkpoint of the last epoch stays."""
         if logs and not np.isfinite(logs["loss"]):
-            self._diverged("the loss", f"{logs['loss']} at step {batch + 1}")
+            self._diverged(f"the loss became {logs['loss']} at step {batch + 1}")
 
-    def _diverged(self, what: str, became: str) -> NoReturn:
+    def _diverged(self, problem: str) -> NoReturn:
         epoch = self._state.epochs_done() + 1
-        kept = "the checkpoint before it is kept" if self._state.exists() else "no checkpoint yet"
+        checkpoint = (
+            "the checkpoint of the epoch before is kept"
+            if self._state.exists()
+            else "there is no checkpoint yet"
+        )
         raise UserError(
-            f"{what} became {became} of epoch {epoch}; {kept}; "
+            f"{problem} of epoch {epoch}; {checkpoint}; "
             "try a lower --learning-rate, or --precision float32"
         )
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        """Judges the averaged weights, logs and saves; training goes on with the raw ones."""
+        """Evaluate the averaged weights, log and save; training continues with the raw ones."""
         logs = logs or {}
         variables = all_variables(self._trainer)
-        # The loss of the epoch's last step is that before its update, and cannot tell.
+        # The last loss of the epoch is computed before its update, so the weights are checked too.
         if not all(is_finite(v) for v in variables):
-            self._diverged("a weight", "no finite number at the end")
+            self._diverged("a weight was not finite at the end")
         is_last = epoch + 1 == self._epochs
-        # Nothing goes on from the last. Copies; np.array would make a second one.
+        # Training does not resume from the last epoch. `numpy()` copies.
         raw = [] if is_last else [v.value.numpy() for v in variables]
         rate = float(self._trainer.optimizer.learning_rate)
-        # Not by Keras's SwapEMAWeights: it swaps by sums and differences, which rounds, and a run
-        # resumed from what was saved would not be the undisturbed one.
+        # Not with SwapEMAWeights of Keras: it swaps by sums and differences, whose rounding would
+        # make a resumed run differ from an uninterrupted one.
         self._trainer.optimizer.finalize_variable_values(self._trainer.trainable_variables)
         try:
-            judged = self._judge(epoch + 1)
+            scores = self._evaluate(epoch + 1)
         except FloatingPointError:
-            self._diverged("the output", "no finite number at the end")
+            self._diverged("the output was not finite at the end")
         entry = {
-            **judged,
+            **scores,
             "train_loss": float(logs["loss"]),
             "learning_rate": rate,
         }
@@ -85,17 +90,17 @@ class EpochEnd(keras.callbacks.Callback):
             tf.summary.scalar("train/learning_rate", rate)
             for key in logs:
                 tf.summary.scalar(f"train/{key}", float(logs[key]))
-            for key in judged:
+            for key, value in scores.items():
                 if key.startswith("val"):
-                    tf.summary.scalar("/".join(key.rsplit("_", 1)), judged[key])
+                    tf.summary.scalar("/".join(key.rsplit("_", 1)), value)
         self._writer.flush()
         left = (self._epochs - epoch - 1) * spent / (epoch + 1 - self._first_epoch)
         log.info("  %s, %s left", self._line(entry), format_duration(left))
         if self._state.exhausted(self._patience):
-            log.info("  no better validation for %d epochs: stopped", self._patience)
+            log.info("  no improvement on validation for %d epochs: stopped", self._patience)
             self._trainer.stop_training = True
 
 
 def format_duration(seconds: float) -> str:
-    """Seconds or minutes, as a person says it."""
+    """Format a duration in seconds or minutes."""
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

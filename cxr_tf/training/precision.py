@@ -1,4 +1,4 @@
-"""The dtype policy that training calculates in."""
+"""The dtype policy of training."""
 
 from pathlib import Path
 
@@ -8,10 +8,10 @@ from cxr_tf.config import Precision
 
 
 def resolve_precision(wanted: Precision, *, gains: bool = True) -> Precision:
-    """The dtype policy behind `auto`: bfloat16 where the hardware multiplies it natively.
+    """Return the dtype policy for `auto`: bfloat16 where the hardware supports it natively.
 
-    On CPUs that is AVX512-BF16 or AMX, on GPUs compute capability 8. gains: whether the network is
-    the faster for it and learns as well, see `Backbone.gains_in_bfloat16`.
+    That is AVX512-BF16 or AMX on CPUs, and compute capability 8 on GPUs. gains: whether bfloat16
+    speeds up the network without a loss, see `Backbone.gains_in_bfloat16`.
     """
     if wanted != "auto":
         return wanted

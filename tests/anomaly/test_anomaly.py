@@ -1,4 +1,4 @@
-"""The autoencoder: what it may learn from, how its threshold is found, and what is served."""
+"""Tests of the autoencoder: training, score, threshold and export."""
 
 import csv
 import dataclasses
@@ -50,7 +50,7 @@ def finished(chests: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainAut
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaves out what is proved on the finished run: figures, other scores and export."""
+    """Skip figures, alternative scores and export, which are tested on the finished run."""
     from cxr_tf import runs
     from cxr_tf.anomaly import drawing, scoring
     from cxr_tf.serving import export
@@ -76,7 +76,7 @@ def assert_same(first: list[np.ndarray], second: list[np.ndarray]) -> None:
         np.testing.assert_array_equal(a, b)
 
 
-def test_other_scores_of_the_same_network_stand_beside(finished: TrainAutoencoder) -> None:
+def test_alternative_scores_are_recorded(finished: TrainAutoencoder) -> None:
     import keras
     from sklearn.metrics import roc_auc_score
 
@@ -85,33 +85,33 @@ def test_other_scores_of_the_same_network_stand_beside(finished: TrainAutoencode
     from cxr_tf.models.autoencoder import build_autoencoder
 
     folder = Path(finished.logs) / "autoencoder" / finished.name
-    told = json.loads((folder / "metrics.json").read_text())["other_scores"]
-    assert set(told) == {"appearance", "residual", "lesion_mask"}
-    told.pop("appearance")  # it is fitted, and that is measured by what is served
+    recorded = json.loads((folder / "metrics.json").read_text())["other_scores"]
+    assert set(recorded) == {"appearance", "residual", "lesion_mask"}
+    recorded.pop("appearance")  # the test of the export covers it
     network = keras.saving.load_model(folder / "model.keras", compile=False).get_layer("denoising")
     data = train_autoencoder.load_data(finished)
-    for score, tables in told.items():
-        for split, own in tables.items():
+    for score, tables in recorded.items():
+        for split, table in tables.items():
             part = data.split(split)
             scores = perturbed_copies.predict_fn(build_autoencoder(network, score), ["score"])(
                 part.images
             )["score"]
-            assert own["auroc"] == pytest.approx(roc_auc_score(part.labels, scores), abs=1e-9)
-            # Of so few resamples the interval need not hold the score; it is that of these scores.
+            assert table["auroc"] == pytest.approx(roc_auc_score(part.labels, scores), abs=1e-9)
+            # With so few bootstrap samples the interval need not contain the score.
             draws = metrics_module.bootstrap_weights(
                 part.catalog.patients, bootstrap_samples=5, seed=0
             )
-            resampled = [
+            bootstrap = [
                 roc_auc_score(part.labels, scores, sample_weight=w)
                 for w in draws
                 if w[part.labels == 0].any() and w[part.labels == 1].any()
             ]
-            assert own["ci95"]["auroc"] == pytest.approx(
-                list(np.percentile(resampled, [2.5, 97.5])), abs=1e-9
+            assert table["ci95"]["auroc"] == pytest.approx(
+                list(np.percentile(bootstrap, [2.5, 97.5])), abs=1e-9
             )
 
 
-def test_its_export_knows_the_files_it_has_learnt_from(finished: TrainAutoencoder) -> None:
+def test_export_lists_its_training_files(finished: TrainAutoencoder) -> None:
     from cxr_tf.data.loading import open_catalog
     from cxr_tf.serving import loading
 
@@ -133,10 +133,10 @@ def table(settings: TrainAutoencoder, split: str = "test") -> list[dict[str, str
 
 
 @pytest.mark.usefixtures("quick")
-def test_the_weights_do_not_know_a_sick_image(
+def test_weights_do_not_depend_on_sick_images(
     chests: Path, finished: TrainAutoencoder, tmp_path: Path
 ) -> None:
-    """Every sick image of every split becomes noise: the scores change, the weights by no bit."""
+    """Replacing every sick image by noise changes the scores, but not a bit of the weights."""
     from cxr_tf.anomaly.train_autoencoder import train_autoencoder
 
     spoilt = tmp_path / "spoilt"
@@ -154,7 +154,7 @@ def test_the_weights_do_not_know_a_sick_image(
 
 
 @pytest.mark.usefixtures("quick")
-def test_killed_and_resumed_gives_the_bits_of_an_undisturbed_run(
+def test_resumed_run_is_identical_to_an_uninterrupted_one(
     chests: Path, finished: TrainAutoencoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from cxr_tf.anomaly import train_autoencoder
@@ -178,7 +178,7 @@ def test_killed_and_resumed_gives_the_bits_of_an_undisturbed_run(
     assert [r["score"] for r in table(settings)] == [r["score"] for r in table(finished)]
 
 
-def test_what_is_served_is_what_was_measured(finished: TrainAutoencoder) -> None:
+def test_export_predicts_the_measured_scores(finished: TrainAutoencoder) -> None:
     import tensorflow as tf
 
     rows = table(finished)
@@ -210,7 +210,7 @@ def test_what_is_served_is_what_was_measured(finished: TrainAutoencoder) -> None
     assert float(tf.reduce_max(explained["reconstruction"])) <= 255
 
 
-def test_evaluating_the_export_repeats_the_run(
+def test_evaluating_the_export_reproduces_the_metrics(
     chests: Path, finished: TrainAutoencoder, tmp_path: Path
 ) -> None:
     import keras
@@ -233,7 +233,7 @@ def test_evaluating_the_export_repeats_the_run(
         assert after[metric] == pytest.approx(before[metric], abs=1e-9)
     figures = {path.stem for path in (again.directory / "figures").iterdir()}
     assert {"typical-test", "shifts-test"} <= figures
-    # One shift by hand: what the exported model says of shifted pixels is what is in its row.
+    # Recompute the row of one shift.
     test = train_autoencoder.load_data(finished).split("test")
     network = keras.saving.load_model(folder / "model.keras", compile=False)
     scores = perturbed_copies.predict_fn(network, ["score"])(
@@ -246,7 +246,7 @@ def test_evaluating_the_export_repeats_the_run(
     assert row["auroc"] == pytest.approx(roc_auc_score(test.labels, scores), abs=1e-9)
 
 
-def test_the_threshold_is_of_validation(finished: TrainAutoencoder) -> None:
+def test_threshold_is_chosen_on_validation(finished: TrainAutoencoder) -> None:
     import keras
 
     from cxr_tf.anomaly import perturbed_copies, train_autoencoder
@@ -260,16 +260,16 @@ def test_the_threshold_is_of_validation(finished: TrainAutoencoder) -> None:
     def chosen(split: str) -> float:
         part = data.split(split)
         scores = anomaly_threshold.score_perturbed_copies(
-            {"own": perturbed_copies.predict_fn(model, ["score"])}, part, finished
+            {"score": perturbed_copies.predict_fn(model, ["score"])}, part, finished
         )
-        return anomaly_threshold.choose_threshold(part.labels == 1, scores["own"], finished)[0]
+        return anomaly_threshold.choose_threshold(part.labels == 1, scores["score"], finished)[0]
 
     assert threshold == pytest.approx(chosen("val"), rel=1e-4)
     assert threshold != pytest.approx(chosen("test"), rel=1e-3)
 
 
-def test_a_white_out_raises_score_and_map(finished: TrainAutoencoder) -> None:
-    """Of a saved and reloaded model; the network's two epochs teach little, its context enough."""
+def test_white_lung_raises_score_and_map(finished: TrainAutoencoder) -> None:
+    """For a saved and reloaded model."""
     import keras
 
     from cxr_tf.anomaly import perturbed_copies
@@ -288,7 +288,7 @@ def test_a_white_out_raises_score_and_map(finished: TrainAutoencoder) -> None:
     assert after["anomaly_map"][left].mean() > 2 * after["anomaly_map"][~left].mean()
 
 
-def test_everything_promised_is_written(finished: TrainAutoencoder) -> None:
+def test_run_directory_is_complete(finished: TrainAutoencoder) -> None:
     from cxr_tf.data.loading import open_catalog
 
     folder = Path(finished.logs) / "autoencoder" / "run"
@@ -308,7 +308,7 @@ def test_everything_promised_is_written(finished: TrainAutoencoder) -> None:
     catalog = open_catalog(finished.data, seed=finished.seed)
     healthy = [r for r in catalog.radiographs if r.split == "train" and r.finding == "normal"]
     assert card["data"] == Path(finished.data).name
-    # Of the training images those that it has learnt from.
+    # Only the training images that were used.
     assert card["images"] == {
         "train": len(healthy), **{s: len(catalog.rows(s)) for s in ("val", "test")}
     }  # fmt: skip
@@ -316,9 +316,7 @@ def test_everything_promised_is_written(finished: TrainAutoencoder) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-def test_the_plain_autoencoder_and_a_folder_without_a_sick_image(
-    chests: Path, tmp_path: Path
-) -> None:
+def test_plain_autoencoder_without_sick_images(chests: Path, tmp_path: Path) -> None:
     from cxr_tf.anomaly.train_autoencoder import train_autoencoder
 
     healthy = tmp_path / "healthy"
@@ -335,26 +333,26 @@ def test_the_plain_autoencoder_and_a_folder_without_a_sick_image(
     assert measured["test"]["auroc"] is None and measured["test"]["specificity"] is not None
 
 
-def test_context_sees_haze_in_the_lungs_and_not_another_exposure() -> None:
+def test_appearance_model_detects_haze_but_not_exposure() -> None:
     from cxr_tf.anomaly.fitting import fit_appearance_model
     from cxr_tf.data.sources.phantoms import phantom
 
     drawn = [phantom("normal", seed=8, patient=i, size=128) for i in range(48)]
     healthy = np.stack([p.image for p in drawn])[..., None]
     lungs = np.stack([p.lungs for p in drawn])[..., None]
-    context = fit_appearance_model(healthy[:40])
-    seen = healthy[40:].astype(np.float32)
-    errors = np.asarray(context(seen))
-    outside = np.asarray(context.region).reshape(16, 16) == 0
+    appearance = fit_appearance_model(healthy[:40])
+    held_out = healthy[40:].astype(np.float32)
+    errors = np.asarray(appearance(held_out))
+    outside = np.asarray(appearance.region).reshape(16, 16) == 0
     assert outside.any() and not errors[:, outside].any()
-    # Whatever the scanner makes of the grey levels as a whole.
-    np.testing.assert_allclose(context(0.6 * seen + 20), errors, atol=0.3)
-    hazy = np.where(lungs[40:], 0.5 * seen + 70, seen)
-    rise = (np.asarray(context(hazy)) - errors)[:, ~outside].mean(axis=(0, 1))
-    assert (rise > 0.5).all(), rise  # brighter, and less of the fine and of the coarse detail
+    # Invariant to a linear change of the grey levels.
+    np.testing.assert_allclose(appearance(0.6 * held_out + 20), errors, atol=0.3)
+    hazy = np.where(lungs[40:], 0.5 * held_out + 70, held_out)
+    rise = (np.asarray(appearance(hazy)) - errors)[:, ~outside].mean(axis=(0, 1))
+    assert (rise > 0.5).all(), rise  # brighter, with less fine and coarse detail
 
 
-def test_structural_similarity_is_tensorflows(tmp_path: Path) -> None:
+def test_structural_similarity_matches_tensorflow(tmp_path: Path) -> None:
     import tensorflow as tf
 
     from cxr_tf.models.autoencoder import structural_similarity
@@ -363,7 +361,7 @@ def test_structural_similarity_is_tensorflows(tmp_path: Path) -> None:
     first = rng.normal(size=(2, 48, 48, 1)).astype(np.float32)
     second = first + rng.normal(scale=0.5, size=first.shape).astype(np.float32)
     ours = np.asarray(structural_similarity(first, second))
-    # TensorFlow averages the windows that lie wholly within.
+    # TensorFlow averages the windows that lie inside the image.
     inside = ours[:, 5:-5, 5:-5].mean(axis=(1, 2, 3))
     np.testing.assert_allclose(inside, tf.image.ssim(first, second, max_val=4.0), atol=1e-4)
     np.testing.assert_allclose(structural_similarity(first, first), 1.0, atol=1e-4)
@@ -376,34 +374,36 @@ SICK = np.array([False] * 10 + [True] * 10)
 SCORES = np.concatenate([np.linspace(0.1, 1.0, 10), np.linspace(0.65, 1.55, 10)]).astype(np.float32)
 
 
-def test_the_score_is_chosen_on_validation() -> None:
+def test_score_is_chosen_on_validation() -> None:
     from cxr_tf.anomaly.threshold import choose_score
 
     scores = {"combined": -SCORES, "appearance": SCORES, "residual": 2 * SCORES}
-    assert choose_score(SICK, scores) == "appearance"  # of equals the first
+    assert choose_score(SICK, scores) == "appearance"  # the first of equal scores
     assert choose_score(np.zeros(20, bool), scores) == "combined"
 
 
 @pytest.mark.parametrize(
-    ("asked", "false_alarms", "least_sensitivity"),
+    ("settings", "false_alarms", "least_sensitivity"),
     [
         ({}, 0, 0.6),
         ({"operating_point": "min-specificity:0.9"}, 1, 0.7),
         ({"operating_point": "min-sensitivity:0.8"}, 2, 0.8),
     ],
 )
-def test_thresholds_by_rule(asked: dict, false_alarms: int, least_sensitivity: float) -> None:
+def test_threshold_follows_the_rule(
+    settings: dict, false_alarms: int, least_sensitivity: float
+) -> None:
     from cxr_tf.anomaly.threshold import choose_threshold
 
-    threshold, _ = choose_threshold(SICK, SCORES[None], TrainAutoencoder(**asked))
+    threshold, _ = choose_threshold(SICK, SCORES[None], TrainAutoencoder(**settings))
     assert np.sum(SCORES[~SICK] >= threshold) == false_alarms
     assert np.mean(SCORES[SICK] >= threshold) >= least_sensitivity
 
 
-def test_youdens_point_is_of_all_versions_and_a_rate_of_the_images_as_they_are() -> None:
+def test_youden_uses_perturbed_copies_and_rates_do_not() -> None:
     from cxr_tf.anomaly.threshold import choose_threshold
 
-    darker = SCORES - 0.5  # of another scanner
+    darker = SCORES - 0.5  # from another scanner
     both = np.stack([SCORES, darker])
     threshold, rule = choose_threshold(SICK, both, TrainAutoencoder())
     assert "another scanner" in rule
@@ -413,26 +413,26 @@ def test_youdens_point_is_of_all_versions_and_a_rate_of_the_images_as_they_are()
     at = np.mean(both[:, SICK] >= threshold) - np.mean(both[:, ~SICK] >= threshold)
     assert at == pytest.approx(j.max())
     assert threshold < choose_threshold(SICK, SCORES[None], TrainAutoencoder())[0]
-    asked = TrainAutoencoder(operating_point="min-specificity:0.9")
-    assert choose_threshold(SICK, both, asked) == choose_threshold(SICK, SCORES[None], asked)
+    by_rate = TrainAutoencoder(operating_point="min-specificity:0.9")
+    assert choose_threshold(SICK, both, by_rate) == choose_threshold(SICK, SCORES[None], by_rate)
 
 
-def test_without_sick_images_the_threshold_is_a_quantile_and_says_so() -> None:
+def test_threshold_without_sick_images_is_a_quantile() -> None:
     from cxr_tf.anomaly.threshold import choose_threshold
 
     healthy = np.linspace(1, 2, 200).astype(np.float32)
-    nobody = np.zeros(200, bool)
-    threshold, rule = choose_threshold(nobody, healthy[None], TrainAutoencoder())
+    none_sick = np.zeros(200, bool)
+    threshold, rule = choose_threshold(none_sick, healthy[None], TrainAutoencoder())
     assert np.mean(healthy >= threshold) == pytest.approx(0.05, abs=0.006)
     assert "no sick image" in rule
     threshold, _ = choose_threshold(
-        nobody, healthy[None], TrainAutoencoder(operating_point="min-specificity:0.8")
+        none_sick, healthy[None], TrainAutoencoder(operating_point="min-specificity:0.8")
     )
     assert np.mean(healthy >= threshold) == pytest.approx(0.2, abs=0.006)
 
 
 @pytest.mark.parametrize(
-    ("asked", "healthy", "epochs"),
+    ("settings", "healthy", "epochs"),
     [
         ({}, 1025, 8),
         ({"model": "plain"}, 1025, 30),
@@ -442,32 +442,35 @@ def test_without_sick_images_the_threshold_is_a_quantile_and_says_so() -> None:
         ({"epochs": 3}, 160, 3),
     ],
 )
-def test_few_images_are_gone_through_more_often(asked: dict, healthy: int, epochs: int) -> None:
-    from cxr_tf.anomaly.train_autoencoder import epochs_of
+def test_default_epochs_grow_for_few_images(
+    settings: dict, healthy: int, epochs: int, tmp_path: Path
+) -> None:
+    from cxr_tf.anomaly.resolved import resolve
+    from cxr_tf.runs import Run
 
-    assert epochs_of(TrainAutoencoder(**asked), healthy) == epochs
+    assert resolve(TrainAutoencoder(**settings), healthy, Run(tmp_path)).epochs == epochs
 
 
-def test_a_resumed_run_keeps_its_number_of_epochs(tmp_path: Path) -> None:
-    from cxr_tf.anomaly.train_autoencoder import resolve
+def test_resumed_run_keeps_its_number_of_epochs(tmp_path: Path) -> None:
+    from cxr_tf.anomaly.resolved import resolve
     from cxr_tf.runs import Run
 
     run = Run(tmp_path)
     resumed = TrainAutoencoder(resume=True)
     assert resolve(resumed, 160, run).epochs == 50
     (tmp_path / "config.json").write_text('{"settings": {"epochs": 46}}')
-    assert resolve(resumed, 160, run).epochs == 46  # more images than then
+    assert resolve(resumed, 160, run).epochs == 46  # images were added since
     assert resolve(dataclasses.replace(resumed, epochs=7), 160, run).epochs == 7
 
 
 @pytest.mark.usefixtures("quick")
-def test_without_epochs_it_takes_as_many_as_the_images_need(
+def test_default_epochs_are_recorded(
     chests: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cxr_tf.anomaly import train_autoencoder
+    from cxr_tf.anomaly import resolved, train_autoencoder
 
-    monkeypatch.setattr(train_autoencoder, "MOST_EPOCHS", 2)
-    monkeypatch.setattr(train_autoencoder, "EPOCHS", 1)
+    monkeypatch.setattr(resolved, "MOST_EPOCHS", 2)
+    monkeypatch.setattr(resolved, "EPOCHS", 1)
     settings = settings_for(chests, tmp_path, epochs=None, operating_point="min-specificity:0.8")
     run = train_autoencoder.train_autoencoder(settings)
     assert run.config["settings"]["epochs"] == len(run.metrics["history"]) == 2
@@ -480,7 +483,7 @@ def test_without_epochs_it_takes_as_many_as_the_images_need(
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "message"),
     [
         ({"score": "ssim"}, "does not belong to --model denoising"),
         ({"image_size": 208}, "multiple of 32 from 128 on"),
@@ -492,24 +495,24 @@ def test_without_epochs_it_takes_as_many_as_the_images_need(
         ({"name": "a/b"}, "--name"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_written(
-    chests: Path, tmp_path: Path, changed: dict, told: str
+def test_invalid_settings_raise_before_anything_is_written(
+    chests: Path, tmp_path: Path, changed: dict, message: str
 ) -> None:
     from cxr_tf.anomaly.train_autoencoder import train_autoencoder
 
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         train_autoencoder(settings_for(chests, tmp_path, **changed))
     assert not list(tmp_path.iterdir())
 
 
-def test_too_few_healthy_images(chests: Path, tmp_path: Path) -> None:
+def test_too_few_healthy_images_raise(chests: Path, tmp_path: Path) -> None:
     from cxr_tf.anomaly.train_autoencoder import train_autoencoder
 
     few = tmp_path / "few"
     shutil.copytree(chests, few)
     for path in sorted(few.glob("train/NORMAL/*.png"))[18:]:
         path.unlink()
-    # train and its small validation split are drawn again by patient, so a few more or less remain.
+    # The validation split is redrawn by patient, so the number of images varies a little.
     with pytest.raises(UserError, match=r": 1\d healthy images in the train split.*at least 20"):
         train_autoencoder(settings_for(few, tmp_path / "out"))
     for path in few.glob("t*/NORMAL/*.png"):

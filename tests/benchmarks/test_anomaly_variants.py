@@ -55,14 +55,14 @@ def test_the_default_is_that_of_train_autoencoder(material: Any, tmp_path: Path)
 
     from benchmarks.autoencoder import material as autoencoder_material
     from cxr_tf.anomaly import fitting
-    from cxr_tf.config import TrainAutoencoder
+    from cxr_tf.anomaly.resolved import ResolvedAutoencoder
     from cxr_tf.models.autoencoder import build_network
     from cxr_tf.training import checkpoints
 
     tf.config.experimental.enable_op_determinism()
     found, last, _ = autoencoder_material.trained(material, material.seen, material.lungs)
-    own = TrainAutoencoder(epochs=2, batch_size=8, image_size=128)
-    keras.utils.set_random_seed(own.seed)
+    settings = ResolvedAutoencoder(epochs=2, batch_size=8, image_size=128)
+    keras.utils.set_random_seed(settings.seed)
     expected = build_network("denoising", 128)
     state = checkpoints.TrainingState(tmp_path)
     judged = iter([1.0, 0.5])  # the last is the best
@@ -73,7 +73,7 @@ def test_the_default_is_that_of_train_autoencoder(material: Any, tmp_path: Path)
                        "selection_loss": next(judged)},
         state,
         tf.summary.create_noop_writer(),
-        own,
+        settings,
     )  # fmt: skip
     state.restore_best(expected)
     for a, b in zip(found.get_weights(), expected.get_weights(), strict=True):

@@ -1,4 +1,4 @@
-"""Training one classifier: what is written, and that no interruption changes the result."""
+"""Tests of training one classifier."""
 
 import csv
 import dataclasses
@@ -42,7 +42,7 @@ def tiny_settings(phantoms: Path, root: Path, **changed) -> TrainClassifier:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaves out what costs seconds and is proved on the finished run: figures and export."""
+    """Skip figures and export, which are slow and tested on the finished run."""
     from cxr_tf import runs
     from cxr_tf.scoring import classifier
     from cxr_tf.serving import export
@@ -54,7 +54,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def kept_state(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaves what a finished run compares by: its history, and the weights of its best epoch."""
+    """Keep the checkpoints of a finished run, for comparison."""
     from cxr_tf.training.checkpoints import TrainingState
 
     monkeypatch.setattr(TrainingState, "remove", lambda self: None)
@@ -78,7 +78,7 @@ def assert_same(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> 
 def undisturbed(
     tiny_backbone: str, phantoms: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> TrainClassifier:
-    """Three epochs of the small network without interruption, with its last state."""
+    """Three epochs of the small network without interruption, with checkpoints."""
     from cxr_tf.classification.train_classifier import train_classifier
 
     settings = tiny_settings(phantoms, tmp_path_factory.mktemp("undisturbed"))
@@ -90,7 +90,7 @@ def undisturbed(
 
 
 @pytest.mark.usefixtures("quick", "kept_state")
-def test_the_same_seed_gives_the_same_bits(
+def test_same_seed_gives_identical_weights(
     undisturbed: TrainClassifier, phantoms: Path, tmp_path: Path
 ) -> None:
     from cxr_tf.classification.train_classifier import train_classifier
@@ -101,7 +101,7 @@ def test_the_same_seed_gives_the_same_bits(
 
 
 @pytest.mark.usefixtures("quick", "kept_state")
-def test_killed_and_resumed_gives_the_bits_of_an_undisturbed_run(
+def test_resumed_run_is_identical_to_an_uninterrupted_one(
     undisturbed: TrainClassifier, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from cxr_tf.classification import train_classifier
@@ -113,7 +113,7 @@ def test_killed_and_resumed_gives_the_bits_of_an_undisturbed_run(
 
     def kill(self, batch, logs=None):
         whole(self, batch, logs)
-        # In the first epoch nothing is kept yet; in the second one epoch is.
+        # In the first epoch, before a checkpoint exists, and in the second, after one.
         if self._state.epochs_done() == len(killed) and batch == 1:
             killed.append(batch)
             raise KeyboardInterrupt
@@ -132,7 +132,7 @@ def test_killed_and_resumed_gives_the_bits_of_an_undisturbed_run(
     after = run.metrics
     for volatile in ("train_seconds", "images_per_second"):
         del before["model"][volatile], after["model"][volatile]
-    # As text, which tells 1 from 1.0.
+    # As text, in which 1 and 1.0 differ.
     assert json.dumps(before, sort_keys=True) == json.dumps(after, sort_keys=True)
     for split in ("val", "test"):
         name = f"classifier/run/predictions-{split}.csv"
@@ -141,10 +141,10 @@ def test_killed_and_resumed_gives_the_bits_of_an_undisturbed_run(
 
 
 @pytest.mark.usefixtures("quick", "kept_state")
-def test_frozen_start_is_resumed_as_well(
+def test_fine_tuning_resumes_identically(
     undisturbed: TrainClassifier, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From pretrained weights: the head is fitted first, and BatchNorm stays where it was."""
+    """From pretrained weights, with a fitted head and frozen BatchNorm."""
     from cxr_tf.classification import train_classifier
     from cxr_tf.training import epochs
 
@@ -161,7 +161,7 @@ def test_frozen_start_is_resumed_as_well(
 
     with monkeypatch.context() as patch:
         patch.setattr(epochs.EpochEnd, "on_epoch_end", kill)
-        # The second time nothing is left to train.
+        # The second time no epoch is left.
         for resume in (False, True):
             with pytest.raises(KeyboardInterrupt):
                 train_classifier.train_classifier(dataclasses.replace(rough, resume=resume))
@@ -169,7 +169,7 @@ def test_frozen_start_is_resumed_as_well(
     assert_same(final_state(smooth), final_state(rough))
 
 
-def test_a_finished_run_is_left_alone(
+def test_finished_run_is_not_changed(
     finished: TrainClassifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from cxr_tf.classification import fitting, train_classifier
@@ -190,7 +190,7 @@ def test_a_finished_run_is_left_alone(
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_loss_that_is_no_number_stops_at_its_step(
+def test_nan_loss_stops_at_its_step(
     undisturbed: TrainClassifier, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from cxr_tf import runs
@@ -225,10 +225,10 @@ def test_a_loss_that_is_no_number_stops_at_its_step(
 
 
 @pytest.mark.usefixtures("quick")
-def test_weights_that_become_no_numbers_in_the_last_step_stop_as_well(
+def test_nan_weights_after_the_last_step_stop_the_run(
     tiny_backbone: str, phantoms: Path, tmp_path: Path
 ) -> None:
-    """The loss of the epoch's last step is computed before its update: it cannot tell."""
+    """The loss of the last step is computed before its update, and is still finite."""
     from cxr_tf.classification import train_classifier
 
     settings = tiny_settings(phantoms, tmp_path, learning_rate=1e30, batch_size=48)
@@ -236,7 +236,7 @@ def test_weights_that_become_no_numbers_in_the_last_step_stop_as_well(
         train_classifier.train_classifier(settings)
 
 
-def test_an_unreadable_file_stops_before_anything_is_written(
+def test_unreadable_file_raises_before_anything_is_written(
     tiny_backbone: str, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from cxr_tf.classification import train_classifier
@@ -275,7 +275,7 @@ def test_an_unreadable_file_stops_before_anything_is_written(
         ({"patience": 0}, "--patience"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_written(
+def test_invalid_settings_raise_before_anything_is_written(
     tiny_backbone: str, phantoms: Path, tmp_path: Path, changed: dict, message: str
 ) -> None:
     from cxr_tf.classification import train_classifier
@@ -286,10 +286,10 @@ def test_mistakes_are_told_before_anything_is_written(
 
 
 @pytest.mark.usefixtures("quick")
-def test_no_epochs_train_the_head_alone(
+def test_zero_epochs_train_the_head_only(
     undisturbed: TrainClassifier, phantoms: Path, tmp_path: Path
 ) -> None:
-    """Three classes on the backbone of a binary model, which must stay as it was."""
+    """A head for three classes on the unchanged backbone of a binary model."""
     import keras
 
     from cxr_tf.classification import train_classifier
@@ -316,7 +316,7 @@ def test_no_epochs_train_the_head_alone(
     assert header == ["path", "patient", "label", "normal", "bacterial", "viral", "predicted"]
 
 
-def test_metrics_have_what_is_promised(finished: TrainClassifier) -> None:
+def test_run_directory_is_complete(finished: TrainClassifier) -> None:
     folder = Path(finished.logs) / "classifier" / finished.name
     metrics = json.loads((folder / "metrics.json").read_text())
     for split in ("val", "test"):
@@ -344,7 +344,7 @@ def test_metrics_have_what_is_promised(finished: TrainClassifier) -> None:
     assert (folder / "figures" / "training_curves.png").exists()
 
 
-def test_tensorboard_shows_it(finished: TrainClassifier) -> None:
+def test_tensorboard_has_every_summary(finished: TrainClassifier) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(
@@ -362,7 +362,7 @@ def test_tensorboard_shows_it(finished: TrainClassifier) -> None:
     assert plugins["_hparams_/session_start_info"] == "hparams"
 
 
-def test_what_was_left_open_is_recorded(finished: TrainClassifier) -> None:
+def test_resolved_settings_are_recorded(finished: TrainClassifier) -> None:
     run = Path(finished.logs) / "classifier" / finished.name
     resolved = json.loads((run / "config.json").read_text())["resolved"]
     left = {"precision": "auto", "trainable_blocks": None, "learning_rate": None}
@@ -370,8 +370,10 @@ def test_what_was_left_open_is_recorded(finished: TrainClassifier) -> None:
     assert resolved and None not in resolved.values() and "auto" not in resolved.values()
 
 
-def test_validation_decides_and_test_nothing(finished: TrainClassifier) -> None:
-    """Threshold, temperature and the loss by which the epoch is chosen, computed again."""
+def test_threshold_temperature_and_epoch_are_chosen_on_validation(
+    finished: TrainClassifier,
+) -> None:
+    """Recompute them, and check that test would give others."""
     import keras
     from sklearn.metrics import log_loss
 
@@ -384,7 +386,7 @@ def test_validation_decides_and_test_nothing(finished: TrainClassifier) -> None:
     from cxr_tf.training.inference import compiled, infer
 
     folder = Path(finished.logs) / "classifier" / finished.name
-    told = json.loads((folder / "metrics.json").read_text())
+    recorded = json.loads((folder / "metrics.json").read_text())
     data = load_data(finished)
     to_logits = compiled(logits_of(keras.saving.load_model(folder / "model.keras", compile=False)))
 
@@ -397,23 +399,23 @@ def test_validation_decides_and_test_nothing(finished: TrainClassifier) -> None:
         temperature = metrics_module.fit_temperature(
             np.concatenate(logits), np.concatenate([part.labels, part.labels])
         )
-        probabilities = [softmax(own / t, axis=1) for own in logits for t in (1.0, temperature)]
+        probabilities = [softmax(x / t, axis=1) for x in logits for t in (1.0, temperature)]
         weights = class_weights(data.split("train").labels)
         losses = [
-            log_loss(part.labels, own, sample_weight=[weights[k] for k in part.labels])
-            for own in probabilities[::2]
+            log_loss(part.labels, p, sample_weight=[weights[k] for k in part.labels])
+            for p in probabilities[::2]
         ]
         threshold = metrics_module.operating_point(part.labels, probabilities[1][:, 1], "youden")
         return temperature, threshold, float(np.mean(losses))
 
-    model = told["model"]
-    found = model["temperature"], model["threshold"], model["selection_loss"]
-    assert found == pytest.approx(chosen("val"), rel=1e-4)
-    for own, of_test in zip(found, chosen("test"), strict=True):
-        assert own != pytest.approx(of_test, rel=1e-3)
+    model = recorded["model"]
+    actual = model["temperature"], model["threshold"], model["selection_loss"]
+    assert actual == pytest.approx(chosen("val"), rel=1e-4)
+    for value, of_test in zip(actual, chosen("test"), strict=True):
+        assert value != pytest.approx(of_test, rel=1e-3)
 
 
-def test_two_classes_count_alike_and_of_three_each_by_the_root_of_its_images() -> None:
+def test_class_weights_balance_two_classes_and_soften_three() -> None:
     from cxr_tf.classification.fitting import class_weights
 
     assert class_weights(np.repeat([0, 1], [30, 10])) == pytest.approx({0: 2 / 3, 1: 2.0})
@@ -424,14 +426,14 @@ def test_two_classes_count_alike_and_of_three_each_by_the_root_of_its_images() -
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_resumed_training_keeps_the_arithmetic_that_it_began_with(
+def test_resumed_run_keeps_its_precision(
     tiny_backbone: str, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from cxr_tf.classification import train_classifier
     from cxr_tf.training import epochs
     from cxr_tf.training import precision as training_precision
 
-    def taking(precision: str) -> Callable[..., str]:
+    def resolving_to(precision: str) -> Callable[..., str]:
         return lambda wanted, **_: precision if wanted == "auto" else wanted
 
     settings = tiny_settings(phantoms, tmp_path, precision="auto", epochs=2)
@@ -442,18 +444,18 @@ def test_a_resumed_training_keeps_the_arithmetic_that_it_began_with(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(training_precision, "resolve_precision", taking("float32"))
+        patch.setattr(training_precision, "resolve_precision", resolving_to("float32"))
         patch.setattr(epochs.EpochEnd, "on_epoch_end", kill)
         with pytest.raises(KeyboardInterrupt):
             train_classifier.train_classifier(settings)
-    monkeypatch.setattr(training_precision, "resolve_precision", taking("mixed_bfloat16"))
+    monkeypatch.setattr(training_precision, "resolve_precision", resolving_to("mixed_bfloat16"))
     run = train_classifier.train_classifier(dataclasses.replace(settings, resume=True))
     assert run.config["resolved"]["precision"] == "float32"
     assert run.metrics["model"]["precision"] == "float32"
 
 
 def test_training_on_two_devices(phantoms: Path, tmp_path: Path) -> None:
-    """By MirroredStrategy, from the first step to the SavedModel, in a process of its own."""
+    """Train with MirroredStrategy up to the SavedModel, in a separate process."""
     script = Path(__file__).parents[1] / "support" / "mirrored_training.py"
     done = subprocess.run(
         [sys.executable, str(script), str(phantoms), str(tmp_path)], capture_output=True, text=True

@@ -189,7 +189,7 @@ def test_a_comparison_finds_mistakes_before_it_trains(
     for changed, said in (
         ({"vgg16_weights": str(tmp_path / "none.h5")}, "no such weights file"),
         ({"epochs": 0}, "--weights none needs"),
-        ({"trainable_blocks": 6}, "--trainable-blocks for resnet50 goes from 0 to 5, not 6"),
+        ({"trainable_blocks": 6}, "--trainable-blocks for resnet50 must be from 0 to 5, not 6"),
     ):
         with pytest.raises(UserError, match=said):
             compare_backbones.compare_backbones(dataclasses.replace(plain, **changed))

@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 from random_classifier import random_classifier
 
+from cxr_tf import metrics
 from cxr_tf.config import Explain
 from cxr_tf.data.loading import open_catalog
 from cxr_tf.errors import UserError
@@ -342,10 +343,11 @@ def test_places() -> None:
     heat[20:30, 40:50] = 1
     mask = np.zeros((64, 64), bool)
     mask[24:26, 44:46] = True
-    assert faithfulness.hottest_place(heat) in {(24, 44), (25, 45), (24, 45), (25, 44)}
-    assert faithfulness.points_into(heat, mask, 0)
+    assert metrics.hottest_pixel(heat) in {(24, 44), (25, 45), (24, 45), (25, 44)}
+    assert metrics.pointing_hits(heat[None], mask[None])[0]
     away = np.roll(mask, 5, axis=0)
-    assert not faithfulness.points_into(heat, away, 3) and faithfulness.points_into(heat, away, 6)
+    hits = [metrics.pointing_hits(heat[None], away[None], tolerance=t)[0] for t in (3, 6)]
+    assert hits == [False, True]
     heat[0] = -5  # what speaks against the target is no heat
     assert faithfulness.share_inside(heat, mask) == pytest.approx(4 / 100)
     assert np.isnan(faithfulness.share_inside(-np.abs(heat), mask))

@@ -1,4 +1,4 @@
-"""BatchNorm in the convolutions: the same function, the same gradients, the same variables."""
+"""Tests of folding BatchNorm into convolutions."""
 
 from collections.abc import Iterator
 
@@ -28,17 +28,17 @@ def tiny(tiny_backbone: str) -> Iterator[keras.Model]:
     yield random_classifier(tiny_backbone, 64)
 
 
-def test_a_folded_copy_gives_the_same_probabilities(resnet: keras.Model) -> None:
+def test_folded_copy_has_the_same_probabilities(resnet: keras.Model) -> None:
     images = drawings(3, 64)
     light = fold_norms(resnet)
     assert len(norms(resnet)) == 53 and not norms(light)
-    expected, found = (m.predict(images, verbose=0) for m in (resnet, light))
+    expected, actual = (m.predict(images, verbose=0) for m in (resnet, light))
     assert expected.min() > 0.05 and np.ptp(expected, axis=0).max() > 0.01
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
     assert {"embedding", "logits", "probabilities"} <= {x.name for x in light.layers}
 
 
-def test_a_copy_has_variables_of_its_own(tiny: keras.Model) -> None:
+def test_folded_copy_does_not_share_variables(tiny: keras.Model) -> None:
     images, light = drawings(2, 64), fold_norms(tiny)
     before = light.predict(images, verbose=0)
     for weight in tiny.weights:
@@ -46,28 +46,30 @@ def test_a_copy_has_variables_of_its_own(tiny: keras.Model) -> None:
     np.testing.assert_array_equal(light.predict(images, verbose=0), before)
 
 
-def test_what_has_no_norms_stays_as_it_is() -> None:
+def test_folding_returns_a_model_without_norms_unchanged() -> None:
     model = build_classifier("alexnet", classes=2, image_size=64)
     assert fold_norms(model) is model
     assert fold_frozen_norms(model) is model
 
 
-def test_a_norm_stays_where_the_convolution_is_read_by_others_too() -> None:
+def test_norm_is_not_folded_if_the_convolution_has_other_readers() -> None:
     images = keras.Input((16, 16, 3))
     x = keras.layers.Conv2D(4, 3, padding="same", name="shared")(images)
     y = keras.layers.BatchNormalization(name="one_reader")(x)
-    z = keras.layers.BatchNormalization(name="behind")(keras.layers.Conv2D(4, 3, name="own")(y))
+    z = keras.layers.BatchNormalization(name="foldable")(
+        keras.layers.Conv2D(4, 3, name="second")(y)
+    )
     model = keras.Model(images, [x, z])
     assert [n.name for n in norms(fold_norms(model))] == ["one_reader"]
 
 
-def test_norms_that_learn_are_left_alone(tiny: keras.Model) -> None:
+def test_trainable_norms_are_not_folded(tiny: keras.Model) -> None:
     backbones.freeze(tiny, "tiny", trainable_blocks=2, batch_norm=True)
     trainer = logits_of(tiny)
     assert fold_frozen_norms(trainer) is trainer
 
 
-def test_frozen_norms_change_no_gradient(tiny: keras.Model) -> None:
+def test_folding_frozen_norms_keeps_the_gradients(tiny: keras.Model) -> None:
     backbones.freeze(tiny, "tiny", trainable_blocks=2, batch_norm=False)
     plain = logits_of(tiny)
     folded = fold_frozen_norms(plain)
@@ -76,24 +78,24 @@ def test_frozen_norms_change_no_gradient(tiny: keras.Model) -> None:
 
     def gradients(model: keras.Model) -> dict[str, np.ndarray]:
         with tf.GradientTape() as tape:
-            # Without dropout, whose draws would differ.
+            # In inference mode, because the random numbers of dropout would differ.
             loss = keras.losses.sparse_categorical_crossentropy(
                 labels, model(images, training=False), from_logits=True
             )
-        found = tape.gradient(loss, [v.value for v in model.trainable_variables])
+        values = tape.gradient(loss, [v.value for v in model.trainable_variables])
         names = [v.path for v in model.trainable_variables]
-        return dict(zip(names, (np.asarray(g) for g in found), strict=True))
+        return dict(zip(names, (np.asarray(g) for g in values), strict=True))
 
-    expected, found = gradients(plain), gradients(folded)
-    assert expected.keys() == found.keys() and "conv1_conv/kernel" in found
+    expected, actual = gradients(plain), gradients(folded)
+    assert expected.keys() == actual.keys() and "conv1_conv/kernel" in actual
     for name, gradient in expected.items():
         assert np.abs(gradient).max() > 1e-5, name
         np.testing.assert_allclose(
-            found[name], gradient, rtol=1e-3, atol=1e-5 * np.abs(gradient).max(), err_msg=name
+            actual[name], gradient, rtol=1e-3, atol=1e-5 * np.abs(gradient).max(), err_msg=name
         )
 
 
-def test_training_the_folded_graph_trains_the_model(tiny: keras.Model) -> None:
+def test_training_the_folded_graph_updates_the_model(tiny: keras.Model) -> None:
     backbones.freeze(tiny, "tiny", trainable_blocks=2, batch_norm=False)
     before = {v.path: v.numpy() for v in tiny.variables}
     folded = fold_frozen_norms(logits_of(tiny))
@@ -107,8 +109,8 @@ def test_training_the_folded_graph_trains_the_model(tiny: keras.Model) -> None:
     np.testing.assert_allclose(folded.predict(drawings(4, 64), verbose=0), logits, rtol=1e-4)
 
 
-def test_statistics_are_not_rounded_in_bfloat16(tiny_backbone: str) -> None:
-    """The kernel is put together in float32: what is folded is nearer than what is not."""
+def test_folding_in_bfloat16_reduces_rounding(tiny_backbone: str) -> None:
+    """The kernel is folded in float32, so that the folded model is closer to the float32 one."""
     exact = random_classifier(tiny_backbone, 64)
     short = build_classifier(tiny_backbone, classes=3, image_size=64, precision="mixed_bfloat16")
     short.set_weights(exact.get_weights())
@@ -125,13 +127,13 @@ def test_statistics_are_not_rounded_in_bfloat16(tiny_backbone: str) -> None:
     assert [x.output.dtype for x in layers] == ["bfloat16"] * 2
 
 
-def test_exports_hold_no_norms(tiny: keras.Model, tmp_path) -> None:
+def test_exports_contain_no_norms(tiny: keras.Model, tmp_path) -> None:
     folder = export.export_classifier(
         tiny, tmp_path / "tiny", classes=("a", "b", "c"), threshold=0.5, card={"kind": "classifier"}
     )
     served = loading.load_served(str(folder))
     images = drawings(3, 64)
-    found = served.signature("tensor")(images=tf.constant(images))["probabilities"]
-    np.testing.assert_allclose(found, tiny.predict(images, verbose=0), atol=1e-5)
+    actual = served.signature("tensor")(images=tf.constant(images))["probabilities"]
+    np.testing.assert_allclose(actual, tiny.predict(images, verbose=0), atol=1e-5)
     names = [v.name for v in served.loaded.model_variables]
     assert len(names) == 6, names  # kernel and bias of two convolutions and of the last layer

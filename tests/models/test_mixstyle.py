@@ -1,4 +1,4 @@
-"""MixStyle: styles wander between radiographs in training, and content and inference stay."""
+"""Tests of MixStyle."""
 
 import keras
 import numpy as np
@@ -12,7 +12,7 @@ from cxr_tf.models.classifier import logits_of
 from cxr_tf.models.mixstyle import MixedStyle, mix_styles
 
 RNG = np.random.default_rng(0)
-# Each image with a mean and a spread of its own, channel by channel.
+# Every channel of every image has a different mean and spread.
 MAPS = (RNG.normal(size=(8, 12, 12, 3)) * RNG.uniform(0.5, 3, (8, 1, 1, 3))).astype(np.float32)
 MAPS += RNG.uniform(-4, 4, (8, 1, 1, 3)).astype(np.float32)
 
@@ -21,20 +21,20 @@ def moments(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return maps.mean(axis=(1, 2)), maps.std(axis=(1, 2))
 
 
-def test_a_mixed_style_lies_between_two_and_the_content_stays() -> None:
+def test_mixstyle_interpolates_styles_and_keeps_the_content() -> None:
     mixed = np.asarray(MixedStyle(share=1.0)(MAPS, training=True))
     assert np.abs(mixed - MAPS).max() > 1
-    for own, found in zip(moments(MAPS), moments(mixed), strict=True):
-        other = np.roll(own, 1, axis=0)
-        assert np.all(found >= np.minimum(own, other) - 0.02)
-        assert np.all(found <= np.maximum(own, other) + 0.02)
+    for before, after in zip(moments(MAPS), moments(mixed), strict=True):
+        partner = np.roll(before, 1, axis=0)
+        assert np.all(after >= np.minimum(before, partner) - 0.02)
+        assert np.all(after <= np.maximum(before, partner) + 0.02)
     for before, after in zip(MAPS, mixed, strict=True):
         for channel in range(3):
             pair = before[..., channel].ravel(), after[..., channel].ravel()
             assert np.corrcoef(*pair)[0, 1] == pytest.approx(1, abs=1e-4)
 
 
-def test_as_many_images_are_mixed_as_asked() -> None:
+def test_mixstyle_mixes_the_given_share_of_images() -> None:
     maps = np.tile(MAPS, (50, 1, 1, 1))
     mixed = np.asarray(MixedStyle(share=0.5)(maps, training=True))
     changed = np.abs(mixed - maps).max(axis=(1, 2, 3)) > 1e-4
@@ -42,12 +42,12 @@ def test_as_many_images_are_mixed_as_asked() -> None:
     np.testing.assert_allclose(MixedStyle(share=0.0)(MAPS, training=True), MAPS, atol=1e-5)
 
 
-def test_a_constant_map_stays_finite() -> None:
+def test_mixstyle_of_a_constant_map_is_finite() -> None:
     flat = np.concatenate([np.zeros_like(MAPS[:1]), MAPS[:1]])
     assert np.isfinite(MixedStyle(share=1.0)(flat, training=True)).all()
 
 
-def test_bfloat16_stays_bfloat16_and_keeps_its_moments() -> None:
+def test_mixstyle_computes_its_statistics_in_float32() -> None:
     short = tf.cast(np.tile(MAPS, (1, 8, 8, 1)), tf.bfloat16)
     mixed = MixedStyle(share=0.0)(short, training=True)
     assert mixed.dtype == tf.bfloat16
@@ -56,7 +56,7 @@ def test_bfloat16_stays_bfloat16_and_keeps_its_moments() -> None:
     )
 
 
-def test_inference_is_the_models_and_only_training_differs(tiny_backbone: str) -> None:
+def test_mixstyle_changes_training_but_not_inference(tiny_backbone: str) -> None:
     model = random_classifier(tiny_backbone, 64)
     backbones.freeze(model, tiny_backbone, trainable_blocks=2, batch_norm=False)
     plain = logits_of(model)
@@ -65,21 +65,21 @@ def test_inference_is_the_models_and_only_training_differs(tiny_backbone: str) -
     assert [v.path for v in mixed.weights] == [v.path for v in fold_frozen_norms(plain).weights]
     images = drawings(4, 64)
     expected = np.asarray(plain(images, training=False))
-    found = np.asarray(mixed(images, training=False))
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
-    # Dropout alone would differ too; the styles are all that is drawn in front of it.
+    actual = np.asarray(mixed(images, training=False))
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+    # Up to this layer only MixStyle is random; the outputs of the model also depend on dropout.
     inside = keras.Model(mixed.input, mixed.get_layer("conv1_relu_style").output)
     assert not np.allclose(inside(images, training=True), inside(images, training=False))
 
 
 @pytest.mark.parametrize("name", ["vgg16", "resnet50", "alexnet"])
-def test_every_backbone_has_the_layers_that_are_styled(name: str) -> None:
+def test_styled_layers_exist_in_every_backbone(name: str) -> None:
     images = keras.Input((64, 64, 3))
     model = keras.Model(images, backbones.backbone(name).features(images))
     mixed = mix_styles(model, backbones.backbone(name).styled)
     assert sum(isinstance(x, MixedStyle) for x in mixed.layers) == 2
 
 
-def test_an_unknown_layer_is_refused(tiny_backbone: str) -> None:
+def test_unknown_layer_raises(tiny_backbone: str) -> None:
     with pytest.raises(ValueError, match="no layer 'conv9'"):
         mix_styles(random_classifier(tiny_backbone, 64), ["conv9"])

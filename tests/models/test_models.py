@@ -1,4 +1,4 @@
-"""Backbones and classifiers: whose network they are, which weights fit, and what stays frozen."""
+"""Tests of backbones, classifiers and their weights."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from cxr_tf.models import alexnet, alexnet_conversion, backbones, weights
 from cxr_tf.models.alexnet_conversion import convert_alexnet_weights
 from cxr_tf.models.classifier import build_classifier, calibrated, embedding_of, logits_of
 
-# torchvision's layer list, written out: {name of its state dict: shape}.
+# Names and shapes of torchvision's state dict.
 STATE_SHAPES = {
     "features.0": (64, 3, 11, 11),
     "features.3": (192, 64, 5, 5),
@@ -34,7 +34,7 @@ def draw(shape: tuple[int, ...]) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def state_dict() -> dict[str, np.ndarray]:
-    """Weights of AlexNet as torch orders them, so large that logits are of the order of one."""
+    """Random weights of AlexNet in torch's layout, scaled so that logits are about one."""
     state = {}
     for name, shape in STATE_SHAPES.items():
         state[f"{name}.weight"] = draw(shape) * np.float32(np.sqrt(2 / np.prod(shape[1:])))
@@ -44,7 +44,7 @@ def state_dict() -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights that are replaced at once begin at zero: drawing AlexNet's takes seconds."""
+    """Initialise weights with zeros, because drawing those of AlexNet takes seconds."""
     zeros = keras.initializers.Zeros()
     monkeypatch.setattr(
         keras.initializers.HeNormal,
@@ -54,7 +54,7 @@ def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def keras_alexnet(size: int, state: dict[str, np.ndarray]) -> keras.Model:
-    """Normalised images -> 1000 logits, with torch's weights."""
+    """Build AlexNet with 1000 logits and torch's weights."""
     inputs = keras.Input((size, size, 3))
     features = alexnet.alexnet_features(inputs)
     model = keras.Model(inputs, keras.layers.Dense(1000, name="fc8")(features))
@@ -66,7 +66,7 @@ def keras_alexnet(size: int, state: dict[str, np.ndarray]) -> keras.Model:
 
 @pytest.mark.usefixtures("no_drawing")
 @pytest.mark.parametrize("size", [224, 96, 64])
-def test_alexnet_gives_the_logits_of_torchvision(size: int, state_dict: dict) -> None:
+def test_alexnet_matches_torchvision(size: int, state_dict: dict) -> None:
     torch = pytest.importorskip("torch", reason="PyTorch is needed for its AlexNet alone")
     nn = torch.nn
 
@@ -90,7 +90,7 @@ def test_alexnet_gives_the_logits_of_torchvision(size: int, state_dict: dict) ->
         def forward(self, x):
             return self.classifier(torch.flatten(self.avgpool(self.features(x)), 1))
 
-    with torch.device("meta"):  # no drawing of weights that are replaced at once
+    with torch.device("meta"):  # without initialising weights that are replaced
         theirs = AlexNet()
     tensors = {name: torch.from_numpy(values) for name, values in state_dict.items()}
     theirs.load_state_dict(tensors, assign=True)
@@ -103,7 +103,7 @@ def test_alexnet_gives_the_logits_of_torchvision(size: int, state_dict: dict) ->
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 3), (5, 7), (6, 6), (13, 4), (12, 18)])
-def test_adaptive_pooling_averages_the_bins_of_torch(size: tuple[int, int]) -> None:
+def test_adaptive_pooling_matches_torch(size: tuple[int, int]) -> None:
     height, width = size
     images = draw((2, height, width, 3))
     inputs = keras.Input((height, width, 3))
@@ -111,7 +111,7 @@ def test_adaptive_pooling_averages_the_bins_of_torch(size: tuple[int, int]) -> N
     pooled = pool(images).numpy() if size != (6, 6) else images
     for i in range(6):
         for j in range(6):
-            # From floor(i h / 6) to ceil((i + 1) h / 6), as torch documents it.
+            # Bins from floor(i h / 6) to ceil((i + 1) h / 6), as documented by torch.
             rows = slice(int(np.floor(i * height / 6)), int(np.ceil((i + 1) * height / 6)))
             columns = slice(int(np.floor(j * width / 6)), int(np.ceil((j + 1) * width / 6)))
             np.testing.assert_allclose(
@@ -120,7 +120,7 @@ def test_adaptive_pooling_averages_the_bins_of_torch(size: tuple[int, int]) -> N
 
 
 @pytest.mark.usefixtures("no_drawing")
-def test_converted_weights_fit_alexnet(
+def test_converted_weights_load_into_alexnet(
     state_dict: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "alexnet_notop.weights.h5"
@@ -137,7 +137,7 @@ def test_converted_weights_fit_alexnet(
 
 
 @pytest.mark.usefixtures("no_drawing")
-def test_the_converter_refuses_what_is_not_alexnet(
+def test_conversion_of_another_network_raises(
     state_dict: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out" / "x.weights.h5"
@@ -165,10 +165,10 @@ def test_the_converter_refuses_what_is_not_alexnet(
 
 
 @pytest.mark.parametrize("name", ["resnet50", "vgg16"])
-def test_a_weights_file_is_loaded_or_refused_with_the_first_difference(
+def test_weights_file_loads_or_raises_with_the_first_differing_layer(
     name: str, tmp_path: Path
 ) -> None:
-    """Of Keras Applications as they are saved, at another size than the classifier's."""
+    """Weights saved from Keras Applications at another image size."""
     build = {"resnet50": keras.applications.ResNet50, "vgg16": keras.applications.VGG16}
     source = build[name](include_top=False, weights=None, input_shape=(96, 96, 3))
     path, other = tmp_path / f"{name}.weights.h5", {"resnet50": "vgg16", "vgg16": "resnet50"}[name]
@@ -187,7 +187,7 @@ def test_a_weights_file_is_loaded_or_refused_with_the_first_difference(
         weights.load_weights(build_classifier(other, classes=2, image_size=64), other, str(path))
 
 
-def test_the_layer_that_differs_is_named_and_nothing_is_loaded(
+def test_wrong_weights_file_names_the_layer_and_loads_nothing(
     tiny_backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def bare(filters: int, blocks: int = 2) -> keras.Model:
@@ -220,7 +220,7 @@ def test_the_layer_that_differs_is_named_and_nothing_is_loaded(
             weights.load_weights(model, tiny_backbone, str(tmp_path / name))
     with pytest.raises(UserError, match="no such weights file"):
         weights.load_weights(model, tiny_backbone, str(tmp_path))
-    for name in ("images", "layers"):  # HDF5, but of something else
+    for name in ("images", "layers"):  # HDF5 files without weights
         with h5py.File(tmp_path / "data.h5", "w") as file:
             file[name] = np.zeros((2, 3))
         with pytest.raises(UserError, match="first differing layer 'conv1_conv'"):
@@ -235,7 +235,7 @@ def test_the_layer_that_differs_is_named_and_nothing_is_loaded(
     )
 
 
-def test_imagenet_is_never_replaced_in_silence(
+def test_missing_imagenet_weights_raise_instead_of_a_fallback(
     tiny_backbone: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import dataclasses
@@ -258,32 +258,32 @@ def test_imagenet_is_never_replaced_in_silence(
         np.testing.assert_array_equal(value, kept)
 
 
-def test_unknown_names_list_the_known() -> None:
+def test_unknown_backbone_lists_the_known_ones() -> None:
     with pytest.raises(UserError, match="resnet50, vgg16, alexnet"):
         backbones.backbone("vgg19")
     with pytest.raises(UserError, match="at least 64"):
         build_classifier("vgg16", classes=2, image_size=63)
 
 
-def test_from_scratch_vgg16_tells_images_apart_at_a_scale_of_one() -> None:
+def test_vgg16_from_scratch_has_distinct_embeddings_of_unit_scale() -> None:
     images = np.stack(
         [phantom("normal", seed=5, patient=k, size=64).image for k in range(12)]
-    )  # others than those it is fitted to
+    )  # none of the phantoms that scale the weights
     images = np.repeat(images[..., None], 3, axis=-1).astype(np.float32)
 
-    def drawn() -> keras.Model:
+    def build() -> keras.Model:
         keras.utils.set_random_seed(0)
         model = build_classifier("vgg16", classes=2, image_size=64)
         weights.load_weights(model, "vgg16", "none")
         return model
 
-    model = drawn()
+    model = build()
     embeddings = np.asarray(embedding_of(model)(images))
     assert 0.3 < np.sqrt(np.mean(embeddings**2)) < 3
-    # Under He's initialisation alone: logits of 200, and a correlation of 0.99.
+    # With He's initialisation alone, logits reach 200 and the correlation is 0.99.
     assert np.abs(np.asarray(logits_of(model)(images))).max() < 10
     assert np.corrcoef(embeddings)[np.triu_indices(12, 1)].mean() < 0.5
-    for value, again in zip(model.get_weights(), drawn().get_weights(), strict=True):
+    for value, again in zip(model.get_weights(), build().get_weights(), strict=True):
         np.testing.assert_array_equal(value, again)
 
 
@@ -294,7 +294,7 @@ RADIOGRAPHS = np.repeat(
 )
 
 
-def test_exposure_is_not_seen(tiny_backbone: str) -> None:
+def test_probabilities_do_not_depend_on_exposure(tiny_backbone: str) -> None:
     model = build_classifier(tiny_backbone, classes=2, image_size=64)
     bright = RADIOGRAPHS * 0.5 + 100
     np.testing.assert_allclose(model(RADIOGRAPHS), model(bright), atol=2e-3)
@@ -302,7 +302,7 @@ def test_exposure_is_not_seen(tiny_backbone: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet50", "vgg16", "alexnet"])
-def test_classifiers_are_flat_and_carry_their_names(name: str) -> None:
+def test_classifiers_are_flat_with_named_layers(name: str) -> None:
     model = build_classifier(name, classes=3, image_size=64)
     assert not [x.name for x in model.layers if isinstance(x, keras.Model)]
     width = {"resnet50": 2048, "vgg16": 512, "alexnet": 4096}[name]
@@ -328,7 +328,7 @@ def test_temperature_divides_the_logits(tiny_backbone: str) -> None:
     assert embedding_of(cooled)(RADIOGRAPHS).shape == (3, 16)
 
 
-def test_a_mixed_precision_model_is_rebuilt_in_float32(tiny_backbone: str, tmp_path: Path) -> None:
+def test_mixed_precision_model_is_rebuilt_in_float32(tiny_backbone: str, tmp_path: Path) -> None:
     mixed = build_classifier(tiny_backbone, classes=2, image_size=64, precision="mixed_bfloat16")
     assert keras.config.dtype_policy().name == "float32"
     assert mixed.get_layer("conv1_conv").compute_dtype == "bfloat16"
@@ -343,7 +343,7 @@ def test_a_mixed_precision_model_is_rebuilt_in_float32(tiny_backbone: str, tmp_p
 
 
 def test_alexnet_builds_in_every_precision_and_size(tmp_path: Path) -> None:
-    """Its pooling is a product with a constant, which must take the layer's type and be saved."""
+    """Adaptive pooling multiplies by a constant, which needs the dtype of the layer."""
     for precision in ("float32", "mixed_bfloat16", "mixed_float16"):
         inputs = keras.Input((7, 5, 4), dtype="float32")
         keras.config.set_dtype_policy(precision)
@@ -358,7 +358,7 @@ def test_alexnet_builds_in_every_precision_and_size(tmp_path: Path) -> None:
         np.testing.assert_array_equal(again(images), pool(images))
 
 
-def test_frozen_layers_keep_weights_and_statistics_in_a_training_step(tiny_backbone: str) -> None:
+def test_frozen_layers_keep_weights_and_statistics(tiny_backbone: str) -> None:
     model = build_classifier(tiny_backbone, classes=2, image_size=64)
     backbones.freeze(model, tiny_backbone, trainable_blocks=1, batch_norm=False)
     before = {x.name: x.get_weights() for x in model.layers if x.weights}
@@ -374,7 +374,7 @@ def test_frozen_layers_keep_weights_and_statistics_in_a_training_step(tiny_backb
     assert moved == {"conv2_conv", "logits"}
 
 
-def test_a_cam_runs_on_the_flat_graph(tiny_backbone: str) -> None:
+def test_gradcam_runs_on_the_flat_graph(tiny_backbone: str) -> None:
     from tf_keras_vis.gradcam_plus_plus import GradcamPlusPlus
     from tf_keras_vis.utils.scores import CategoricalScore
 

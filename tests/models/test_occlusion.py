@@ -1,4 +1,4 @@
-"""Occlusion: the incremental way is exact, and a map says where the network looks."""
+"""Tests of occlusion heatmaps."""
 
 import itertools
 
@@ -20,7 +20,7 @@ from cxr_tf.models.occlusion import windows
     ("name", "size", "patch", "stride"),
     [("vgg16", 70, 11, 7), ("resnet50", 96, 15, 13), ("alexnet", 96, 9, 7), ("tiny", 65, 7, 3)],
 )
-def test_incremental_is_plain(
+def test_incremental_occlusion_equals_plain_occlusion(
     name: str,
     size: int,
     patch: int,
@@ -33,24 +33,24 @@ def test_incremental_is_plain(
     images = drawings(2, size)
     grid = occlusion_occluder.make_grid(size, patch, stride)
     covers = occlusion_occluder.cover_images(images, "noise", patch)
-    # Corners, borders and inner ones, in no order.
+    # Corners, borders and inner patches, unordered.
     last = grid.count - 1
     places = np.array([0, last, *range(3, last, last // 9), len(grid.starts) - 1], np.int32)
-    found = {}
+    results = {}
     for way in ("plain", "incremental"):
-        # Neither a divisor of the patches nor more than they are.
+        # A batch size that does not divide the number of patches.
         occluder = occlusion_occluder.make_occluder(model, grid, batch_size=7, way=way)
-        found[way] = occlusion_occluder.compiled(occluder)(images, covers, places)
+        results[way] = occlusion_occluder.compiled(occluder)(images, covers, places)
     plan = occlusion_occluder.make_occluder(model, grid, way="incremental").plan
     assert plan is not None and plan.share < 0.9  # windows, not whole maps, are compared
     before = model(images, training=False).numpy()
     assert before.min() > 0.02 and before.max() < 0.96
-    plain, exact = (tf.nn.softmax(found[way][1]).numpy() for way in ("plain", "incremental"))
-    # Covering has to matter, or everything would be equal.
+    plain, exact = (tf.nn.softmax(results[way][1]).numpy() for way in ("plain", "incremental"))
+    # Covering must change the probabilities for the comparison to mean anything.
     assert np.abs(plain - before[:, None]).max() > 5e-3
     np.testing.assert_allclose(exact, plain, atol=1e-4)
-    np.testing.assert_allclose(tf.nn.softmax(found["incremental"][0]), before, atol=1e-5)
-    # And the plain way is what a loop over patches would do with the model itself.
+    np.testing.assert_allclose(tf.nn.softmax(results["incremental"][0]), before, atol=1e-5)
+    # The plain method equals a loop over patches.
     network = read_network(model)
     x = network.standardise(images).numpy()
     cover = network.standardise_as(images, covers).numpy()
@@ -64,8 +64,8 @@ def test_incremental_is_plain(
         np.testing.assert_allclose(tf.nn.softmax(network.scores(by_hand)), plain[:, k], atol=1e-5)
 
 
-def test_nothing_changes_but_the_patch() -> None:
-    """The cut is where the standardisation ends, and a cover gets the plain image's statistics."""
+def test_covering_keeps_the_standardisation_of_the_image() -> None:
+    """Patches are covered after the standardisation, with the statistics of the plain image."""
     model = random_classifier("alexnet", 64)
     network = read_network(model)
     images = drawings(2, 64)
@@ -81,7 +81,7 @@ def test_nothing_changes_but_the_patch() -> None:
     np.testing.assert_allclose(air, backbones.GRAY_MEAN - backbones.GRAY_SPREAD, atol=1.0)
 
 
-def test_a_network_that_sees_one_corner_is_hot_there_alone() -> None:
+def test_heatmap_of_a_one_corner_network_is_hot_in_that_corner_only() -> None:
     images = keras.Input((64, 64, 3), name="images")
     corner = keras.layers.Cropping2D(((40, 8), (8, 40)))(images)
     bright = keras.layers.GlobalAveragePooling2D()(corner / 64 - 2)[:, :1]
@@ -102,21 +102,21 @@ def test_a_network_that_sees_one_corner_is_hot_there_alone() -> None:
         hot = np.zeros((64, 64), bool)
         hot[40:56, 8:24] = True
         assert heat[hot].min() > 1e-3
-        # A pixel is warm only if a patch over it touches the corner.
+        # A pixel is hot only if a patch over it touches the corner.
         assert np.abs(heat[:32]).max() < 1e-6 and np.abs(heat[:, 32:]).max() < 1e-6
-        # For the other class the same patches weigh for it.
+        # For the other class the drop has the opposite sign.
         other = occlusion_occluder.heatmaps(
             grid, occlusion_occluder.drop(plain, covered, [0], kind)
         ).numpy()[0]
         np.testing.assert_allclose(other, -heat, atol=1e-5)
-    # The log odds of a softmax of two are the difference of its logits.
+    # The log odds of two classes are the difference of their logits.
     difference = (plain[:, 1] - plain[:, 0]) - (covered[:, 5, 1] - covered[:, 5, 0])
     np.testing.assert_allclose(
         occlusion_occluder.drop(plain, covered, [1], "logit")[:, 5], difference, atol=1e-4
     )
 
 
-def test_log_odds_still_move_where_the_probability_is_one() -> None:
+def test_log_odds_drop_where_the_probability_saturates() -> None:
     plain = tf.constant([[0.0, 30.0, 1.0]])
     covered = tf.constant([[[0.0, 25.0, 1.0]]])
     assert abs(float(occlusion_occluder.drop(plain, covered, [1], "probability")[0, 0])) < 1e-6
@@ -136,9 +136,7 @@ def test_default_grid(size: int, patch: int, stride: int) -> None:
 
 
 @pytest.mark.parametrize(("patch", "stride"), [(13, 5), (9, 9), (64, 1), (1, 1)])
-def test_every_pixel_is_covered_and_a_constant_drop_is_a_constant_map(
-    patch: int, stride: int
-) -> None:
+def test_grid_covers_every_pixel_and_keeps_a_constant_drop(patch: int, stride: int) -> None:
     grid = occlusion_occluder.make_grid(64, patch, stride)
     assert grid.starts[0] == 0 and grid.starts[-1] + patch == 64
     assert np.all(np.diff(grid.starts) <= stride)
@@ -147,7 +145,7 @@ def test_every_pixel_is_covered_and_a_constant_drop_is_a_constant_map(
     np.testing.assert_allclose(heat, np.full((2, 64, 64), 0.25), atol=1e-6)
 
 
-def test_a_pixel_is_the_mean_over_its_patches() -> None:
+def test_pixel_is_the_mean_over_its_patches() -> None:
     grid = occlusion_occluder.make_grid(10, 4, 3)
     drops = np.arange(grid.count, dtype=np.float32)
     heat = occlusion_occluder.heatmaps(grid, drops[None]).numpy()[0]
@@ -167,7 +165,7 @@ def test_a_pixel_is_the_mean_over_its_patches() -> None:
     [(65, 8, "between 1 and 64"), (0, 1, "between 1 and 64"), (8, 0, "stride must be at least 1"),
      (8, -4, "stride must be at least 1"), (8, 9, "larger than --patch")],
 )  # fmt: skip
-def test_grids_that_make_no_sense_are_refused(patch: int, stride: int, message: str) -> None:
+def test_invalid_grids_raise(patch: int, stride: int, message: str) -> None:
     with pytest.raises(UserError, match=message):
         occlusion_occluder.make_grid(64, patch, stride)
 
@@ -185,7 +183,7 @@ def test_fills() -> None:
     np.testing.assert_allclose(flat["mean"], mean, rtol=1e-5)
     np.testing.assert_allclose(flat["air"], mean - spread, rtol=1e-4)
     assert flat["gray"].tolist() == [127.5, 127.5]
-    # `auto` is air for opacities, and the mean for anything else.
+    # `auto` is air for opacities and the mean for other classes.
     assert occlusion_occluder.is_opacity(("normal", "Pneumonia", "hernia")).tolist() == [
         False,
         True,
@@ -206,14 +204,12 @@ def test_fills() -> None:
 
 
 @pytest.mark.parametrize(("size", "patch", "stride"), [(64, 16, 4), (60, 14, 5), (64, 16, 16)])
-def test_coarse_patches_cover_everything_and_refining_all_is_the_full_map(
-    size: int, patch: int, stride: int
-) -> None:
+def test_refining_every_patch_gives_the_full_grid(size: int, patch: int, stride: int) -> None:
     grid = occlusion_occluder.make_grid(size, patch, stride)
     coarse = occlusion_occluder.coarse_places(grid)
     side = len(grid.starts)
     assert np.all(grid.coverage[:, np.unique(coarse // side)].sum(axis=1) >= 1)
-    # A smooth drop is interpolated exactly, and kept where it is known.
+    # A linear drop is interpolated exactly.
     row, column = np.divmod(np.arange(grid.count), side)
     drops = (2.0 * row - column).astype(np.float32)
     np.testing.assert_allclose(
@@ -228,12 +224,12 @@ def test_coarse_patches_cover_everything_and_refining_all_is_the_full_map(
         assert drops[few].min() >= np.delete(drops[others], np.searchsorted(others, few)).max()
 
 
-def test_where_windows_pay_is_known_beforehand(tiny_backbone: str) -> None:
+def test_plan_predicts_the_share_of_multiplications(tiny_backbone: str) -> None:
     model = build_classifier("vgg16", classes=2, image_size=224)
     network = read_network(model)
     grid = occlusion_occluder.make_grid(224)
     share = windows.make_plan(network, grid.starts, grid.patch).share
-    assert share < 0.165  # five of six multiplications, and no more, are saved
+    assert share < 0.165  # five of six multiplications are saved
     assert windows.make_plan(network, np.arange(3), 220).share > 0.95
     assert (
         occlusion_occluder.make_occluder(model, occlusion_occluder.make_grid(224, 220, 2)).plan
@@ -243,7 +239,7 @@ def test_where_windows_pay_is_known_beforehand(tiny_backbone: str) -> None:
 
 
 @pytest.mark.parametrize("chosen", [225, 23, 1])
-def test_a_batch_has_patches_equally_far_from_the_border(
+def test_batches_contain_patches_of_one_band(
     tiny_backbone: str, chosen: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(windows, "SMALLEST_WITH_BANDS", 64)
@@ -262,7 +258,7 @@ def test_a_batch_has_patches_equally_far_from_the_border(
             assert len(set(far[part])) == 1
 
 
-def test_a_bfloat16_model_is_explained_in_float32() -> None:
+def test_in_float32_converts_a_bfloat16_model() -> None:
     short = random_classifier("vgg16", 64, precision="mixed_bfloat16")
     exact = in_float32(short)
     assert exact is not short and in_float32(exact) is exact

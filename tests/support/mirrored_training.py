@@ -1,8 +1,7 @@
-"""Run by test_classification in a process of its own: training on two virtual CPU devices.
+"""Train on two virtual CPU devices; run by test_classification in a separate process.
 
-From scratch, where BatchNorm learns, and on from there, where it is frozen and styles are mixed.
-
-Devices can be split only before TensorFlow has started, so this cannot be a test function.
+First from scratch, with trainable BatchNorm, then from the trained weights, with frozen BatchNorm
+and MixStyle. Virtual devices must be configured before TensorFlow starts.
 """
 
 import sys

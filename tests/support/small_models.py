@@ -13,7 +13,7 @@ CLASSES = ("normal", "bacterial", "viral")
 
 
 def write_models(root: Path, backbone: str, data: Path) -> Path:
-    """A small classifier, nearest neighbours in its embedding, and an autoencoder; the folder."""
+    """Export a small classifier, nearest neighbours and an autoencoder; return the folder."""
     from sklearn.neighbors import KNeighborsClassifier
     from sklearn.pipeline import Pipeline
     from sklearn.preprocessing import Normalizer

@@ -1,4 +1,4 @@
-"""A backbone with what the real ones have, and no size: convolution, BatchNorm, dropout."""
+"""A tiny backbone with convolution, BatchNorm and dropout."""
 
 import contextlib
 import dataclasses
@@ -20,8 +20,8 @@ def features(x: keras.KerasTensor) -> keras.KerasTensor:
 
 
 def register() -> str:
-    """Puts it into the table of backbones; returns its name."""
-    # What the entry has besides, it shares with ResNet50.
+    """Add the backbone to the table; return its name."""
+    # All other fields are those of ResNet50.
     backbones.BACKBONES["tiny"] = dataclasses.replace(
         backbones.BACKBONES["resnet50"],
         features=features,
@@ -35,7 +35,7 @@ def register() -> str:
 
 @contextlib.contextmanager
 def in_place_of(*names: str) -> Iterator[None]:
-    """Lets the tiny backbone stand under other names, for what does not depend on the network."""
+    """Register the tiny backbone under the names of others while the block runs."""
     before = dict(backbones.BACKBONES)
     register()
     backbones.BACKBONES.update(dict.fromkeys(names, backbones.BACKBONES["tiny"]))

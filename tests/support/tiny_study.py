@@ -15,20 +15,20 @@ BACKBONES = ("resnet50", "vgg16", "alexnet")
 
 @functools.cache
 def run_tiny_study(root: Path) -> RunStudy:
-    """A whole study under `root`; returns its settings. The backbones are tiny while it runs.
+    """Run a whole study under `root` with tiny backbones; return its settings.
 
-    Run once for all test modules that name the same folder.
+    It runs once for all test modules that use the same folder.
     """
     from tiny_backbone import in_place_of
 
-    from cxr_tf.anomaly import train_autoencoder
+    from cxr_tf.anomaly import drawing
     from cxr_tf.data.sources.phantoms import write_phantoms
     from cxr_tf.evaluation import evaluate
     from cxr_tf.study.run_study import run_study
 
     data = root / "phantoms"
     write_phantoms(data, count=90, size=64, seed=3)
-    for split in ("train", "val", "test"):  # the cause is not told, so there are two classes only
+    for split in ("train", "val", "test"):  # pneumonia without its cause: two classes
         (data / split / "PNEUMONIA").mkdir()
         for folder in ("BACTERIAL", "VIRAL"):
             for path in (data / split / folder).iterdir():
@@ -45,7 +45,7 @@ def run_tiny_study(root: Path) -> RunStudy:
         saved_models=str(root / "saved_models"),
     )
     with in_place_of(*BACKBONES), pytest.MonkeyPatch.context() as patch:
-        for module in (evaluate, train_autoencoder):  # the report shows nothing of validation
+        for module in (evaluate, drawing):  # the report shows nothing of validation
             patch.setattr(module, "draw_split", of_test_only(module.draw_split))
         run_study(settings)
     return settings

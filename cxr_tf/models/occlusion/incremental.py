@@ -1,20 +1,19 @@
-"""Exact incremental occlusion: of each feature map only the window that a patch can change.
+"""Exact incremental occlusion: compute only the window of each feature map that a patch can change.
 
 Nakandala, Kumar and Papakonstantinou, "Incremental and Approximate Inference for Faster
 Occlusion-based Deep CNN Explanations" (Krypton, SIGMOD 2019), here in plain TensorFlow operations
 over a flat Keras graph.
 
-The plain image's activations are computed once. Of a covered patch at a known place one knows for
-each layer which rows and columns can differ from the plain ones: the patch, a halo of the kernel
-more with each convolution, fewer with each stride. Patches go through a layer as one batch, so that
-their windows are of one size. It is that of the largest among them; and because the border of the
-map cuts windows off, patches near it go in batches of their own (`bands`). What a window's border
-needs from around it is taken from the plain activation, and the layer's padding from beyond the
-map. Nothing is approximated: where windows have grown to the whole map, whole maps go on from
-there.
+The activations of the plain image are computed once. For a covered patch the rows and columns of
+each layer that can differ are known in advance: the patch, extended by a halo with each convolution
+and reduced with each stride. Patches run through a layer as one batch with windows of equal size,
+that of the largest. Because the border of the map clips windows, patches near it have batches of
+their own (`bands`). Values around a window come from the plain activation, and from the layer's
+padding beyond the map. Nothing is approximated: once windows have grown to the whole map, the
+computation continues with whole maps.
 
-Windows that would reach over the border are moved inwards. They then recompute some numbers that
-have not changed, which is harmless, and keep the size of their batch.
+Windows that would extend over the border are shifted inwards. They then recompute some unchanged
+values, which is harmless, and keep the size of their batch.
 """
 
 from dataclasses import dataclass
@@ -32,9 +31,9 @@ Weights = dict[int, tuple[tf.Tensor, tf.Tensor]]
 
 @dataclass(frozen=True)
 class Changed:
-    """A value with patches covered: contents of its windows [P, height, width, C].
+    """A value with patches covered: the contents of its windows [P, height, width, C].
 
-    `plain` is the plain value [1, H, W, C]. With `windows` None the contents are whole maps
+    `plain` is the plain value [1, H, W, C]. If `windows` is None, the contents are whole maps
     [P, H, W, C], or vectors [P, D].
     """
 
@@ -44,7 +43,7 @@ class Changed:
 
 
 def plain_values(network: Network, standardised: tf.Tensor, weights: Weights) -> dict[int, Any]:
-    """The values of all steps for one image, standardised [1, S, S, 3]."""
+    """Return the values of all steps for one standardised image [1, S, S, 3]."""
     values = {id(network.standardised): standardised}
     run(network.after, values, weights)
     return values
@@ -59,11 +58,11 @@ def scores(
     rows: tf.Tensor,
     columns: tf.Tensor,
 ) -> tf.Tensor:
-    """Scores [P, C] of one image with each of P patches covered.
+    """Return the scores [P, C] of one image with each of P patches covered.
 
-    plain: of `plain_values`. cover: float32 [1, S, S, 3], what patches are covered with, as a whole
-    image, standardised. rows, columns: int32 [P], places of the patches in the grid, all in one
-    band of its rows and in one of its columns.
+    plain: from `plain_values`. cover: float32 [1, S, S, 3], the standardised image that patches are
+    covered with. rows, columns: int32 [P], positions of the patches in the grid, all in one band of
+    its rows and one of its columns.
     """
     covered = {id(network.standardised): cover}
     run(plan.front, covered, weights)
@@ -75,7 +74,7 @@ def scores(
 
     def call(step: Step, args: Any, kwargs: dict[str, Any]) -> Any:
         planned = plan.planned.get(id(step))
-        if planned is None:  # nothing that it reads has changed
+        if planned is None:  # no input has changed
             return plain[id(step.output)]
         plain_output = plain[id(step.output)]
         given = [x for x in keras.tree.flatten((args, kwargs)) if isinstance(x, Changed)]
@@ -89,20 +88,17 @@ def scores(
 
         if planned.kind == "padding":
             result = x.contents
-        elif planned.kind == "average":
-            assert x.windows is not None
+        elif planned.kind == "average" and x.windows is not None:
             before = read(Changed(x.plain, None, x.plain), x.windows, rows, columns)
             gain = tf.reduce_sum(x.contents - before, [1, 2], keepdims=step.operation.keepdims)
             result = plain_output + gain / (x.plain.shape[1] * x.plain.shape[2])
-        elif planned.kind == "local":
-            assert planned.reads is not None
+        elif planned.kind == "local" and planned.reads is not None:
             maximum = isinstance(step.operation, keras.layers.MaxPooling2D)
             padding = -np.inf if maximum else 0.0
             result = _local(step, read(x, planned.reads, rows, columns, padding), weights, maximum)
-        elif planned.kind == "pointwise":
-            places = planned.reads
-            assert places is not None
-            result = on(lambda v: at(v, places))
+        elif planned.kind == "pointwise" and planned.reads is not None:
+            reads = planned.reads
+            result = on(lambda v: at(v, reads))
         else:
             result = on(
                 lambda v: v.contents if v.windows is None else at(v, whole_map(v.plain.shape))
@@ -132,11 +128,11 @@ def _local(step: Step, x: tf.Tensor, weights: Weights, maximum: bool) -> tf.Tens
 def read(
     x: Changed, places: Windows, rows: tf.Tensor, columns: tf.Tensor, padding: float = 0.0
 ) -> tf.Tensor:
-    """What stands at `places` of the maps: [P, height, width, C].
+    """Return the contents of the maps at `places`: [P, height, width, C].
 
-    From the window where it lies there, from the plain map around it, and `padding` outside of the
-    map; without windows from the plain map alone. One gather of pixels: the plain ones, those of
-    the windows and one of padding stand below each other in one table.
+    Values come from the window inside it, from the plain map around it, and are `padding` outside
+    the map; without windows they come from the plain map only. Implemented as one gather from a
+    table of the plain pixels, the pixels of the windows, and one pixel of padding.
     """
     _, height, width, channels = x.plain.shape
     table = [tf.reshape(x.plain, [-1, channels])]
@@ -156,15 +152,15 @@ def read(
         table.append(tf.fill([1, channels], tf.constant(padding, x.plain.dtype)))
         size += 1
     if x.windows is not None:
-        own = x.windows
-        row -= _at(own.rows, rows)[:, None]
-        column -= _at(own.columns, columns)[:, None]
-        own_height, own_width = _at(own.heights, rows)[0], _at(own.widths, columns)[0]
-        within = ((row >= 0) & (row < own_height))[:, :, None]
-        within &= ((column >= 0) & (column < own_width))[:, None, :]
+        row -= _at(x.windows.rows, rows)[:, None]
+        column -= _at(x.windows.columns, columns)[:, None]
+        window_height = _at(x.windows.heights, rows)[0]
+        window_width = _at(x.windows.widths, columns)[0]
+        within = ((row >= 0) & (row < window_height))[:, :, None]
+        within &= ((column >= 0) & (column < window_width))[:, None, :]
         patch = tf.range(tf.shape(row)[0])[:, None, None]
-        place = (patch * own_height + row[:, :, None]) * own_width + column[:, None, :]
-        index = tf.where(within, size + place, index)
+        offset = (patch * window_height + row[:, :, None]) * window_width + column[:, None, :]
+        index = tf.where(within, size + offset, index)
         table.append(tf.reshape(x.contents, [-1, channels]))
     pixels = tf.gather(tf.concat(table, axis=0) if len(table) > 1 else table[0], index)
     sides = [int(s[0]) if len(set(s)) == 1 else None for s in (places.heights, places.widths)]
@@ -172,7 +168,7 @@ def read(
 
 
 def _at(values: np.ndarray, places: tf.Tensor) -> tf.Tensor:
-    """One of [G] values for each patch; a single one is that of every patch."""
+    """Select one of [G] values for each patch; a single value applies to every patch."""
     if len(values) == 1:
         return tf.fill(tf.shape(places), tf.constant(values[0], tf.int32))
     return tf.gather(tf.constant(values, tf.int32), places)

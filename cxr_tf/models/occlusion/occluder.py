@@ -1,27 +1,27 @@
-"""Occlusion: cover a patch, watch the probability fall, for every patch.
+"""Occlusion: cover each patch in turn and measure how far the probability drops.
 
     grid = make_grid(224)                                  # patch 32, stride 16
-    occluder = make_occluder(model, grid, batch_size=64)   # the incremental way where it pays
+    occluder = make_occluder(model, grid, batch_size=64)   # incremental where it is faster
     function = compiled(occluder)
-    covers = cover_images(images, "air", grid.patch)       # what patches are covered with
+    covers = cover_images(images, "air", grid.patch)       # the fill of the patches
     plain, covered = function(images, covers, all_places(grid))
     drops = drop(plain, covered, target=[1], kind="probability")   # float32 [N, P]
     maps = heatmaps(grid, drops)                           # float32 [N, S, S]
 
 Zeiler and Fergus, "Visualizing and Understanding Convolutional Networks" (ECCV 2014), section 4.2.
 
-What is covered. The classifiers bring each image to one mean and spread inside their graph. A patch
-covered before that would change the exposure of all other pixels; it is covered after it, with the
-plain image's statistics kept: nothing changes but the patch.
+Covering. The classifiers standardise each image inside their graph. Covering a patch before that
+would change the exposure of all other pixels; it is covered afterwards, with the statistics of the
+plain image, so that only the patch changes.
 
-What it is covered with decides what is found. Grey of the image's mean looks like a consolidation
-when it lies on a lung: covering an opacity with it changes nothing, and covering healthy lung adds
-an opacity. On phantoms the maps of `mean` for pneumonia never pointed at the lesion. So the
-default, `auto`, covers with what would be there if the target were not: for a pneumonia `air`, the
-grey of aerated lung, and for `normal`, which rests on clear lungs, the mean.
+Fill. The fill determines what the map shows. The mean grey of the image looks like a consolidation
+on a lung: covering an opacity with it changes nothing, and covering healthy lung adds an opacity.
+On phantoms the maps of `mean` for pneumonia never pointed at the lesion. The default, `auto`,
+therefore covers with what would be there in the absence of the target: `air`, the grey of aerated
+lung, for a pneumonia, and the mean for `normal`, whose evidence is clear lungs.
 
-Where patches lie. On a regular grid of `stride` from the upper left corner; where the last patch
-would leave a border uncovered, one more lies flush with it. The heatmap of a pixel is the mean drop
+Positions. Patches lie on a regular grid of `stride` from the upper left corner; if the last one
+would leave a border uncovered, another is flush with it. The heatmap of a pixel is the mean drop
 over the patches that cover it. A negative drop (the covered image is more like the target) stays
 negative.
 """
@@ -39,11 +39,11 @@ from cxr_tf.models.occlusion import incremental, windows
 
 FILLS = ("auto", "mean", "air", "gray", "blur", "noise")
 
-# Classes that are seen as something denser than air in the lungs.
+# Classes whose sign is something denser than air in the lungs.
 OPACITIES = ("pneumonia", "bacterial", "viral")
 
-# The incremental way also gathers windows, which the count of multiplications leaves out: for less
-# than this it does not pay.
+# The incremental method also gathers windows, which the count of multiplications does not include:
+# above this share it is not faster.
 LARGEST_SHARE = 0.8
 
 
@@ -69,13 +69,13 @@ class Grid:
 
     @property
     def coverage(self) -> np.ndarray:
-        """Which rows each row of patches covers: float32 [S, G], 1 or 0."""
+        """The rows that each row of patches covers: float32 [S, G], 1 or 0."""
         rows = np.arange(self.size)[:, None] - self.starts[None]
         return ((rows >= 0) & (rows < self.patch)).astype(np.float32)
 
 
 def make_grid(size: int, patch: int | None = None, stride: int | None = None) -> Grid:
-    """A grid; by default the stride is a fourteenth of the side, and the patch two strides.
+    """Make a grid; by default the stride is a fourteenth of the side, and the patch two strides.
 
     At 224 pixels that is patch 32, stride 16. UserError for a patch larger than the image, for a
     stride of 0, and for one larger than the patch, which would leave pixels that no patch covers.
@@ -99,7 +99,7 @@ def make_grid(size: int, patch: int | None = None, stride: int | None = None) ->
 
 
 def all_places(grid: Grid) -> np.ndarray:
-    """Numbers of all patches, row by row: int32 [P]."""
+    """Return the numbers of all patches, row by row: int32 [P]."""
     return np.arange(grid.count, dtype=np.int32)
 
 
@@ -111,7 +111,7 @@ def cover_images(
     opaque: np.ndarray | bool = False,
     seed: int = 0,
 ) -> np.ndarray:
-    """What patches are covered with, as whole images: float32 [N, S, S, 3] in 0..255.
+    """Return the fill of the patches as whole images: float32 [N, S, S, 3] in 0..255.
 
     images: float32 [N, S, S, 3] in 0..255, three equal channels. `mean` is each image's mean grey;
     `air` one standard deviation below it, about the grey of aerated lung; `auto` air where the
@@ -137,13 +137,13 @@ def cover_images(
 
 
 def is_opacity(classes: Sequence[str]) -> np.ndarray:
-    """Whether each class is one that `auto` covers with air: bool [C]."""
+    """Return for each class whether `auto` covers it with air: bool [C]."""
     return np.array([name.lower() in OPACITIES for name in classes])
 
 
 @dataclass(frozen=True)
 class Occluder:
-    """A network with a grid, and how its patches are computed: `plan` is None for the plain way."""
+    """A network with a grid of patches; `plan` is None for the plain method."""
 
     network: Network
     grid: Grid
@@ -153,7 +153,7 @@ class Occluder:
     def __call__(
         self, images: tf.Tensor, covers: tf.Tensor, places: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Scores of the plain images [N, C], and with each patch covered [N, K, C].
+        """Return the scores of the plain images [N, C], and with each patch covered [N, K, C].
 
         images, covers: float32 [N, S, S, 3] in 0..255. places: int32 [K], numbers of patches, the
         same for all images. The softmax of scores is the calibrated probability. TensorFlow
@@ -166,8 +166,8 @@ class Occluder:
         count, patches = tf.shape(images)[0], tf.shape(places)[0]
         if self.plan is None:
             plain = network.scores(standardised, weights)
-            found = self._plain(standardised, cover, places, weights)
-            return plain, tf.reshape(found, [count, patches, network.classes])
+            covered = self._plain(standardised, cover, places, weights)
+            return plain, tf.reshape(covered, [count, patches, network.classes])
         plan = self.plan
         order, splits = self._batches(places, plan.bands)
 
@@ -181,8 +181,8 @@ class Occluder:
                 )
 
             plain = network.as_scores(values[id(network.result)])[0]
-            found = in_chunks(chunk, splits, network.classes)
-            return plain, tf.gather(found, tf.math.invert_permutation(order))
+            covered = in_chunks(chunk, splits, network.classes)
+            return plain, tf.gather(covered, tf.math.invert_permutation(order))
 
         return tf.map_fn(
             of_image,
@@ -197,7 +197,7 @@ class Occluder:
     def _plain(
         self, standardised: tf.Tensor, cover: tf.Tensor, places: tf.Tensor, weights: dict
     ) -> tf.Tensor:
-        """Pairs of image and patch in one row, so that batches are full: scores [N * K, C]."""
+        """Return the scores [N * K, C] of all pairs of image and patch, in full batches."""
         patches = tf.shape(places)[0]
         coverage = tf.constant(self.grid.coverage.T)
 
@@ -214,9 +214,9 @@ class Occluder:
         return in_chunks(chunk, equal_splits(total, self.batch_size), self.network.classes)
 
     def _batches(self, places: tf.Tensor, bands: np.ndarray) -> tuple[tf.Tensor, tf.Tensor]:
-        """The order in which patches [K] are computed, int32 [K], and where a batch ends in it.
+        """Return the order in which patches are computed, int32 [K], and the ends of its batches.
 
-        Those of one band of rows and one of columns follow each other, and no batch holds others.
+        A batch contains patches of one band of rows and one band of columns only.
         """
         band = tf.constant(bands, tf.int32)
         row, column = self._rows_columns(places)
@@ -236,10 +236,10 @@ class Occluder:
 def make_occluder(
     model: keras.Model, grid: Grid, *, batch_size: int = 64, way: str = "auto"
 ) -> Occluder:
-    """An occluder of a flat float32 classifier; it shares the model's variables.
+    """Make an occluder of a flat float32 classifier; it shares the model's variables.
 
     `way`: `plain` runs each covered image through the whole network; `incremental` recomputes only
-    what a patch can change; `auto` takes the one with fewer multiplications. Both give the same.
+    what a patch can change; `auto` takes the one with fewer multiplications. The results are equal.
     """
     network = read_network(model)
     if grid.size != network.size:
@@ -253,7 +253,7 @@ def make_occluder(
 
 
 def compiled(occluder: Occluder) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
-    """The occluder as one traced function, for any number of images and patches."""
+    """Trace the occluder as one function, for any number of images and patches."""
     size = occluder.grid.size
     images = tf.TensorSpec([None, size, size, 3], tf.float32)
     return tf.function(
@@ -264,7 +264,7 @@ def compiled(occluder: Occluder) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
 
 
 def equal_splits(total: tf.Tensor, largest: int) -> tf.Tensor:
-    """Where equal chunks of at most `largest` of 0..total-1 begin and end: int32 [chunks + 1]."""
+    """Split 0..total-1 into equal chunks of at most `largest`; their bounds, int32 [chunks + 1]."""
     chunks = tf.maximum((total + largest - 1) // largest, 1)
     size = (total + chunks - 1) // chunks
     return tf.minimum(tf.range(chunks + 1) * size, total)
@@ -273,9 +273,9 @@ def equal_splits(total: tf.Tensor, largest: int) -> tf.Tensor:
 def in_chunks(
     function: Callable[[tf.Tensor], tf.Tensor], splits: tf.Tensor, width: int
 ) -> tf.Tensor:
-    """Applies a function of row numbers [B] to splits[0]..splits[1]-1, splits[1].. and so on.
+    """Apply a function of row numbers [B] to splits[0]..splits[1]-1, splits[1].. and so on.
 
-    Returns its results [B, width] one below the other. One chunk is in memory at a time.
+    Returns its results [B, width], concatenated. One chunk is in memory at a time.
     """
     chunks = tf.size(splits) - 1
     results = tf.TensorArray(
@@ -296,18 +296,18 @@ def in_chunks(
 
 
 def drop(plain: tf.Tensor, covered: tf.Tensor, target: tf.Tensor, kind: str) -> tf.Tensor:
-    """How far the target falls when a patch is covered: float32 [N, K].
+    """Return how far the target drops when each patch is covered: float32 [N, K].
 
     plain: scores [N, C]; covered: scores [N, K, C]; target: int [N]. `probability` is the drop of
-    the calibrated probability. `logit` is that of log(p / (1 - p)), in nats, which still moves
-    where a probability of 0.999 does not.
+    the calibrated probability. `logit` is the drop of log(p / (1 - p)), in nats, which still
+    changes where a probability of 0.999 does not.
     """
     target = tf.convert_to_tensor(target)
     return _measure(plain[:, None], target, kind) - _measure(covered, target, kind)
 
 
 def _measure(scores: tf.Tensor, target: tf.Tensor, kind: str) -> tf.Tensor:
-    """Probability or log odds of the target: scores [N, K, C] -> [N, K]."""
+    """Map scores [N, K, C] to the probability or log odds of the target, [N, K]."""
     if kind == "probability":
         return tf.gather(tf.nn.softmax(scores), target, axis=2, batch_dims=1)
     of_target = tf.gather(scores, target, axis=2, batch_dims=1)
@@ -316,7 +316,7 @@ def _measure(scores: tf.Tensor, target: tf.Tensor, kind: str) -> tf.Tensor:
 
 
 def heatmaps(grid: Grid, drops: tf.Tensor) -> tf.Tensor:
-    """Drops [N, P] of all patches -> for each pixel the mean over the patches that cover it."""
+    """Average drops [N, P] over the patches that cover each pixel: float32 [N, S, S]."""
     side = len(grid.starts)
     means = grid.coverage / grid.coverage.sum(axis=1, keepdims=True)
     square = tf.reshape(tf.cast(drops, tf.float32), [-1, side, side])
@@ -326,7 +326,7 @@ def heatmaps(grid: Grid, drops: tf.Tensor) -> tf.Tensor:
 def heatmaps_of(
     occluder: Occluder, images: tf.Tensor, target: tf.Tensor, classes: Sequence[str]
 ) -> tf.Tensor:
-    """The default heatmap [N, S, S]: fill `auto`, drop of the probability of `target` (int [N]).
+    """Return the default heatmap [N, S, S]: fill `auto`, drop of the probability of `target`.
 
     TensorFlow operations only, for a SavedModel.
     """
@@ -339,9 +339,9 @@ def heatmaps_of(
 
 
 def coarse_places(grid: Grid) -> np.ndarray:
-    """Numbers of the patches of a coarse grid, a part of the grid, that still covers every pixel.
+    """Return the numbers of the patches of a coarser grid that still covers every pixel.
 
-    Every so manieth row and column that the patches just touch, and the last.
+    It consists of the rows and columns at which the patches just touch, and the last ones.
     """
     rows = _coarse_rows(grid)
     return (rows[:, None] * len(grid.starts) + rows[None]).ravel().astype(np.int32)
@@ -353,10 +353,9 @@ def _coarse_rows(grid: Grid) -> np.ndarray:
 
 
 def places_to_refine(grid: Grid, coarse: np.ndarray, share: float) -> np.ndarray:
-    """Numbers of the patches that lie where the coarse map is hot, without the coarse ones.
+    """Return the numbers of the `share` of patches whose interpolated drop is largest.
 
-    coarse: drops of `coarse_places`, float [Q]. Hot is the `share` of patches with the largest
-    drop, as interpolated from the coarse ones.
+    coarse: drops of `coarse_places`, float [Q]. The coarse patches themselves are not returned.
     """
     estimate = interpolate(grid, coarse)
     done = coarse_places(grid)
@@ -367,7 +366,7 @@ def places_to_refine(grid: Grid, coarse: np.ndarray, share: float) -> np.ndarray
 
 
 def interpolate(grid: Grid, coarse: np.ndarray) -> np.ndarray:
-    """Drops of all patches [P] from those of the coarse ones [Q], bilinear."""
+    """Interpolate the drops of all patches [P] from those of the coarse ones [Q], bilinear."""
     rows = _coarse_rows(grid)
     square = coarse.reshape(len(rows), len(rows))
     every = np.arange(len(grid.starts))

@@ -1,4 +1,4 @@
-"""Which window of each feature map an occluding patch can change."""
+"""Plan which window of each feature map an occluding patch can change."""
 
 from dataclasses import dataclass, fields
 from typing import Any
@@ -8,7 +8,7 @@ import numpy as np
 
 from cxr_tf.models.layer_graph import Network, Step, is_convolution
 
-# Work on each value at its own place alone, so that a window can be treated like a map.
+# Layers that work elementwise, so that a window can be treated like a map.
 _POINTWISE_LAYERS = (
     keras.layers.Add,
     keras.layers.BatchNormalization,
@@ -21,14 +21,14 @@ _POINTWISE_LAYERS = (
 
 _POINTWISE_OPERATIONS = ("Add", "Subtract", "Multiply", "TrueDivide", "Divide")
 
-# At most so many, and one for every so many rows: a batch of few patches takes longer for each than
-# windows that the border cuts off make up for. In small images even of many patches.
+# At most BANDS bands, and one for every ROWS_OF_A_BAND rows: small batches cost more per patch than
+# the smaller windows at the border save. Below this image size bands never pay.
 BANDS, ROWS_OF_A_BAND, SMALLEST_WITH_BANDS = 3, 4, 160
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Where a map [N, H, W, C] can differ from its plain value, patch by patch.
+    """Windows in which a map [N, H, W, C] can differ from its plain value, for each patch.
 
     rows, heights: int [G], first row and height of the window for each row of the grid of patches,
     or [1], the same for all. columns, widths: the same of its columns.
@@ -40,27 +40,27 @@ class Windows:
     widths: np.ndarray
 
     def same(self, other: "Windows") -> bool:
-        """Whether they are at the same places."""
+        """Whether both have the same windows."""
         return all(
             np.array_equal(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)
         )
 
     def cover(self, shape: Any) -> bool:
-        """Whether every one is all of a map [N, H, W, C]."""
+        """Whether every window covers a whole map [N, H, W, C]."""
         return bool(self.heights.min() >= shape[1] and self.widths.min() >= shape[2])
 
     def share(self, shape: Any) -> float:
-        """Part of a map [N, H, W, C] that they take up in the mean."""
+        """Return the mean share of a map [N, H, W, C] that the windows cover."""
         return float(self.heights.mean() * self.widths.mean() / (shape[1] * shape[2]))
 
 
 @dataclass(frozen=True)
 class Planned:
-    """What a step does with changed inputs, and where its output can differ.
+    """How a step treats changed inputs, and where its output can differ.
 
     `kind` is one of: local (convolution, pooling), pointwise, padding, average, whole. `windows` is
-    None where the output is computed whole. `reads` are, for local and pointwise steps, the places
-    of the inputs that it reads; they may lie in the padding.
+    None if the whole output is computed. `reads` are, for local and pointwise steps, the windows of
+    the inputs that are read; they may extend into the padding.
     """
 
     kind: str
@@ -70,12 +70,12 @@ class Planned:
 
 @dataclass(frozen=True)
 class Plan:
-    """The walk of a grid of patches through a network, settled before any number is computed.
+    """The plan for a grid of patches in a network, made before any value is computed.
 
     `bands` says which rows (columns) of the grid may share a batch, int [G]: see the function.
-    `front` steps work pixel by pixel (the backbone's own preprocessing) and run on whole images;
-    `start` is the tensor after them, `rest` what follows. `share` is the part of the plain way's
-    multiplications that the walk needs.
+    `front` steps work pixel by pixel (the backbone's preprocessing) and run on whole images;
+    `start` is the tensor after them, `rest` are the steps that follow. `share` is the fraction of
+    the plain method's multiplications that the plan needs.
     """
 
     bands: np.ndarray
@@ -88,9 +88,9 @@ class Plan:
 
 
 def bands(count: int, size: int) -> np.ndarray:
-    """How far from the border each row (column) of a grid of so many lies: int [count], from 0.
+    """Return the band of each row (column) of a grid by its distance from the border: int [count].
 
-    Patches in one band of the rows and one of the columns make a batch. size: side of the images.
+    Patches in one band of rows and one of columns share a batch. size: side of the images.
     """
     number = np.arange(count)
     wanted = min(BANDS, max(1, count // ROWS_OF_A_BAND)) if size >= SMALLEST_WITH_BANDS else 1
@@ -98,7 +98,7 @@ def bands(count: int, size: int) -> np.ndarray:
 
 
 def make_plan(network: Network, starts: np.ndarray, patch: int) -> Plan:
-    """Plans for patches of a size at every pair of `starts` (int [G], the grid's rows)."""
+    """Plan for patches of one size at every pair of `starts` (int [G], the grid's rows)."""
     split = _front(network)
     front, rest = network.after[:split], network.after[split:]
     start = front[-1].output if front else network.standardised
@@ -149,12 +149,12 @@ def _plan_step(
         shape = changed[0].shape
         shared = _union([w or whole_map(shape) for w in given], shape, band)
         return Planned("pointwise", shared, shared)
-    # Of what is not known to be local, every output may depend on every input.
+    # In all other steps every output may depend on every input.
     return Planned("whole", None)
 
 
 def _local_windows(step: Step, windows: Windows, band: np.ndarray) -> tuple[Windows, Windows]:
-    """Windows of the output of a convolution or pooling, and what is read to fill them."""
+    """Return the output windows of a convolution or pooling, and the input windows it reads."""
     operation = step.operation
     kernel = operation.kernel_size if is_convolution(operation) else operation.pool_size
     source, target = step.inputs[0].shape, operation.output.shape
@@ -166,7 +166,7 @@ def _local_windows(step: Step, windows: Windows, band: np.ndarray) -> tuple[Wind
         k, s = kernel[axis], operation.strides[axis]
         pad = 0
         if operation.padding == "same":
-            # TensorFlow puts the odd one of the padding behind.
+            # TensorFlow puts the odd row of padding at the end.
             pad = max((out_length - 1) * s + k - length, 0) // 2
         # Output o reads the inputs from o * s - pad to o * s - pad + k - 1.
         low = np.clip(-((k - 1 - pad - first) // s), 0, out_length - 1)
@@ -182,13 +182,13 @@ def _local_windows(step: Step, windows: Windows, band: np.ndarray) -> tuple[Wind
 
 
 def _common(sizes: np.ndarray, band: np.ndarray) -> np.ndarray:
-    """Of each size the largest in its band; a single one is that of all."""
+    """Return for each size the largest in its band; a single size applies to all."""
     return sizes if len(sizes) == 1 else np.array([sizes[band == b].max() for b in band])
 
 
 def _union(parts: list[Windows], shape: Any, band: np.ndarray) -> Windows:
-    """The smallest common windows that contain all the given ones, on a map of this shape."""
-    found = []
+    """Return the smallest common windows that contain all given ones, on a map of this shape."""
+    union = []
     for length, firsts, sizes in (
         (shape[1], [w.rows for w in parts], [w.heights for w in parts]),
         (shape[2], [w.columns for w in parts], [w.widths for w in parts]),
@@ -197,8 +197,8 @@ def _union(parts: list[Windows], shape: Any, band: np.ndarray) -> Windows:
         low = np.min(starts, axis=0)
         high = np.max([a + n for a, n in zip(starts, sizes, strict=True)], axis=0)
         size = np.minimum(_common(high - low, band), length)
-        found.append((np.clip(low, 0, length - size), size))
-    return Windows(found[0][0], found[1][0], found[0][1], found[1][1])
+        union.append((np.clip(low, 0, length - size), size))
+    return Windows(union[0][0], union[1][0], union[0][1], union[1][1])
 
 
 def whole_map(shape: Any) -> Windows:
@@ -208,10 +208,10 @@ def whole_map(shape: Any) -> Windows:
 
 
 def is_local(operation: Any) -> bool:
-    """Whether it is a convolution or pooling of which a window can be computed by itself."""
+    """Whether it is a convolution or pooling of which a window can be computed separately."""
     if is_convolution(operation):
         return True
-    # Average pooling at a padded border averages fewer values; no backbone here has it.
+    # Padded average pooling averages fewer values at the border; no backbone here has it.
     return (
         isinstance(operation, keras.layers.MaxPooling2D)
         or (isinstance(operation, keras.layers.AveragePooling2D) and operation.padding == "valid")
@@ -219,7 +219,7 @@ def is_local(operation: Any) -> bool:
 
 
 def is_pointwise(step: Step) -> bool:
-    """Whether each output value depends on the inputs at its own place alone."""
+    """Whether each output value depends only on the inputs at the same position."""
     operation = step.operation
     if isinstance(operation, _POINTWISE_LAYERS):
         return getattr(operation, "axis", -1) in (-1, 3)
@@ -230,18 +230,18 @@ def is_pointwise(step: Step) -> bool:
     if type(operation).__name__ not in _POINTWISE_OPERATIONS:
         return False
     constants = [x for x in step.args if not isinstance(x, keras.KerasTensor)]
-    # A number, or one by channel; anything longer differs from place to place.
+    # A number, or one per channel; anything larger varies with the position.
     return all(all(n == 1 for n in np.shape(x)[:-1]) for x in constants)
 
 
 def _front(network: Network) -> int:
-    """How many steps from the standardised image on keep every pixel at its place."""
+    """Return how many steps after the standardisation work pixel by pixel."""
     split = 0
     for number, step in enumerate(network.after):
         if not (is_pointwise(step) or _moves_channels_only(step)):
             break
         split = number + 1
-    # What follows may read nothing of the front but its last tensor.
+    # The steps that follow may read only the last tensor of the front.
     while split:
         inner = {id(s.output) for s in network.after[: split - 1]} | {id(network.standardised)}
         if not any(id(x) in inner for s in network.after[split:] for x in s.inputs):
@@ -251,7 +251,7 @@ def _front(network: Network) -> int:
 
 
 def _moves_channels_only(step: Step) -> bool:
-    """The steps of Keras's RGB to BGR: one channel of an image, and channels to an image."""
+    """Whether it is a step of Keras's RGB to BGR: selects a channel, or stacks channels."""
     name = type(step.operation).__name__
     if name == "GetItem":
         key = step.args[1] if len(step.args) > 1 else step.kwargs.get("key")

@@ -1,0 +1,44 @@
+"""Settings of a classifier with a value for everything that the command line leaves open."""
+
+import dataclasses
+from dataclasses import dataclass
+
+from cxr_tf.config import Precision, TrainClassifier
+from cxr_tf.models import backbones
+from cxr_tf.runs import Run
+from cxr_tf.training import precision as training_precision
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedTraining(TrainClassifier):
+    """`TrainClassifier` with a precision other than auto, a depth and a learning rate."""
+
+    precision: Precision
+    trainable_blocks: int
+    learning_rate: float
+
+
+def resolve(settings: TrainClassifier, previous_run: Run | None = None) -> ResolvedTraining:
+    """Return the settings with values for precision, depth and learning rate.
+
+    previous_run: the run of that name. A resumed run keeps its recorded values, even if this
+    machine or this version would choose others.
+    """
+    if (
+        previous_run is not None
+        and settings.resume
+        and (previous_run.directory / "config.json").exists()
+    ):
+        settings = dataclasses.replace(settings, **previous_run.config.get("resolved", {}))
+    entry = backbones.backbone(settings.backbone)
+    pretrained = settings.weights != "none"
+    blocks = settings.trainable_blocks
+    if blocks is None:
+        blocks = entry.tuned_blocks if pretrained else len(entry.blocks)
+    values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+    values["precision"] = training_precision.resolve_precision(
+        settings.precision, gains=entry.gains_in_bfloat16(settings.image_size, pretrained)
+    )
+    values["trainable_blocks"] = blocks
+    values["learning_rate"] = settings.learning_rate or (1e-4 if pretrained else entry.scratch_rate)
+    return ResolvedTraining(**values)
