@@ -1,4 +1,4 @@
-"""Settings of the benchmarks: the flags of benchmark.py and compare_autoencoders.py."""
+"""Settings of the benchmarks: the flags of the scripts that compare things."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -47,6 +47,25 @@ class CompareAutoencoders:
 
 
 @dataclass(frozen=True)
+class CompareNovelty:
+    """Compare out-of-distribution detectors of a trained classifier; prints tables.
+
+    Trains nothing and exports nothing.
+    """
+
+    classifier: str = ""
+    """Folder of a finished run: logs/classifier/<name>."""
+    data: str = ""
+    """Folder of radiographs, or `phantom`; default: the classifier's training data."""
+    count: int = 300
+    """Images in each set; as many test images are changed."""
+    save_features: str = ""
+    """File (.npz) to write with the features of all images, to compare detectors again."""
+    features: str = ""
+    """Read the features from this file instead of running the network."""
+
+
+@dataclass(frozen=True)
 class Benchmark:
     """Our speed against what a user would otherwise write, measured in turn; memory; cost by size.
 
@@ -76,6 +95,29 @@ class Benchmark:
     """How many images or embeddings scaling takes, in turn."""
     repeats: int | None = None
     """How often each way is timed, after a warm-up; default by job."""
+    seed: int = 0
+    name: str = ""
+    """Name of the file; default: the time."""
+    logs: str = "logs"
+
+
+@dataclass(frozen=True)
+class LoadTest:
+    """Measure latency and throughput of exported models under concurrent requests.
+
+    Prints a table, and writes logs/benchmark/<name>.json.
+    """
+
+    backbones: tuple[BackboneName, ...] = ("vgg16", "resnet50", "alexnet")
+    """Which networks, with random weights: they cost the same."""
+    precisions: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
+    image_size: int = 224
+    requests: int = 160
+    """Requests to each backend, for one client and again for all."""
+    clients: int = 8
+    """Clients that send at the same time."""
+    batch: int = 8
+    """Most images that run together, where requests are batched."""
     seed: int = 0
     name: str = ""
     """Name of the file; default: the time."""

@@ -111,6 +111,11 @@ def predict(**settings: Any) -> None:
     _call("predict", settings)
 
 
+def score_archive(**settings: Any) -> None:
+    """Predict an archive of any size, shard by shard; see `config.ScoreArchive`."""
+    _call("score_archive", settings)
+
+
 def prepare_data(**settings: Any) -> None:
     """Get a data set, or check one; see `config.PrepareData`."""
     _call("prepare_data", settings)
@@ -119,6 +124,14 @@ def prepare_data(**settings: Any) -> None:
 def check_served(**settings: Any) -> "Run":
     """Verify that exported models predict what was measured; see `config.CheckServed`."""
     return _call("check_served", settings)
+
+
+def export(**settings: Any) -> Path:
+    """Convert an exported classifier to ONNX, LiteRT or OpenVINO; see `config.Export`.
+
+    Returns the folder with the converted model and its card.
+    """
+    return _call("export", settings)
 
 
 def run_study(**settings: Any) -> Path:

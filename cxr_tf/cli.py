@@ -23,8 +23,12 @@ if TYPE_CHECKING:
 Settings = TypeVar("Settings", bound="DataclassInstance")
 
 
-def run(settings_type: type[Settings], job: Callable[[Settings], Any]) -> None:
+def run(
+    settings_type: type[Settings], job: Callable[[Settings], Any], *, load_tensorflow: bool = True
+) -> None:
     """Parse the command line into `settings_type`, call `job` with it, and exit.
+
+    load_tensorflow: whether to import it first, without its start-up messages.
 
     Exit codes: 0 done, 2 a mistake the user can fix (one line on stderr), 130 interrupted.
     """
@@ -42,8 +46,9 @@ def run(settings_type: type[Settings], job: Callable[[Settings], Any]) -> None:
     # Containers and schedulers send SIGTERM: clean up as after Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with _without_start_up_noise():
-            import tensorflow  # noqa: F401
+        if load_tensorflow:
+            with _without_start_up_noise():
+                import tensorflow  # noqa: F401
         # The million objects of the imported modules live as long as the process: without this,
         # each garbage collection would traverse them.
         gc.freeze()

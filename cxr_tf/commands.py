@@ -19,15 +19,25 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "explain": (config.Explain, "cxr_tf.explain.explain"),
     "evaluate": (config.Evaluate, "cxr_tf.evaluation.evaluate"),
     "predict": (config.Predict, "cxr_tf.evaluation.predict"),
+    "score_archive": (config.ScoreArchive, "cxr_tf.archive.score_archive"),
+    "export": (config.Export, "cxr_tf.evaluation.export"),
+    "demo": (config.Demo, "cxr_tf.demo.demo"),
     "run_study": (config.RunStudy, "cxr_tf.study.run_study"),
     "check_served": (config.CheckServed, "cxr_tf.serving.check_served"),
     "convert_alexnet_weights": (config.ConvertAlexNetWeights, "cxr_tf.models.alexnet_conversion"),
 }
 
 
+# Commands whose own process needs no TensorFlow: that of its workers is loaded by them.
+WITHOUT_TENSORFLOW = ("score_archive",)
+
+
 def call(command: str, settings: Any) -> Any:
     """Import the module of a command, which may load TensorFlow, and do the work."""
-    return getattr(import_module(COMMANDS[command][1]), command)(settings)
+    module = COMMANDS[command][1]
+    if getattr(settings, "archive", ""):  # fit_knn
+        module = "cxr_tf.archive.similar_cases"
+    return getattr(import_module(module), command)(settings)
 
 
 def run(command: str) -> None:
@@ -41,7 +51,7 @@ def run(command: str) -> None:
         if command == "check_served" and not result.metrics["agreed"]:
             sys.exit(1)
 
-    cli.run(COMMANDS[command][0], work)
+    cli.run(COMMANDS[command][0], work, load_tensorflow=command not in WITHOUT_TENSORFLOW)
 
 
 def main() -> None:

@@ -26,10 +26,11 @@ Split = Literal["train", "val", "test", "all"]
 # The smallest value allowed, wherever a command has a flag of that name.
 LEAST = {
     **{"seed": 0, "batch_size": 1, "epochs": 0, "patience": 1, "bootstrap_samples": 1, "count": 0},
-    **{"augmentation": 0, "autoencoder_epochs": 1},
+    **{"augmentation": 0, "autoencoder_epochs": 1, "shard_size": 1, "workers": 1, "readers": 1},
+    **{"retries": 0, "cpus_per_worker": 0, "gpus_per_worker": 0},
 }
 
-ABOVE_ZERO = ("learning_rate", "timeout")
+ABOVE_ZERO = ("learning_rate", "timeout", "worker_timeout")
 
 LARGEST_SEED = 2**32 - 1
 
@@ -52,6 +53,9 @@ def check_numbers(settings: Any, **least: int) -> None:
         value = getattr(settings, field, None)
         if value is not None and not 0 < value < float("inf"):
             refuse(field, "above 0")
+    coverage = getattr(settings, "coverage", None)
+    if coverage is not None and not 0.5 <= coverage < 1:
+        refuse("coverage", "from 0.5 to below 1")
     if (getattr(settings, "seed", None) or 0) > LARGEST_SEED:
         refuse("seed", f"at most {LARGEST_SEED}")
 
@@ -100,6 +104,8 @@ class TrainingFlags(RunFlags, DataFlags, ScoreFlags):
     """Continue the interrupted run of this name; a finished one is left as it is."""
     allow_leakage: bool = False
     """Continue although a patient or an identical image appears in two splits."""
+    worker_timeout: float = 600.0
+    """With several workers (TF_CONFIG): seconds to wait until all of them have started."""
 
 
 # ---------------------------------------------------------------------- commands
@@ -133,6 +139,9 @@ class TrainingBudget(TrainingFlags):
     operating_point: str = "0.5"
     """Threshold on the probability of pneumonia, chosen on validation: 0.5, youden,
     min-sensitivity:0.95 or min-specificity:0.95. Two classes only."""
+    coverage: float = 0.95
+    """Share of the images of each class whose prediction set, the classes that cannot be excluded,
+    is to hold the true class; from 0.5 to below 1. Calibrated on validation."""
     precision: Precision = "auto"
     """Floating-point precision of training; auto is bfloat16 from pretrained weights, where this
     machine is faster with it. The exported model is always float32."""
@@ -203,10 +212,17 @@ class Predict:
     """Folder of the model, or of one of its versions: saved_models/<name>[/<version>]. With
     --server the model's name."""
     images: tuple[str, ...]
-    """Files, folders (read recursively) and glob patterns."""
+    """Files, folders (read recursively), glob patterns, and studies, series or instances of a PACS:
+    dicomweb://host:8042/dicom-web/studies/UID (dicomwebs:// for https)."""
     output: str = ""
-    """File to write: .csv or .json; without it a table is printed. For occlusion and explain a
-    folder: predictions.csv and one picture of each heatmap."""
+    """File to write: .csv or .json; without it a table is printed. For occlusion, explain and
+    --format dicom a folder: predictions.csv and the heatmaps or DICOM objects. For --format dicom
+    also a PACS that stores them: dicomweb://host:8042/dicom-web."""
+    format: Literal["auto", "dicom"] = "auto"
+    """auto: by the name of --output. dicom: for each DICOM image a structured report, and the
+    heatmap as a secondary capture."""
+    heatmaps: bool = True
+    """With --format dicom: also write heatmaps, which takes most of the time."""
     signature: str = "serving_default"
     """serving_default, embed, occlusion (classifiers), explain (autoencoders)."""
     engine: Engine = "auto"
@@ -230,6 +246,86 @@ class Predict:
     """With --server: seconds to wait for the response to one request."""
     overwrite: bool = False
     """Replace an existing output."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreArchive:
+    """Predict an archive of any size, on this machine or on a Ray cluster, shard by shard.
+
+    Writes plan.json, lists/, shards/*.parquet and summary.json under --out. The same command
+    continues where it was stopped, and adds what is new in --images.
+    """
+
+    out: str
+    """Folder of the results, or a prefix in an object store (s3://bucket/scores)."""
+    images: tuple[str, ...] = ()
+    """Files, folders (read recursively), glob patterns, .csv lists with a column path, .txt lists,
+    .tar and .zip archives; on disk or as URLs (s3://, gs://, https://). Default: those planned."""
+    model: str = ""
+    """Folder of the model, or of one of its versions: saved_models/<name>[/<version>]. Default: the
+    one of the plan."""
+    signatures: tuple[str, ...] = ("serving_default",)
+    """Signatures to predict in one pass over the files: serving_default, embed."""
+    runtime: Engine = "auto"
+    """What runs the network; auto: OpenVINO where it is installed and there is no GPU."""
+    runtime_precision: EnginePrecision = "float32"
+    """int8, and bfloat16 where the CPU has it, are faster and less exact. For classifiers; needs
+    --runtime openvino."""
+    engine: Literal["processes", "ray"] = "processes"
+    """What distributes the shards: processes on this machine, or a Ray cluster."""
+    workers: int | None = None
+    """Workers, each with a model of its own. Default: one per GPU, or one on CPUs; with ray as many
+    as the cluster has room for."""
+    address: str = ""
+    """With --engine ray: the cluster, such as auto or ray://head:10001; default: one of this
+    machine alone."""
+    cpus_per_worker: float = 1
+    """With --engine ray: CPU cores that a worker reserves."""
+    gpus_per_worker: float = 0
+    """With --engine ray: GPUs that a worker reserves; 0.5 puts two on one."""
+    only: str = ""
+    """Compute one part of the shards, such as 3/16: for the jobs of a Slurm or Kubernetes array."""
+    shard_size: int | None = None
+    """Images per shard, a file of the result; what a killed worker loses at most. Default 1024."""
+    batch_size: int | None = None
+    """Images per call of the model; default 32."""
+    readers: int = 8
+    """Files that each worker reads at the same time."""
+    retries: int = 6
+    """Further attempts at a file behind a URL that cannot be reached, after growing pauses."""
+    retry_unreachable: bool = False
+    """Compute the shards again in which a file stayed unreachable."""
+    status: bool = False
+    """Only print how far the archive is; from any machine that can read --out."""
+    merge: str = ""
+    """Only write all shards of a finished archive into one file, .parquet or .csv."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """A web page for one radiograph or a few: prediction, heatmap, similar cases, anomaly map.
+
+    Reachable from this machine only. Files that are dropped on it do not stay on disk.
+    """
+
+    saved_models: str = "saved_models"
+    """Folder whose models are offered."""
+    classifier: str = ""
+    """Name of the classifier to start with; default: the one that neighbours were fitted on."""
+    neighbors: str = ""
+    """Name of the nearest-neighbours model to start with; default: that of the classifier."""
+    autoencoder: str = ""
+    """Name of the autoencoder to start with; default: the first."""
+    server: str = ""
+    """Use models of this TF Serving, named by the three flags above: http://host:8501,
+    https://host or grpc://host:8500."""
+    engine: Engine = "auto"
+    """What runs the networks of models on disk; auto: OpenVINO where it is installed and there is
+    no GPU."""
+    port: int = 7860
+    """Port of the page; 0 takes any that is free."""
+    open_browser: bool = True
+    """Open the page in the default browser."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,8 +379,17 @@ class FitKnn(RunFlags):
     Writes logs/knn/<name>/ and saved_models/<name>/<version>/.
     """
 
-    classifier: str
+    classifier: str = ""
     """Folder of a finished run, logs/classifier/<name>, or of an exported classifier."""
+    archive: str = ""
+    """Fit nothing: find similar cases in this archive of score_archive.py, which has embeddings."""
+    query: tuple[str, ...] = ()
+    """With --archive: the images to find similar cases of; without them its index is built and
+    measured."""
+    neighbors: int = 10
+    """With --archive: how many cases to find for each image."""
+    output: str = ""
+    """With --archive: .csv to write; without it a table is printed."""
     data: str = ""
     """Folder of radiographs, or `phantom`; default: what the classifier was trained on."""
     engine: Engine = "tensorflow"
@@ -395,6 +500,37 @@ class CheckServed(RunFlags):
     runs: tuple[str, ...] = ()
     """Folders of finished runs, such as logs/classifier/<name>, logs/knn/<name> or
     logs/autoencoder/<name>."""
+    runtime: Literal["tensorflow", "c++"] = "tensorflow"
+    """tensorflow: a Python process that imports only TensorFlow. c++: the C++ runtime that TF
+    Serving is built on, in a process without TensorFlow's Python package. It also compares every
+    output of every signature, sends a bad image, replays the warm-up requests and runs eight
+    threads at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """Convert an exported classifier to another format, and verify it on that format's runtime.
+
+    Writes the model and its card to --out. Fails and writes nothing where a probability of a test
+    image differs by more than 0.001 from the SavedModel's.
+    """
+
+    model: str
+    """Folder of the model, or of one of its versions: saved_models/<name>[/<version>]."""
+    format: Literal["onnx", "litert", "openvino"]
+    """onnx: for ONNX Runtime and many others. litert: for phones and small devices. openvino: for
+    Intel processors."""
+    out: str = ""
+    """Folder to write; default: exports/<model>-<format>."""
+    precision: Literal["float32", "int8"] = "float32"
+    """int8 (litert only): a quarter of the size, calibrated on phantoms; its cost in AUROC is
+    measured and printed."""
+    data: str = "phantom"
+    """Folder of radiographs whose test split verifies the export."""
+    batch_size: int = 32
+    """Images per batch."""
+    seed: int = 0
+    """Seed of the splits, where the folder has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -428,5 +564,7 @@ class RunStudy(RunFlags, DataFlags):
     saved_models: str = "saved_models"
     allow_leakage: bool = False
     """Continue although a patient or an identical image appears in two splits."""
+    worker_timeout: float = 600.0
+    """With several workers (TF_CONFIG): seconds to wait until all of them have started."""
     compare: tuple[str, ...] = ()
     """Run nothing: print what changed between these two finished studies, by name or folder."""

@@ -18,6 +18,10 @@ VALUES = {
     "score": {"removed": "residual", "mark": "lesion_mask", "context": "appearance"},
 }
 
+# Settings that old runs lack, and the value with which they resume: it changes no result that they
+# have computed.
+ADDED_SETTINGS = {"coverage": 0.95}
+
 # Two flags of train_autoencoder.py that `--operating-point` has replaced.
 MIN_SENSITIVITY, MAX_FALSE_ALARM = "min_sensitivity", "max_false_alarm"
 

@@ -11,7 +11,7 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -54,13 +54,13 @@ class Catalog(Protocol):
 
 
 # Columns of predictions that are not numbers.
-TEXT_COLUMNS = {"path", "patient", "finding", "label", "predicted", "reason"}
+TEXT_COLUMNS = {"path", "patient", "finding", "label", "predicted", "prediction_set", "reason"}
 
 RECORDED_PACKAGES = ("tensorflow", "keras", "scikit-learn", "numpy", "tensorboard", "cxr_tf")
 
 # Settings that do not change the results: a resumed run may change them. Data are compared by
 # content, so a moved folder is the same; the name is the directory's.
-NOT_COMPARED = ("resume", "name", "data", "logs", "saved_models", "engine")
+NOT_COMPARED = ("resume", "name", "data", "logs", "saved_models", "engine", "worker_timeout")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,15 +123,22 @@ class Run:
         probabilities: np.ndarray,
         predicted: np.ndarray,
         classes: tuple[str, ...],
+        *,
+        extra: Mapping[str, Sequence[Any]] | None = None,
     ) -> None:
-        """Write `predictions-<split>.csv`: path, patient, label, probabilities, predicted."""
+        """Write `predictions-<split>.csv`: path, patient, label, probabilities, predicted.
+
+        extra: further columns, [N] each.
+        """
+        extra = extra or {}
         rows = zip(catalog.radiographs, labels, probabilities, predicted, strict=True)
         write_csv(
             self.directory / f"predictions-{split}.csv",
-            ["path", "patient", "label", *classes, "predicted"],
+            ["path", "patient", "label", *classes, "predicted", *extra],
             [
                 [r.path, r.patient, classes[y], *(f"{v:.8g}" for v in p), classes[k]]
-                for r, y, p, k in rows
+                + [values[i] for values in extra.values()]
+                for i, (r, y, p, k) in enumerate(rows)
             ],
         )
 
@@ -280,6 +287,8 @@ def _check_unchanged(run: Run, config: dict[str, Any]) -> None:
     # Settings first: another --seed may draw other splits, and is the better thing to name.
     for key, value in config["settings"].items():
         flag = "--" + key.replace("_", "-")
+        if key not in before["settings"] and legacy.ADDED_SETTINGS.get(key) == value:
+            continue
         if key not in NOT_COMPARED and key not in before["settings"]:
             raise UserError(
                 f"{run.directory} was started by a version without {flag}: choose another --name"

@@ -1,6 +1,7 @@
-"""Is what is served what was measured? Asks exported models again, in a bare TensorFlow.
+"""Verify exported models: predict all test images again, and compare with what was measured.
 
 python scripts/check_served.py --runs logs/classifier/vgg16-binary logs/knn/vgg16-binary-knn
+python scripts/check_served.py --runs logs/classifier/vgg16-binary --runtime c++
 """
 
 from cxr_tf.commands import run

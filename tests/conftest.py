@@ -12,16 +12,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from skips import NO_BROWSER, without_skips
 
 from cxr_tf.config import TrainClassifier
 from cxr_tf.data.sources.phantoms import write_phantoms
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
-# Modules that look at the same study, or the same training, each of which takes its time to run.
+# Modules that look at the same study, the same training or the same exported models, each of which
+# takes its time to make.
 STUDY = ("test_report_browser", "test_check_served", "test_study", "test_tensorboard_browser")
+PREDICTION = ("test_analysis", "test_page_browser", "test_dicom_results")
 TRAINING = ("test_classification", "test_export")
-GROUPS = dict.fromkeys(STUDY, "study") | dict.fromkeys(TRAINING, "training")
+EXPORTS = (
+    *("test_serving_contract", "test_client", "test_cpp_runtime", "test_conversion", "test_load"),
+)
+GROUPS = (
+    dict.fromkeys(STUDY, "study")
+    | dict.fromkeys(TRAINING, "training")
+    | dict.fromkeys(EXPORTS, "exports")
+    | dict.fromkeys(PREDICTION, "prediction")
+)
 
 
 @pytest.hookimpl(wrapper=True)  # before xdist, which reads the groups in the same hook
@@ -31,6 +42,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None, N
         module = item.path.stem
         item.add_marker(pytest.mark.xdist_group(GROUPS.get(module, module)))
     yield
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """In CI everything that tests need is installed: there a skipped test is an error."""
+    report = yield
+    return without_skips(report) if os.environ.get("CI") else report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """The same of a module that skips as a whole."""
+    report = yield
+    return without_skips(report) if os.environ.get("CI") else report
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -61,6 +86,19 @@ def tiny_backbone() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
+def small_models(
+    tiny_backbone: str, phantoms: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Exported models of every kind, which nobody trained: three classes, two, KNN, autoencoder."""
+    import small_models
+
+    root = tmp_path_factory.mktemp("small_models") / "saved_models"
+    small_models.write_models(root, tiny_backbone, phantoms)
+    small_models.write_binary_model(root, tiny_backbone)
+    return root
+
+
+@pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
     """The system's Chromium, by Playwright; tests that need it skip where either is missing."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
@@ -70,7 +108,7 @@ def browser() -> Iterator[Any]:
             # Containers seldom allow Chromium's own sandbox; the pages are ours.
             opened = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
         except sync_api.Error as error:
-            pytest.skip(f"no Chromium that starts: {str(error).splitlines()[0]}")
+            pytest.skip(f"{NO_BROWSER}: {str(error).splitlines()[0]}")
         yield opened
         opened.close()
 

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from cxr_tf import metrics
-from cxr_tf.anomaly.perturbed_copies import VALIDATION_SEED, perturbed_copies, predict_fn
+from cxr_tf.anomaly.perturbed_copies import BATCH, VALIDATION_SEED, perturbed_copies, predict_fn
 from cxr_tf.anomaly.resolved import ResolvedAutoencoder
 from cxr_tf.anomaly.scoring import known_scores
 from cxr_tf.config import TrainAutoencoder
@@ -18,8 +18,10 @@ from cxr_tf.data.dataset import ImageDataset
 from cxr_tf.data.restoration import opacities
 from cxr_tf.models import autoencoder
 from cxr_tf.models.lung_appearance import LungAppearanceModel
-from cxr_tf.training import checkpoints, optimizer
+from cxr_tf.models.replicas import synchronize_norms
+from cxr_tf.training import checkpoints, loop, optimizer
 from cxr_tf.training import epochs as training_epochs
+from cxr_tf.training.distribution import Workers, connect, distribute_batches
 
 log = logging.getLogger(__name__)
 
@@ -43,42 +45,65 @@ def fit(
     state: checkpoints.TrainingState,
     writer: tf.summary.SummaryWriter,
     settings: ResolvedAutoencoder,
+    workers: Workers | None = None,
 ) -> None:
     """Train from the epoch of `state` to the last; save a checkpoint after each."""
     epochs = settings.epochs
+    strategy = (workers or connect()).strategy
     batch_size = min(settings.batch_size, len(train))
     steps = batches.steps_per_epoch(len(train), batch_size)
-    network.compile(
-        optimizer.averaged_adamw(settings.learning_rate, steps=steps * epochs, weight_decay=1e-4),
-        loss=losses(settings.model),
-        loss_weights=LOSS_WEIGHTS[settings.model],
-    )
-    outputs = network(tf.zeros([1, *network.input_shape[1:]]), training=False)
-    optimizer.build_variables(network, keras.tree.map_structure(tf.zeros_like, outputs))
+    with strategy.scope():
+        synchronize_norms(network)
+        network.compile(
+            optimizer.averaged_adamw(
+                settings.learning_rate, steps=steps * epochs, weight_decay=1e-4
+            )
+        )
+        network.optimizer.build(network.trainable_variables)
     if state.epochs_done() >= epochs:
         return
     if state.exists():
         log.info("resuming from the checkpoint of epoch %d", state.epochs_done())
         state.load(network)
-    network.fit(
-        training_batches(train, settings, batch_size, range(state.epochs_done(), epochs)),
-        initial_epoch=state.epochs_done(),
-        epochs=epochs,
-        steps_per_epoch=steps,
-        callbacks=[
-            training_epochs.EpochEnd(
-                network,
-                evaluate,
-                state,
-                writer,
-                epochs=epochs,
-                patience=epochs,
-                line=lambda entry: epoch_line(entry, epochs),
-            )
-        ],
-        shuffle=False,
-        verbose=0,
+    remaining = range(state.epochs_done(), epochs)
+    loop.fit(
+        network,
+        objective(settings.model),
+        distribute_batches(
+            strategy,
+            batch_size,
+            lambda part: training_batches(train, settings, batch_size, remaining, part),
+        ),
+        epochs=remaining,
+        steps=steps,
+        epoch_end=training_epochs.EpochEnd(
+            network,
+            evaluate,
+            state,
+            writer,
+            epochs=epochs,
+            patience=epochs,
+            line=lambda entry: epoch_line(entry, epochs),
+        ),
+        strategy=strategy,
     )
+
+
+def objective(model: str) -> loop.Objective:
+    """Return the objective of a network: the weighted sum of the losses of its outputs."""
+
+    def of_batch(
+        targets: dict[str, tf.Tensor], outputs: dict[str, tf.Tensor]
+    ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        total = tf.zeros([])
+        for name, loss in losses(model).items():
+            # Of each image by itself: Keras's losses would average over the images as well.
+            pixels = loss.call(targets[name], outputs[name])
+            axes = list(range(1, len(pixels.shape)))
+            total += LOSS_WEIGHTS[model][name] * tf.reduce_mean(pixels, axis=axes)
+        return total, {}
+
+    return of_batch
 
 
 def fit_appearance_model(
@@ -105,11 +130,16 @@ def losses(model: str) -> dict[str, Any]:
 
 
 def training_batches(
-    train: np.ndarray, settings: TrainAutoencoder, batch_size: int, epochs: range
+    train: np.ndarray,
+    settings: TrainAutoencoder,
+    batch_size: int,
+    epochs: range,
+    part: range | None = None,
 ) -> tf.data.Dataset:
     """Return the training batches (inputs, targets) of some epochs, made from healthy images.
 
-    train: uint8 [N, T, T, 1], from `as_network_sees`.
+    train: uint8 [N, T, T, 1], from `as_network_sees`. part: only these rows of every batch; for the
+    denoising network all are prepared, because an opacity may be the tissue of another image.
     """
     common: dict[str, Any] = {
         "batch_size": batch_size,
@@ -118,8 +148,13 @@ def training_batches(
         "strength": settings.augmentation,
     }
     if settings.model == "denoising":
-        return opacities.restoration_batches(train, opacities.lung_fields(train), **common)
-    stream = batches.training_batches(train, np.zeros(len(train), np.int64), **common)
+        whole = opacities.restoration_batches(train, opacities.lung_fields(train), **common)
+        if part is None or len(part) == batch_size:
+            return whole
+        rows = slice(part.start, part.stop)
+        return whole.map(lambda *batch: tf.nest.map_structure(lambda x: x[rows], batch))
+    labels = np.zeros(len(train), np.int64)
+    stream = batches.training_batches(train, labels, **common, part=part)
 
     @tf_data.no_autograph
     def to_itself(images: tf.Tensor, _: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
@@ -142,7 +177,9 @@ class ValidationEvaluator:
         val: ImageDataset,
         settings: TrainAutoencoder,
         writer: tf.summary.SummaryWriter,
+        workers: Workers | None = None,
     ) -> None:
+        self._workers = workers or connect()
         # The appearance model is not trained by epochs, so the residual stands for its scores.
         score = settings.score or known_scores(settings)[0]
         score = "residual" if score in ("combined", "appearance") else score
@@ -153,36 +190,38 @@ class ValidationEvaluator:
         self._losses = losses(settings.model)
         self._loss_weights = LOSS_WEIGHTS[settings.model]
         healthy = autoencoder.as_network_sees(healthy_images(val), settings.model)
-        self._batches = list(
-            training_batches(
-                healthy,
-                dataclasses.replace(settings, seed=VALIDATION_SEED),
-                min(settings.batch_size, len(healthy)),
-                range(1),
-            )
-        )
+        batch_size = min(settings.batch_size, len(healthy))
+        fixed = dataclasses.replace(settings, seed=VALIDATION_SEED)
+        part = self._workers.part(batches.steps_per_epoch(len(healthy), batch_size))
+        validation = training_batches(healthy, fixed, batch_size, range(1))
+        self._batches = list(validation.skip(part.start).take(len(part)))
         sick = np.flatnonzero(val.labels == 1)
         self._shown = np.concatenate([np.flatnonzero(val.labels == 0)[:3], sick[:3]])
 
     def __call__(self, epoch: int) -> dict[str, float]:
         """Return {epoch, val_loss, val_auroc, selection_loss} of the network."""
-        values = []
-        for inputs, targets in self._batches:
+        values = np.zeros(len(self._batches))
+        for number, (inputs, targets) in enumerate(self._batches):
             outputs = self._network(inputs, training=False)
-            values.append(
-                sum(
-                    self._loss_weights[key] * float(loss(targets[key], outputs[key]))
-                    for key, loss in self._losses.items()
-                )
+            values[number] = sum(
+                self._loss_weights[key] * float(loss(targets[key], outputs[key]))
+                for key, loss in self._losses.items()
             )
-        loss = float(np.mean(values))
-        scores = self._predict_score(self._val.images)["score"]
+        loss = float(np.mean(self._workers.gather_rows(values)))
+        count = len(self._val.images)
+        rows = self._workers.part(count, unit=min(BATCH, -(-count // self._workers.count)))
+        scores = self._workers.gather_rows(
+            self._predict_score(self._val.images[rows.start : rows.stop])["score"]
+        )
         if not (np.isfinite(loss) and np.isfinite(scores).all()):
             raise FloatingPointError("the outputs are not finite")
-        self._draw(epoch, scores)
+        if self._workers.is_chief:
+            self._draw(epoch, scores)
         sick = self._val.labels == 1
         auroc = metrics.detection_scores(sick, scores, threshold=np.inf)["auroc"]
-        return {"epoch": epoch, "val_loss": loss, "val_auroc": auroc, "selection_loss": loss}
+        return self._workers.broadcast(
+            {"epoch": epoch, "val_loss": loss, "val_auroc": auroc, "selection_loss": loss}
+        )
 
     def _draw(self, epoch: int, scores: np.ndarray) -> None:
         rows = self._shown

@@ -13,6 +13,7 @@ validation split and its perturbed copies. These two choices are the only use of
 the test.
 """
 
+import dataclasses
 import logging
 from pathlib import Path
 from typing import Any
@@ -35,10 +36,11 @@ from cxr_tf.errors import UserError
 from cxr_tf.files import write_atomically
 from cxr_tf.metrics import check_rule
 from cxr_tf.models import autoencoder
-from cxr_tf.runs import Run, open_run, reserve_run
+from cxr_tf.runs import Run, check_name, open_run, reserve_run
 from cxr_tf.scoring import groups
-from cxr_tf.serving import export, versions
+from cxr_tf.serving import export, novelty, versions
 from cxr_tf.training import checkpoints
+from cxr_tf.training.distribution import Workers, connect
 from cxr_tf.training.records import model_card, write_tensorboard_summary
 
 log = logging.getLogger(__name__)
@@ -61,7 +63,10 @@ def load_data(settings: TrainAutoencoder) -> ImageDataset:
     log.info(checks.describe(catalog))
     _check(catalog, settings)
     catalog, images = dataset.decode_catalog(
-        catalog, settings.image_size, skip=settings.skip_unreadable
+        catalog,
+        settings.image_size,
+        skip=settings.skip_unreadable,
+        load=connect(settings.worker_timeout).load_images,
     )
     _check(catalog, settings)
     classes = data_catalog.task_classes("binary")
@@ -91,12 +96,23 @@ def _check(catalog: data_catalog.Catalog, settings: TrainAutoencoder) -> None:
 def train_autoencoder(settings: TrainAutoencoder) -> Run:
     """Train an autoencoder, choose its score and threshold, and export it; return the finished run.
 
-    Raises UserError for a mistake of the user, before anything is written where possible.
+    Raises UserError for a mistake of the user, before anything is written where possible. With
+    several workers, only the chief writes; the others return after it has finished.
     """
+    workers = connect(settings.worker_timeout)
+    with workers.failing_together():
+        run = _train(settings, workers)
+        workers.exchange()  # the others wait here until the chief has finished
+    return run
+
+
+def _train(settings: TrainAutoencoder, workers: Workers) -> Run:
     name = settings.name or f"autoencoder-{settings.model}"
     known = scoring.known_scores(settings)
-    reserve_run(settings.logs, "autoencoder", name, settings)
-    versions.check_saved_models(settings.saved_models, name)
+    check_name(name)
+    if workers.is_chief:
+        reserve_run(settings.logs, "autoencoder", name, settings)
+        versions.check_saved_models(settings.saved_models, name)
     _check_numbers(settings)
 
     # ------------------------------------------------------------------ machine
@@ -106,10 +122,13 @@ def train_autoencoder(settings: TrainAutoencoder) -> Run:
     # ------------------------------------------------------------------ data
     data = load_data(settings)
     train = healthy_images(data.split("train"))
-    previous_run = Run(Path(settings.logs) / "autoencoder" / name)
-    settings = resolve(settings, len(train), previous_run)
-    if settings.resume and previous_run.finished:
-        run = open_run(settings.logs, "autoencoder", name, settings, data.catalog)
+    run = Run(Path(settings.logs) / "autoencoder" / name)
+    workers.agree_on_training("train_autoencoder", settings, data.catalog.fingerprint())
+    settings = resolve(settings, len(train), run)
+    settings = dataclasses.replace(settings, epochs=workers.broadcast(settings.epochs))
+    if workers.broadcast(settings.resume and run.finished):
+        if workers.is_chief:
+            run = open_run(settings.logs, "autoencoder", name, settings, data.catalog)
         log.info("%s is already finished; nothing to do", run.directory)
         return run
     # The network sees healthy images alone; the sick ones define the groups of the scores.
@@ -118,18 +137,23 @@ def train_autoencoder(settings: TrainAutoencoder) -> Run:
     val, test = (groups.with_groups(data.split(split), shortcuts) for split in ("val", "test"))
 
     # ------------------------------------------------------------------ training
-    trainer = autoencoder.build_network(settings.model, settings.image_size)
+    with workers.strategy.scope():
+        trainer = autoencoder.build_network(settings.model, settings.image_size)
     shrunk = autoencoder.as_network_sees(train, settings.model)
-    run = open_run(settings.logs, "autoencoder", name, settings, data.catalog)
-    writer = run.writer()
+    writer = tf.summary.create_noop_writer()
+    if workers.is_chief:
+        run = open_run(settings.logs, "autoencoder", name, settings, data.catalog)
+        writer = run.writer()
     log.info(
         "%s autoencoder, %d px, %d healthy images", settings.model, settings.image_size, len(train)
     )
-    state = checkpoints.TrainingState(run.directory)
-    evaluate = ValidationEvaluator(trainer, val, settings, writer)
-    fit(trainer, shrunk, evaluate, state, writer, settings)
+    state = checkpoints.TrainingState(run.directory, workers)
+    evaluate = ValidationEvaluator(trainer, val, settings, writer, workers)
+    fit(trainer, shrunk, evaluate, state, writer, settings, workers)
     best = state.restore_best(trainer)
     train_seconds = state.seconds
+    if not workers.is_chief:
+        return run
     # A network that was never compiled, so that the saved model has no optimizer.
     network = autoencoder.build_network(settings.model, settings.image_size)
     network.set_weights(trainer.get_weights())
@@ -218,6 +242,7 @@ def train_autoencoder(settings: TrainAutoencoder) -> Run:
         healthy_scores=healthy_scores,
         card=card,
         resumed=settings.resume,
+        detector=novelty.fit_pixel_detector(train, val.images),
     )
     results["model"]["saved_model"] = str(folder)
     run.write_metrics(results)

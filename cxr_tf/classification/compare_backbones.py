@@ -7,11 +7,12 @@ python scripts/compare_backbones.py --runs logs/classifier/a logs/classifier/b -
 import dataclasses
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 import tensorflow as tf
 
-from cxr_tf import figures, metrics
+from cxr_tf import console, figures, metrics
 from cxr_tf.classification.train_classifier import check_settings, load_data, train_classifier
 from cxr_tf.config import (
     BackboneName,
@@ -26,6 +27,7 @@ from cxr_tf.models.weights import check_weights
 from cxr_tf.runs import Run, check_name, open_finished_run, open_run, reserve_run
 from cxr_tf.scoring.classifier import HEADLINE
 from cxr_tf.scoring.predictions import check_same_rows, paired_tests, read_predictions
+from cxr_tf.training.distribution import Workers, connect
 
 log = logging.getLogger(__name__)
 
@@ -35,15 +37,24 @@ OF_DATA = ("data", "task", "positive", "seed")
 
 NOT_OF_TRAINING = {
     *("name", "logs", "saved_models", "resume", "bootstrap_samples"),
-    *("allow_leakage", "skip_unreadable"),
+    *("allow_leakage", "skip_unreadable", "worker_timeout"),
 }
 
 
 def compare_backbones(settings: CompareBackbones) -> Run:
     """Train the models (or read finished runs), write the comparison, and return its run.
 
-    The model is chosen by the loss on validation and its stressed copy, never on test.
+    The model is chosen by the loss on validation and its stressed copy, never on test. With several
+    workers all train, and the chief compares and writes.
     """
+    workers = connect(settings.worker_timeout)
+    with workers.failing_together():
+        run = _compare(settings, workers)
+        workers.exchange()  # the others wait here until the chief has finished
+    return run
+
+
+def _compare(settings: CompareBackbones, workers: Workers) -> Run:
     if settings.runs:
         trained = [open_finished_run(folder, "classifier") for folder in settings.runs]
         name = settings.name or "-vs-".join(r.directory.name for r in trained)
@@ -52,13 +63,16 @@ def compare_backbones(settings: CompareBackbones) -> Run:
         settings = as_trained(settings, [r.config["settings"] for r in trained])
     else:
         name = settings.name or f"backbones-{settings.task}".replace("_", "-")
-        reserve_run(settings.logs, "compare", name, settings)
+        if workers.is_chief:
+            reserve_run(settings.logs, "compare", name, settings)
         planned = trainings(settings, name)
         for training in planned:  # report mistakes before anything is trained
-            check_settings(training)
+            check_settings(training, workers)
             check_weights(training.backbone, training.weights)
         data = load_data(settings)
         trained = [train_classifier(training, data) for training in planned]
+        if not workers.is_chief:
+            return Run(Path(settings.logs) / "compare" / name)
     _check_same(trained)
 
     results = {r.directory.name: r.metrics for r in trained}
@@ -125,21 +139,21 @@ def as_trained(settings: CompareBackbones, of_runs: Sequence[dict[str, Any]]) ->
 
 def table(results: dict[str, Any], chosen: str, tests: dict[str, Any]) -> str:
     """Format the comparison for the terminal."""
-    width = max(len(n) for n in results) + 2
-    lines = [
-        f"\n{'test':<{width}}{'AUROC':>24}{'accuracy':>24}{'recall':>8}{'spec.':>8}{'F1':>8}"
-        f"{'val. loss':>11}{'images/s':>10}{'million':>9}{'seconds':>9}"
-    ]
+    header = ["test", "AUROC", "accuracy", "recall", "spec.", "F1", "val. loss", "images/s",
+              "million", "seconds"]  # fmt: skip
+    rows = []
     for name, result in results.items():
         test, model = result["test"], result["model"]
-        lines.append(
-            f"{name + (' *' if name == chosen else ''):<{width}}"
-            f"{metrics.with_interval(test, 'auroc'):>24}"
-            f"{metrics.with_interval(test, 'accuracy'):>24}"
-            f"{test['recall']:>8.3f}{test['specificity']:>8.3f}{test['f1']:>8.3f}"
-            f"{model['selection_loss']:>11.3f}{model['images_per_second']:>10.0f}"
-            f"{model['parameters'] / 1e6:>9.1f}{model['train_seconds']:>9.0f}"
-        )
+        rows.append([
+            name + (" *" if name == chosen else ""),
+            *(metrics.with_interval(test, metric) for metric in ("auroc", "accuracy")),
+            *(f"{test[metric]:.3f}" for metric in ("recall", "specificity", "f1")),
+            f"{model['selection_loss']:.3f}",
+            f"{model['images_per_second']:.0f}",
+            f"{model['parameters'] / 1e6:.1f}",
+            f"{model['train_seconds']:.0f}",
+        ])  # fmt: skip
+    lines = ["\n" + console.table(header, rows)]
     for other, test in tests.items():
         low, high = test["auroc_difference_ci95"]
         lines.append(

@@ -15,10 +15,13 @@ from cxr_tf.models import backbones
 from cxr_tf.models.batch_norm_folding import fold_frozen_norms
 from cxr_tf.models.classifier import embedding_of, logits_of
 from cxr_tf.models.mixstyle import mix_styles
+from cxr_tf.models.replicas import synchronize_norms, with_batch_dropout
+from cxr_tf.training import loop
 from cxr_tf.training import optimizer as training_optimizer
 from cxr_tf.training.checkpoints import TrainingState
+from cxr_tf.training.distribution import Workers, connect, distribute_batches
 from cxr_tf.training.epochs import EpochEnd
-from cxr_tf.training.inference import compiled, infer
+from cxr_tf.training.inference import compiled, infer_divided
 
 
 def training_model(
@@ -27,31 +30,35 @@ def training_model(
     """Return the trained part of a classifier: its layers up to the logits [N, C].
 
     Frozen BatchNorm is folded into the convolutions. From pretrained weights, styles are mixed half
-    of the time at an `augmentation` of 1; from scratch the first blocks have no styles yet.
+    of the time at an `augmentation` of 1; from scratch the first blocks have no styles yet. With
+    several replicas, dropout, styles and BatchNorm still work on the whole batch.
     """
-    trainer = fold_frozen_norms(logits_of(model))
+    trainer = with_batch_dropout(fold_frozen_norms(logits_of(model)))
+    synchronize_norms(trainer)
     if not pretrained:
         return trainer
     styled = backbones.backbone(backbone).styled
     return mix_styles(trainer, styled, share=min(1.0, 0.5 * augmentation))
 
 
-def fit_head(model: keras.Model, train: ImageDataset, val: ImageDataset, batch_size: int) -> None:
+def fit_head(
+    model: keras.Model,
+    train: ImageDataset,
+    val: ImageDataset,
+    batch_size: int,
+    workers: Workers | None = None,
+) -> None:
     """Set the `logits` layer to a logistic regression on the features of the frozen backbone.
 
     Its penalty is chosen by the log loss on validation and its stressed copy.
     """
+    workers = workers or connect()
     embed = compiled(fold_frozen_norms(embedding_of(model)))
-    features = infer(embed, data_batches.evaluation_batches(train.images, batch_size=batch_size))
+    features = infer_divided(embed, train.images, workers, batch_size=batch_size)
     val_features = np.concatenate(
         [
-            infer(embed, data_batches.evaluation_batches(val.images, batch_size=batch_size)),
-            infer(
-                embed,
-                data_batches.evaluation_batches(
-                    val.images, batch_size=batch_size, stress_seed=STRESS_SEED
-                ),
-            ),
+            infer_divided(embed, val.images, workers, batch_size=batch_size, stress_seed=seed)
+            for seed in (None, STRESS_SEED)
         ]
     )
     val_labels = np.concatenate([val.labels, val.labels])
@@ -70,7 +77,10 @@ def fit_head(model: keras.Model, train: ImageDataset, val: ImageDataset, batch_s
     if len(kernel) == 1:  # for two classes scikit-learn returns the difference of their logits
         kernel, bias = np.stack([-kernel[0], kernel[0]]) / 2, np.array([-bias[0], bias[0]]) / 2
     kernel = kernel / spread
-    model.get_layer("logits").set_weights([kernel.T, bias - kernel @ mean])
+    # Of the chief: on another processor the last digits may differ.
+    model.get_layer("logits").set_weights(
+        workers.broadcast_arrays([kernel.T.astype(np.float32), bias - kernel @ mean])
+    )
 
 
 def fine_tune(
@@ -81,30 +91,22 @@ def fine_tune(
     writer: tf.summary.SummaryWriter,
     settings: ResolvedTraining,
     *,
-    strategy: tf.distribute.Strategy,
-    chests: np.ndarray | None = None,
+    workers: Workers,
 ) -> None:
-    """Train with AdamW from the epoch of `state` to the last; save a checkpoint after each.
-
-    chests: see `batches.training_batches`.
-    """
+    """Train with AdamW from the epoch of `state` to the last; save a checkpoint after each."""
     if settings.epochs == 0 or settings.trainable_blocks == 0:
         return
     batch_size = min(settings.batch_size, len(train.labels))
     steps = data_batches.steps_per_epoch(len(train.labels), batch_size)
-    with strategy.scope():
+    with workers.strategy.scope():
         optimizer = training_optimizer.averaged_adamw(
             settings.learning_rate,
             steps=steps * settings.epochs,
             weight_decay=0.05,
             precision=settings.precision,
         )
-        trainer.compile(
-            optimizer,
-            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-            metrics=["accuracy"],
-        )
-        training_optimizer.build_variables(trainer, train.labels[:1])
+        trainer.compile(optimizer)
+        optimizer.build(trainer.trainable_variables)
     if state.epochs_done() >= settings.epochs or state.exhausted(settings.patience):
         return
     if state.exists():
@@ -113,39 +115,58 @@ def fine_tune(
         trainer, evaluate, state, writer, epochs=settings.epochs, patience=settings.patience,
         line=lambda entry: epoch_line(entry, settings.epochs),
     )  # fmt: skip
-    trainer.fit(
-        data_batches.training_batches(
+    epochs = range(state.epochs_done(), settings.epochs)
+
+    def batches_of(part: range) -> tf.data.Dataset:
+        return data_batches.training_batches(
             train.images,
             train.labels,
             batch_size=batch_size,
             seed=settings.seed,
-            epochs=range(state.epochs_done(), settings.epochs),
+            epochs=epochs,
             strength=settings.augmentation,
-            chests=chests,
-        ),
-        initial_epoch=state.epochs_done(),
-        epochs=settings.epochs,
-        steps_per_epoch=steps,
-        class_weight=class_weights(train.labels),
-        callbacks=[epoch_end],
-        shuffle=False,  # the stream is shuffled already, by the seed
-        verbose=0,
+            part=part,
+        )
+
+    loop.fit(
+        trainer,
+        weighted_cross_entropy(class_weights(train.labels)),
+        distribute_batches(workers.strategy, batch_size, batches_of),
+        epochs=epochs,
+        steps=steps,
+        epoch_end=epoch_end,
+        strategy=workers.strategy,
     )
 
 
+def weighted_cross_entropy(weights: dict[int, float]) -> loop.Objective:
+    """Return the objective of a classifier: class-weighted cross-entropy, and the accuracy."""
+    by_class = np.array([weights[k] for k in sorted(weights)], np.float32)
+
+    def objective(labels: tf.Tensor, logits: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        losses = keras.losses.sparse_categorical_crossentropy(labels, logits, from_logits=True)
+        correct = tf.cast(tf.argmax(logits, axis=1) == labels, tf.float32)
+        return losses * tf.gather(by_class, labels), {"accuracy": correct}
+
+    return objective
+
+
 class ValidationEvaluator:
-    """Score a model on validation and on its stressed copy after every epoch."""
+    """Score a model on validation and on its stressed copy after every epoch.
+
+    Each worker computes the logits of a part of the images; the scores are those of all.
+    """
 
     def __init__(
-        self, trainer: keras.Model, val: ImageDataset, batch_size: int, weights: dict[int, float]
+        self,
+        trainer: keras.Model,
+        val: ImageDataset,
+        batch_size: int,
+        weights: dict[int, float],
+        workers: Workers | None = None,
     ) -> None:
-        self.logits = compiled(trainer)
-        self._labels, self._classes, self._against = val.labels, val.classes, val.against
-        self._weights = image_weights(val, weights)
-        self._clean = data_batches.evaluation_batches(val.images, batch_size=batch_size)
-        self._stressed = data_batches.evaluation_batches(
-            val.images, batch_size=batch_size, stress_seed=STRESS_SEED
-        )
+        self.logits, self._weights = compiled(trainer), image_weights(val, weights)
+        self._val, self._batch_size, self._workers = val, batch_size, workers or connect()
 
     def __call__(self, epoch: int) -> dict[str, float]:
         """Return {epoch, val_*, val_stressed_*, selection_loss} of the model.
@@ -154,23 +175,29 @@ class ValidationEvaluator:
         """
         entry: dict[str, float] = {"epoch": epoch}
         losses = []
-        for prefix, batches in (("val", self._clean), ("val_stressed", self._stressed)):
-            logits = infer(self.logits, batches)
+        for prefix, seed in (("val", None), ("val_stressed", STRESS_SEED)):
+            logits = infer_divided(
+                self.logits,
+                self._val.images,
+                self._workers,
+                batch_size=self._batch_size,
+                stress_seed=seed,
+            )
             if not np.isfinite(logits).all():
                 raise FloatingPointError("logits are not finite")
             probabilities = special.softmax(logits, axis=1)
             scores = metrics.classification_scores(
-                self._labels, probabilities, logits.argmax(axis=1), self._classes
+                self._val.labels, probabilities, logits.argmax(axis=1), self._val.classes
             )
             entry |= {f"{prefix}_{m}": scores[m] for m in ("loss", "auroc", "accuracy")}
-            losses.append(weighted_log_loss(self._labels, logits, self._weights))
-            if self._against is not None:
-                groups = metrics.recall_against_shortcut(
-                    self._labels, logits.argmax(axis=1), self._against, self._classes
+            losses.append(weighted_log_loss(self._val.labels, logits, self._weights))
+            if self._val.against is not None:
+                recalls = metrics.recall_against_shortcut(
+                    self._val.labels, logits.argmax(axis=1), self._val.against, self._val.classes
                 )
-                entry[f"{prefix}_worst_group_recall"] = groups["worst_group_recall"]
+                entry[f"{prefix}_worst_group_recall"] = recalls["worst_group_recall"]
         entry["selection_loss"] = float(np.mean(losses))
-        return entry
+        return self._workers.broadcast(entry)
 
 
 def class_weights(labels: np.ndarray) -> dict[int, float]:

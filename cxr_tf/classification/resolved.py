@@ -7,6 +7,7 @@ from cxr_tf.config import Precision, TrainClassifier
 from cxr_tf.models import backbones
 from cxr_tf.runs import Run
 from cxr_tf.training import precision as training_precision
+from cxr_tf.training.distribution import Workers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,3 +43,12 @@ def resolve(settings: TrainClassifier, previous_run: Run | None = None) -> Resol
     values["trainable_blocks"] = blocks
     values["learning_rate"] = settings.learning_rate or (1e-4 if pretrained else entry.scratch_rate)
     return ResolvedTraining(**values)
+
+
+def resolve_together(settings: TrainClassifier, run: Run, workers: Workers) -> ResolvedTraining:
+    """Return `resolve` of the chief on all workers, whose processors may differ."""
+    resolved = resolve(settings, run)
+    values = workers.broadcast(
+        {key: getattr(resolved, key) for key in ("precision", "trainable_blocks", "learning_rate")}
+    )
+    return dataclasses.replace(resolved, **values)

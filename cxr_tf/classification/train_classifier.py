@@ -24,8 +24,8 @@ from scipy import special
 
 from cxr_tf import figures, metrics
 from cxr_tf.classification import fitting
-from cxr_tf.classification.resolved import resolve
-from cxr_tf.classification.shortcuts import audit_training_images, pooled_framings
+from cxr_tf.classification.resolved import resolve_together
+from cxr_tf.classification.shortcuts import audit_training_images
 from cxr_tf.config import TrainClassifier, TrainingBudget, check_numbers
 from cxr_tf.data import batches, checks, dataset, loading
 from cxr_tf.data import catalog as data_catalog
@@ -36,11 +36,11 @@ from cxr_tf.files import write_atomically
 from cxr_tf.models import backbones, weights
 from cxr_tf.models.batch_norm_folding import fold_norms
 from cxr_tf.models.classifier import build_classifier, calibrated, logits_of
-from cxr_tf.runs import Run, open_run, reserve_run
+from cxr_tf.runs import Run, check_name, open_run, reserve_run
 from cxr_tf.scoring import classifier, groups
-from cxr_tf.serving import export, versions
+from cxr_tf.serving import export, novelty, versions
 from cxr_tf.training.checkpoints import TrainingState, save_keras
-from cxr_tf.training.distribution import distribution
+from cxr_tf.training.distribution import Workers, connect
 from cxr_tf.training.inference import compiled, images_per_second, infer
 from cxr_tf.training.records import model_card, write_tensorboard_summary
 
@@ -77,7 +77,10 @@ def load_data(settings: TrainingBudget) -> ImageDataset:
             "predicted"
         )
     catalog, images = dataset.decode_catalog(
-        catalog, settings.image_size, skip=settings.skip_unreadable
+        catalog,
+        settings.image_size,
+        skip=settings.skip_unreadable,
+        load=connect(settings.worker_timeout).load_images,
     )
     checks.check(catalog, task=settings.task, allow_leakage=settings.allow_leakage)
     return ImageDataset(catalog, images, catalog.labels(settings.task), classes)
@@ -87,24 +90,35 @@ def train_classifier(settings: TrainClassifier, data: ImageDataset | None = None
     """Train, calibrate, evaluate and export a classifier; return the finished run.
 
     `data` saves a caller that compares several backbones from decoding again. Raises UserError for
-    a mistake of the user, before anything is written where possible.
+    a mistake of the user, before anything is written where possible. With several workers, only the
+    chief writes; the others return after it has finished.
     """
-    name = check_settings(settings)
+    workers = connect(settings.worker_timeout)
+    with workers.failing_together():
+        run = _train(settings, data, workers)
+        workers.exchange()  # the others wait here until the chief has finished
+    return run
+
+
+def _train(settings: TrainClassifier, data: ImageDataset | None, workers: Workers) -> Run:
+    name = check_settings(settings, workers)
     pretrained = settings.weights != "none"
+    strategy = workers.strategy
 
     # ------------------------------------------------------------------ machine
     # The same seed on the same machine gives identical numbers.
     keras.utils.set_random_seed(settings.seed)
     tf.config.experimental.enable_op_determinism()
-    previous_run = Run(Path(settings.logs) / "classifier" / name)
-    resolved = resolve(settings, previous_run)
+    run = Run(Path(settings.logs) / "classifier" / name)
+    resolved = resolve_together(settings, run, workers)
     precision = resolved.precision
-    strategy = distribution()
 
     # ------------------------------------------------------------------ data
     data = data or load_data(settings)
-    if settings.resume and previous_run.finished:
-        run = open_run(settings.logs, "classifier", name, settings, data.catalog)
+    workers.agree_on_training("train_classifier", settings, data.catalog.fingerprint())
+    if workers.broadcast(settings.resume and run.finished):
+        if workers.is_chief:
+            run = open_run(settings.logs, "classifier", name, settings, data.catalog)
         log.info("%s is already finished; nothing to do", run.directory)
         return run
     train, val, test = (data.split(s) for s in data_catalog.SPLITS)
@@ -130,34 +144,32 @@ def train_classifier(settings: TrainClassifier, data: ImageDataset | None = None
             model, settings.backbone, pretrained=pretrained, augmentation=settings.augmentation
         )
 
-    run = open_run(settings.logs, "classifier", name, settings, data.catalog, resolved)
-    writer = run.writer()
+    writer = tf.summary.create_noop_writer()
+    if workers.is_chief:
+        run = open_run(settings.logs, "classifier", name, settings, data.catalog, resolved)
+        writer = run.writer()
     log.info(
         "%s on %s, %d classes, %d px, %s, weights %s",
         *(settings.backbone, data.catalog.source, len(data.classes)),
         *(settings.image_size, precision, settings.weights),
     )
 
-    # ------------------------------------------------------------------ shortcuts
-    audit = audit_training_images(run, train, writer, seed=settings.seed)
-    chests = pooled_framings(train, shortcuts, audit)
-
     # ------------------------------------------------------------------ training
     evaluate = fitting.ValidationEvaluator(
-        trainer, val, settings.batch_size, fitting.class_weights(train.labels)
+        trainer, val, settings.batch_size, fitting.class_weights(train.labels), workers
     )
-    state = TrainingState(run.directory)
+    state = TrainingState(run.directory, workers)
     if state.exists():
         log.info("resuming from the checkpoint of epoch %d", state.epochs_done())
     elif pretrained:
-        fitting.fit_head(model, train, val, settings.batch_size)
+        fitting.fit_head(model, train, val, settings.batch_size, workers)
         state.begin(evaluate(epoch=0), trainer)
         log.info("  head on frozen features: %s", fitting.epoch_line(state.history[-1]))
-    fitting.fine_tune(
-        trainer, train, evaluate, state, writer, resolved, strategy=strategy, chests=chests
-    )
+    fitting.fine_tune(trainer, train, evaluate, state, writer, resolved, workers=workers)
     best = state.restore_best(trainer)
     train_seconds = state.seconds
+    if not workers.is_chief:
+        return run
 
     # ------------------------------------------------------------------ calibration, on validation
     # From here on in float32 on one device, like the exported model.
@@ -189,6 +201,10 @@ def train_classifier(settings: TrainClassifier, data: ImageDataset | None = None
             settings.operating_point,
             metrics.group_weights(val.labels, val.against),
         )
+    set_thresholds = metrics.conformal_thresholds(
+        val.labels, val_probabilities, val.catalog.patients, coverage=settings.coverage
+    )
+    detector = novelty.fit_detector(fold_norms(final), train, val)
 
     # ------------------------------------------------------------------ evaluation: test, once
     test_logits = infer(to_logits, batches.evaluation_batches(test.images, batch_size=32))
@@ -197,8 +213,10 @@ def train_classifier(settings: TrainClassifier, data: ImageDataset | None = None
     for split, part in (("val", val), ("test", test)):
         probabilities = special.softmax(logits_by_split[split] / temperature, axis=1)
         results[split] = classifier.score_split(
-            run, split, part, probabilities, threshold, bootstrap_samples=settings.bootstrap_samples
-        )
+            run, split, part, probabilities, threshold,
+            bootstrap_samples=settings.bootstrap_samples,
+            set_thresholds=set_thresholds,
+        )  # fmt: skip
         classifier.draw_split(run, split, part, probabilities, threshold, writer, results[split])
     results["model"] = {
         "backbone": settings.backbone,
@@ -207,12 +225,23 @@ def train_classifier(settings: TrainClassifier, data: ImageDataset | None = None
         "parameters": final.count_params(),
         "temperature": temperature,
         "threshold": threshold,
+        "coverage": settings.coverage,
+        "set_thresholds": dict(zip(data.classes, set_thresholds.tolist(), strict=True)),
+        "novelty_pass_rate": detector.pass_rate,
         "best_epoch": best["epoch"],
         "selection_loss": best["selection_loss"],
         "train_seconds": train_seconds,
         "images_per_second": images_per_second(to_logits, test.images),
         "precision": precision,
     }
+    subgroups = classifier.score_subgroups(
+        test,
+        probabilities,
+        export.decide(tf.constant(probabilities), threshold).numpy(),
+        bootstrap_samples=settings.bootstrap_samples,
+    )
+    results |= {"subgroups": subgroups} if subgroups else {}
+    audit = audit_training_images(run, train, writer, seed=settings.seed)
     results["shortcuts"] = audit.as_dict() if audit is not None else {}
     results["history"] = state.history
     run.write_figure(
@@ -235,6 +264,9 @@ def train_classifier(settings: TrainClassifier, data: ImageDataset | None = None
         classes=list(data.classes),
         backbone=settings.backbone,
         temperature=temperature,
+        coverage=settings.coverage,
+        set_thresholds=results["model"]["set_thresholds"],
+        novelty_pass_rate=detector.pass_rate,
         **groups.shortcut_record(shortcuts, results, shown),
     )
     folder = export.export_classifier(
@@ -244,6 +276,8 @@ def train_classifier(settings: TrainClassifier, data: ImageDataset | None = None
         threshold=threshold,
         card=card,
         resumed=settings.resume,
+        set_thresholds=set_thresholds,
+        detector=detector,
     )
     results["model"]["saved_model"] = str(folder)
     run.write_metrics(results)
@@ -255,12 +289,14 @@ def train_classifier(settings: TrainClassifier, data: ImageDataset | None = None
     return run
 
 
-def check_settings(settings: TrainClassifier) -> str:
+def check_settings(settings: TrainClassifier, workers: Workers) -> str:
     """Raise UserError for mistakes in the settings, before data are read; return the run's name."""
     check_numbers(settings)
     name = settings.name or f"{settings.backbone}-{settings.task}".replace("_", "-")
-    reserve_run(settings.logs, "classifier", name, settings)
-    versions.check_saved_models(settings.saved_models, name)
+    check_name(name)
+    if workers.is_chief:
+        reserve_run(settings.logs, "classifier", name, settings)
+        versions.check_saved_models(settings.saved_models, name)
     if settings.weights == "none" and (settings.epochs == 0 or settings.trainable_blocks == 0):
         raise UserError("--weights none needs --epochs and --trainable-blocks of at least 1")
     if settings.trainable_blocks is not None:

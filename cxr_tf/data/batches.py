@@ -9,9 +9,6 @@ from cxr_tf.data.tf_data import PARALLEL, no_autograph, prefetch
 # Seed of the perturbed validation copy: fixed, so that runs with other seeds are comparable.
 STRESS_SEED = 20_001
 
-# Added to the seed of an epoch for framings and lights.
-ACQUISITION_STREAM = 1_000_003
-
 
 def training_batches(
     images: np.ndarray,
@@ -21,22 +18,23 @@ def training_batches(
     seed: int,
     epochs: range,
     strength: float = 1.0,
-    chests: np.ndarray | None = None,
+    part: range | None = None,
 ) -> tf.data.Dataset:
     """Return training batches of some epochs: (float32 [B, S, S, 3] in 0..255, int64 [B]).
 
     Each epoch of `epochs` is a fresh permutation, and each image a fresh augmentation, both drawn
     from (seed, epoch, row) alone, so that a resumed run sees the same batches. The last, incomplete
-    batch of an epoch is dropped; see `steps_per_epoch`.
-
-    chests: float32 [N, 3], width, height and position of the chest in each image, see
-    `acquisition_statistics.align`. With it, each image takes the framing of another training image
-    drawn at random, whatever its class, and light from the borders varies: neither predicts the
-    class any more.
+    batch of an epoch is dropped; see `steps_per_epoch`. part: only these rows of every batch, for
+    one of several replicas.
     """
     n = len(labels)
     steps = steps_per_epoch(n, batch_size)
     size = images.shape[1]
+    part = range(batch_size) if part is None else part
+
+    @no_autograph
+    def take_part(rows: tf.Tensor, draws: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return rows[part.start : part.stop], draws[part.start : part.stop]
 
     @no_autograph
     def order(epoch: tf.Tensor) -> tf.data.Dataset:
@@ -46,50 +44,37 @@ def training_batches(
         )[: steps * batch_size]
         # Drawn by row, so that neither order nor batch size affects the augmentation of an image.
         draws = tf.gather(augmentation_draws(n, epoch_seed), rows)
-        shifts = tf.gather(acquisition_draws(n, epoch_seed), rows)
-        return tf.data.Dataset.from_tensor_slices((rows, draws, shifts)).batch(batch_size)
+        return tf.data.Dataset.from_tensor_slices((rows, draws)).batch(batch_size).map(take_part)
 
     @no_autograph
-    def gather(rows: tf.Tensor, draws: tf.Tensor, shifts: tf.Tensor) -> tuple:
+    def gather(rows: tf.Tensor, draws: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         batch = tf.numpy_function(lambda r: images[r], [rows], tf.uint8, stateful=False)
-        batch = tf.ensure_shape(batch, [batch_size, size, size, 1])
-        return batch, rows, draws, shifts, tf.gather(tf.constant(labels, tf.int64), rows)
+        batch = tf.ensure_shape(batch, [len(part), size, size, 1])
+        return batch, draws, tf.gather(tf.constant(labels, tf.int64), rows)
 
     @no_autograph
-    def finish(
-        batch: tf.Tensor, rows: tf.Tensor, draws: tf.Tensor, shifts: tf.Tensor, target: tf.Tensor
-    ) -> tuple:
-        if chests is None:
-            return to_rgb(augment(batch, draws, strength)), target
-        framings = tf.constant(chests, tf.float32)
-        others = tf.cast((shifts[:, 0] + 1.0) / 2.0 * n, tf.int64) % n
-        pair = tf.gather(framings, rows), tf.gather(framings, others)
-        changed = augment(batch, draws, strength, chests=pair, light=shifts[:, 1:])
-        return to_rgb(changed), target
+    def finish(batch: tf.Tensor, draws: tf.Tensor, target: tf.Tensor) -> tuple:
+        return to_rgb(augment(batch, draws, strength)), target
 
     stream = tf.data.Dataset.range(epochs.start, epochs.stop).flat_map(order)
     stream = stream.map(gather, num_parallel_calls=2)
     return prefetch(stream.map(finish, num_parallel_calls=PARALLEL))
 
 
-def acquisition_draws(count: int, seed: tf.Tensor) -> tf.Tensor:
-    """Return the random numbers of an epoch's framings and lights: float32 [count, 5] in -1..1.
-
-    The first selects the radiograph whose framing an image takes, the others are the light.
-    """
-    # Independent of `augmentation_draws`, which come from the seed itself.
-    return tf.random.stateless_uniform([count, 5], seed + ACQUISITION_STREAM, -1.0, 1.0)
-
-
 def evaluation_batches(
-    images: np.ndarray, *, batch_size: int, stress_seed: int | None = None, strength: float = 2.5
+    images: np.ndarray,
+    *,
+    batch_size: int,
+    stress_seed: int | None = None,
+    strength: float = 2.5,
+    rows: range | None = None,
 ) -> tf.data.Dataset:
     """Return all images in order: float32 [B, S, S, 1] in 0..255; the last batch may be smaller.
 
     One channel, because writing three equal ones takes longer than everything else;
     `training.inference.compiled` repeats it in the network's graph. With `stress_seed` every image
     is augmented at `strength`, the same way each time: a simulated acquisition shift, under which a
-    nearly separable validation set still ranks models.
+    nearly separable validation set still ranks models. rows: only these, in order.
     """
     size = images.shape[1]
     draws = None
@@ -104,8 +89,9 @@ def evaluation_batches(
             return tf.cast(batch, tf.float32)
         return augment(batch, tf.gather(draws, rows), strength)
 
-    rows = tf.data.Dataset.range(len(images)).batch(batch_size)
-    return prefetch(rows.map(gather, num_parallel_calls=PARALLEL))
+    rows = range(len(images)) if rows is None else rows
+    numbers = tf.data.Dataset.range(rows.start, rows.stop).batch(batch_size)
+    return prefetch(numbers.map(gather, num_parallel_calls=PARALLEL))
 
 
 def steps_per_epoch(count: int, batch_size: int) -> int:

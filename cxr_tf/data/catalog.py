@@ -30,7 +30,9 @@ from cxr_tf.errors import UserError
 SPLITS = ("train", "val", "test")
 
 # Columns of prediction tables besides the classes; no class may have one of these names.
-RESERVED_COLUMNS = {"path", "patient", "label", "predicted", "novelty", "reason"}
+RESERVED_COLUMNS = {
+    *("path", "patient", "label", "predicted", "prediction_set", "novelty", "reason"),
+}
 
 # Classes of the named tasks in the order of the model's outputs; `normal` is first. The third task,
 # `labels`, uses the labels of the catalogue unchanged.
@@ -50,7 +52,7 @@ class Radiograph:
     `finding` is normal, bacterial, viral, or pneumonia where the cause is unknown; in a list with
     custom labels it is that label. `split` is train, val, test, or empty where none has been
     assigned. `digest` is the BLAKE2 hash of the file's bytes (hex, 128 bits), which identifies
-    identical files.
+    identical files. `groups` are (column, value) of a list, such as ("sex", "F").
     """
 
     path: str
@@ -58,6 +60,7 @@ class Radiograph:
     patient: str
     split: str
     digest: str
+    groups: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,11 @@ class Catalog:
     def is_phantom(self) -> bool:
         """Whether all images are phantoms, which reports must state."""
         return bool(self.radiographs) and all(PHANTOM_NAME.match(Path(p).name) for p in self.paths)
+
+    def group_columns(self) -> dict[str, list[str]]:
+        """Return the values of each group column, "" where a row has none."""
+        names = dict.fromkeys(name for r in self.radiographs for name, _ in r.groups)
+        return {name: [dict(r.groups).get(name, "") for r in self.radiographs] for name in names}
 
     def rows(self, split: str) -> np.ndarray:
         """Row numbers of a split, int64 [n]."""

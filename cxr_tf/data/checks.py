@@ -1,9 +1,10 @@
 """Checks of a catalogue before it is used, and its description."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
+from cxr_tf import console
 from cxr_tf.data.catalog import MAX_LABELS, RESERVED_COLUMNS, SPLITS, Catalog, contradictory
 from cxr_tf.data.splits import check_leakage, leakage
 from cxr_tf.errors import UserError
@@ -47,19 +48,16 @@ def describe(catalog: Catalog) -> str:
     splits = [s for s in (*SPLITS, "") if any(r.split == s for r in catalog.radiographs)]
     columns = [[r for r in catalog.radiographs if r.split == s] for s in splits]
     columns.append(list(catalog.radiographs))
-    width = max(10, *map(len, catalog.findings)) + 2
-
-    def line(name: str, cells: Iterable[object]) -> str:
-        return f"  {name:<{width}}" + "".join(f"{cell:>9}" for cell in cells)
-
     lines = [f"{catalog.source}: {len(catalog)} images, {len(set(catalog.patients))} patients"]
     if catalog.is_phantom:
         lines.append("  synthetic phantoms, not radiographs of people")
-    lines.append(line("", [*(s or "no split" for s in splits), "all"]))
-    for finding in catalog.findings:
-        lines.append(line(finding, [sum(r.finding == finding for r in c) for c in columns]))
-    lines.append(line("images", map(len, columns)))
-    lines.append(line("patients", [len({r.patient for r in c}) for c in columns]))
+    rows = [
+        *([f, *(sum(r.finding == f for r in c) for c in columns)] for f in catalog.findings),
+        ["images", *map(len, columns)],
+        ["patients", *(len({r.patient for r in c}) for c in columns)],
+    ]
+    header = ["", *(s or "no split" for s in splits), "all"]
+    lines.append(console.table(header, rows, indent=2))
     return "\n".join([*lines, *(f"  note: {n}" for n in notes(catalog))])
 
 

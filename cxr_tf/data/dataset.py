@@ -1,6 +1,7 @@
 """A checked catalogue with its decoded images."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -52,7 +53,11 @@ class ImageDataset:
 
 
 def decode_catalog(
-    catalog: data_catalog.Catalog, size: int, *, skip: bool
+    catalog: data_catalog.Catalog,
+    size: int,
+    *,
+    skip: bool,
+    load: Callable[..., tuple[np.ndarray, dict[int, str]]] = decoding.load_images,
 ) -> tuple[data_catalog.Catalog, np.ndarray]:
     """Decode a catalogue: images uint8 [N, size, size, 1], and the catalogue in their order.
 
@@ -62,7 +67,7 @@ def decode_catalog(
     order = {split: number for number, split in enumerate(data_catalog.SPLITS)}
     splits = [order.get(r.split, len(order)) for r in catalog.radiographs]
     catalog = catalog.take(np.argsort(splits, kind="stable"))
-    images, unreadable = decoding.load_images(catalog.paths, size)
+    images, unreadable = load(catalog.paths, size)
     return drop_unreadable(catalog, images, unreadable, skip=skip)
 
 

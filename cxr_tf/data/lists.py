@@ -36,6 +36,15 @@ def rows_of_list(file: Path, *, as_written: bool) -> list[Row]:
     return rows
 
 
+def groups_of_list(file: Path) -> list[tuple[tuple[str, str], ...]]:
+    """Return the group columns of each image of a .csv list, as (column, value) pairs."""
+    return [row.groups for row in read_list(file)]
+
+
+# Columns of patients and acquisition that scores are divided by.
+GROUP_COLUMNS = ("age", "sex", "view", "site", "device")
+
+
 @dataclass(frozen=True)
 class Listed:
     """One line of a list; an unknown patient or split is empty."""
@@ -45,10 +54,12 @@ class Listed:
     label: str
     patient: str
     split: str
+    groups: tuple[tuple[str, str], ...] = ()
 
 
 def read_list(file: Path) -> list[Listed]:
-    """Read a .csv with the columns path (relative to it) and label, optionally patient and split.
+    """Read a .csv with the columns path (relative to it) and label, optionally patient, split and
+    GROUP_COLUMNS.
 
     Raises UserError with the line number.
     """
@@ -102,7 +113,8 @@ def read_list(file: Path) -> list[Listed]:
         if some_split and split not in SPLIT_FOLDERS:
             raise UserError(f"{where}: split is '{split}'; it must be train, val or test")
         split = SPLIT_FOLDERS[split] if split else ""
-        listed.append(Listed(where, path, row["label"], row.get("patient", ""), split))
+        groups = tuple((name, row[name]) for name in GROUP_COLUMNS if name in row)
+        listed.append(Listed(where, path, row["label"], row.get("patient", ""), split, groups))
     return listed
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cxr_tf.data.catalog import Catalog, Radiograph, positive_last
 from cxr_tf.data.conventions import Row, read_folder
-from cxr_tf.data.lists import check_utf8, rows_of_list
+from cxr_tf.data.lists import check_utf8, groups_of_list, rows_of_list
 from cxr_tf.data.splits import resolve_splits
 from cxr_tf.errors import UserError
 from cxr_tf.files import digest_files, expand_user
@@ -39,6 +39,7 @@ def open_catalog(
         catalog = _catalog(root, *read_folder(root))
     elif root.suffix.lower() == ".csv":
         catalog = _catalog(root, rows_of_list(root, as_written=task == "labels"))
+        catalog = with_groups(catalog, groups_of_list(root))
     elif root.suffix.lower() == ".npz":
         from cxr_tf.data.sources import medmnist
 
@@ -50,6 +51,12 @@ def open_catalog(
     if positive:
         catalog = replace(catalog, findings=positive_last(catalog, positive))
     return resolve_splits(catalog, seed) if resplit else catalog
+
+
+def with_groups(catalog: Catalog, groups: Sequence[tuple[tuple[str, str], ...]]) -> Catalog:
+    """Return the catalogue with the group columns of each row."""
+    rows = zip(catalog.radiographs, groups, strict=True)
+    return replace(catalog, radiographs=tuple(replace(r, groups=g) for r, g in rows))
 
 
 def phantom_folder() -> Path:

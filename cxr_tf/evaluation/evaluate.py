@@ -1,9 +1,10 @@
-"""Scores, predictions and figures of a classifier on a split; any SavedModel of ours on a folder.
+"""Evaluate an exported model on a folder of radiographs: scores, predictions, figures.
 
 python scripts/evaluate.py --model saved_models/vgg16-binary --data other_hospital
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from cxr_tf import metrics
 from cxr_tf.config import Evaluate, check_numbers
 from cxr_tf.evaluation.precision_cost import precision_cost
 from cxr_tf.runs import Run, open_run, reserve_run, to_run_name
-from cxr_tf.scoring.classifier import draw_split, result_line, score
+from cxr_tf.scoring.classifier import draw_split, result_line, score, score_subgroups
 from cxr_tf.scoring.groups import group_line
 from cxr_tf.scoring.selection import open_subset
 from cxr_tf.scoring.shifts import score_shifts
@@ -24,12 +25,12 @@ log = logging.getLogger(__name__)
 
 
 def evaluate(settings: Evaluate) -> Run:
-    """Scores a SavedModel on a folder, by its own `serving_default`; returns the finished run.
+    """Score the `serving_default` of a SavedModel on a folder; return the finished run.
 
-    With a precision other than float32 it also measures, on validation, what that costs and gains.
+    With a precision other than float32, also measure its cost and its gain on validation.
 
-    Raises UserError for a model or a folder that is none, for labels the model does not know, and
-    for an engine or a precision that cannot be had.
+    Raises UserError for a missing model or folder, for labels that the model does not know, and for
+    an engine or a precision that is not available.
     """
     check_numbers(settings)
     served = loading.load_served(
@@ -44,12 +45,26 @@ def evaluate(settings: Evaluate) -> Run:
     part = open_subset(settings, served, served.card["task"], served.classes)
     cost = precision_cost(settings, served) if served.precision != "float32" else {}
     run = open_run(settings.logs, "evaluate", settings.name, settings, part.catalog)
-    probabilities, predicted = loading.predict_files(
-        served, part.catalog.paths, batch_size=settings.batch_size
-    )
+    outputs = served.predict(part.catalog.paths, batch_size=settings.batch_size)
+    probabilities = outputs["probabilities"]
+    predicted = np.array([part.classes.index(label) for label in outputs["label"]])
     split, threshold = settings.split, served.card.get("threshold", 0.5)
-    run.write_predictions(split, part.catalog, part.labels, probabilities, predicted, part.classes)
+    run.write_predictions(
+        split, part.catalog, part.labels, probabilities, predicted, part.classes,
+        extra=extra_columns(outputs, part.classes),
+    )  # fmt: skip
     scores = score(
+        part,
+        probabilities,
+        predicted,
+        bootstrap_samples=settings.bootstrap_samples,
+        seed=settings.seed,
+        sets=outputs.get("prediction_set"),
+    )
+    if "is_novel" in outputs:
+        scores["novel"] = float(outputs["is_novel"].mean())
+        log.info("  unlike the training images: %.1f %%", 100 * scores["novel"])
+    subgroups = score_subgroups(
         part,
         probabilities,
         predicted,
@@ -59,24 +74,25 @@ def evaluate(settings: Evaluate) -> Run:
     writer = run.writer()
     draw_split(run, split, part, probabilities, threshold, writer, scores)
 
-    def scored(answers: dict[str, np.ndarray]) -> dict[str, float]:
-        called = np.array([part.classes.index(label) for label in answers["label"]])
+    def scored(outputs: dict[str, np.ndarray]) -> dict[str, float]:
+        predicted = np.array([part.classes.index(label) for label in outputs["label"]])
         table = metrics.classification_scores(
-            part.labels, answers["probabilities"], called, part.classes
+            part.labels, outputs["probabilities"], predicted, part.classes
         )
         if part.against is None:
             return table
         return table | metrics.recall_against_shortcut(
-            part.labels, called, part.against, part.classes
+            part.labels, predicted, part.against, part.classes
         )
 
     def recalls(table: dict[str, Any]) -> list[float]:
-        return [table[f"recall/{kind}"] for kind in part.classes]
+        return [table[f"recall/{name}"] for name in part.classes]
 
     shifted = score_shifts(settings, served, part, run, writer, scores, scored, recalls)
-    ran_on = {"name": served.engine_for("serving_default"), "precision": served.precision, **cost}
+    engine = {"name": served.engine_for("serving_default"), "precision": served.precision, **cost}
     model = {"saved_model": str(served.folder), **served.card}
-    run.write_metrics({split: scores, **shifted, "model": model, "engine": ran_on})
+    groups = {"subgroups": subgroups} if subgroups else {}
+    run.write_metrics({split: scores, **shifted, **groups, "model": model, "engine": engine})
     log.info(result_line(split, scores))
     if part.against is not None:
         log.info(group_line(scores))
@@ -84,8 +100,23 @@ def evaluate(settings: Evaluate) -> Run:
     return run
 
 
+def extra_columns(
+    outputs: dict[str, np.ndarray], classes: tuple[str, ...]
+) -> dict[str, Sequence[Any]]:
+    """Return further columns of the predictions: prediction set, novelty; none of old models."""
+    columns: dict[str, Sequence[Any]] = {}
+    if "prediction_set" in outputs:
+        columns["prediction_set"] = [
+            " ".join(name for name, inside in zip(classes, row, strict=True) if inside)
+            for row in outputs["prediction_set"]
+        ]
+    if "novelty" in outputs:
+        columns["novelty"] = [f"{value:.6g}" for value in outputs["novelty"]]
+    return columns
+
+
 def evaluation_name(settings: Evaluate, served: loading.ServedModel) -> str:
-    """A name for an evaluation that has none: model, data, and what else it was asked for."""
+    """Return the default name of an evaluation: model, data, and flags that change the result."""
     parts = [served.card["name"], Path(settings.data).resolve().name]
     if settings.split != "test":
         parts.append(settings.split)

@@ -1,4 +1,4 @@
-"""What a faster precision costs in AUROC and gains in speed."""
+"""The cost in AUROC and the gain in speed of a faster precision."""
 
 import logging
 import time
@@ -16,54 +16,56 @@ from cxr_tf.serving import export, loading
 log = logging.getLogger(__name__)
 
 
-# What a faster way to calculate may cost on validation, before it is advised against.
-MOST_AUROC_LOST = 0.002
+# A precision that costs more AUROC on validation is advised against.
+LARGEST_AUROC_LOSS = 0.002
 
 
 def precision_cost(settings: Evaluate, served: loading.ServedModel) -> dict[str, float]:
-    """What a model's precision costs and gains against TensorFlow's float32, on validation; logged.
+    """Compare a model's precision with TensorFlow's float32 on validation; logs the result.
 
-    Of a folder without split folders, on all of it. Both take the same batches in turn, from files
-    to answers, after a warm-up.
+    A folder without split folders is used whole. Both run on the same batches in turn, from the
+    files to the predictions, after a warm-up.
     """
     try:
         on_val = replace(settings, split="val")
         part = open_subset(on_val, served, served.card["task"], served.classes)
     except UserError as error:
-        raise UserError(f"--engine-precision is judged on validation: {error}") from None
+        raise UserError(f"--engine-precision is measured on validation: {error}") from None
     exact = replace(served, engine="tensorflow", precision="float32")
     began = time.perf_counter()
     fast = served.predictor("serving_default")
-    preparing = time.perf_counter() - began
-    asks = [exact.predictor("serving_default"), fast]
+    setup_seconds = time.perf_counter() - began
+    predictors = [exact.predictor("serving_default"), fast]
     seconds = [0.0, 0.0]
-    found: list[list[np.ndarray]] = [[], []]
+    outputs: list[list[np.ndarray]] = [[], []]
     paths = part.catalog.paths
     for start in range(0, len(paths), settings.batch_size):
         contents = served.decode(paths[start : start + settings.batch_size])
-        for k, ask in enumerate(asks):
+        for k, predict in enumerate(predictors):
             if start == 0:
-                ask(contents)
+                predict(contents)
             began = time.perf_counter()
-            found[k].append(ask(contents)["probabilities"])
+            outputs[k].append(predict(contents)["probabilities"])
             seconds[k] += time.perf_counter() - began
     threshold = served.card["threshold"]
     auroc = []
-    for answers in found:
-        probabilities = np.concatenate(answers)
+    for batches in outputs:
+        probabilities = np.concatenate(batches)
         predicted = export.decide(tf.constant(probabilities), threshold).numpy()
         scores = metrics.classification_scores(part.labels, probabilities, predicted, part.classes)
         auroc.append(float(scores["auroc"]))
     lost, gain = auroc[0] - auroc[1], seconds[0] / seconds[1]
     log.info(
         "%s on OpenVINO against float32 on TensorFlow, %d validation images: AUROC %.4f against "
-        "%.4f (%.4f lost), %.1f times as fast after %.0f s to get ready%s",
-        *(served.precision, len(paths), auroc[1], auroc[0], lost, gain, preparing),
-        ". That is too much: leave out --engine-precision" if lost > MOST_AUROC_LOST else "",
+        "%.4f (%.4f lost), %.1f times as fast after a set-up of %.0f s%s",
+        *(served.precision, len(paths), auroc[1], auroc[0], lost, gain, setup_seconds),
+        ". This loss is too large: leave out --engine-precision"
+        if lost > LARGEST_AUROC_LOSS
+        else "",
     )
     return {
         "val_auroc": auroc[1],
         "val_auroc_float32": auroc[0],
         "times_as_fast": gain,
-        "seconds_to_get_ready": preparing,
+        "setup_seconds": setup_seconds,
     }

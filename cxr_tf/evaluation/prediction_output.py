@@ -5,18 +5,24 @@ import logging
 import math
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cxr_tf import console
 from cxr_tf.config import Predict
 from cxr_tf.errors import UserError
-from cxr_tf.files import write_csv, write_json
+from cxr_tf.files import short_stem, write_csv, write_json
 from cxr_tf.serving.batch_prediction import BatchPredictions
+from cxr_tf.serving.remarks import remarks
 
 log = logging.getLogger(__name__)
 
+
+# The least that the path gets of the width of a terminal, in characters.
+SHORTEST_PATH = 20
 
 # Signatures whose answer is a picture. One image there is the work of hundreds.
 PICTURES = ("occlusion", "explain")
@@ -39,15 +45,26 @@ def check_output(settings: Predict) -> Path | None:
         raise UserError(f"--output {output}: --signature {settings.signature} writes a folder")
     if not drawn and output.suffix not in (".csv", ".json"):
         raise UserError(f"--output {output}: give a name that ends in .csv or .json")
+    if drawn:
+        check_folder(output, overwrite=settings.overwrite)
+        return output
     if output.exists() and not settings.overwrite:
         raise UserError(f"{output} exists: choose another --output, or --overwrite")
-    if drawn and output.exists() and not is_ours(output):
-        raise UserError(f"{output} is no output of this script: it is not overwritten")
-    if not drawn and output.is_dir():
+    if output.is_dir():
         raise UserError(f"{output} is a folder: choose another --output")
     if not output.parent.is_dir():
         raise UserError(f"no such folder: {output.parent}")
     return output
+
+
+def check_folder(output: Path, *, overwrite: bool) -> None:
+    """Raise UserError where a folder of results cannot be written."""
+    if output.exists() and not overwrite:
+        raise UserError(f"{output} exists: choose another --output, or --overwrite")
+    if output.exists() and not is_ours(output):
+        raise UserError(f"{output} is no output of this script: it is not overwritten")
+    if not output.parent.is_dir():
+        raise UserError(f"no such folder: {output.parent}")
 
 
 def is_ours(folder: Path) -> bool:
@@ -56,21 +73,25 @@ def is_ours(folder: Path) -> bool:
         return False
     names = [p.name for p in folder.iterdir()]
     return "predictions.csv" in names and all(
-        n == "predictions.csv" or n.endswith(".png") for n in names
+        n == "predictions.csv" or n.endswith((".png", "-report.dcm", "-heatmap.dcm")) for n in names
     )
 
 
 def image_predictions(outputs: dict[str, np.ndarray], row: int) -> dict[str, Any]:
-    """One image's answers in plain types: the label, {class: probability}, then what else there is.
+    """Return the outputs for one image in plain types, without images.
 
-    Pictures are left out.
+    `label` first, `probabilities` as {class: probability}, then the others by name. A model that
+    states `is_novel` or `prediction_set` also gets `remarks`: what they mean, in words.
     """
     values = {k: np.asarray(v[row]).tolist() for k, v in outputs.items() if v.ndim <= 2}
-    told = {"label": values.pop("label")} if "label" in values else {}
+    predicted = {"label": values.pop("label")} if "label" in values else {}
     if "classes" in values and "probabilities" in values:
         classes = values.pop("classes")
-        told["probabilities"] = dict(zip(classes, values.pop("probabilities"), strict=True))
-    return told | dict(sorted(values.items()))
+        predicted["probabilities"] = dict(zip(classes, values.pop("probabilities"), strict=True))
+    predicted |= dict(sorted(values.items()))
+    if "is_novel" in predicted or "prediction_set" in predicted:
+        predicted["remarks"] = "; ".join(remarks(predicted))
+    return predicted
 
 
 def blank(told: dict[str, Any]) -> dict[str, Any]:
@@ -134,28 +155,56 @@ def write_table(
 
 
 def print_table(
-    paths: list[str], told: dict[int, dict[str, Any]], reasons: dict[int, str], marked: bool
+    paths: list[str],
+    predictions: dict[int, dict[str, Any]],
+    reasons: dict[int, str],
+    marked: bool,
 ) -> None:
-    """The same on stdout, without lists: those of a nearest-neighbours model fill the screen."""
+    """Print the predictions as a table, without lists such as the neighbours' paths.
+
+    With `marked` a column says why an image has no prediction. On a terminal that is too narrow
+    for the probabilities of all classes, only that of the label is printed.
+    """
+    width = console.terminal_width()
     shown = {
         row: {k: v for k, v in values.items() if not isinstance(v, list)}
-        for row, values in told.items()
+        for row, values in predictions.items()
     }
-    template = next((shown[r] for r in shown if r not in reasons), shown[0])
-    width = max(map(len, [*paths, "path"])) + 2
+    header, rows = _printed(paths, shown, reasons, marked)
+    beside_path = [max(map(len, column)) + 2 for column in zip(header, *rows, strict=True)][1:]
+    if width and sum(beside_path) + SHORTEST_PATH > width:
+        shown = {row: _of_label(values) for row, values in shown.items()}
+        header, rows = _printed(paths, shown, reasons, marked)
+    log.info("%s", console.table(header, rows, width=width))
 
-    def line(path: str, row: dict[str, str], reason: str) -> str:
-        label = row.pop("label", None)
-        text = f"{path:<{width}}" + (f"{label:<12}" if label is not None else "")
-        return text + "".join(f"{v:>12}" for v in row.values()) + (f"  {reason}" if marked else "")
 
-    log.info(line("path", {k: k for k in cells(template)}, "reason").rstrip())
+def _printed(
+    paths: list[str],
+    predictions: dict[int, dict[str, Any]],
+    reasons: dict[int, str],
+    marked: bool,
+) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the printed table; numbers with four decimals."""
+    template = next((predictions[r] for r in predictions if r not in reasons), predictions[0])
+    header = ["path", *cells(template), *(["reason"] if marked else [])]
+    rows = []
     for row, path in enumerate(paths):
-        values = cells(shown[row])
-        for name, value in list(values.items()):
+        values = cells(predictions[row])
+        for name, value in values.items():
             if name != "label" and _is_number(value):
                 values[name] = f"{float(value):.4f}"
-        log.info(line(path, values, reasons.get(row, "")).rstrip())
+        rows.append([path, *values.values(), *([reasons.get(row, "")] if marked else [])])
+    return header, rows
+
+
+def _of_label(predicted: dict[str, Any]) -> dict[str, Any]:
+    """The same with the probability of the label in the place of all probabilities."""
+    if "probabilities" not in predicted:
+        return predicted
+    rest = {k: v for k, v in predicted.items() if k not in ("label", "probabilities")}
+    label = predicted["label"]
+    probability = predicted["probabilities"].get(label, math.nan)
+    return {"label": label, "probability": probability, **rest}
 
 
 def _is_number(text: str) -> bool:
@@ -164,6 +213,19 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def picture_writer(
+    folder: Path, paths: list[str]
+) -> Callable[[int, BatchPredictions, int, dict[str, Any]], None]:
+    """Return a function that writes the pictures of an image into `folder` as PNG."""
+
+    def write(row: int, batch: BatchPredictions, k: int, predicted: dict[str, Any]) -> None:
+        file = Path(paths[row])
+        title = f"{file.name}  {predicted.get('label', '')}"
+        draw_images(batch, k, folder / f"{row:05d}-{short_stem(file)}", title)
+
+    return write
 
 
 def draw_images(answers: BatchPredictions, k: int, stem: Path, title: str) -> None:

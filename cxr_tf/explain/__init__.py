@@ -1,1 +1,1 @@
-"""Heatmaps of what a decision rests on: occlusion, class activation maps, faithfulness."""
+"""Heatmaps of a classifier's decisions: occlusion, class activation maps, faithfulness."""

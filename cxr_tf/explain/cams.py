@@ -1,17 +1,17 @@
-"""Class activation maps and SmoothGrad through tf-keras-vis, to be laid beside occlusion.
+"""Class activation maps and SmoothGrad from tf-keras-vis, for comparison with occlusion.
 
     maps = class_activation_maps(model, images, targets, "gradcam++")      # float32 [N, S, S]
 
 - `gradcam++`: Chattopadhay et al., "Grad-CAM++" (WACV 2018): the last feature maps, weighted by
   positive gradients. One backward pass.
 - `scorecam`: Wang et al., "Score-CAM" (CVPR Workshops 2020): the last feature maps, each weighted
-  by the score of the image that it masks. Of the maps the SCORECAM_MAPS that vary most, as in the
-  faster variant that tf-keras-vis has.
+  by the score of the image that it masks. Only the SCORECAM_MAPS maps that vary most are used, as
+  in the faster variant of tf-keras-vis.
 - `smoothgrad`: Smilkov et al., "SmoothGrad" (2017): gradients of the image, averaged over
   SMOOTHGRAD_SAMPLES noisy copies.
 
-They explain the logit of the target, before the softmax, and have no unit: each map goes from 0 to
-1. The images go in before the standardisation, as the model takes them.
+They explain the logit of the target, before the softmax, and have no unit: each map is scaled to
+0..1. Images are passed as the model takes them, before the standardisation.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ def class_activation_maps(
     seed: int = 0,
     batch_size: int = 32,
 ) -> np.ndarray:
-    """Maps float32 [N, S, S] in 0..1 of a flat float32 classifier.
+    """Return maps float32 [N, S, S] in 0..1 of a flat float32 classifier.
 
     images: float32 [N, S, S, 3] in 0..255; targets: int [N]. ValueError for an unknown method.
     """
@@ -46,27 +46,27 @@ def class_activation_maps(
         raise ValueError(f"unknown method '{method}'; known: {', '.join(METHODS)}")
     logits = keras.Model(model.input, model.get_layer("logits").output)
     layer = last_feature_maps(model)
-    # SmoothGrad draws its noise from NumPy's global generator, and takes no other.
+    # SmoothGrad draws its noise from NumPy's global generator and accepts no other.
     state = np.random.get_state()  # noqa: NPY002
     np.random.seed(seed)  # noqa: NPY002
     try:
-        # tf-keras-vis shows a progress bar for each image, gives the only input of the model as a
-        # list, and imports from a namespace that SciPy has deprecated: nothing a user can mend.
+        # tf-keras-vis shows a progress bar for each image, passes the only input of the model as a
+        # list, and imports from a namespace that SciPy has deprecated: nothing a user can fix.
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore", DeprecationWarning)
             warnings.filterwarnings("ignore", "The structure of `inputs`")
-            found = [
-                _one(logits, image[None], int(target), method, layer, batch_size)
+            raw_maps = [
+                _map_of_one(logits, image[None], int(target), method, layer, batch_size)
                 for image, target in zip(images, targets, strict=True)
             ]
     finally:
         np.random.set_state(state)  # noqa: NPY002
-    maps = np.concatenate(found).astype(np.float32)
+    maps = np.concatenate(raw_maps).astype(np.float32)
     maps -= maps.min((1, 2), keepdims=True)
     return maps / np.maximum(maps.max((1, 2), keepdims=True), 1e-12)
 
 
-def _one(
+def _map_of_one(
     logits: keras.Model, image: np.ndarray, target: int, method: str, layer: Any, batch_size: int
 ) -> np.ndarray:
     from tf_keras_vis.gradcam_plus_plus import GradcamPlusPlus
@@ -79,24 +79,24 @@ def _one(
         return Saliency(logits)(
             score, image, smooth_samples=SMOOTHGRAD_SAMPLES, smooth_noise=0.1, normalize_map=False
         )
-    where = {"penultimate_layer": layer, "seek_penultimate_conv_layer": False}
+    at_layer = {"penultimate_layer": layer, "seek_penultimate_conv_layer": False}
     if method == "gradcam++":
-        return GradcamPlusPlus(logits)(score, image, normalize_cam=False, **where)
+        return GradcamPlusPlus(logits)(score, image, normalize_cam=False, **at_layer)
     return Scorecam(logits)(
         score,
         image,
         batch_size=batch_size,
         max_N=min(SCORECAM_MAPS, int(layer.output.shape[-1])),
         normalize_cam=False,
-        **where,
+        **at_layer,
     )
 
 
 def last_feature_maps(model: keras.Model) -> Any:
-    """The last layer that ends in a ReLU and still gives maps [N, H, W, C].
+    """Return the last layer with a ReLU whose output is still spatial, [N, H, W, C].
 
     For VGG16 block5_conv3, for ResNet50 conv5_block3_out, for AlexNet conv5: before the last
-    pooling, where maps are finest.
+    pooling, where maps have the highest resolution.
     """
     for layer in reversed(model.layers):
         relu = getattr(layer, "activation", None) is keras.activations.relu

@@ -1,4 +1,4 @@
-"""The whole job: a trained classifier and radiographs in, heatmaps and what they are worth out.
+"""Draw heatmaps of a trained classifier's decisions, and measure how faithful they are.
 
     python scripts/explain.py --classifier logs/classifier/vgg16-binary --data chest_xray
     python scripts/explain.py --classifier logs/classifier/vgg16-binary --method all
@@ -7,9 +7,9 @@ Writes under logs/explain/<name>/:
 
     heatmaps/<nn>-<file>-<method>.png   the radiograph and the heatmap over it
     heatmaps-<method>.npz               heatmaps float32 [N, S, S], paths, targets, probabilities
-    figures/contact_sheet.png           all of them, or the first of many
-    figures/heatmaps_alone.png          the same over no radiograph but their mean
-    figures/mean_by_class.png           mean heatmap by class, with the share outside of the chest
+    figures/contact_sheet.png           all of them, or a selection of many
+    figures/heatmaps_alone.png          the same over the mean radiograph instead of each patient's
+    figures/mean_by_class.png           mean heatmap of each class, with the share outside the chest
     metrics.json                        one table by method; last
 """
 
@@ -46,21 +46,21 @@ log = logging.getLogger(__name__)
 
 
 def explain(settings: Explain) -> Run:
-    """The whole job; returns the finished run. Everything lands under its directory.
+    """Explain the decisions of a classifier; return the finished run.
 
     Raises UserError on a user's mistake, before anything is written.
     """
     check_settings(settings)
     keras.utils.set_random_seed(settings.seed)
     classifier = open_classifier(settings.classifier)
-    asked = [settings.method.replace("+", "p")]
+    parts = [settings.method.replace("+", "p")]
     if settings.images:
-        asked.append("images")
+        parts.append("images")
     elif settings.data and settings.data != classifier.settings["data"]:
-        asked.append(Path(settings.data).resolve().stem)
-    asked += [settings.split] if settings.split != "test" else []
-    asked += [settings.target] if settings.target != "predicted" else []
-    default_name = to_run_name("-".join([classifier.name, *asked]))
+        parts.append(Path(settings.data).resolve().stem)
+    parts += [settings.split] if settings.split != "test" else []
+    parts += [settings.target] if settings.target != "predicted" else []
+    default_name = to_run_name("-".join([classifier.name, *parts]))
     settings = replace(
         settings,
         data=settings.data or ("" if settings.images else classifier.settings["data"]),
@@ -93,23 +93,23 @@ def explain(settings: Explain) -> Run:
     # ------------------------------------------------------------------ heatmaps
     explained = {}
     for method in methods:
-        maker = map_function(method, classifier, grid, settings)
+        make_maps = map_function(method, classifier, grid, settings)
         started = time.perf_counter()
-        maps, refinement = maker(pixels, targets)
+        maps, refinement = make_maps(pixels, targets)
         seconds = time.perf_counter() - started
         explained[method] = Explained(method, maps, seconds, refinement)
         log.info("  %s: %d heatmaps in %.1f s", method, count, seconds)
         if refinement:
             log.info("    %s", refinement_line(refinement))
-        still = int(np.sum(np.abs(maps).max((1, 2)) < SMALLEST_DROP))
-        if method == "occlusion" and settings.drop == "probability" and still:
+        nearly_flat = int(np.sum(np.abs(maps).max((1, 2)) < SMALLEST_DROP))
+        if method == "occlusion" and settings.drop == "probability" and nearly_flat:
             log.info(
-                "    in %d of %d radiographs no patch moves the probability by %g: their maps are "
-                "of small differences; --drop logit shows more of them",
-                *(still, count, SMALLEST_DROP),
+                "    in %d of %d radiographs no patch changes the probability by %g: their maps "
+                "show small differences; --drop logit shows larger ones",
+                *(nearly_flat, count, SMALLEST_DROP),
             )
 
-    # ------------------------------------------------------------------ how good they are
+    # ------------------------------------------------------------------ faithfulness
     table = {
         method: measure(method, e, shown, classifier, predicted, targets, grid, settings)
         for method, e in explained.items()
@@ -121,7 +121,7 @@ def explain(settings: Explain) -> Run:
             grid, settings,
         )  # fmt: skip
 
-    # ------------------------------------------------------------------ what is drawn
+    # ------------------------------------------------------------------ figures
     titles = describe(shown, classifier, probabilities, predicted, targets)
     units = {m: unit_of(m, settings.drop) for m in methods}
     write_heatmaps(run, writer, shown, explained, titles, units)
@@ -148,17 +148,19 @@ def explain(settings: Explain) -> Run:
         ),
         writer,
     )
-    called = shown.labels if (shown.labels >= 0).all() else predicted
-    of_classes = "true class" if (shown.labels >= 0).all() else "predicted class"
+    labelled = bool((shown.labels >= 0).all())
+    grouping, group_name = (
+        (shown.labels, "true class") if labelled else (predicted, "predicted class")
+    )
     run.write_figure(
         "mean_by_class",
         figures.mean_heatmaps(
             shown.images,
             [(m, explained[m].maps) for m in methods],
-            called,
+            grouping,
             classifier.classes,
             faithfulness.outside_chest(classifier.size),
-            heading=f"mean heatmap by {of_classes}; outlined: outside of the chest",
+            heading=f"mean heatmap by {group_name}; dashed outline: outside the chest",
         ),
         writer,
     )
@@ -178,9 +180,7 @@ def explain(settings: Explain) -> Run:
             },
             "occlusion": {"patch": grid.patch, "stride": grid.stride, "patches": grid.count},
             "images": count,
-            "correct": int(np.sum(shown.labels == predicted))
-            if (shown.labels >= 0).all()
-            else None,
+            "correct": int(np.sum(shown.labels == predicted)) if labelled else None,
             "is_phantom": shown.catalog.is_phantom,
         }
     )
@@ -191,9 +191,9 @@ def explain(settings: Explain) -> Run:
 
 
 def check_settings(settings: Explain) -> None:
-    """Raises UserError for a number out of its range, naming the flag."""
+    """Raise UserError for a number out of its range, naming the flag."""
     check_numbers(settings)
     if not 0 <= settings.refine < 1:
-        raise UserError(f"--refine must be a share from 0 to below 1, not {settings.refine}")
+        raise UserError(f"--refine must be a fraction from 0 to below 1, not {settings.refine}")
     if settings.images and settings.data:
         raise UserError("give --images or --data, not both")

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Classifier:
-    """A trained classifier in float32, with what its run says of it."""
+    """A trained classifier in float32, with the record of its run."""
 
     name: str
     model: keras.Model
@@ -46,9 +46,10 @@ class Classifier:
 
 @dataclass(frozen=True)
 class Radiographs:
-    """What is explained. labels: int64 [N], -1 where not known; masks: of lesions, where known.
+    """The radiographs to explain.
 
-    images: uint8 [N, S, S, 1]. masks: bool [N, S, S].
+    images: uint8 [N, S, S, 1]; labels: int64 [N], -1 where unknown; masks: of lesions, bool
+    [N, S, S], for phantoms.
     """
 
     catalog: data_catalog.Catalog
@@ -59,12 +60,12 @@ class Radiographs:
 
     @property
     def pixels(self) -> np.ndarray:
-        """As the model takes them: float32 [N, S, S, 3] in 0..255."""
+        """Images as the model takes them: float32 [N, S, S, 3] in 0..255."""
         return np.repeat(self.images, 3, axis=3).astype(np.float32)
 
 
 def open_classifier(folder: str) -> Classifier:
-    """A classifier from its run's folder, in float32; UserError where there is none."""
+    """Load a classifier from its run's folder, in float32; UserError where there is none."""
     directory = expand_user(folder)
     is_saved_model = (directory / "saved_model.pb").exists() or model_config.model_versions(
         directory
@@ -93,20 +94,22 @@ def open_classifier(folder: str) -> Classifier:
 
 
 def load_radiographs(settings: Explain, classifier: Classifier) -> Radiographs:
-    """The radiographs to explain, decoded; UserError where there are none or one is broken."""
+    """Read the radiographs to explain; UserError where there are none or one is unreadable."""
     if settings.images:
         catalog = catalog_of_images(find_images(settings.images))
         labels = np.full(len(catalog), -1)
     else:
         seed = classifier.settings.get("seed", 0)
-        given = loading.open_catalog(settings.data, resplit=False, task=classifier.task)
-        known = {
+        catalog = loading.open_catalog(settings.data, resplit=False, task=classifier.task)
+        training = {
             "seed": seed,
             "data_fingerprint": classifier.data_fingerprint,
             "image_size": classifier.size,
         }
-        trained_on = selection.with_training_splits(given, known, skip=settings.skip_unreadable)
-        catalog = splits.resolve_splits(given, seed) if trained_on is None else trained_on
+        trained_on = selection.with_training_splits(
+            catalog, training, skip=settings.skip_unreadable
+        )
+        catalog = splits.resolve_splits(catalog, seed) if trained_on is None else trained_on
         log.info(checks.describe(catalog))
         if trained_on is None:
             log.info("  note: %s", selection.OTHER_DATA)
@@ -132,7 +135,7 @@ def load_radiographs(settings: Explain, classifier: Classifier) -> Radiographs:
 
 
 def decode_files(paths: list[str], size: int) -> tuple[np.ndarray, dict[int, str]]:
-    """As `pipeline.load_images`, and DICOM too, which is turned to PNG in memory."""
+    """Decode image files like `decoding.load_images`, and DICOM files too."""
     from cxr_tf.data.sources import dicom
 
     images, unreadable = decoding.load_images(paths, size)
@@ -152,7 +155,7 @@ def decode_files(paths: list[str], size: int) -> tuple[np.ndarray, dict[int, str
 
 
 def catalog_of_images(paths: list[str]) -> data_catalog.Catalog:
-    """Files of which nothing is known, as a catalogue."""
+    """Return a catalogue of unlabelled files."""
     rows = []
     for path in paths:
         patient = conventions.patient_of(Path(path), Path(path).parent)
@@ -161,23 +164,22 @@ def catalog_of_images(paths: list[str]) -> data_catalog.Catalog:
 
 
 def draw_rows(labels: np.ndarray, findings: Sequence[str], settings: Explain) -> np.ndarray:
-    """Rows to explain, in order: as many of each class, and within a class of each finding."""
+    """Draw rows to explain, in order: balanced over classes, and over findings within a class."""
     if not settings.count or settings.count >= len(labels):
         return np.arange(len(labels))
     rng = np.random.default_rng(settings.seed)
-    # Dealt in turns: first by class, within it by finding, within that at random.
-    decks: dict[int, list[list[int]]] = {}
+    # Drawn in turns: by class, within it by finding, within that at random.
+    by_class: dict[int, list[list[int]]] = {}
     for label in np.unique(labels).tolist():
-        own = np.flatnonzero(labels == label)
-        named = np.array(findings)[own]
-        decks[label] = [rng.permutation(own[named == f]).tolist() for f in np.unique(named)]
+        rows = np.flatnonzero(labels == label)
+        finding = np.array(findings)[rows]
+        by_class[label] = [rng.permutation(rows[finding == f]).tolist() for f in np.unique(finding)]
     drawn: list[int] = []
     turn = 0
     while len(drawn) < settings.count:
-        for piles in decks.values():
-            left = [pile for pile in piles if pile]
-            if left and len(drawn) < settings.count:
-                # The fullest would take all; the pile whose turn it is keeps findings even.
-                drawn.append(left[turn % len(left)].pop())
+        for by_finding in by_class.values():
+            remaining = [rows for rows in by_finding if rows]
+            if remaining and len(drawn) < settings.count:
+                drawn.append(remaining[turn % len(remaining)].pop())
         turn += 1
     return np.array(sorted(drawn), np.int64)

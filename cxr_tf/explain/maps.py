@@ -1,4 +1,4 @@
-"""Heatmaps by each method."""
+"""Compute the heatmaps of each method."""
 
 import logging
 from collections.abc import Callable
@@ -22,7 +22,10 @@ METHODS = ("occlusion", *cams.METHODS)
 
 @dataclass(frozen=True)
 class Explained:
-    """Heatmaps of one method, float32 [N, S, S], and how long they took."""
+    """Heatmaps of one method, float32 [N, S, S], and the seconds they took.
+
+    refinement: the error of refined occlusion maps, see `refined_maps`; empty for others.
+    """
 
     method: str
     maps: np.ndarray
@@ -36,7 +39,7 @@ MapFunction = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, dict[str, flo
 def map_function(
     method: str, classifier: Classifier, grid: occlusion_occluder.Grid, settings: Explain
 ) -> MapFunction:
-    """A function of images [N, S, S, 3] and targets int [N] for maps [N, S, S] by a method."""
+    """Return a function from images [N, S, S, 3] and targets int [N] to the maps [N, S, S]."""
     if method != "occlusion":
         return lambda images, targets: (
             cams.class_activation_maps(
@@ -49,7 +52,7 @@ def map_function(
     )
     if occluder.plan:
         log.info(
-            "  occlusion: %d patches; %.0f %% of the multiplications suffice",
+            "  occlusion: %d patches, with %.0f %% of the multiplications",
             *(grid.count, 100 * occluder.plan.share),
         )
     function = occlusion_occluder.compiled(occluder)
@@ -75,13 +78,13 @@ def full_maps(
     targets: np.ndarray,
     kind: str,
 ) -> np.ndarray:
-    """Occlusion maps [N, S, S] with all patches computed."""
-    found = []
+    """Return occlusion maps [N, S, S] with all patches computed."""
+    parts = []
     for rows in evaluation_rows(len(images)):
         plain, covered = function(images[rows], covers[rows], occlusion_occluder.all_places(grid))
         drops = occlusion_occluder.drop(plain, covered, targets[rows], kind)
-        found.append(occlusion_occluder.heatmaps(grid, drops).numpy())
-    return np.concatenate(found)
+        parts.append(occlusion_occluder.heatmaps(grid, drops).numpy())
+    return np.concatenate(parts)
 
 
 def refined_maps(
@@ -93,14 +96,14 @@ def refined_maps(
     kind: str,
     share: float,
 ) -> tuple[np.ndarray, dict[str, float]]:
-    """Occlusion maps from coarse to fine, and their error on the first images.
+    """Return occlusion maps from coarse to fine, and their error on the first images.
 
     Drops of patches that are not computed are interpolated between the coarse ones. The error is
-    the largest difference to the full map, as a share of the full map's largest absolute value,
-    and the rank correlation; each the mean over images.
+    the largest difference from the full map, as a share of its largest absolute value, and the
+    rank correlation with it; both are means over images.
     """
     coarse = occlusion_occluder.coarse_places(grid)
-    found, computed = [], []
+    parts, computed = [], []
     for k in range(len(images)):
         one = slice(k, k + 1)
 
@@ -114,9 +117,9 @@ def refined_maps(
         drops[coarse] = known
         if len(fine):
             drops[fine] = drops_at(fine)
-        found.append(occlusion_occluder.heatmaps(grid, drops[None]).numpy())
+        parts.append(occlusion_occluder.heatmaps(grid, drops[None]).numpy())
         computed.append(len(coarse) + len(fine))
-    maps = np.concatenate(found)
+    maps = np.concatenate(parts)
     few = slice(0, IMAGES_OF_REFINEMENT_CHECK)
     full = full_maps(function, grid, images[few], covers[few], targets[few], kind)
     peak = np.maximum(np.abs(full).max((1, 2)), 1e-12)
@@ -133,12 +136,12 @@ def refined_maps(
 
 
 def evaluation_rows(count: int, block: int = 16) -> list[slice]:
-    """Blocks of images, so that a large split is not copied to the device at once."""
+    """Return blocks of rows, so that a large split is not copied to the device at once."""
     return [slice(k, min(k + block, count)) for k in range(0, count, block)]
 
 
 def unit_of(method: str, kind: str) -> str:
-    """What the colour bar of a method says."""
+    """Return the label of the colour bar of a method."""
     if method != "occlusion":
         return "relative heat"
     return "drop of probability" if kind == "probability" else "drop of log odds"

@@ -14,10 +14,10 @@ from cxr_tf.explain.maps import Explained, map_function
 from cxr_tf.explain.output import spread_out
 from cxr_tf.models.occlusion import occluder
 
-# Shuffled weights, and the whole map beside a refined one, cost as much as the maps themselves.
+# The maps under shuffled weights cost as much as the maps themselves.
 IMAGES_OF_SANITY_CHECK = 4
 
-# A heatmap has its own scale. Below this one should know that its red means little.
+# Each heatmap is scaled to its own maximum: below this drop its red means little.
 SMALLEST_DROP = 0.01
 
 
@@ -31,7 +31,7 @@ def measure(
     grid: occluder.Grid,
     settings: Explain,
 ) -> dict[str, Any]:
-    """The row of a method in the table of `metrics.json`."""
+    """Return the row of a method in the table of `metrics.json`."""
     maps = explained.maps
     outside = faithfulness.outside_chest(classifier.size)
     row: dict[str, Any] = {
@@ -42,12 +42,12 @@ def measure(
         row["seconds_per_image"] = explained.seconds / len(maps)
         row |= {f"refinement/{k}": v for k, v in explained.refinement.items()}
     for k, name in enumerate(classifier.classes):
-        own = [faithfulness.share_inside(m, outside) for m in maps[shown.labels == k]]
-        if own:
-            row[f"outside_chest/{name}"] = _mean(own)
+        shares = [faithfulness.share_inside(m, outside) for m in maps[shown.labels == k]]
+        if shares:
+            row[f"outside_chest/{name}"] = _mean(shares)
     if shown.masks is not None:
         right = np.flatnonzero((predicted == shown.labels) & shown.masks.any((1, 2)))
-        # What is explained must be the class that the lesion stands for.
+        # The explained class must be the class of the lesion.
         right = right[targets[right] == shown.labels[right]]
         row["phantoms"] = len(right)
         if len(right):
@@ -65,18 +65,18 @@ def measure(
         row["insertion"], row["deletion"] = float(inserted.mean()), float(deleted.mean())
         if method != "random":
             few = spread_out(shown, IMAGES_OF_SANITY_CHECK)
-            # Without refinement: the check is of the method, not of its approximation.
-            maker = map_function(method, classifier, grid, replace(settings, refine=0.0))
+            # Without refinement: this checks the method, not its approximation.
+            make_maps = map_function(method, classifier, grid, replace(settings, refine=0.0))
             pixels, chosen = shown.pixels[few], targets[few]
-            found = faithfulness.sensitivity_to_weights(
-                classifier.model, lambda: maker(pixels, chosen)[0], maker(pixels, chosen)[0]
+            correlations = faithfulness.sensitivity_to_weights(
+                classifier.model, lambda: make_maps(pixels, chosen)[0], make_maps(pixels, chosen)[0]
             )
-            row |= {f"shuffled_{k}": v for k, v in found.items()}
+            row |= {f"shuffled_{k}": v for k, v in correlations.items()}
     return row
 
 
 def table_lines(table: dict[str, dict[str, Any]]) -> list[str]:
-    """The table for the screen: a row a method, the columns that there are."""
+    """Format the table for the log: one row per method."""
     columns = {
         "insertion": "insertion",
         "deletion": "deletion",
@@ -86,7 +86,7 @@ def table_lines(table: dict[str, dict[str, Any]]) -> list[str]:
         "pointing_game_exact": "exact",
         "inside_lesion": "inside lesion",
         "outside_chest": "outside chest",
-        "seconds_per_image": "s an image",
+        "seconds_per_image": "s per image",
     }
     shown = [c for c in columns if any(c in row for row in table.values())]
     lines = [f"  {'method':<12}" + "".join(f"{columns[c]:>15}" for c in shown)]
@@ -94,14 +94,14 @@ def table_lines(table: dict[str, dict[str, Any]]) -> list[str]:
         cells = [f"{row[c]:.3f}" if c in row else "" for c in shown]
         lines.append(f"  {method:<12}" + "".join(f"{cell:>15}" for cell in cells))
     first = next(iter(table.values()))
-    said = f"even heat would be outside of the chest by {first['outside_chest_area']:.3f}"
+    note = f"uniform heat: {first['outside_chest_area']:.3f} outside the chest"
     if "lesion_area" in first:
-        said += (
-            f", inside the lesion by {first['lesion_area']:.3f}; pointing game within "
+        note += (
+            f", {first['lesion_area']:.3f} inside the lesion; pointing game within "
             f"{first['pointing_tolerance_pixels']:.0f} pixels on {first['phantoms']} correctly "
             "classified phantoms"
         )
-    return [*lines, f"  {said}"]
+    return [*lines, f"  {note}"]
 
 
 def refinement_line(refinement: dict[str, float]) -> str:

@@ -1,4 +1,4 @@
-"""Write heatmaps as pictures and arrays."""
+"""Write heatmaps as images and arrays."""
 
 from pathlib import Path
 
@@ -23,12 +23,12 @@ def describe(
     predicted: np.ndarray,
     targets: np.ndarray,
 ) -> list[str]:
-    """A title for each radiograph: finding, prediction, and the explained class if another."""
+    """Return a title for each radiograph: finding, prediction, explained class if different."""
     titles = []
     for k, finding in enumerate(shown.findings):
-        called = classifier.classes[predicted[k]]
+        label = classifier.classes[predicted[k]]
         title = f"true: {finding}\n" if finding else f"{Path(shown.catalog.paths[k]).name[:28]}\n"
-        title += f"predicted: {called} {probabilities[k, predicted[k]]:.3f}"
+        title += f"predicted: {label} {probabilities[k, predicted[k]]:.3f}"
         if targets[k] != predicted[k]:
             target = classifier.classes[targets[k]]
             title += f"\nexplained: {target} {probabilities[k, targets[k]]:.3f}"
@@ -37,10 +37,10 @@ def describe(
 
 
 def spread_out(shown: Radiographs, count: int) -> np.ndarray:
-    """At most `count` rows, evenly over the catalogue, which is in the order of the classes."""
+    """Return at most `count` rows, evenly spaced over the radiographs in order of class."""
     order = np.argsort(shown.labels, kind="stable")
-    where = np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)
-    return order[where]
+    positions = np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)
+    return order[positions]
 
 
 def write_heatmaps(
@@ -51,7 +51,7 @@ def write_heatmaps(
     titles: list[str],
     units: dict[str, str],
 ) -> None:
-    """`heatmaps/<nn>-<file>-<method>.png`, and the same pictures in TensorBoard."""
+    """Write `heatmaps/<nn>-<file>-<method>.png`, and the same images to TensorBoard."""
     from matplotlib import pyplot as plt
 
     folder = run.directory / "heatmaps"
@@ -80,7 +80,7 @@ def write_maps(
     predicted: np.ndarray,
     targets: np.ndarray,
 ) -> None:
-    """`heatmaps-<method>.npz`: what the pictures were drawn from."""
+    """Write `heatmaps-<method>.npz`: the arrays behind the images."""
     write_arrays(
         run.directory / f"heatmaps-{method.replace('+', 'p')}.npz",
         {
@@ -98,10 +98,10 @@ def write_maps(
 
 def heading(settings: Explain, classifier: Classifier, catalog: data_catalog.Catalog) -> str:
     """Return the heading of the figures: the model, the images, the method."""
-    of_what = "phantoms, not radiographs of people" if catalog.is_phantom else "radiographs"
-    said = f"{classifier.name} on {of_what}"
+    images = "phantoms, not radiographs of people" if catalog.is_phantom else "radiographs"
+    text = f"{classifier.name} on {images}"
     if settings.method in ("occlusion", "all"):
-        said += (
+        text += (
             f"; occlusion: patch {settings.patch}, stride {settings.stride}, fill {settings.fill}"
         )
-    return said
+    return text

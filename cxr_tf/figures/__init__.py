@@ -1,10 +1,10 @@
-"""Every figure of the project: functions take arrays and return a matplotlib Figure."""
+"""Figures: functions that take arrays and return a matplotlib Figure."""
 
 import matplotlib
 from matplotlib import pyplot as plt
 
-matplotlib.use("Agg")  # scripts run where there is no screen
-plt.rcParams["text.parse_math"] = False  # a $ in a file name or a label is an ordinary character
+matplotlib.use("Agg")  # scripts run without a display
+plt.rcParams["text.parse_math"] = False  # a $ in a file name or a label is plain text
 
 from cxr_tf.figures.anomaly import reconstructions, restoration_curves, score_histogram
 from cxr_tf.figures.classification import (
@@ -12,6 +12,7 @@ from cxr_tf.figures.classification import (
     confusion,
     precision_recall,
     reliability_diagram,
+    risk_coverage,
     roc,
     shifts,
     training_curves,
@@ -42,6 +43,7 @@ __all__ = [
     "reconstructions",
     "reliability_diagram",
     "restoration_curves",
+    "risk_coverage",
     "roc",
     "score_histogram",
     "shifts",

@@ -10,7 +10,7 @@ from cxr_tf.figures.style import CLASS_COLOURS, CYCLE, class_colour
 
 
 def restoration_curves(history: Sequence[dict[str, float]], best_epoch: int) -> Figure:
-    """Loss on healthy images and AUROC on validation by epoch; the chosen epoch is marked."""
+    """Draw loss on healthy images and AUROC on validation by epoch; marks the chosen epoch."""
     epochs = [h["epoch"] for h in history]
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     left.plot(
@@ -19,22 +19,22 @@ def restoration_curves(history: Sequence[dict[str, float]], best_epoch: int) -> 
     )  # fmt: skip
     left.plot(
         epochs, [h["val_loss"] for h in history], "o-", color=CYCLE[1], markersize=3,
-        label="healthy validation images",
+        label="validation",
     )  # fmt: skip
-    left.set(title="loss", yscale="log")
+    left.set(title="loss on healthy images", yscale="log", ylabel="loss")
     right.plot(epochs, [h["val_auroc"] for h in history], "o-", color=CYCLE[0], markersize=3)
-    right.set(title="AUROC on validation, healthy against sick")
+    right.set(title="AUROC on validation, healthy vs. pneumonia", ylabel="AUROC")
     for axes in (left, right):
-        axes.axvline(best_epoch, color="0.6", linestyle=":", label=f"chosen epoch {best_epoch}")
+        axes.axvline(best_epoch, color="0.6", linestyle=":", label=f"selected epoch {best_epoch}")
         axes.set(xlabel="epoch")
     left.legend(fontsize=8)
     return figure
 
 
 def score_histogram(scores: np.ndarray, findings: np.ndarray, threshold: float) -> Figure:
-    """Anomaly scores float [N] by finding str [N], with the threshold."""
+    """Draw the distribution of anomaly scores float [N] by finding str [N], with the threshold."""
     figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
-    # A few images far out would squeeze all others into one bar.
+    # A few outliers would squeeze all other images into one bar.
     bins = np.linspace(scores.min(), max(np.quantile(scores, 0.99), threshold * 1.1), 41)
     order = [f for f in CLASS_COLOURS if f in findings]
     order += [f for f in np.unique(findings) if f not in order]
@@ -42,10 +42,10 @@ def score_histogram(scores: np.ndarray, findings: np.ndarray, threshold: float) 
         chosen = np.minimum(scores[findings == finding], bins[-1])
         axes.hist(
             chosen, bins.tolist(), density=True, alpha=0.5, color=class_colour(finding, index),
-            label=f"{finding} ({len(chosen)})",
+            label=f"{finding} (n = {len(chosen)})",
         )  # fmt: skip
     axes.axvline(threshold, color="black", linewidth=1, label=f"threshold {threshold:.3g}")
-    axes.set(xlabel="anomaly score (the last bar holds all above)", ylabel="density")
+    axes.set(xlabel="anomaly score (last bar: all above)", ylabel="density")
     axes.legend(fontsize=8)
     return figure
 
@@ -58,10 +58,10 @@ def reconstructions(
     *,
     brightest: float,
 ) -> Figure:
-    """Original, reconstruction and anomaly map, one column for each image.
+    """Draw original, reconstruction and anomaly map, one column per image.
 
     images: uint8 [N, S, S, 1]; reconstructed: float32 [N, S, S] in 0..255; maps: float32 [N, S, S],
-    drawn from 0 to `brightest`, the same for all, so that maps can be compared.
+    drawn on one scale from 0 to `brightest`, so that maps can be compared.
     """
     count = len(images)
     figure, panels = plt.subplots(
@@ -76,5 +76,5 @@ def reconstructions(
         axes.set(xticks=[], yticks=[])
     for axes, name in zip(panels[:, 0], ("original", "reconstruction", "anomaly map"), strict=True):
         axes.set_ylabel(name, fontsize=8)
-    figure.colorbar(drawn, ax=panels[2, :].tolist(), shrink=0.8)
+    figure.colorbar(drawn, ax=panels[2, :].tolist(), shrink=0.8, label="anomaly")
     return figure

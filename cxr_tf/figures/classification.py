@@ -1,6 +1,7 @@
 """Figures of a classifier: curves, confusion matrix, calibration, training, comparison."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib import pyplot as plt
@@ -9,6 +10,7 @@ from sklearn import metrics as sk
 
 from cxr_tf.figures.style import CYCLE, class_colour, drawn
 from cxr_tf.metrics.calibration import reliability
+from cxr_tf.metrics.conformal import risk_coverage as risk_coverage_curve
 
 
 def roc(
@@ -17,9 +19,9 @@ def roc(
     classes: Sequence[str],
     threshold: float | None = None,
 ) -> Figure:
-    """ROC curve; with two classes of the second, else each class against the rest.
+    """Draw the ROC curve of the second of two classes, or of each of more against the rest.
 
-    labels int [N], probabilities [N, C]. `threshold` is marked as the operating point.
+    labels: int [N]; probabilities: [N, C]; threshold: marked as the operating point.
     """
     figure, axes = plt.subplots(figsize=(5, 5), layout="constrained")
     axes.plot([0, 1], [0, 1], color="0.8", linewidth=1)
@@ -27,22 +29,23 @@ def roc(
         positive = labels == k
         if positive.all() or not positive.any():
             continue
-        false_alarm, sensitivity, _ = sk.roc_curve(positive, probabilities[:, k])
+        false_positive_rate, sensitivity, _ = sk.roc_curve(positive, probabilities[:, k])
         area = sk.roc_auc_score(positive, probabilities[:, k])
         colour = class_colour(classes[k], k)
-        axes.plot(false_alarm, sensitivity, color=colour, label=f"{classes[k]}: AUROC {area:.3f}")
+        label = f"{classes[k]}: AUROC {area:.3f}"
+        axes.plot(false_positive_rate, sensitivity, color=colour, label=label)
         if threshold is not None and len(classes) == 2:
-            called = probabilities[:, k] >= threshold
+            predicted = probabilities[:, k] >= threshold
             axes.plot(
-                called[~positive].mean(),
-                called[positive].mean(),
+                predicted[~positive].mean(),
+                predicted[positive].mean(),
                 "o",
                 color=colour,
                 label=f"operating point {threshold:.3g}",
             )
     axes.set(xlabel="1 - specificity", ylabel="sensitivity", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     axes.set_aspect("equal")
-    if axes.get_legend_handles_labels()[0]:  # of one class alone there is no curve
+    if axes.get_legend_handles_labels()[0]:  # no curve where there is one class alone
         axes.legend(loc="lower right")
     return figure
 
@@ -50,7 +53,7 @@ def roc(
 def precision_recall(
     labels: np.ndarray, probabilities: np.ndarray, classes: Sequence[str]
 ) -> Figure:
-    """Precision against recall, with the share of positives as the line of chance."""
+    """Draw precision against recall; the share of positives is the level of chance."""
     figure, axes = plt.subplots(figsize=(5, 5), layout="constrained")
     for k in drawn(classes):
         positive = labels == k
@@ -69,7 +72,7 @@ def precision_recall(
 
 
 def confusion(labels: np.ndarray, predicted: np.ndarray, classes: Sequence[str]) -> Figure:
-    """Confusion matrix: counts, shaded by the share of the true class."""
+    """Draw the confusion matrix: counts, shaded by the share of the true class."""
     counts = sk.confusion_matrix(labels, predicted, labels=range(len(classes)))
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = 2.6 + 0.9 * len(classes)
@@ -87,19 +90,19 @@ def confusion(labels: np.ndarray, predicted: np.ndarray, classes: Sequence[str])
     ticks = range(len(classes))
     axes.set_xticks(ticks, classes)
     axes.set_yticks(ticks, classes, rotation=90, va="center")
-    axes.set(xlabel="predicted", ylabel="true")
+    axes.set(xlabel="predicted class", ylabel="true class")
     return figure
 
 
 def reliability_diagram(labels: np.ndarray, probabilities: np.ndarray, ece: float) -> Figure:
-    """Observed share against predicted probability, with the number of images per bin."""
+    """Draw observed frequency against predicted probability, with the images per bin."""
     mean, share, counts = reliability(labels, probabilities)
     figure, (axes, below) = plt.subplots(
         2, 1, figsize=(5, 6), layout="constrained", height_ratios=(4, 1), sharex=True
     )
     axes.plot([0, 1], [0, 1], color="0.8", linewidth=1)
     axes.plot(mean, share, "o-", color=CYCLE[0], label=f"expected calibration error {ece:.3f}")
-    axes.set(ylabel="observed share", ylim=(-0.02, 1.02))
+    axes.set(ylabel="observed frequency", ylim=(-0.02, 1.02))
     axes.legend(loc="lower right")
     below.bar(mean, counts, width=0.04, color="0.6")
     below.set(
@@ -110,8 +113,40 @@ def reliability_diagram(labels: np.ndarray, probabilities: np.ndarray, ece: floa
     return figure
 
 
+def risk_coverage(
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    predicted: np.ndarray,
+    scores: Mapping[str, Any],
+) -> Figure:
+    """Draw the error rate among the images that are answered, the most certain first.
+
+    labels, predicted: int [N]; probabilities: [N, C]; scores: of the split; its prediction sets,
+    where there are any, are marked.
+    """
+    answered, error_rate = risk_coverage_curve(labels, probabilities, predicted)
+    figure, axes = plt.subplots(figsize=(5, 4), layout="constrained")
+    axes.plot(answered, error_rate, color=CYCLE[0], label="by probability of the predicted class")
+    if np.isfinite(scores.get("accuracy_decided", np.nan)):
+        axes.plot(
+            1 - scores["undecided"],
+            1 - scores["accuracy_decided"],
+            "o",
+            color=CYCLE[1],
+            label="prediction sets of one class",
+        )
+    axes.set(
+        xlabel="share of images answered",
+        ylabel="error rate among them",
+        xlim=(-0.02, 1.02),
+        ylim=(0, max(0.05, 1.1 * float(error_rate.max()))),
+    )
+    axes.legend(loc="upper left", fontsize=8)
+    return figure
+
+
 def shifts(by_shift: Mapping[str, Mapping[str, float]], classes: Sequence[str]) -> Figure:
-    """Recall of each class, one row for each way the images were changed, in their order."""
+    """Draw the sensitivity for each class under acquisition shifts, one row per shift."""
     rows = np.arange(len(by_shift))
     figure, axes = plt.subplots(figsize=(7, 0.32 * len(by_shift) + 1.1), layout="constrained")
     recalls = np.array([[table[name] for name in classes] for table in by_shift.values()])
@@ -121,22 +156,26 @@ def shifts(by_shift: Mapping[str, Mapping[str, float]], classes: Sequence[str]) 
     axes.axhline(0.5, color="0.8", linewidth=0.8)  # below the unchanged images
     axes.set_yticks(rows, list(by_shift))
     axes.invert_yaxis()
-    axes.set(xlabel="recall", xlim=(-0.02, 1.02))
+    axes.set(xlabel="sensitivity for each class", xlim=(-0.02, 1.02))
     axes.grid(axis="x", color="0.9")
     figure.legend(loc="outside upper center", ncols=len(classes), frameon=False)
     return figure
 
 
+# Beginning of a key of the history: label of its curve.
+CURVES = {"train": "training", "val": "validation", "val_stressed": "stressed validation"}
+
+
 def training_curves(history: Sequence[dict[str, float]], best_epoch: int) -> Figure:
-    """Loss, AUROC and learning rate by epoch; the chosen epoch is marked."""
+    """Draw loss, AUROC and learning rate by epoch; marks the selected epoch."""
     epochs = [h["epoch"] for h in history]
     figure, panels = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
-    shown = (
+    contents = (
         ("loss", ("train_loss", "val_loss", "val_stressed_loss")),
         ("AUROC on validation", ("val_auroc", "val_stressed_auroc")),
         ("learning rate", ("learning_rate",)),
     )
-    for axes, (title, keys) in zip(panels, shown, strict=True):
+    for axes, (title, keys) in zip(panels, contents, strict=True):
         for index, key in enumerate(keys):
             axes.plot(
                 epochs,
@@ -144,10 +183,7 @@ def training_curves(history: Sequence[dict[str, float]], best_epoch: int) -> Fig
                 "o-",
                 color=CYCLE[index],
                 markersize=3,
-                label=key.replace("val_stressed", "validation, stressed:")
-                .replace("val_", "validation: ")
-                .replace("train_", "training: ")
-                .replace(":_", ": "),
+                label=CURVES.get(key.rsplit("_", 1)[0], key),
             )
         axes.axvline(best_epoch, color="0.7", linewidth=1, linestyle="--")
         axes.set(xlabel="epoch", title=title)
@@ -159,20 +195,20 @@ def training_curves(history: Sequence[dict[str, float]], best_epoch: int) -> Fig
 def comparison(
     names: Sequence[str], tables: Sequence[dict], metrics: Sequence[str], chosen: str
 ) -> Figure:
-    """Scores of several models with 95 % intervals, one panel a metric."""
+    """Draw scores of several models with 95 % confidence intervals, one panel per metric."""
     figure, panels = plt.subplots(
         1, len(metrics), figsize=(2.6 * len(metrics), 0.6 * len(names) + 1.6), layout="constrained"
     )
     for axes, metric in zip(np.atleast_1d(panels), metrics, strict=True):
         for row, (name, table) in enumerate(zip(names, tables, strict=True)):
-            # Of one patient there is no interval.
+            # With a single patient there is no interval.
             low, high = table["ci95"].get(metric, (table[metric], table[metric]))
             colour = CYCLE[0] if name == chosen else "0.5"
             axes.plot([low, high], [row, row], color=colour, linewidth=2)
             axes.plot(table[metric], row, "o", color=colour)
             axes.text(table[metric], row - 0.14, f"{table[metric]:.3f}", ha="center", fontsize=8)
         axes.set_yticks(range(len(names)), names if axes is np.atleast_1d(panels)[0] else [])
-        # The first on top, as in the table.
+        # The first model on top, as in the table.
         axes.set(title=metric, ylim=(len(names) - 0.5, -0.5))
         axes.grid(axis="x", color="0.9")
     return figure

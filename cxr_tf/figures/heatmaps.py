@@ -1,4 +1,4 @@
-"""Heatmaps over radiographs."""
+"""Figures of heatmaps over radiographs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 
 
 def heatmap_overlay(image: np.ndarray, heat: np.ndarray, title: str, unit: str) -> Figure:
-    """A radiograph beside its heatmap drawn over it, with a colour bar.
+    """Draw a radiograph and, beside it, its heatmap as an overlay with a colour bar.
 
-    image: uint8 [S, S, 1]; heat: float [S, S], red where above 0, blue where below.
+    image: uint8 [S, S, 1]; heat: float [S, S], red above 0, blue below; unit: label of the bar.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.7), layout="constrained")
     gray = np.squeeze(image)
@@ -32,10 +32,10 @@ def heatmap_sheet(
     heading: str = "",
     pairs: int = 3,
 ) -> Figure:
-    """Radiographs uint8 [N, S, S, 1] with their heatmaps beside them: (name, float [N, S, S]) each.
+    """Draw radiographs uint8 [N, S, S, 1] with heatmaps beside them, (name, float [N, S, S]) each.
 
-    With one method `pairs` of radiograph and heatmap stand in a row; with more a row is one
-    radiograph. Each heatmap has its own scale, whose end is written under it.
+    With one method a row has `pairs` of radiograph and heatmap; with more a row is one radiograph.
+    Each heatmap has its own scale; its range is written above it.
     """
     per_row = pairs if len(maps) == 1 else 1
     rows = -(-len(images) // per_row)
@@ -55,8 +55,8 @@ def heatmap_sheet(
         column *= 1 + len(maps)
         panels[row, column].imshow(gray, cmap="gray", vmin=0, vmax=255)
         panels[row, column].set_title(title, fontsize=7)
-        for place, (name, heat) in enumerate(maps, start=1):
-            axes = panels[row, column + place]
+        for offset, (name, heat) in enumerate(maps, start=1):
+            axes = panels[row, column + offset]
             _draw_heat(axes, gray, heat[k])
             axes.set_title(f"{name}\n{_range_of(heat[k])}", fontsize=7)
     if heading:
@@ -72,10 +72,10 @@ def heatmaps_alone(
     heading: str = "",
     per_row: int = 6,
 ) -> Figure:
-    """Heatmaps (name, float [N, S, S]) each, without the radiographs they are of.
+    """Draw heatmaps, (name, float [N, S, S]) each, over the mean radiograph [S, S, 1].
 
-    They lie over the mean radiograph [S, S, 1], which says where the lungs are and shows nobody:
-    a picture to hand on where those of patients must not be.
+    The mean radiograph shows where the lungs are and no individual patient: a figure to share
+    where radiographs of patients must not be shared.
     """
     panels = [(title, name, heat[k]) for k, title in enumerate(titles) for name, heat in maps]
     per_row = per_row if len(maps) == 1 else len(maps)
@@ -106,10 +106,10 @@ def mean_heatmaps(
     *,
     heading: str = "",
 ) -> Figure:
-    """Mean heatmap by class over the mean radiograph; a row a method, a column a class.
+    """Draw the mean heatmap of each class over its mean radiograph; rows are methods.
 
-    Each map counts alike, scaled to its own peak: else the few radiographs of which the network is
-    unsure, where the probability moves most, would be the mean.
+    Each map is scaled to its own peak and counts alike: otherwise the few radiographs on which the
+    network is unsure, and the probability changes most, would dominate the mean.
 
     images: uint8 [N, S, S, 1]; maps: (name, float [N, S, S]) each; labels: int [N]; outside:
     bool [S, S], outlined; the share of the positive heat that lies in it is written above.
@@ -124,21 +124,21 @@ def mean_heatmaps(
     for (name, heat), line in zip(maps, panels, strict=True):
         for k, axes in enumerate(line):
             axes.axis("off")
-            own = labels == k
-            if not own.any():
+            rows = labels == k
+            if not rows.any():
                 axes.set_title(f"no {classes[k]} image", fontsize=9)
                 continue
-            peaks = np.maximum(np.abs(heat[own]).max((1, 2), keepdims=True), 1e-12)
-            mean = (heat[own] / peaks).mean(axis=0)
-            drawn = _draw_heat(axes, np.squeeze(images[own].mean(axis=0)), mean)
+            peaks = np.maximum(np.abs(heat[rows]).max((1, 2), keepdims=True), 1e-12)
+            mean = (heat[rows] / peaks).mean(axis=0)
+            drawn = _draw_heat(axes, np.squeeze(images[rows].mean(axis=0)), mean)
             axes.contour(outside, [0.5], colors="white", linewidths=0.8, linestyles="--")
-            positive = np.maximum(heat[own], 0)
+            positive = np.maximum(heat[rows], 0)
             totals = positive.sum((1, 2))
             shares = positive[:, outside].sum(axis=1)[totals > 0] / totals[totals > 0]
             share = f"{shares.mean():.0%}" if len(shares) else "none"
             axes.set_title(
-                f"{name}: {classes[k]}, {own.sum()} images\n{share} of the heat outside "
-                f"(even heat: {outside.mean():.0%})",
+                f"{name}: {classes[k]}, {rows.sum()} images\n{share} of the heat outside the chest "
+                f"(uniform heat: {outside.mean():.0%})",
                 fontsize=9,
             )
             figure.colorbar(drawn, ax=axes, fraction=0.046, pad=0.02)
@@ -148,11 +148,11 @@ def mean_heatmaps(
 
 
 def _draw_heat(axes: Any, gray: np.ndarray, heat: np.ndarray) -> Any:
-    """Draws heat over a gray image: red above 0, blue below, clearer the nearer to 0."""
+    """Draw heat over a gray image: red above 0, blue below, transparent near 0."""
     limit = max(float(np.abs(heat).max()), 1e-12)
     axes.imshow(gray, cmap="gray", vmin=0, vmax=255)
     strength = np.abs(heat) / limit
-    # Faint heat must not veil the lungs, nor strong heat hide what it lies on.
+    # Faint heat must not veil the lungs, nor strong heat hide the anatomy below it.
     return axes.imshow(
         heat, cmap="RdBu_r", vmin=-limit, vmax=limit, alpha=0.75 * np.clip(strength, 0, 1) ** 0.8
     )

@@ -11,9 +11,10 @@ from cxr_tf.figures.style import CYCLE, class_colour
 
 
 def knn_grid(candidates: Sequence[dict], chosen: dict) -> Figure:
-    """k against balanced accuracy for every space, metric and weighting; the chosen one is marked.
+    """Draw balanced accuracy against k for every representation, metric and weighting.
 
-    Upper row: validation; lower row: its stressed copy; the choice is by their mean.
+    Upper row: validation; lower row: its stressed copy. The chosen candidate, by the mean of both,
+    is marked.
     """
     spaces = list(dict.fromkeys(c["representation"] for c in candidates))
     figure, panels = plt.subplots(
@@ -56,7 +57,7 @@ def knn_grid(candidates: Sequence[dict], chosen: dict) -> Figure:
             if column == 0:
                 axes.set_ylabel(label)
         panels[0, column].set_title(space)
-        panels[1, column].set_xlabel("k")
+        panels[1, column].set_xlabel("number of neighbours k")
         ticks = [k for k in (1, 3, 5, 11, 25, 51, 101) if k <= max(c["k"] for c in of_space)]
         panels[1, column].set_xticks(ticks, [str(k) for k in ticks])
         panels[1, column].minorticks_off()
@@ -73,9 +74,10 @@ def tsne_map(
     wrong: np.ndarray,
     classes: Sequence[str],
 ) -> Figure:
-    """t-SNE planes side by side: (title, float [N, 2]) each; labels int [N], the rest bool [N].
+    """Draw t-SNE maps side by side, (title, float [N, 2]) each.
 
-    Colour is the class; test points have a dark rim; those that the KNN got wrong are crossed.
+    labels: int [N], shown by colour; is_test: bool [N], dark rim; wrong: bool [N], test images that
+    the KNN misclassifies, crossed.
     """
     figure, drawn = plt.subplots(
         1,
@@ -84,7 +86,7 @@ def tsne_map(
         layout="constrained",
         squeeze=False,
     )
-    # Drawn in a random order, or the last class would cover the others.
+    # In random order, or the last class would cover the others.
     order = np.random.default_rng(0).permutation(len(labels))
     for axes, (title, plane) in zip(drawn[0], panels, strict=True):
         colours = np.array([class_colour(c, k) for k, c in enumerate(classes)])
@@ -110,7 +112,7 @@ def tsne_map(
     cross: dict[str, Any] = {"linestyle": "", "marker": "x", "color": "black"}
     handles += [
         plt.Line2D([], [], **test, label="test (dark rim)"),
-        plt.Line2D([], [], **cross, label="test, KNN wrong"),
+        plt.Line2D([], [], **cross, label="test, misclassified by KNN"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=9)
     return figure
@@ -122,10 +124,10 @@ def neighbor_table(
     neighbours: Sequence[Sequence[tuple[str, float]]],
     classes: Sequence[str],
 ) -> Figure:
-    """Radiographs with their nearest training cases, a row each.
+    """Draw radiographs with their nearest training cases, one row each.
 
-    images: uint8 [R, 1 + K, S, S], the asked one first; titles: R, of the asked ones; neighbours:
-    per row (class, distance) of the K. The frame has the colour of the class.
+    images: uint8 [R, 1 + K, S, S], the query first; titles: of the R queries; neighbours: for each
+    row (class, distance) of its K neighbours. Frames have the colour of the class.
     """
     rows, columns = images.shape[:2]
     figure, panels = plt.subplots(

@@ -1,8 +1,8 @@
-"""Colours that all figures share."""
+"""Colours shared by all figures."""
 
 from collections.abc import Sequence
 
-# Blue, red, amber: told apart by colour-blind readers, and the same class has the same colour
+# Blue, red, amber: distinguishable for colour-blind readers, and the same class has the same colour
 # in every figure.
 CLASS_COLOURS = {
     "normal": "#0072B2",
@@ -15,10 +15,10 @@ CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
 def class_colour(name: str, index: int) -> str:
-    """The colour of a class, or of the index-th thing where it is no known class."""
+    """Return the colour of a class; of an unknown class by its index."""
     return CLASS_COLOURS.get(name, CYCLE[index % len(CYCLE)])
 
 
 def drawn(classes: Sequence[str]) -> Sequence[int]:
-    """With two classes the curve of the positive one says all."""
+    """Return the classes whose curves are drawn: of two only the positive one."""
     return (1,) if len(classes) == 2 else range(len(classes))

@@ -7,6 +7,7 @@ from cxr_tf.metrics.calibration import (
     reliability,
 )
 from cxr_tf.metrics.classification import classification_scores, macro_auroc
+from cxr_tf.metrics.conformal import conformal_thresholds, risk_coverage, set_scores
 from cxr_tf.metrics.detection import detection_scores
 from cxr_tf.metrics.intervals import (
     bootstrap_weights,
@@ -20,6 +21,7 @@ from cxr_tf.metrics.localization import (
     pixel_auroc,
     pointing_hits,
 )
+from cxr_tf.metrics.novelty import Gaussian, fit_gaussian, mahalanobis
 from cxr_tf.metrics.operating_point import check_rule, operating_point
 from cxr_tf.metrics.paired_tests import delong_test, mcnemar_test
 from cxr_tf.metrics.ranking import average_precision, cumulative_counts, roc_area
@@ -32,9 +34,11 @@ from cxr_tf.metrics.shortcuts import (
     group_weights,
     recall_against_shortcut,
 )
+from cxr_tf.metrics.subgroups import gaps, subgroup_scores
 
 __all__ = [
     "CALIBRATION_BINS",
+    "Gaussian",
     "ShortcutAudit",
     "ShortcutModel",
     "against_shortcut",
@@ -44,16 +48,20 @@ __all__ = [
     "check_rule",
     "classification_scores",
     "confidence_intervals",
+    "conformal_thresholds",
     "cumulative_counts",
     "delong_test",
     "detection_scores",
     "expected_calibration_error",
+    "fit_gaussian",
     "fit_shortcuts",
     "fit_temperature",
+    "gaps",
     "group_weights",
     "hottest_pixel",
     "intervals",
     "macro_auroc",
+    "mahalanobis",
     "mcnemar_test",
     "operating_point",
     "per_region_overlap",
@@ -61,6 +69,9 @@ __all__ = [
     "pointing_hits",
     "recall_against_shortcut",
     "reliability",
+    "risk_coverage",
     "roc_area",
+    "set_scores",
+    "subgroup_scores",
     "with_interval",
 ]

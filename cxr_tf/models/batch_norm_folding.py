@@ -14,7 +14,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from cxr_tf.models.layer_graph import Step, folded, fuse, norm_after, steps_of
+from cxr_tf.models.layer_graph import Step, folded, fuse, is_convolution, norm_after, steps_of
 
 
 class NormedConvolution(keras.layers.Layer):
@@ -81,6 +81,23 @@ def fold_norms(model: keras.Model) -> keras.Model:
             elif layer.weights:
                 layer.set_weights(model.get_layer(layer.name).get_weights())
     return light
+
+
+def cancelled_biases(model: keras.Model) -> list[keras.Variable]:
+    """Return the biases of convolutions before a trainable BatchNorm, which subtracts them again.
+
+    Their gradient is 0 but for rounding, which Adam would scale up to steps of full length.
+    """
+    norms = [x for x in model.layers if isinstance(x, keras.layers.BatchNormalization)]
+    normed = {id(norm.input) for norm in norms if norm.trainable}
+    return [
+        layer.bias
+        for layer in model.layers
+        if is_convolution(layer)
+        and layer.activation is keras.activations.linear
+        and layer.bias is not None
+        and id(layer.output) in normed
+    ]
 
 
 def _foldable(

@@ -14,6 +14,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from cxr_tf.models.replicas import draw_rows, previous_rows
+
 # Keeps a constant channel from a division by zero.
 LEAST_SPREAD = 1e-3
 
@@ -40,12 +42,15 @@ class MixedStyle(keras.layers.Layer):
         spread = tf.sqrt(variance) + LEAST_SPREAD
         # No gradient through the statistics: the network could learn to undo the mixing.
         mean, spread = tf.stop_gradient(mean), tf.stop_gradient(spread)
-        draws = keras.random.uniform([tf.shape(x)[0], 1, 1, 2], seed=self.seed_generator)
+        draws = draw_rows(
+            lambda total: keras.random.uniform([total, 1, 1, 2], seed=self.seed_generator), x
+        )
         # sin² of a uniform angle: the arcsine law, which is Beta(1/2, 1/2).
         kept = tf.sin(draws[..., :1] * (math.pi / 2)) ** 2
         kept = tf.where(draws[..., 1:] < self.share, kept, tf.ones_like(kept))
-        factor = kept + (1.0 - kept) * tf.roll(spread, 1, axis=0) / spread
-        offset = kept * mean + (1.0 - kept) * tf.roll(mean, 1, axis=0) - mean * factor
+        other_mean, other_spread = tf.split(previous_rows(tf.concat([mean, spread], -1)), 2, -1)
+        factor = kept + (1.0 - kept) * other_spread / spread
+        offset = kept * mean + (1.0 - kept) * other_mean - mean * factor
         return x * tf.cast(factor, x.dtype) + tf.cast(offset, x.dtype)
 
     def compute_output_spec(self, x: keras.KerasTensor, training: bool = False) -> Any:

@@ -26,11 +26,12 @@ from cxr_tf.data import catalog as data_catalog
 from cxr_tf.data import decoding
 from cxr_tf.data.batches import STRESS_SEED
 from cxr_tf.errors import UserError
-from cxr_tf.files import digest_files, expand_user, write_arrays, write_atomically
+from cxr_tf.files import expand_user, write_arrays, write_atomically
 from cxr_tf.models import weights
 from cxr_tf.models.classifier import build_classifier, embedding_of
 from cxr_tf.runs import Run, open_finished_run
 from cxr_tf.serving import loading, versions
+from cxr_tf.serving.fingerprint import fingerprint
 from cxr_tf.training.inference import compiled, infer
 
 log = logging.getLogger(__name__)
@@ -96,11 +97,6 @@ def open_classifier(folder: str, engine: str = "tensorflow") -> Classifier:
     if served.card.get("kind") != "classifier":
         raise UserError(f"{served.folder} is not a classifier but of kind {served.card['kind']}")
     return Classifier(served, fingerprint(served.folder), settings)
-
-
-def fingerprint(folder: Path) -> str:
-    """Return a digest of a SavedModel's graph and weights: equal files give equal embeddings."""
-    return digest_files(*sorted([folder / "saved_model.pb", *(folder / "variables").iterdir()]))
 
 
 def split_order(catalog: data_catalog.Catalog, labels: np.ndarray) -> tuple[np.ndarray, int]:

@@ -52,6 +52,8 @@ def fit_knn(settings: FitKnn) -> Run:
 
     Raises UserError for a mistake of the user, before anything is written wherever possible.
     """
+    if not settings.classifier:
+        raise UserError("give --classifier, or --archive to find similar cases in an archive")
     classifier = open_classifier(settings.classifier, settings.engine)
     card, classes = classifier.served.card, classifier.served.classes
     settings = resolve(settings, classifier)

@@ -1,5 +1,6 @@
 """Score a classifier on a split: table, predictions, figures, TensorBoard."""
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,9 @@ from cxr_tf.data import catalog
 from cxr_tf.data.dataset import ImageDataset
 from cxr_tf.data.sources import medmnist
 from cxr_tf.runs import Run
-from cxr_tf.scoring.groups import group_scores
 from cxr_tf.serving import export
+
+log = logging.getLogger(__name__)
 
 HEADLINE = ("auroc", "accuracy", "balanced_accuracy", "recall", "specificity", "f1")
 
@@ -24,11 +26,13 @@ def score_split(
     threshold: float,
     *,
     bootstrap_samples: int,
+    set_thresholds: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """Scores with intervals; writes the predictions."""
+    """Write the predictions of a split, and return its scores with intervals."""
     predicted = export.decide(tf.constant(probabilities), threshold).numpy()
     run.write_predictions(split, part.catalog, part.labels, probabilities, predicted, part.classes)
-    return score(part, probabilities, predicted, bootstrap_samples=bootstrap_samples)
+    sets = None if set_thresholds is None else probabilities >= set_thresholds
+    return score(part, probabilities, predicted, bootstrap_samples=bootstrap_samples, sets=sets)
 
 
 def score(
@@ -38,29 +42,84 @@ def score(
     *,
     bootstrap_samples: int,
     seed: int = 0,
+    sets: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """The table of one split for `metrics.json`: scores, counts and 95 % intervals."""
-    table: dict[str, Any] = metrics.classification_scores(
-        part.labels, probabilities, predicted, part.classes
-    )
+    """Return the scores, counts and 95 % intervals of one split, as `metrics.json` has them.
+
+    sets: prediction sets, bool [N, C], for their coverage and size.
+    """
+
+    def scores(weights: np.ndarray | None = None) -> dict[str, float]:
+        values = metrics.classification_scores(
+            part.labels, probabilities, predicted, part.classes, weights
+        )
+        if sets is not None:
+            values |= metrics.set_scores(part.labels, sets, predicted, part.classes, weights)
+        if part.against is not None:
+            values |= metrics.recall_against_shortcut(
+                part.labels, predicted, part.against, part.classes, weights
+            )
+        return values
+
+    table: dict[str, Any] = scores()
     if part.catalog.published_split and part.classes == catalog.task_classes("binary"):
         table |= medmnist.scores(part.labels, probabilities)
     table["images"], table["patients"] = len(part.labels), len(set(part.catalog.patients))
-    table["ci95"] = metrics.confidence_intervals(
-        part.labels,
-        probabilities,
-        predicted,
+    table["ci95"] = metrics.intervals(
+        scores, part.catalog.patients, bootstrap_samples=bootstrap_samples, seed=seed
+    )
+    return table
+
+
+def score_subgroups(
+    part: ImageDataset,
+    probabilities: np.ndarray,
+    predicted: np.ndarray,
+    *,
+    bootstrap_samples: int,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Return scores per subgroup and the gaps between them; logs both. Empty without columns.
+
+    The keys are `groups`, see `metrics.subgroup_scores`, and `gaps`, see `metrics.gaps`.
+    """
+
+    def scores(weights: np.ndarray) -> dict[str, float]:
+        table = metrics.classification_scores(
+            part.labels, probabilities, predicted, part.classes, weights
+        )
+        return {name: table[name] for name in HEADLINE}
+
+    groups = metrics.subgroup_scores(
+        scores,
+        part.catalog.group_columns(),
         part.catalog.patients,
-        part.classes,
         bootstrap_samples=bootstrap_samples,
         seed=seed,
     )
-    groups, intervals = group_scores(
-        part, predicted, bootstrap_samples=bootstrap_samples, seed=seed
-    )
-    table |= groups
-    table["ci95"] |= intervals
-    return table
+    if not groups:
+        return {}
+    result = {"groups": groups, "gaps": metrics.gaps(groups, HEADLINE)}
+    for line in subgroup_lines(result):
+        log.info("%s", line)
+    return result
+
+
+def subgroup_lines(subgroups: dict[str, Any]) -> list[str]:
+    """Format the scores of subgroups, and the gaps whose intervals do not overlap."""
+    lines = []
+    for column, groups in subgroups["groups"].items():
+        for group, table in groups.items():
+            values = ", ".join(
+                f"{m} {metrics.with_interval(table, m)}" for m in ("auroc", "recall", "specificity")
+            )
+            lines.append(f"  {column} {group} ({table['patients']} patients): {values}")
+    for gap in subgroups["gaps"]:
+        lines.append(
+            f"  note: {gap['metric']} is lower for {gap['column']} {gap['lowest']} than for "
+            f"{gap['highest']}, by {gap['difference']:.3f}; the intervals do not overlap"
+        )
+    return lines
 
 
 def draw_split(
@@ -72,18 +131,19 @@ def draw_split(
     writer: tf.summary.SummaryWriter,
     scores: dict[str, Any],
 ) -> None:
-    """The figures of one split, as PNGs and in TensorBoard, with its PR curves."""
+    """Draw the figures of one split, as PNGs and in TensorBoard, with its PR curves."""
     labels, classes = part.labels, part.classes
     predicted = export.decide(tf.constant(probabilities), threshold).numpy()
-    drawn = {
+    split_figures = {
         "roc": figures.roc(labels, probabilities, classes, threshold),
         "precision_recall": figures.precision_recall(labels, probabilities, classes),
         "confusion": figures.confusion(labels, predicted, classes),
         "reliability": figures.reliability_diagram(labels, probabilities, scores["ece"]),
         "most_wrong": figures.top_losses(part.images, labels, probabilities, predicted, classes),
         "samples": sample_predictions(part, probabilities, predicted),
+        "risk_coverage": figures.risk_coverage(labels, probabilities, predicted, scores),
     }
-    for name, figure in drawn.items():
+    for name, figure in split_figures.items():
         run.write_figure(f"{name}-{split}", figure, writer)
     write_pr_curves(writer, split, labels, probabilities, classes)
 
@@ -95,7 +155,7 @@ def write_pr_curves(
     probabilities: np.ndarray,
     classes: tuple[str, ...],
 ) -> None:
-    """For TensorBoard's PR-curve plugin: the second of two classes, or every one of more."""
+    """Write PR curves for TensorBoard: of the second of two classes, or of every one of more."""
     from tensorboard.plugins.pr_curve import summary as pr_curve
 
     with writer.as_default(step=0):
@@ -107,7 +167,7 @@ def write_pr_curves(
 
 
 def sample_predictions(part: ImageDataset, probabilities: np.ndarray, predicted: np.ndarray) -> Any:
-    """A dozen radiographs evenly drawn from the split, with what was predicted of them."""
+    """Draw a dozen radiographs, evenly spaced over the split, with their predictions."""
     shown = np.linspace(0, len(part.labels) - 1, min(12, len(part.labels))).astype(int)
     titles = [
         f"true {part.classes[part.labels[i]]}\n"
@@ -118,6 +178,14 @@ def sample_predictions(part: ImageDataset, probabilities: np.ndarray, predicted:
 
 
 def result_line(split: str, scores: dict[str, Any]) -> str:
-    """The headline scores with their intervals, as one line."""
+    """Format the headline scores with their intervals as one line."""
     headline = ("auroc", "accuracy", "recall", "specificity", "f1")
-    return f"{split}: " + ", ".join(f"{m} {metrics.with_interval(scores, m)}" for m in headline)
+    line = f"{split}: " + ", ".join(f"{m} {metrics.with_interval(scores, m)}" for m in headline)
+    if "coverage" in scores:
+        line += (
+            f"\n{split}: the prediction set holds the true class of "
+            f"{metrics.with_interval(scores, 'coverage')}, mean size {scores['set_size']:.2f}; "
+            f"cannot decide {metrics.with_interval(scores, 'undecided')}, accuracy of the rest "
+            f"{metrics.with_interval(scores, 'accuracy_decided')}"
+        )
+    return line

@@ -58,25 +58,6 @@ def shortcut_record(
     return {"metrics_ci95": intervals, **model}
 
 
-def group_scores(
-    part: ImageDataset, predicted: np.ndarray, *, bootstrap_samples: int, seed: int
-) -> tuple[dict[str, float], dict[str, list[float]]]:
-    """Return the recalls against the shortcut and their intervals; empty where it is not known."""
-    against = part.against
-    if against is None:
-        return {}, {}
-
-    def table(weights: np.ndarray | None = None) -> dict[str, float]:
-        return metrics.recall_against_shortcut(
-            part.labels, predicted, against, part.classes, weights
-        )
-
-    intervals = metrics.intervals(
-        table, part.catalog.patients, bootstrap_samples=bootstrap_samples, seed=seed
-    )
-    return table(), intervals
-
-
 def group_line(scores: dict[str, Any]) -> str:
     """Return the recalls against the shortcut with their intervals as one line of the log."""
     prefix = "recall_against_shortcut/"

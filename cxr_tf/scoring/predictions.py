@@ -1,4 +1,4 @@
-"""Predictions of a finished run, read back, and paired tests of two of them."""
+"""Read the predictions of finished runs, and test two models on the same images."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,10 @@ from cxr_tf.runs import Run
 
 @dataclass(frozen=True)
 class Predictions:
-    """`predictions-<split>.csv` read back: labels, predicted int [N]; probabilities [N, C]."""
+    """The columns of `predictions-<split>.csv`.
+
+    labels, predicted: int [N]; probabilities: float64 [N, C].
+    """
 
     paths: list[str]
     patients: list[str]
@@ -25,11 +28,11 @@ class Predictions:
 def paired_tests(
     chosen: Predictions, other: Predictions, *, bootstrap_samples: int, seed: int = 0
 ) -> dict[str, Any]:
-    """Whether two models differ on the same test images.
+    """Test whether two models differ on the same test images.
 
     `auroc_difference` (chosen minus other; macro average for more than two classes) with its 95 %
     interval from a bootstrap over patients; `delong_p` for the same difference; `mcnemar_p` for the
-    decisions. Not corrected for the number of comparisons.
+    predicted classes. Not corrected for the number of comparisons.
     """
 
     def auroc(p: Predictions, weights: np.ndarray | None = None) -> float:
@@ -62,15 +65,17 @@ def read_predictions(run: Run, split: str) -> Predictions:
 
 
 def check_same_rows(predictions: dict[str, Predictions]) -> None:
-    """Tests pair images by row; equal data may stand in another order, in a folder and in a list of
-    it."""
+    """Raise UserError where the runs list their test images in different orders.
+
+    Paired tests pair images by row, and a folder and a list of it may have different orders.
+    """
     first, *others = predictions
     for other in others:
-        one, two = predictions[first], predictions[other]
-        names = [[Path(path).name for path in p.paths] for p in (one, two)]
-        same = names[0] == names[1] and one.patients == two.patients
-        if not same or not np.array_equal(one.labels, two.labels):
+        a, b = predictions[first], predictions[other]
+        same_files = [Path(p).name for p in a.paths] == [Path(p).name for p in b.paths]
+        same_patients = a.patients == b.patients
+        if not (same_files and same_patients and np.array_equal(a.labels, b.labels)):
             raise UserError(
-                f"{first} and {other} list their test images in another order: train both from the "
-                "same --data"
+                f"{first} and {other} list their test images in different orders: train both from "
+                "the same --data"
             )

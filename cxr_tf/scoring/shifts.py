@@ -27,18 +27,20 @@ def score_shifts(
     scored: Callable[[dict[str, np.ndarray]], dict[str, float]],
     recalls: Callable[[dict[str, Any]], Sequence[float]],
 ) -> dict[str, Any]:
-    """With `--shifts` {"shifts": table of each}, and their figure beside `scores`; else empty.
+    """Return {"shifts": {name: scores}} and draw them beside `scores`; empty without `--shifts`.
 
-    scored: from answers to a table; recalls: of a table, one for each of the part's classes.
+    scored: a function from predictions to scores; recalls: from scores to the recall of each class.
     """
     if not settings.shifts:
         return {}
     shifted = under_shifts(served, part.images, scored, batch_size=settings.batch_size)
-    drawn = {
+    recall_by_shift = {
         name: dict(zip(part.classes, recalls(table), strict=True))
-        for name, table in {"as they are": scores, **shifted}.items()
+        for name, table in {"unchanged": scores, **shifted}.items()
     }
-    run.write_figure(f"shifts-{settings.split}", figures.shifts(drawn, part.classes), writer)
+    run.write_figure(
+        f"shifts-{settings.split}", figures.shifts(recall_by_shift, part.classes), writer
+    )
     return {"shifts": shifted}
 
 
@@ -49,22 +51,23 @@ def under_shifts(
     *,
     batch_size: int,
 ) -> dict[str, dict[str, float]]:
-    """What `scored` makes of a model's answers under each shift of `data.shifts`; logged.
+    """Score the predictions under each shift of `data.acquisition_shifts`; logs a table.
 
-    images: uint8 [N, S, S, 1], decoded at the model's size. Each shifted one is asked about as the
-    PNG that it would be.
+    images: uint8 [N, S, S, 1], decoded at the model's size. Shifted images are sent as PNG files.
     """
-    ask = served.predictor("serving_default")
+    predict = served.predictor("serving_default")
     width = max(map(len, SHIFTS))
-    found = {}
-    log.info("  %s  AUROC  balanced accuracy  recall  specificity", "under a shift".ljust(width))
+    results: dict[str, dict[str, float]] = {}
+    log.info(
+        "  %s  AUROC  balanced accuracy  recall  specificity", "acquisition shift".ljust(width)
+    )
     for name, shift in SHIFTS.items():
         parts = []
         for start in range(0, len(images), batch_size):
             shifted = shift(images[start : start + batch_size])
-            parts.append(ask([tf.io.encode_png(image).numpy() for image in shifted]))
-        answers = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-        found[name] = {key: float(value) for key, value in scored(answers).items()}
-        told = [found[name][k] for k in ("auroc", "balanced_accuracy", "recall", "specificity")]
-        log.info("  %s  %.3f  %.3f              %.3f   %.3f", name.ljust(width), *told)
-    return found
+            parts.append(predict([tf.io.encode_png(image).numpy() for image in shifted]))
+        outputs = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        results[name] = {key: float(value) for key, value in scored(outputs).items()}
+        shown = [results[name][k] for k in ("auroc", "balanced_accuracy", "recall", "specificity")]
+        log.info("  %s  %.3f  %.3f              %.3f   %.3f", name.ljust(width), *shown)
+    return results

@@ -1,12 +1,11 @@
 """Batched predictions of many images, by a SavedModel on disk or by a server."""
 
-import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
+from cxr_tf import console
 from cxr_tf.config import Predict
 from cxr_tf.errors import UserError
 from cxr_tf.serving.client import BadImages, PredictFn, connect, read_image
@@ -28,13 +27,21 @@ class BatchPredictions:
 
 def open_signature(settings: Predict) -> PredictFn:
     """Return the signature of a server or of a SavedModel as a function."""
+    return open_model(settings)(settings.signature)
+
+
+def open_model(settings: Predict) -> Callable[[str], PredictFn]:
+    """Open a model on a server or on disk; returns a function from signatures to what calls them.
+
+    Raises UserError where there is no such model, and the function for a signature it lacks.
+    """
     if settings.server:
         if settings.engine != "auto" or settings.engine_precision != "float32":
             raise UserError("--engine is for a model on disk: leave it out with --server")
-        return connect(
+        return lambda signature: connect(
             settings.server,
             settings.model,
-            signature=settings.signature,
+            signature=signature,
             version=settings.version,
             label=settings.label,
             timeout=settings.timeout,
@@ -46,7 +53,7 @@ def open_signature(settings: Predict) -> PredictFn:
     served = loading.load_served(
         settings.model, engine=settings.engine, precision=settings.engine_precision
     )
-    return served.predictor(settings.signature)
+    return served.predictor
 
 
 def predict_in_batches(
@@ -64,40 +71,61 @@ def predict_in_batches(
                 contents.append(read_image(paths[row]))
                 rows.append(row)
             except (UserError, OSError) as error:
-                reason = getattr(error, "strerror", None) or str(error)
-                reasons[row] = reason.removeprefix(f"{paths[row]}: ")
-        outputs: dict[str, np.ndarray] = {}
-        while rows and not (reasons and on_bad_image == "error"):
-            try:
-                outputs = predict(contents)
-                break
-            except BadImages as bad:
-                reasons |= {rows[k]: reason for k, reason in bad.reasons.items()}
-                kept = [k for k in range(len(rows)) if k not in bad.reasons]
-                rows, contents = [rows[k] for k in kept], [contents[k] for k in kept]
+                reasons[row] = reason_of(error, paths[row])
+        if reasons and on_bad_image == "error":
+            batch = BatchPredictions([], [], {}, reasons)
+        else:
+            batch = predict_readable(
+                predict, rows, contents, stop=on_bad_image == "error", alone=len(paths) == 1
+            )
+            reasons |= batch.reasons
         if reasons and on_bad_image == "error":
             row = min(reasons)
             raise UserError(
                 f"{paths[row]}: {reasons[row]}. Fix or remove the file, or pass --on-bad-image nan "
                 "to mark such files in the output"
             )
-        yield BatchPredictions(rows, contents, outputs, reasons)
+        yield BatchPredictions(batch.rows, batch.contents, batch.outputs, reasons)
 
 
-def progress(total: int) -> Callable[[int], None]:
-    """Return a function of the number of images done, which reports progress on stderr."""
-    started = shown = time.monotonic()
-    terminal = sys.stderr.isatty()
+def predict_readable(
+    predict: PredictFn,
+    rows: list[int],
+    contents: list[bytes],
+    *,
+    stop: bool = False,
+    alone: bool = False,
+) -> BatchPredictions:
+    """Predict one batch without the images that the model refuses.
 
-    def show(done: int) -> None:
-        nonlocal shown
-        now = time.monotonic()
-        last = terminal and done == total
-        if last or now - shown > (0.2 if terminal else 10):
-            shown = now
-            line = f"{done} of {total} images, {done / max(now - started, 1e-9):.1f}/s"
-            # On a terminal each line overwrites the previous one.
-            end = "\r" if terminal and not last else "\n"
-            print(line, end=end, file=sys.stderr, flush=True)
+    rows: what the images are called in the result. `stop` leaves it at the first refusal, with the
+    reasons and no outputs. A batch of one is predicted as two copies unless the image is `alone`:
+    for a single image some kernels sum in another order, and its last bits would depend on where a
+    list is cut into batches.
+    """
+    reasons: dict[int, str] = {}
+    while rows:
+        pair = len(contents) == 1 and not alone
+        try:
+            outputs = predict(contents * 2 if pair else contents)
+            if pair:
+                outputs = {name: values[:1] for name, values in outputs.items()}
+            return BatchPredictions(rows, contents, outputs, reasons)
+        except BadImages as bad:
+            reasons |= {rows[k]: reason for k, reason in bad.reasons.items() if k < len(rows)}
+            kept = [k for k in range(len(rows)) if k not in bad.reasons]
+            rows, contents = [rows[k] for k in kept], [contents[k] for k in kept]
+            if stop:
+                break
+    return BatchPredictions([], [], {}, reasons)
 
-    return show
+
+def reason_of(error: Exception, path: str) -> str:
+    """Return why a file cannot be read, without its path."""
+    reason = getattr(error, "strerror", None) or str(error)
+    return reason.removeprefix(f"{path}: ")
+
+
+def progress(total: int, before: int = 0) -> console.Progress:
+    """Show how many images are done; see `console.Progress`."""
+    return console.Progress(total, "images", before=before)

@@ -1,4 +1,4 @@
-"""The model card: what travels with an exported model."""
+"""The model card of an export."""
 
 import platform
 from importlib import metadata
@@ -11,7 +11,7 @@ CARD = Path("assets.extra") / "model_card.json"
 
 
 def describe_signature(signature: Any) -> dict[str, Any]:
-    """A SignatureDef for the model card: {inputs, outputs}: {name: dtype and shape}."""
+    """Describe a SignatureDef for the model card: {inputs, outputs}: {name: dtype and shape}."""
     return {
         side: {
             name: {

@@ -1,10 +1,12 @@
-"""Is what is served what was measured? Asks exported models again, as TF Serving would.
+"""Verify exported models: predict all test images again, as TF Serving would.
 
     python scripts/check_served.py --runs logs/classifier/vgg16-binary logs/knn/vgg16-binary-knn
+    python scripts/check_served.py --runs logs/classifier/vgg16-binary --runtime c++
 
-Every test image goes, as the bytes of its file, into the SavedModel of the run, in a process that
-imports only TensorFlow (`cxr_tf.bare_process`). The answers are compared with the run's
-`predictions-test.csv`.
+Every test image goes, as the bytes of its file, into the SavedModel of the run, in a process of its
+own: one that imports only TensorFlow (`runtimes.bare_process`), or one that runs TensorFlow's C++
+runtime without the Python package (`runtimes.cpp_process`). Its predictions are compared with the
+run's `predictions-test.csv`.
 """
 
 import logging
@@ -12,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,113 +27,164 @@ from cxr_tf.files import write_json
 from cxr_tf.runs import Run, numbered_names, reserve_run, run_record
 from cxr_tf.serving import versions
 from cxr_tf.serving.client import read_image
-from cxr_tf.serving.runtimes import bare_process
+from cxr_tf.serving.runtimes import bare_process, cpp_comparison
 
 log = logging.getLogger(__name__)
 
-
-# Between two programs that do the same in float32: other kernels, another order of sums. A file of
-# predictions holds eight digits.
+# Two programs that compute the same in float32 differ by their kernels and the order of their sums.
+# A file of predictions holds eight digits.
 TOLERANCE = 1e-4
+
+# What the child process runs, by --runtime.
+PROGRAMS = {
+    "tensorflow": [bare_process.__file__],
+    "c++": ["-m", "cxr_tf.serving.runtimes.cpp_process"],
+}
 
 
 def check_served(settings: CheckServed) -> Run:
-    """Compares all test images of the runs; returns the run directory with the result.
+    """Compare all test images of the runs; return the run directory with the result.
 
     `metrics.json`: {"agreed": bool, "models": [{"run", "kind", "saved_model", "images", "equal",
-    "largest_difference", "labels_equal"}]}. `equal` counts the images whose numbers differ by at
-    most 1e-4 and whose label is the same.
+    "largest_difference", "labels_equal", "runtime"}]}. `equal` counts the images whose numbers
+    differ by at most 1e-4 and whose label is the same. With --runtime c++ each model also has what
+    `cpp_comparison.compare_runtimes` returns, as "c++".
 
     Raises UserError where a run has no exported model or no predictions, or an image is gone.
     """
     if not settings.runs:
         raise UserError("no run to check: --runs logs/classifier/<name> ...")
-    # A check is asked for again and again, and each has its own record.
+    # A check may be repeated, and each has its own record.
     records = Path(settings.logs) / "served"
     free = (n for n in numbered_names(Path(settings.runs[0]).name) if not (records / n).exists())
     name = settings.name or next(free)
     run = reserve_run(settings.logs, "served", name, settings)
-    checked = [_Checked(folder) for folder in settings.runs]
-    with tempfile.TemporaryDirectory(prefix="served-") as place:
-        jobs, written = [], {}
-        for number, one in enumerate(checked):
-            if one.paths not in written:
-                written[one.paths] = _write_files(one.paths, Path(place) / f"{number}.tfrecord")
-            answers = str(Path(place) / f"{number}.npz")
-            jobs.append({"model": str(one.model), "files": written[one.paths], "answers": answers})
-        write_json(Path(place) / "job.json", jobs)
+    measurements = [read_measurement(folder) for folder in settings.runs]
+    with tempfile.TemporaryDirectory(prefix="served-") as directory:
+        tasks = _write_job(measurements, Path(directory), settings.runtime)
         done = subprocess.run(
-            [sys.executable, bare_process.__file__, str(Path(place) / "job.json")],
+            [sys.executable, *PROGRAMS[settings.runtime], str(Path(directory) / "job.json")],
             capture_output=True,
             text=True,
         )
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or ["killed"])[-1]
-            raise RuntimeError(f"the exported models cannot be asked: {reason}")
-        found = []
-        for one, job in zip(checked, jobs, strict=True):
-            with np.load(job["answers"]) as answers:
-                found.append(one.compare(dict(answers)))
-            log.info("%s", result_line(found[-1]))
+            raise RuntimeError(f"the exported models cannot predict: {reason}")
+        results = []
+        for measured, task in zip(measurements, tasks, strict=True):
+            with np.load(task["predictions"]) as predictions:
+                result = {**compare(measured, dict(predictions)), "runtime": settings.runtime}
+            if settings.runtime == "c++":
+                result["c++"] = cpp_comparison.compare_runtimes(
+                    measured.model, measured.paths, task, TOLERANCE
+                )
+            log.info("%s", result_line(result))
+            results.append(result)
     run.directory.mkdir(parents=True, exist_ok=True)
     write_json(run.directory / "config.json", run_record("served", name, settings, None))
-    run.write_metrics({"agreed": all(f["equal"] == f["images"] for f in found), "models": found})
+    run.write_metrics({"agreed": all(map(agrees, results)), "models": results})
     return run
 
 
-class _Checked:
-    """A finished run with an exported model, and what it measured on test."""
+@dataclass(frozen=True)
+class Measurement:
+    """A finished run with an exported model, and its predictions on test.
 
-    def __init__(self, folder: str) -> None:
-        run = Run(Path(folder))
-        if not run.finished:
-            raise UserError(f"{folder} is not a finished run: logs/<job>/<name>")
-        self.kind = run.config["job"]
-        model = run.metrics.get("model", {}).get("saved_model", "")
-        predictions = run.directory / "predictions-test.csv"
-        if not model or not predictions.exists():
-            raise UserError(
-                f"{folder} has no exported model with predictions on test; classifiers, "
-                "neighbours and autoencoders have"
-            )
-        self.folder, self.model = folder, versions.exported_by(run)
-        self.columns = run.predictions("test")
-        self.paths = tuple(self.columns["path"].tolist())
+    columns: those of `predictions-test.csv`, by name. paths: of the test images, in their order.
+    """
 
-    def compare(self, answers: dict[str, np.ndarray]) -> dict[str, Any]:
-        """What one model answered, against what was written of it."""
-        if "score" in answers:
-            written = self.columns["score"][:, None]
-            served = answers["score"][:, None]
-            # The file names the finding that an anomaly is called, which is the model's only two.
-            labels = np.where(answers["is_anomaly"], "pneumonia", "normal")
-        else:
-            classes = [c.decode() for c in answers["classes"][0]]
-            written = np.stack([self.columns[name] for name in classes], axis=1)
-            served, labels = answers["probabilities"], np.char.decode(answers["label"])
-        difference = np.abs(served - written).max(axis=1)
-        same = labels == self.columns["predicted"]
-        return {
-            "run": self.folder,
-            "kind": self.kind,
-            "saved_model": str(self.model),
-            "images": len(self.paths),
-            "equal": int(((difference <= TOLERANCE) & same).sum()),
-            "largest_difference": float(difference.max()),
-            "labels_equal": int(same.sum()),
+    run: str
+    kind: str
+    model: Path
+    columns: dict[str, np.ndarray]
+    paths: tuple[str, ...]
+
+
+def read_measurement(folder: str) -> Measurement:
+    """Read what a run measured; UserError where it is not finished or exported no model."""
+    run = Run(Path(folder))
+    if not run.finished:
+        raise UserError(f"{folder} is not a finished run: logs/<job>/<name>")
+    model = run.metrics.get("model", {}).get("saved_model", "")
+    if not model or not (run.directory / "predictions-test.csv").exists():
+        raise UserError(
+            f"{folder} has no exported model with predictions on test; classifiers, "
+            "neighbours and autoencoders have"
+        )
+    columns = run.predictions("test")
+    return Measurement(
+        folder,
+        run.config["job"],
+        versions.exported_by(run),
+        columns,
+        tuple(columns["path"].tolist()),
+    )
+
+
+def compare(measured: Measurement, predictions: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Compare the outputs of `serving_default` for all test images with what was measured."""
+    if "score" in predictions:
+        expected = measured.columns["score"][:, None]
+        numbers = predictions["score"][:, None]
+        # An autoencoder knows two labels: an anomaly is recorded as a pneumonia.
+        labels = np.where(predictions["is_anomaly"], "pneumonia", "normal")
+    else:
+        classes = [c.decode() for c in predictions["classes"][0]]
+        expected = np.stack([measured.columns[name] for name in classes], axis=1)
+        numbers, labels = predictions["probabilities"], np.char.decode(predictions["label"])
+    difference = np.abs(numbers - expected).max(axis=1)
+    same = labels == measured.columns["predicted"]
+    return {
+        "run": measured.run,
+        "kind": measured.kind,
+        "saved_model": str(measured.model),
+        "images": len(measured.paths),
+        "equal": int(((difference <= TOLERANCE) & same).sum()),
+        "largest_difference": float(difference.max()),
+        "labels_equal": int(same.sum()),
+    }
+
+
+def agrees(result: dict[str, Any]) -> bool:
+    """Whether a model predicts what was measured, and passed the further checks, if any."""
+    return result["equal"] == result["images"] and result.get("c++", {"agreed": True})["agreed"]
+
+
+def result_line(result: dict[str, Any]) -> str:
+    """The result of one model, as one line."""
+    line = (
+        f"{result['saved_model']}: {result['equal']} of {result['images']} test images as "
+        f"measured, largest difference {result['largest_difference']:.1g}"
+    )
+    if "c++" in result:
+        line += "; " + cpp_comparison.result_line(result["c++"])
+    return line
+
+
+def _write_job(
+    measurements: Sequence[Measurement], directory: Path, runtime: str
+) -> list[dict[str, str]]:
+    """Write `job.json` and the image files for the child process; return its tasks."""
+    tasks: list[dict[str, str]] = []
+    written: dict[tuple[str, ...], str] = {}
+    for number, measured in enumerate(measurements):
+        if measured.paths not in written:
+            written[measured.paths] = str(directory / f"{number}.tfrecord")
+            _write_files(measured.paths, written[measured.paths])
+        task = {
+            "model": str(measured.model),
+            "files": written[measured.paths],
+            "predictions": str(directory / f"{number}.npz"),
         }
+        if runtime == "c++":
+            further = directory / str(number)
+            task |= cpp_comparison.prepare_task(measured.model, measured.paths, further)
+        tasks.append(task)
+    write_json(directory / "job.json", tasks)
+    return tasks
 
 
-def _write_files(paths: Sequence[str], file: Path) -> str:
-    with tf.io.TFRecordWriter(str(file)) as writer:
+def _write_files(paths: Sequence[str], file: str) -> None:
+    with tf.io.TFRecordWriter(file) as writer:
         for path in paths:
             writer.write(read_image(path))
-    return str(file)
-
-
-def result_line(found: dict[str, Any]) -> str:
-    """One line about one model."""
-    return (
-        f"{found['saved_model']}: {found['equal']} of {found['images']} test images as measured, "
-        f"largest difference {found['largest_difference']:.1g}"
-    )

@@ -5,18 +5,18 @@ import tensorflow as tf
 from cxr_tf.data.decoding import CORRUPT, FAULTS, FINE, decode_radiograph, header_fault
 
 # A gRPC status is cut off at a few kilobytes.
-_MOST_FAULTS_NAMED = 16
+_LARGEST_FAULT_COUNT = 16
 
 
 def decode_images(image_bytes: tf.Tensor, size: int) -> tf.Tensor:
-    """JPEG or PNG bytes, string [N] -> uint8 [N, size, size, 1], each by `decode_radiograph`.
+    """Decode JPEG or PNG bytes, string [N], with `decode_radiograph` to uint8 [N, size, size, 1].
 
-    What every signature that takes files begins with. A request with a bad image gets no numbers at
-    all, but an InvalidArgument error that names the positions of the bad ones:
-    `image_bytes[3]: truncated or corrupt image (1834 bytes)`. Bad is what is empty, neither JPEG
-    nor PNG (GIF and BMP too, which the decoder would take), of more than 50 megapixels, with a
-    side below 16 pixels, or cannot be decoded. Sizes are read off the header, before anything is
-    decoded. A JPEG damaged in the middle, which libjpeg decodes all the same, passes.
+    The first step of every signature that takes files. A request with a bad image fails with an
+    InvalidArgument error that names the positions of all bad images:
+    `image_bytes[3]: truncated or corrupt image (1834 bytes)`. An image is bad if it is empty,
+    neither JPEG nor PNG (GIF and BMP too, which the decoder would accept), larger than 50
+    megapixels, has a side below 16 pixels, or cannot be decoded. Sizes are read from the header
+    before anything is decoded. A JPEG damaged in the middle, which libjpeg decodes, passes.
     """
     count = tf.size(image_bytes)
     blank = tf.zeros([size, size, 1], tf.uint8)
@@ -27,23 +27,23 @@ def decode_images(image_bytes: tf.Tensor, size: int) -> tf.Tensor:
         return row, fault, gray
 
     files = tf.data.Dataset.from_tensor_slices((tf.range(count), image_bytes))
-    # Of all that stock TensorFlow has, only tf.data goes on after an op has failed: the image drops
-    # out, and its missing row number tells which it was. Four at a time, and not one to a core: a
-    # large image takes a gigabyte while it is decoded.
+    # In stock TensorFlow only tf.data continues after an op has failed: the image drops out, and
+    # its missing row number identifies it. Four at a time rather than one per core: a large image
+    # takes a gigabyte while it is decoded.
     decoded = files.map(read, num_parallel_calls=4, deterministic=True).ignore_errors()
-    # The batch must not be empty, so something goes before.
-    before = tf.data.Dataset.from_tensors((tf.constant(-1), tf.constant(FINE), blank))
-    batch = before.concatenate(decoded).batch(tf.cast(count, tf.int64) + 1)
+    # The batch must not be empty, hence a placeholder in front.
+    placeholder = tf.data.Dataset.from_tensors((tf.constant(-1), tf.constant(FINE), blank))
+    batch = placeholder.concatenate(decoded).batch(tf.cast(count, tf.int64) + 1)
     options = tf.data.Options()
-    # Both are for streams that run for minutes.
+    # Both pay off only for streams that run for minutes.
     options.autotune.enabled = False
     options.experimental_optimization.apply_default_optimizations = False
     rows, faults, grays = batch.with_options(options).get_single_element()
 
     all_faults = tf.tensor_scatter_nd_update(tf.fill([count], CORRUPT), rows[1:, None], faults[1:])
     bad = tf.where(all_faults != FINE)[:, 0]
-    named = bad[:_MOST_FAULTS_NAMED]
-    # `client.bad_images` reads this.
+    named = bad[:_LARGEST_FAULT_COUNT]
+    # `client.bad_images` parses this.
     each = tf.strings.join(
         [
             *("image_bytes[", tf.strings.as_string(named), "]: "),

@@ -23,6 +23,7 @@ from cxr_tf.models.occlusion import occluder as occlusion_occluder
 from cxr_tf.serving import decoding, versions
 from cxr_tf.serving.decoding import decode_images
 from cxr_tf.serving.loading import ServedModel
+from cxr_tf.serving.novelty import Detector
 
 
 def export_autoencoder(
@@ -33,41 +34,49 @@ def export_autoencoder(
     healthy_scores: np.ndarray,
     card: dict[str, Any],
     resumed: bool = False,
+    detector: Detector | None = None,
 ) -> Path:
-    """Writes the autoencoder as the next version under `base`; returns its folder.
+    """Write the autoencoder as the next version under `base`; return its folder.
 
     Signatures (N images; S the model's size):
 
     - `serving_default`: image_bytes string [N] (JPEG or PNG) -> score float32 [N], threshold
-      float32 [N], is_anomaly bool [N], percentile float32 [N]: the share in percent of healthy
+      float32 [N], is_anomaly bool [N], percentile float32 [N]: the percentage of healthy
       validation images with a lower score;
     - `explain`: image_bytes -> reconstruction float32 [N, S, S] in 0..255, anomaly_map float32
       [N, S, S], score.
+
+    With a detector (see `serving.novelty`) `serving_default` also has novelty float32 [N] and
+    is_novel bool [N]: a novel image is unlike the training images, healthy or sick.
     """
     size = int(model.input_shape[1])
-    ladder = tf.constant(healthy_scores, tf.float32)
+    sorted_scores = tf.constant(healthy_scores, tf.float32)
 
     images = tf.TensorSpec([None, size, size, 1], tf.float32)
-    # Traced once, and stored once, for both signatures.
+    # One trace, shared and stored once for both signatures.
     network = tf.function(
         lambda x: model(x, training=False), input_signature=[images], autograph=False
     )
 
-    def run_model(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
-        return network(tf.cast(decoding.decode_images(image_bytes, size), tf.float32))
+    def decode(image_bytes: tf.Tensor) -> tf.Tensor:
+        return tf.cast(decoding.decode_images(image_bytes, size), tf.float32)
 
     def detect(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
-        score = run_model(image_bytes)["score"]
-        below = tf.searchsorted(ladder, score)
+        images = decode(image_bytes)
+        score = network(images)["score"]
+        novelty = detector(images) if detector else None
+        of_novelty = {} if novelty is None else {"novelty": novelty, "is_novel": novelty > 1}
+        below = tf.searchsorted(sorted_scores, score)
         return {
             "score": score,
             "threshold": tf.fill(tf.shape(score), tf.constant(threshold, tf.float32)),
             "is_anomaly": score >= tf.constant(threshold, tf.float32),
             "percentile": 100.0 * tf.cast(below, tf.float32) / len(healthy_scores),
+            **of_novelty,
         }
 
     def explain(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
-        outputs = run_model(image_bytes)
+        outputs = network(decode(image_bytes))
         reconstruction = tf.clip_by_value(outputs["reconstruction"][..., 0], 0.0, 255.0)
         return {**outputs, "reconstruction": reconstruction}
 
@@ -81,7 +90,8 @@ def export_autoencoder(
     )
 
 
-# One of a SavedModel: a function of one tensor, which returns named tensors, and that tensor.
+# A signature of a SavedModel: a function of one tensor that returns named tensors, and the spec of
+# its input.
 Signature = tuple[Callable[[tf.Tensor], dict[str, tf.Tensor]], tf.TensorSpec]
 
 
@@ -93,30 +103,34 @@ def export_classifier(
     threshold: float,
     card: dict[str, Any],
     resumed: bool = False,
+    set_thresholds: np.ndarray | None = None,
+    detector: Detector | None = None,
 ) -> Path:
-    """Writes a calibrated float32 classifier as the next version under `base`; returns its folder.
+    """Write a calibrated float32 classifier as the next version under `base`; return its folder.
 
     Signatures (N images; C classes; S the model's size; D the embedding's width):
 
     - `serving_default`: image_bytes string [N] (JPEG or PNG) -> probabilities float32 [N, C],
-      classes string [N, C], label string [N];
+      classes string [N, C], label string [N], prediction_set bool [N, C] (the classes that cannot
+      be excluded), novelty float32 [N] and is_novel bool [N] (above 1: unlike the training images);
     - `tensor`: images float32 [N, S, S, 3] in 0..255 -> the same;
     - `embed`: image_bytes -> embedding float32 [N, D];
-    - `occlusion`: image_bytes -> heatmap float32 [N, S, S] (by how much the probability of the
-      label falls where the image is covered, as of scripts/explain.py), and what
-      `serving_default` answers.
+    - `occlusion`: image_bytes -> heatmap float32 [N, S, S] (the drop of the label's probability
+      where the image is covered, as in scripts/explain.py), and the outputs of `serving_default`.
 
-    `threshold` is the probability of the second class from which on it is the label (two classes);
-    with more classes the label is the most probable one.
+    set_thresholds: see `metrics.conformal_thresholds`; detector: see `serving.novelty`; without
+    them `prediction_set`, or `novelty` and `is_novel`, are not exported.
+    threshold: with two classes, the second is the label from this probability on; with more, the
+    label is the most probable class.
     """
     model = fold_norms(model)
     size = int(model.input_shape[1])
     names = tf.constant(list(classes))
     image_bytes = tf.TensorSpec([None], tf.string, name="image_bytes")
     images = tf.TensorSpec([None, size, size, 3], tf.float32, name="images")
-    answers = {"embedding": embedding_of(model).output, "probabilities": model.output}
-    whole = keras.Model(model.input, answers)
-    # Traced once, and stored once, for all signatures that run it.
+    outputs = {"embedding": embedding_of(model).output, "probabilities": model.output}
+    whole = keras.Model(model.input, outputs)
+    # One trace, shared and stored once for all signatures.
     network = tf.function(
         lambda x: whole(x, training=False), input_signature=[images], autograph=False
     )
@@ -125,30 +139,32 @@ def export_classifier(
     def decode(image_bytes: tf.Tensor) -> tf.Tensor:
         return to_rgb(decode_images(image_bytes, size))
 
-    def answered(probabilities: tf.Tensor, predicted: tf.Tensor) -> dict[str, tf.Tensor]:
-        return {
+    def classify(images: tf.Tensor) -> dict[str, tf.Tensor]:
+        outputs = network(images)
+        probabilities = outputs["probabilities"]
+        result = {
             "probabilities": probabilities,
             "classes": tf.tile(names[None], [tf.shape(probabilities)[0], 1]),
-            "label": tf.gather(names, predicted),
+            "label": tf.gather(names, decide(probabilities, threshold)),
         }
+        if set_thresholds is not None:
+            result["prediction_set"] = probabilities >= tf.constant(set_thresholds, tf.float32)
+        if detector is not None:
+            novelty = detector(images, outputs["embedding"])
+            result |= {"novelty": novelty, "is_novel": novelty > 1}
+        return result
 
-    def classify(images: tf.Tensor) -> dict[str, tf.Tensor]:
-        probabilities = network(images)["probabilities"]
-        return answered(probabilities, decide(probabilities, threshold))
-
-    def heat(images: tf.Tensor) -> dict[str, tf.Tensor]:
-        probabilities = network(images)["probabilities"]
-        predicted = decide(probabilities, threshold)
-        return {
-            "heatmap": occlusion_occluder.heatmaps_of(occluder, images, predicted, classes),
-            **answered(probabilities, predicted),
-        }
+    def explain(images: tf.Tensor) -> dict[str, tf.Tensor]:
+        result = classify(images)
+        predicted = decide(result["probabilities"], threshold)
+        heatmap = occlusion_occluder.heatmaps_of(occluder, images, predicted, classes)
+        return {"heatmap": heatmap, **result}
 
     signatures: dict[str, Signature] = {
         "serving_default": (lambda x: classify(decode(x)), image_bytes),
         "tensor": (classify, images),
         "embed": (lambda x: {"embedding": network(decode(x))["embedding"]}, image_bytes),
-        "occlusion": (lambda x: heat(decode(x)), image_bytes),
+        "occlusion": (lambda x: explain(decode(x)), image_bytes),
     }
     return versions.write_version(
         base, lambda folder: save(signatures, folder), card=card, resumed=resumed
@@ -156,26 +172,27 @@ def export_classifier(
 
 
 def save(signatures: dict[str, Signature], folder: str) -> None:
-    """Writes a SavedModel: by name, a function of one tensor and what that tensor is.
+    """Write a SavedModel with these signatures.
 
-    As `keras.export.ExportArchive` does, which traces every function twice. What depends on a
-    tensor is to be written as `tf.cond` and `tf.while_loop`.
+    Like `keras.export.ExportArchive`, which would trace every function twice. AutoGraph is off:
+    control flow on tensors is written with `tf.cond` and `tf.while_loop`.
     """
     traced = {
-        name: tf.function(
-            function, input_signature=[given], autograph=False
-        ).get_concrete_function()
-        for name, (function, given) in signatures.items()
+        name: tf.function(function, input_signature=[spec], autograph=False).get_concrete_function()
+        for name, (function, spec) in signatures.items()
     }
     module = tf.Module()
-    # Of several signatures, but stored once.
+    # Signatures share variables; each is stored once.
     used = {id(v): v for function in traced.values() for v in function.variables}
     module.model_variables = list(used.values())
     tf.saved_model.save(module, folder, signatures=traced)
 
 
 def decide(probabilities: tf.Tensor, threshold: float) -> tf.Tensor:
-    """Class index of each row: the second of two from `threshold` on, else the most probable."""
+    """Return the predicted class index of each row of probabilities [N, C], int64 [N].
+
+    With two classes the second from `threshold` on; with more the most probable.
+    """
     if probabilities.shape[-1] == 2:
         return tf.cast(probabilities[:, 1] >= threshold, tf.int64)
     return tf.argmax(probabilities, axis=-1)
@@ -194,19 +211,19 @@ def export_knn(
     write_beside: Callable[[Path], Any],
     resumed: bool = False,
 ) -> Path:
-    """Writes a nearest-neighbours model as the next version under `base`; returns its folder.
+    """Write a nearest-neighbours model as the next version under `base`; return its folder.
 
     Signature `serving_default` (N images, C classes, k neighbours): image_bytes string [N] ->
     probabilities float32 [N, C] (shares of the vote), classes string [N, C], label string [N],
     neighbor_paths and neighbor_labels string [N, k], neighbor_distances float32 [N, k] ascending,
-    novelty float32 [N] (distance to the k-th neighbour over `novelty_limit`; above 1 the image is
-    unlike those that the index was made of).
+    novelty float32 [N] (distance to the k-th neighbour divided by `novelty_limit`), is_novel bool
+    [N] (novelty above 1: the image is unlike the images of the index).
 
     `pipeline` is the fitted scikit-learn one, with steps among `standardise`, `project`,
     `unit_length`, and last `knn`; index: float32 [M, E], its training rows after those steps;
-    index_labels: int [M]. `write_beside` puts further files into the version's folder, and may
-    look at the finished SavedModel there and raise; of a `resumed` job neither may be needed, see
-    `store.write_version`.
+    index_labels: int [M]. `write_beside` writes further files into the version's folder; it may
+    check the finished SavedModel there and raise. Where a `resumed` job has been exported before,
+    it is not called; see `versions.write_version`.
     """
     steps = dict(pipeline.steps)
     knn = steps["knn"]
@@ -227,7 +244,7 @@ def export_knn(
             x = tf.matmul(x - mean, steps["project"].components_.T.astype(np.float64))
         if "unit_length" in steps:
             x = tf.math.divide_no_nan(x, tf.norm(x, axis=1, keepdims=True))
-        # The index is float32, and so is a query that scikit-learn compares with it.
+        # float32, like the index and the queries that scikit-learn compares with it.
         return tf.cast(x, tf.float32)
 
     @tf.function(
@@ -239,7 +256,7 @@ def export_knn(
         labels = tf.gather(module.index_labels, rows)
         weights = tf.ones_like(distances)
         if knn.weights == "distance":
-            # As scikit-learn: where a neighbour is at no distance, only such neighbours vote.
+            # As in scikit-learn: where neighbours are at distance 0, only they vote.
             identical = distances == 0
             weights = tf.where(
                 tf.reduce_any(identical, axis=1, keepdims=True),
@@ -249,6 +266,7 @@ def export_knn(
         votes = tf.one_hot(labels, len(classifier.classes), dtype=weights.dtype)
         votes = tf.reduce_sum(votes * weights[..., None], axis=1)
         shares = votes / tf.reduce_sum(votes, axis=1, keepdims=True)
+        novelty = tf.cast(distances[:, -1] / novelty_limit, tf.float32)
         return {
             "probabilities": tf.cast(shares, tf.float32),
             "classes": tf.tile(names[None], [tf.shape(shares)[0], 1]),
@@ -256,7 +274,8 @@ def export_knn(
             "neighbor_paths": tf.gather(paths, rows),
             "neighbor_labels": tf.gather(names, labels),
             "neighbor_distances": tf.cast(distances, tf.float32),
-            "novelty": tf.cast(distances[:, -1] / novelty_limit, tf.float32),
+            "novelty": novelty,
+            "is_novel": novelty > 1,
         }
 
     def write(folder: str) -> None:
@@ -271,9 +290,9 @@ def nearest_rows(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Exact Euclidean search: distances float64 [N, k] ascending and rows int64 [N, k].
 
-    queries: float32 [N, E]; index: float32 [M, E], k <= M. The index is gone through in blocks,
-    so that memory holds N x block distances whatever M is. In float64, as scikit-learn does, since
-    |q|^2 - 2qx + |x|^2 loses in float32 the very digits that order near neighbours.
+    queries: float32 [N, E]; index: float32 [M, E], k <= M. The index is searched in blocks, so
+    that memory holds N x block distances whatever M is. In float64, like scikit-learn: in float32
+    |q|^2 - 2qx + |x|^2 loses the digits that order near neighbours.
     """
     queries = tf.cast(queries, tf.float64)
     size = int(index.shape[0])
@@ -287,9 +306,11 @@ def nearest_rows(
         squared += tf.reduce_sum(part**2, axis=1)[None]
         numbers = tf.range(tf.shape(part)[0], dtype=tf.int64) + tf.cast(start, tf.int64)
         candidates = tf.concat([nearest, squared], axis=1)
-        of_candidates = tf.concat([rows, tf.tile(numbers[None], [tf.shape(queries)[0], 1])], axis=1)
-        best, where = tf.math.top_k(-candidates, k)
-        return start + block, -best, tf.gather(of_candidates, where, batch_dims=1)
+        candidate_rows = tf.concat(
+            [rows, tf.tile(numbers[None], [tf.shape(queries)[0], 1])], axis=1
+        )
+        best, columns = tf.math.top_k(-candidates, k)
+        return start + block, -best, tf.gather(candidate_rows, columns, batch_dims=1)
 
     count = tf.shape(queries)[0]
     _, nearest, rows = tf.while_loop(

@@ -23,10 +23,10 @@ Paths = str | Path | Sequence[str | Path]
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A SavedModel of ours in memory, with what its card says.
+    """An exported model in memory, with its model card.
 
-    engine: what `ask` runs it on: tensorflow, openvino, or auto, which falls back to TensorFlow.
-    precision: of OpenVINO, float32, bfloat16 or int8.
+    engine: what runs the signatures: tensorflow, openvino, or auto, which falls back to TensorFlow.
+    precision: the precision of OpenVINO: float32, bfloat16 or int8.
     """
 
     folder: Path
@@ -37,7 +37,7 @@ class ServedModel:
     _calls: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def signature(self, name: str) -> Callable[..., dict[str, tf.Tensor]]:
-        """The function behind a signature; takes and returns named tensors."""
+        """Return the function of a signature, which takes and returns named tensors."""
         known = list(self.loaded.signatures)
         if name not in known:
             raise UserError(f"{self.folder} has no signature '{name}'; it has {', '.join(known)}")
@@ -49,9 +49,9 @@ class ServedModel:
         return tuple(self.card["classes"])
 
     def training_digests(self) -> set[str]:
-        """Digests (`Radiograph.digest`) of the files it was trained on or chosen by.
+        """Return the digests (`Radiograph.digest`) of the training and validation files.
 
-        Empty for an export that does not say.
+        Empty for an export without them.
         """
         file = self.folder / versions.TRAINING_DIGESTS
         if not file.exists():
@@ -59,13 +59,14 @@ class ServedModel:
         return set(file.read_text().split()) if file.exists() else set()
 
     def decode(self, paths: list[str]) -> list[bytes]:
-        """Contents of image files, as the signatures take them; DICOM becomes PNG on the way."""
+        """Read image files as the signatures take them; DICOM is converted to PNG."""
         return [read_image(p) for p in paths]
 
     def predictor(self, signature: str) -> PredictFn:
-        """Return a signature that takes image files, called as one of a server.
+        """Return a signature that takes image files, as a function like that of a server.
 
-        Raises UserError for one that does not, or that OpenVINO cannot run although it must.
+        Raises UserError for a signature that does not take image files, and for one that OpenVINO
+        cannot run where the engine is `openvino`.
         """
         call: Any = self.signature(signature)
         inputs = call.structured_input_signature[1]
@@ -75,7 +76,7 @@ class ServedModel:
             )
         call = self._call(signature)
 
-        def asked(contents: Sequence[bytes]) -> dict[str, np.ndarray]:
+        def predict(contents: Sequence[bytes]) -> dict[str, np.ndarray]:
             try:
                 outputs = call(**{next(iter(inputs)): tf.constant(list(contents), tf.string)})
             except tf.errors.InvalidArgumentError as error:
@@ -84,20 +85,20 @@ class ServedModel:
                 raise
             return {name: as_text(values.numpy()) for name, values in outputs.items()}
 
-        return asked
+        return predict
 
     def file_predictor(self, signature: str) -> Callable[[Sequence[str]], dict[str, np.ndarray]]:
-        """As `predictor`, of file paths; UserError names the first that is bad."""
-        ask = self.predictor(signature)
+        """Return `predictor` for file paths; its UserError names the first bad file."""
+        predict = self.predictor(signature)
 
-        def asked(paths: Sequence[str]) -> dict[str, np.ndarray]:
+        def predict_paths(paths: Sequence[str]) -> dict[str, np.ndarray]:
             try:
-                return ask(self.decode(list(paths)))
+                return predict(self.decode(list(paths)))
             except BadImages as bad:
                 row, reason = next(iter(bad.reasons.items()))
                 raise UserError(f"{paths[row]}: {reason}") from None
 
-        return asked
+        return predict_paths
 
     def predict(
         self, paths: Paths, *, signature: str = "serving_default", batch_size: int = 32
@@ -130,11 +131,11 @@ class ServedModel:
         return self.predict(paths, signature="explain", batch_size=4)["anomaly_map"]
 
     def engine_for(self, signature: str) -> str:
-        """What answers when a signature is asked: tensorflow or openvino."""
+        """Return the engine that runs a signature: tensorflow or openvino."""
         return "tensorflow" if self._call(signature) is self.signature(signature) else "openvino"
 
     def _call(self, signature: str) -> Any:
-        """A signature on its engine; OpenVINO compiles each once."""
+        """Return a signature on its engine; OpenVINO compiles each once."""
         if signature not in self._calls:
             call = self.signature(signature)
             self._calls[signature] = (
@@ -144,17 +145,17 @@ class ServedModel:
 
     def _on_openvino(self, signature: str, call: Any) -> Any:
         if self.precision == "int8" and signature == "embed":
-            # Decisions bear 8 bits; a direction in 512 numbers does not, and nothing measures it.
+            # The cost of int8 is measured for predictions; nothing measures it for embeddings.
             raise UserError("--engine-precision int8 is for predictions, not for embeddings")
         try:
             return openvino_engine.on_openvino(
                 call, example=warm_up.phantom_file(), precision=self.precision
             )
-        except Exception as error:  # whatever it is, TensorFlow can do the work
+        except Exception as error:  # whatever it is, TensorFlow can run the signature
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             if self.engine == "openvino":
                 raise UserError(
-                    f"OpenVINO cannot run '{signature}' of {self.folder} ({reason}): take --engine "
+                    f"OpenVINO cannot run '{signature}' of {self.folder} ({reason}): use --engine "
                     "tensorflow"
                 ) from error
             log.warning("'%s' runs on TensorFlow, not OpenVINO: %s", signature, reason)
@@ -164,24 +165,15 @@ class ServedModel:
 def load_served(
     model: str, *, engine: str = "tensorflow", precision: str = "float32"
 ) -> ServedModel:
-    """Loads a SavedModel of ours from its folder (newest version) or a version's folder.
+    """Load an exported model from its folder (the newest version) or from a version's folder.
 
-    engine, precision: see `engine.takes_openvino`. Raises UserError where there is no model, not
-    that engine, and for another precision than float32 where the model is no classifier: what that
-    costs is measured of classifiers alone.
+    engine, precision: see `openvino_engine.takes_openvino`. Raises UserError where there is no
+    model or no such engine, and for a precision other than float32 unless the model is a
+    classifier: the cost in AUROC is measured for classifiers only.
     """
     if not openvino_engine.takes_openvino(engine, precision):
         engine = "tensorflow"
-    folder = expand_user(model)
-    if not folder.is_dir():
-        raise UserError(f"no such model: {model} (expected saved_models/<name> or .../<version>)")
-    if not (folder / "saved_model.pb").exists():
-        found = model_config.model_versions(folder)
-        if not found:
-            raise UserError(f"{model} holds no SavedModel and no versions of one")
-        folder = folder / str(found[-1])
-    if not (folder / cards.CARD).exists():
-        raise UserError(f"{folder} is not a SavedModel of cxr_tf: it has no {cards.CARD}")
+    folder = find_version(model)
     card = read_json(folder / cards.CARD)
     if precision != "float32" and card["kind"] != "classifier":
         raise UserError(f"--engine-precision {precision} is for classifiers: leave it out")
@@ -194,12 +186,35 @@ def load_served(
     return ServedModel(folder, card, loaded, engine, precision)
 
 
+def find_version(model: str) -> Path:
+    """Return the folder of a version: the newest where `model` is a model's folder.
+
+    Raises UserError where it holds no model of ours.
+    """
+    folder = expand_user(model)
+    if not folder.is_dir():
+        raise UserError(f"no such model: {model} (expected saved_models/<name> or .../<version>)")
+    if not (folder / "saved_model.pb").exists():
+        found = model_config.model_versions(folder)
+        if not found:
+            raise UserError(f"{model} holds no SavedModel and no versions of one")
+        folder = folder / str(found[-1])
+    if not (folder / cards.CARD).exists():
+        raise UserError(f"{folder} is not a SavedModel of cxr_tf: it has no {cards.CARD}")
+    return folder
+
+
+def read_card(model: str) -> dict[str, Any]:
+    """Return the model card of an exported model; UserError where there is none."""
+    return read_json(find_version(model) / cards.CARD)
+
+
 def predict_files(
     served: ServedModel, paths: list[str], *, batch_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities float32 [N, C] and predicted class index int64 [N] of image files.
+    """Return probabilities float32 [N, C] and predicted class indices int64 [N] of image files.
 
-    Raises UserError that names the file where one cannot be decoded.
+    Raises UserError that names a file that cannot be decoded.
     """
     classify = served.file_predictor("serving_default")
     probabilities, labels = [], []

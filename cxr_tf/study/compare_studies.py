@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cxr_tf import console
 from cxr_tf.config import RunStudy
 from cxr_tf.errors import UserError
 from cxr_tf.metrics.intervals import with_interval
@@ -47,14 +48,14 @@ def compare_studies(settings: RunStudy) -> str:
             continue
         (_, run_a, a), (_, run_b, b) = (t[step] for t in tables)
         lines.append(f"\n{title}, on test ({run_a} -> {run_b})")
+        rows = []
         for metric in [m for m in a["ci95"] if "/" not in m and _known(a, m) and _known(b, m)]:
             disjoint = not intervals_overlap(a["ci95"][metric], b["ci95"][metric])
             separate, compared = separate + disjoint, compared + 1
             change = b[metric] - a[metric]
-            lines.append(
-                f"  {metric:<18}{with_interval(a, metric):<26}{with_interval(b, metric):<26}"
-                f"{change:+.3f}{'  *' if disjoint else ''}"
-            )
+            values = [with_interval(a, metric), with_interval(b, metric)]
+            rows.append([metric, *values, f"{change:+.3f}{'  *' if disjoint else ''}"])
+        lines.append(console.table(["", *names, "change"], rows, indent=2))
     lines.append(
         f"\n* the 95 % confidence intervals do not overlap: {separate} of {compared}. This is not "
         "a statistical test: overlapping intervals do not show that two values are equal, and "

@@ -29,6 +29,7 @@ from cxr_tf.study.presets import (
 )
 from cxr_tf.study.steps import BACKBONE_NAMES, TASKS, Step, keep_settings, label_of, named
 from cxr_tf.study.timing import OVERHEAD, autoencoder_seconds, classifier_seconds
+from cxr_tf.training.distribution import connect
 
 
 class Images:
@@ -44,7 +45,10 @@ class Images:
             size = self._settings.image_size
             assert size is not None
             catalog, images = dataset.decode_catalog(
-                self._catalog, size, skip=self._settings.skip_unreadable
+                self._catalog,
+                size,
+                skip=self._settings.skip_unreadable,
+                load=connect(self._settings.worker_timeout).load_images,
             )
             checks.check(catalog, task="binary", allow_leakage=self._settings.allow_leakage)
             classes = catalog.classes("binary")

@@ -134,10 +134,11 @@ def task_section(name: str, compared: Run, logs: Path) -> dict[str, Any]:
                 ),
                 "chosen": run_name == metrics["chosen"],
                 "settings": settings,
+                "subgroups": run.metrics.get("subgroups"),
                 "figures": {
                     **pictures(
                         run, "roc", "precision_recall", "confusion", "reliability", "most_wrong",
-                        "samples", split="test",
+                        "samples", "risk_coverage", split="test",
                     ),
                     **(pictures(run, "training_curves") if settings["epochs"] else {}),
                 },

@@ -20,11 +20,13 @@ from cxr_tf.data import checks, loading
 from cxr_tf.errors import UserError
 from cxr_tf.serving import versions
 from cxr_tf.study.compare_studies import compare_studies
+from cxr_tf.study.followers import TRAININGS, announce, follow
 from cxr_tf.study.plan import Images, plan
 from cxr_tf.study.presets import resolve
 from cxr_tf.study.report import write_report
 from cxr_tf.study.state import Study
 from cxr_tf.study.timing import measure, plan_table
+from cxr_tf.training.distribution import Workers, connect
 from cxr_tf.training.epochs import format_duration
 
 log = logging.getLogger(__name__)
@@ -41,18 +43,32 @@ def run_study(settings: RunStudy) -> Path:
         compare_studies(settings)
         return Path(settings.compare[-1])
     settings = resolve(settings)
+    workers = connect(settings.worker_timeout)
+    with workers.failing_together():
+        path = _run(settings, workers)
+        workers.exchange()  # the others wait here until the chief has finished
+    return path
+
+
+def _run(settings: RunStudy, workers: Workers) -> Path:
     # Each job traces its functions once; across a dozen jobs TensorFlow warns of retracing.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    versions.check_saved_models(settings.saved_models)
+    if workers.is_chief:
+        versions.check_saved_models(settings.saved_models)
     catalog = read_catalog(settings)
-    study = Study(Path(settings.logs), settings.name, catalog.fingerprint())
+    workers.agree_on_training("run_study", settings, catalog.fingerprint())
     images = Images(settings, catalog)
+    if not workers.is_chief:
+        follow(settings, images, workers)
+        return Path(settings.logs) / "study" / settings.name
+    study = Study(Path(settings.logs), settings.name, catalog.fingerprint())
     steps = plan(settings, catalog, images)
     todo = [s for s in steps if not s.skipped and not study.is_kept(s, steps)]
 
     # ------------------------------------------------------------------ plan
     estimates = dict.fromkeys([s.name for s in steps], 0.0)
     if any(s.network for s in todo):
+        announce(workers, "images")
         images.load()  # unreadable files and leakage stop a study here
     speed = measure([s.network for s in todo if s.network], settings)
     estimates |= {s.name: s.seconds(speed) for s in todo}
@@ -77,13 +93,18 @@ def run_study(settings: RunStudy) -> Path:
         )
         try:
             with study.running(step):
-                step.work(*study.task_of(step))
+                task = study.task_of(step)
+                if step.job in TRAININGS:
+                    announce(workers, step.job, *task)
+                step.work(*task)
         except KeyboardInterrupt:
             log.info("stopped; finished steps are kept, and the same command resumes the study")
             raise
         if step.network:
             spent, estimated = spent + study.seconds(step), estimated + estimates[step.name]
         keras.backend.clear_session()
+
+    announce(workers, "end")
 
     # ------------------------------------------------------------------ report
     study.finish(settings, steps)

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from cxr_tf import console
 from cxr_tf.anomaly.resolved import default_epochs
 from cxr_tf.classification import fitting
 from cxr_tf.config import RunStudy, TrainAutoencoder
@@ -130,12 +131,12 @@ def plan_table(
     total = sum(estimates[name] for name in todo)
     estimate = f"about {format_duration(total)}, extrapolated from one training step per network"
     lines = [f"\nstudy {settings.name}: {estimate if todo else 'all steps are finished'}"]
-    width = max(len(s.title) for s in steps) + 3
+    rows = []
     for number, step in enumerate(steps, 1):
         state = f"about {format_duration(estimates[step.name])}"
         if step.skipped:
             state = f"skipped: {step.skipped}"
         elif step.name not in todo:
             state = "finished before, kept"
-        lines.append(f"  {number:>2}  {step.title:<{width}}{state}")
-    return "\n".join(lines)
+        rows.append([number, step.title, state])
+    return "\n".join([*lines, console.table(["", "step", "time"], rows, indent=2)])

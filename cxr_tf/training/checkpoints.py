@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from cxr_tf.errors import UserError
 from cxr_tf.files import write_arrays
+from cxr_tf.training.distribution import Workers
 
 
 class TrainingState:
@@ -18,14 +19,17 @@ class TrainingState:
 
     The checkpoint contains all variables of the model (seeds of dropout included) and of the
     optimizer, and the history; `best.npz` contains the averaged weights of the best epoch. Both are
-    replaced atomically. `seconds` counts from the construction of this object.
+    replaced atomically. Only the chief of several workers reads and writes them; the others receive
+    what it has read. `seconds` counts from the construction of this object.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, workers: Workers | None = None) -> None:
         self._checkpoint, self._best = directory / "checkpoint.npz", directory / "best.npz"
+        self._workers = workers or Workers(tf.distribute.get_strategy())
         self.history: list[dict[str, float]] = []
         self._started, self._before = time.perf_counter(), 0.0
-        if self._checkpoint.exists():
+        self._exists = self._workers.is_chief and self._checkpoint.exists()
+        if self._exists:
             stored = _load_arrays(self._checkpoint, "history_keys", "history", "seconds")
             self.history = [
                 dict(zip(stored["history_keys"].tolist(), row, strict=True))
@@ -34,10 +38,11 @@ class TrainingState:
             for entry in self.history:
                 entry["epoch"] = int(entry["epoch"])
             self._before = float(stored["seconds"])
+        self._exists, self.history = self._workers.broadcast([self._exists, self.history])
 
     def exists(self) -> bool:
         """Whether there is a checkpoint to resume from."""
-        return self._checkpoint.exists()
+        return self._exists
 
     @property
     def seconds(self) -> float:
@@ -67,6 +72,9 @@ class TrainingState:
         `raw` is empty after the last epoch, from which training does not resume.
         """
         self.history.append(entry)
+        self._exists = True
+        if not self._workers.is_chief:
+            return
         if self.best() is entry:
             self._save_best(averaged)
         keys = sorted(entry)
@@ -84,22 +92,28 @@ class TrainingState:
         Raises UserError for a checkpoint with other variables, such as one of a former version, and
         KeyError for the checkpoint of the last epoch, which has none.
         """
-        stored, variables = _load_arrays(self._checkpoint), all_variables(trainer)
-        values = [stored[f"v{i:05d}"] for i in range(sum(k.startswith("v") for k in stored))]
-        if not values:
-            raise KeyError("the checkpoint of the last epoch has no variables")
-        if [v.shape for v in values] != [tuple(v.shape) for v in variables]:
-            raise UserError(
-                f"{self._checkpoint} does not fit the network: it was written by another "
-                "version; choose another --name"
-            )
-        for variable, value in zip(variables, values, strict=True):
+        variables = all_variables(trainer)
+        values = [np.empty(v.shape, v.dtype) for v in variables]
+        if self._workers.is_chief:
+            stored = _load_arrays(self._checkpoint)
+            values = [stored[f"v{i:05d}"] for i in range(sum(k.startswith("v") for k in stored))]
+            if not values:
+                raise KeyError("the checkpoint of the last epoch has no variables")
+            if [v.shape for v in values] != [tuple(v.shape) for v in variables]:
+                raise UserError(
+                    f"{self._checkpoint} does not fit the network: it was written by another "
+                    "version; choose another --name"
+                )
+        for variable, value in zip(variables, self._workers.broadcast_arrays(values), strict=True):
             variable.assign(value)
 
     def restore_best(self, trainer: keras.Model) -> dict[str, float]:
         """Restore the weights of the best epoch; return its entry of the history."""
-        stored = _load_arrays(self._best)
-        trainer.set_weights([stored[f"w{i:05d}"] for i in range(len(trainer.weights))])
+        values = [np.empty(v.shape, v.dtype) for v in trainer.weights]
+        if self._workers.is_chief:
+            stored = _load_arrays(self._best)
+            values = [stored[f"w{i:05d}"] for i in range(len(trainer.weights))]
+        trainer.set_weights(self._workers.broadcast_arrays(values))
         return self.best()
 
     def remove(self) -> None:
@@ -108,6 +122,8 @@ class TrainingState:
         self._best.unlink(missing_ok=True)
 
     def _save_best(self, trainer: keras.Model) -> None:
+        if not self._workers.is_chief:
+            return
         weights = {f"w{i:05d}": w for i, w in enumerate(trainer.get_weights())}
         write_arrays(self._best, weights)
 

@@ -15,7 +15,7 @@ from cxr_tf.training.checkpoints import TrainingState, all_variables, is_finite
 log = logging.getLogger(__name__)
 
 
-class EpochEnd(keras.callbacks.Callback):
+class EpochEnd:
     """Evaluate the averaged weights after each epoch, log and save; stop on NaN and on patience.
 
     `evaluate(epoch)` returns {epoch, val_*, selection_loss} of the model with its present weights,
@@ -34,16 +34,15 @@ class EpochEnd(keras.callbacks.Callback):
         patience: int,
         line: Callable[[dict[str, float]], str],
     ) -> None:
-        super().__init__()
         self._trainer, self._evaluate, self._state = trainer, evaluate, state
         self._writer = writer
         self._epochs, self._patience, self._line = epochs, patience, line
         self._started = time.perf_counter()
         self._first_epoch = state.epochs_done()
 
-    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+    def on_train_batch_end(self, batch: int, logs: dict[str, float]) -> None:
         """Stop a run whose loss is not finite; the checkpoint of the last epoch stays."""
-        if logs and not np.isfinite(logs["loss"]):
+        if not np.isfinite(logs["loss"]):
             self._diverged(f"the loss became {logs['loss']} at step {batch + 1}")
 
     def _diverged(self, problem: str) -> NoReturn:
@@ -58,9 +57,8 @@ class EpochEnd(keras.callbacks.Callback):
             "try a lower --learning-rate, or --precision float32"
         )
 
-    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
         """Evaluate the averaged weights, log and save; training continues with the raw ones."""
-        logs = logs or {}
         variables = all_variables(self._trainer)
         # The last loss of the epoch is computed before its update, so the weights are checked too.
         if not all(is_finite(v) for v in variables):

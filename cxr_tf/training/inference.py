@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from cxr_tf.data import batches as data_batches
 from cxr_tf.data.batches import to_rgb
+from cxr_tf.training.distribution import Workers
 
 
 def compiled(model: keras.Model) -> tf.types.experimental.GenericFunction:
@@ -28,7 +29,29 @@ def compiled(model: keras.Model) -> tf.types.experimental.GenericFunction:
 
 def infer(function: tf.types.experimental.GenericFunction, batches: tf.data.Dataset) -> np.ndarray:
     """Return the outputs for all batches in order, float32."""
-    return np.concatenate([np.asarray(function(batch), np.float32) for batch in batches])
+    outputs = [np.asarray(function(batch), np.float32) for batch in batches]
+    if not outputs:  # the part of a worker of more than there are batches
+        outputs = [np.asarray(function(tf.zeros([0, *batches.element_spec.shape[1:]])))]
+    return np.concatenate(outputs)
+
+
+def infer_divided(
+    function: tf.types.experimental.GenericFunction,
+    images: np.ndarray,
+    workers: Workers,
+    *,
+    batch_size: int,
+    stress_seed: int | None = None,
+) -> np.ndarray:
+    """Return the outputs for images uint8 [N, S, S, 1] in order; each worker computes a part.
+
+    The batches are those of one worker, so that the outputs are the same to the bit.
+    """
+    rows = workers.part(len(images), unit=min(batch_size, -(-len(images) // workers.count)))
+    batches = data_batches.evaluation_batches(
+        images, batch_size=batch_size, stress_seed=stress_seed, rows=rows
+    )
+    return workers.gather_rows(infer(function, batches))
 
 
 def images_per_second(function: tf.types.experimental.GenericFunction, images: np.ndarray) -> float:

@@ -3,7 +3,23 @@
 from typing import Any
 
 import keras
-import tensorflow as tf
+
+
+class SummedGradientAdamW(keras.optimizers.AdamW):
+    """AdamW for gradients that are already summed over the replicas.
+
+    Keras's own sums after it has clipped, so that each replica's gradient would be clipped by
+    itself: with `global_clipnorm=1.0` a step on four replicas is almost twice as long as on one.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        # The one private name of Keras in training. If it is gone, gradients would be summed twice.
+        if not hasattr(keras.optimizers.AdamW, "_all_reduce_sum_gradients"):
+            raise RuntimeError("this version of Keras sums gradients of replicas in another way")
+
+    def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> Any:
+        return grads_and_vars
 
 
 def averaged_adamw(
@@ -21,7 +37,7 @@ def averaged_adamw(
         warmup_target=rate,
         warmup_steps=max(1, steps // 20),
     )
-    optimizer = keras.optimizers.AdamW(
+    optimizer = SummedGradientAdamW(
         schedule,
         weight_decay=weight_decay,
         global_clipnorm=1.0,
@@ -35,16 +51,3 @@ def averaged_adamw(
     # the trained model ends with float32 logits.
     scaled = precision == "mixed_float16"
     return keras.optimizers.LossScaleOptimizer(optimizer) if scaled else optimizer
-
-
-def build_variables(trainer: keras.Model, targets: Any) -> None:
-    """Create the variables of optimizer, losses and metrics of a compiled model.
-
-    targets: those of one image, as in a training batch. A step that creates variables is traced a
-    second time, which takes ten seconds for ResNet50.
-    """
-    trainer.optimizer.build(trainer.trainable_variables)
-    outputs = trainer(tf.zeros([1, *trainer.input_shape[1:]]), training=False)
-    trainer.compute_loss(None, targets, outputs)
-    trainer.compute_metrics(None, targets, outputs)
-    trainer.reset_metrics()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from cxr_tf import console
 from cxr_tf.data.loading import open_catalog
 from cxr_tf.data.sources import downloads
 from cxr_tf.data.sources.downloads import SOURCES, Source, prepare, unpack
@@ -249,13 +250,16 @@ def test_a_full_disk_is_detected_before_the_download(
 
 
 def test_progress_shows_size_rate_and_time(
-    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    server: Server,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with caplog.at_level("INFO", logger="cxr_tf"):
-        prepare(server.source(), tmp_path / "set.npz")
-    shown = [r.message for r in caplog.records if "MB/s" in r.message]
+    monkeypatch.setattr(console, "REPORT_EVERY", 0.0)
+    prepare(server.source(), tmp_path / "set.npz")
+    shown = [line for line in capsys.readouterr().err.splitlines() if "MB/s" in line]
     assert "1.0 of 1.0 MB" in shown[-1]
-    assert "0:00 left" in shown[-1]
+    assert "0 s left" in shown[-1]
 
 
 # ---------------------------------------------------------------------- archives

@@ -109,14 +109,10 @@ def test_medmnist_scores_of_a_worked_example() -> None:
 
 
 def test_medmnist_scores_match_its_evaluator() -> None:
-    pytest.importorskip("medmnist", reason="medmnist pulls in torch and is not required")
-    from medmnist.evaluator import Evaluator
-
     made = arrays(count=200)
-    np.savez("pneumoniamnist.npz", **made)
     positive = np.random.default_rng(3).random(200).round(2)
     probabilities = np.stack([1 - positive, positive], 1)
-    theirs = Evaluator("pneumoniamnist", "test", root=".").evaluate(probabilities)
-    ours = medmnist.scores(made["test_labels"][:, 0], probabilities)
-    assert ours["medmnist_auc"] == pytest.approx(theirs.AUC, abs=1e-6)
-    assert ours["medmnist_acc"] == pytest.approx(theirs.ACC, abs=1e-6)
+    scores = medmnist.scores(made["test_labels"][:, 0], probabilities)
+    # By `medmnist.evaluator.Evaluator` of medmnist 3.0.2, which needs PyTorch.
+    assert scores["medmnist_auc"] == pytest.approx(0.52805, abs=1e-6)
+    assert scores["medmnist_acc"] == pytest.approx(0.515, abs=1e-6)

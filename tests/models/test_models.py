@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import torchvision_alexnet
 
 from cxr_tf.config import ConvertAlexNetWeights
 from cxr_tf.data.sources.phantoms import phantom
@@ -15,31 +16,10 @@ from cxr_tf.models import alexnet, alexnet_conversion, backbones, weights
 from cxr_tf.models.alexnet_conversion import convert_alexnet_weights
 from cxr_tf.models.classifier import build_classifier, calibrated, embedding_of, logits_of
 
-# Names and shapes of torchvision's state dict.
-STATE_SHAPES = {
-    "features.0": (64, 3, 11, 11),
-    "features.3": (192, 64, 5, 5),
-    "features.6": (384, 192, 3, 3),
-    "features.8": (256, 384, 3, 3),
-    "features.10": (256, 256, 3, 3),
-    "classifier.1": (4096, 256 * 6 * 6),
-    "classifier.4": (4096, 4096),
-    "classifier.6": (1000, 4096),
-}
-
-
-def draw(shape: tuple[int, ...]) -> np.ndarray:
-    return np.random.default_rng(sum(shape)).standard_normal(shape, np.float32)
-
 
 @pytest.fixture(scope="module")
 def state_dict() -> dict[str, np.ndarray]:
-    """Random weights of AlexNet in torch's layout, scaled so that logits are about one."""
-    state = {}
-    for name, shape in STATE_SHAPES.items():
-        state[f"{name}.weight"] = draw(shape) * np.float32(np.sqrt(2 / np.prod(shape[1:])))
-        state[f"{name}.bias"] = draw(shape[:1]) * np.float32(0.1)
-    return state
+    return torchvision_alexnet.weights()
 
 
 @pytest.fixture
@@ -65,38 +45,11 @@ def keras_alexnet(size: int, state: dict[str, np.ndarray]) -> keras.Model:
 
 
 @pytest.mark.usefixtures("no_drawing")
-@pytest.mark.parametrize("size", [224, 96, 64])
+@pytest.mark.parametrize("size", torchvision_alexnet.SIZES)
 def test_alexnet_matches_torchvision(size: int, state_dict: dict) -> None:
-    torch = pytest.importorskip("torch", reason="PyTorch is needed for its AlexNet alone")
-    nn = torch.nn
-
-    class AlexNet(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.features = nn.Sequential(
-                *(nn.Conv2d(3, 64, 11, stride=4, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2)),
-                *(nn.Conv2d(64, 192, 5, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2)),
-                *(nn.Conv2d(192, 384, 3, padding=1), nn.ReLU()),
-                *(nn.Conv2d(384, 256, 3, padding=1), nn.ReLU()),
-                *(nn.Conv2d(256, 256, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2)),
-            )
-            self.avgpool = nn.AdaptiveAvgPool2d((6, 6))
-            self.classifier = nn.Sequential(
-                *(nn.Dropout(), nn.Linear(256 * 36, 4096), nn.ReLU()),
-                *(nn.Dropout(), nn.Linear(4096, 4096), nn.ReLU()),
-                nn.Linear(4096, 1000),
-            )
-
-        def forward(self, x):
-            return self.classifier(torch.flatten(self.avgpool(self.features(x)), 1))
-
-    with torch.device("meta"):  # without initialising weights that are replaced
-        theirs = AlexNet()
-    tensors = {name: torch.from_numpy(values) for name, values in state_dict.items()}
-    theirs.load_state_dict(tensors, assign=True)
-    images = draw((2, size, size, 3))
-    with torch.no_grad():
-        expected = theirs.eval()(torch.from_numpy(images.transpose(0, 3, 1, 2))).numpy()
+    with np.load(torchvision_alexnet.LOGITS) as stored:
+        expected = stored[f"size_{size}"]
+    images = torchvision_alexnet.images(size)
     logits = keras_alexnet(size, state_dict)(images, training=False).numpy()
     assert expected.std() > 0.5
     np.testing.assert_allclose(logits, expected, atol=1e-4)
@@ -105,7 +58,7 @@ def test_alexnet_matches_torchvision(size: int, state_dict: dict) -> None:
 @pytest.mark.parametrize("size", [(1, 1), (3, 3), (5, 7), (6, 6), (13, 4), (12, 18)])
 def test_adaptive_pooling_matches_torch(size: tuple[int, int]) -> None:
     height, width = size
-    images = draw((2, height, width, 3))
+    images = torchvision_alexnet.draw((2, height, width, 3))
     inputs = keras.Input((height, width, 3))
     pool = keras.Model(inputs, alexnet._adaptive_average_pooling(inputs, 6))
     pooled = pool(images).numpy() if size != (6, 6) else images
@@ -354,7 +307,7 @@ def test_alexnet_builds_in_every_precision_and_size(tmp_path: Path) -> None:
             keras.config.set_dtype_policy("float32")
         pool.save(tmp_path / "pool.keras")
         again = keras.saving.load_model(tmp_path / "pool.keras", compile=False)
-        images = draw((1, 7, 5, 4))
+        images = torchvision_alexnet.draw((1, 7, 5, 4))
         np.testing.assert_array_equal(again(images), pool(images))
 
 

@@ -1,4 +1,4 @@
-"""Exported models asked again: that a difference is seen, and that the process is a bare one."""
+"""Verification of exports: every difference is reported, and the processes are bare ones."""
 
 import csv
 import json
@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -15,7 +16,7 @@ from cxr_tf.errors import UserError
 from cxr_tf.files import write_csv
 from cxr_tf.runs import Run
 from cxr_tf.serving.check_served import check_served
-from cxr_tf.serving.runtimes import bare_process
+from cxr_tf.serving.runtimes import bare_process, cpp_comparison
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "check_served.py"
 
@@ -29,7 +30,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> RunStudy:
 
 @pytest.fixture
 def classifier(study: RunStudy, tmp_path: Path) -> Run:
-    """A finished run in a place of its own, where a test may change it."""
+    """A copy of a finished run, which a test may change."""
     folder = tmp_path / "logs" / "classifier" / "tiny-binary-vgg16"
     return Run(shutil.copytree(Path(study.logs) / "classifier" / folder.name, folder))
 
@@ -45,7 +46,7 @@ def change(run: Run, row: int, column: str, value: str) -> None:
 @pytest.mark.parametrize(
     "column, value", [("pneumonia", "0.31415"), ("predicted", "something else")]
 )
-def test_one_number_or_label_that_differs_is_seen(
+def test_one_number_or_label_that_differs_fails(
     classifier: Run, tmp_path: Path, column: str, value: str
 ) -> None:
     change(classifier, 3, column, value)
@@ -60,25 +61,27 @@ def test_one_number_or_label_that_differs_is_seen(
     assert f"{found['equal']} of {found['images']} test images as measured" in done.stdout
 
 
-def test_the_process_imports_nothing_of_ours(classifier: Run, tmp_path: Path) -> None:
-    files, answers = tmp_path / "files", tmp_path / "answers.npz"
+def test_the_process_imports_nothing_of_the_package(classifier: Run, tmp_path: Path) -> None:
+    files, predictions = tmp_path / "files", tmp_path / "predictions.npz"
     image = tf.io.encode_png(tf.zeros([64, 64, 1], tf.uint8)).numpy()
     with tf.io.TFRecordWriter(str(files)) as writer:
         writer.write(image)
     model = classifier.metrics["model"]["saved_model"]
     job = tmp_path / "job.json"
-    job.write_text(json.dumps([{"model": model, "files": str(files), "answers": str(answers)}]))
+    job.write_text(
+        json.dumps([{"model": model, "files": str(files), "predictions": str(predictions)}])
+    )
     done = subprocess.run(
         [sys.executable, "-X", "importtime", bare_process.__file__, str(job)],
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0 and answers.exists(), done.stderr
+    assert done.returncode == 0 and predictions.exists(), done.stderr
     imported = {line.rpartition("|")[2].strip().split(".")[0] for line in done.stderr.splitlines()}
     assert "tensorflow" in imported and "cxr_tf" not in imported
 
 
-def test_mistakes_are_told_and_leave_nothing(classifier: Run, tmp_path: Path) -> None:
+def test_errors_leave_nothing_behind(classifier: Run, tmp_path: Path) -> None:
     logs = tmp_path / "mine"
 
     def check(*runs: Path) -> None:
@@ -97,3 +100,32 @@ def test_mistakes_are_told_and_leave_nothing(classifier: Run, tmp_path: Path) ->
     with pytest.raises(UserError, match="no exported model with predictions"):
         check(classifier.directory)
     assert not logs.exists()
+
+
+def test_every_signature_of_every_kind_of_model_on_the_cpp_runtime(
+    study: RunStudy, tmp_path: Path
+) -> None:
+    runs = [Path(study.logs) / name for name in (
+        "classifier/tiny-binary-vgg16", "knn/tiny-binary-knn", "autoencoder/tiny-autoencoder"
+    )]  # fmt: skip
+    settings = CheckServed(runs=tuple(map(str, runs)), logs=str(tmp_path), runtime="c++")
+    metrics = check_served(settings).metrics
+    assert metrics["agreed"]
+    for model in metrics["models"]:
+        assert model["runtime"] == "c++" and model["equal"] == model["images"] > 0
+        assert max(model["c++"]["signatures"].values()) < 1e-5
+        refusal = "INVALID_ARGUMENT: assertion failed: [image_bytes[1]: neither JPEG nor PNG"
+        assert model["c++"]["refusal"].startswith(refusal)
+        assert model["c++"]["warm_up"]
+    assert {"embed/embedding", "occlusion/heatmap", "tensor/label"} <= set(
+        metrics["models"][0]["c++"]["signatures"]
+    )
+
+
+def test_differences_between_outputs_are_relative_to_large_values() -> None:
+    expected = np.array([[1.0, 200.0]], np.float32)
+    shifted = np.array([[1.0, 200.02]], np.float32)
+    assert cpp_comparison.difference(shifted, expected) == pytest.approx(1e-4, rel=1e-2)
+    assert np.isnan(cpp_comparison.difference(expected[0], expected))
+    assert np.isnan(cpp_comparison.difference(np.array([b"a"]), np.array([b"b"], object)))
+    assert cpp_comparison.difference(np.array([b"a"]), np.array([b"a"], object)) == 0

@@ -15,29 +15,24 @@ import numpy as np
 import pytest
 from fake_serving import Models, Refused, grpc_server, rest_server
 from PIL import Image
-from small_models import CLASSES, write_models
+from small_models import CLASSES
 
 from cxr_tf.config import Predict
 from cxr_tf.data import image_files
 from cxr_tf.errors import UserError
-from cxr_tf.evaluation import predict, prediction_output
+from cxr_tf.evaluation import predict, prediction_loop, prediction_output
 from cxr_tf.serving import batch_prediction, client
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "predict.py"
 
 
 @pytest.fixture(scope="module")
-def saved_models(tiny_backbone: str, phantoms: Path, tmp_path_factory) -> Path:
-    return write_models(tmp_path_factory.mktemp("client"), tiny_backbone, phantoms)
-
-
-@pytest.fixture(scope="module")
-def served(saved_models: Path):
+def served(small_models: Path):
     """The models behind both servers, and their addresses."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NO_PROXY", "127.0.0.1")
         patch.setenv("no_proxy", "127.0.0.1")
-        models = Models(saved_models)
+        models = Models(small_models)
         with rest_server(models) as rest, grpc_server(models) as grpc:
             yield models, {"rest": rest, "grpc": grpc}
 
@@ -93,10 +88,10 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize("model", ["tiny", "tiny-knn"])
 def test_disk_rest_and_grpc_give_the_same_predictions(
-    served, models, saved_models: Path, images: list[str], tmp_path: Path, model: str
+    served, models, small_models: Path, images: list[str], tmp_path: Path, model: str
 ) -> None:
     for name, where in (
-        ("disk", {"model": str(saved_models / model)}),
+        ("disk", {"model": str(small_models / model)}),
         ("rest", {"model": model, "server": served[1]["rest"]}),
         ("grpc", {"model": model, "server": served[1]["grpc"], "label": "stable"}),
     ):
@@ -177,10 +172,10 @@ def test_every_kind_of_model_is_predicted(
 @pytest.mark.parametrize("where", ["disk", "rest", "grpc"])
 @pytest.mark.parametrize("suffix", ["csv", "json"])
 def test_bad_images_are_marked_and_the_others_predicted(
-    served, models, saved_models: Path, ward: list[str], tmp_path: Path, where: str, suffix: str
+    served, models, small_models: Path, ward: list[str], tmp_path: Path, where: str, suffix: str
 ) -> None:
     source = (
-        {"model": str(saved_models / "tiny")}
+        {"model": str(small_models / "tiny")}
         if where == "disk"
         else {"model": "tiny", "server": served[1][where]}
     )
@@ -204,15 +199,15 @@ def test_bad_images_are_marked_and_the_others_predicted(
 
 
 def test_output_of_bad_images_only_has_all_columns(
-    saved_models: Path, ward: list[str], tmp_path: Path
+    small_models: Path, ward: list[str], tmp_path: Path
 ) -> None:
     output = tmp_path / "out.csv"
     missing = str(tmp_path / "locked.png")
     Path(missing).mkdir()  # reading it fails, as a file without permission does
     for bad in ([ward[1]], [ward[1], ward[4]]):
-        told, reasons = predict.collect(
+        told, reasons = prediction_loop.predict_images(
             Predict(model="", images=(), on_bad_image="nan"),
-            batch_prediction.open_signature(Predict(model=str(saved_models / "tiny"), images=())),
+            batch_prediction.open_signature(Predict(model=str(small_models / "tiny"), images=())),
             [*bad, missing],
             None,
         )
@@ -225,10 +220,10 @@ def test_output_of_bad_images_only_has_all_columns(
 
 @pytest.mark.parametrize("where", ["disk", "rest"])
 def test_bad_image_is_an_error_by_default(
-    served, models, saved_models: Path, ward: list[str], tmp_path: Path, where: str
+    served, models, small_models: Path, ward: list[str], tmp_path: Path, where: str
 ) -> None:
     source = (
-        {"model": str(saved_models / "tiny")}
+        {"model": str(small_models / "tiny")}
         if where == "disk"
         else {"model": "tiny", "server": served[1][where]}
     )
@@ -481,17 +476,3 @@ def test_output_must_fit_the_signature(tmp_path: Path) -> None:
             settings = Predict(model="m", images=("x",), **arguments)
             prediction_output.check_output(settings)
             batch_prediction.open_signature(settings)
-
-
-def test_progress_overwrites_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    monkeypatch.setattr(sys, "stderr", Terminal())
-    now = iter([0.0, 0.1, 1.0, 2.0])
-    monkeypatch.setattr(batch_prediction.time, "monotonic", lambda: next(now))
-    show = batch_prediction.progress(40)
-    for done in (1, 20, 40):
-        show(done)
-    assert sys.stderr.getvalue() == "20 of 40 images, 20.0/s\r40 of 40 images, 20.0/s\n"

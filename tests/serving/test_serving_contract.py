@@ -12,16 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from small_models import write_models
+from small_models import MODELS
 
 from cxr_tf.serving import cards, loading
-
-MODELS = ("tiny", "tiny-knn", "tiny-autoencoder")
-
-
-@pytest.fixture(scope="module")
-def served_models(tiny_backbone: str, phantoms: Path, tmp_path_factory) -> Path:
-    return write_models(tmp_path_factory.mktemp("contract"), tiny_backbone, phantoms)
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +23,10 @@ def images(phantoms: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def found(served_models: Path, images: list[str], tmp_path_factory) -> dict[str, dict]:
+def found(small_models: Path, images: list[str], tmp_path_factory) -> dict[str, dict]:
     """What the bare process finds, by the name of the model."""
     work = tmp_path_factory.mktemp("bare")
-    job = {"models": [str(served_models / m / "1") for m in MODELS], "images": images}
+    job = {"models": [str(small_models / m / "1") for m in MODELS], "images": images}
     (work / "job.json").write_text(json.dumps(job))
     script = Path(__file__).parents[1] / "support" / "bare_tensorflow.py"
     done = subprocess.run(
@@ -60,9 +53,9 @@ def test_nothing_but_tensorflow_is_needed(found: dict) -> None:
 
 @models()
 def test_every_way_in_gives_the_same_answer(
-    found: dict, name: str, served_models: Path, images: list[str]
+    found: dict, name: str, small_models: Path, images: list[str]
 ) -> None:
-    served = loading.load_served(str(served_models / name))
+    served = loading.load_served(str(small_models / name))
     for signature, answer in found[name]["columns"].items():
         expected = served.predictor(signature)(served.decode(images))
         columns = answer["outputs"]
@@ -93,9 +86,9 @@ def test_a_bad_image_is_named_by_its_position(found: dict, name: str) -> None:
 
 
 @models()
-def test_warm_up_asks_every_signature_once(found: dict, name: str, served_models: Path) -> None:
+def test_warm_up_asks_every_signature_once(found: dict, name: str, small_models: Path) -> None:
     records = found[name]["warm_up"]
-    card = json.loads((served_models / name / "1" / cards.CARD).read_text())
+    card = json.loads((small_models / name / "1" / cards.CARD).read_text())
     assert [r["signature"] for r in records] == sorted(card["signatures"])
     for record in records:
         assert record["kind"] == "predict_log" and record["model"] == name
@@ -134,8 +127,8 @@ def test_graph_holds_only_what_stock_tensorflow_has(found: dict, name: str) -> N
 
 
 @models()
-def test_card_describes_the_signatures(served_models: Path, name: str) -> None:
-    card = json.loads((served_models / name / "1" / cards.CARD).read_text())
+def test_card_describes_the_signatures(small_models: Path, name: str) -> None:
+    card = json.loads((small_models / name / "1" / cards.CARD).read_text())
     assert card["signatures"]["serving_default"]["inputs"] == {
         "image_bytes": {"dtype": "string", "shape": [None]}
     }

@@ -10,6 +10,7 @@ from cxr_tf.models.classifier import build_classifier
 from cxr_tf.serving import export, loading
 
 CLASSES = ("normal", "bacterial", "viral")
+MODELS = ("tiny", "tiny-knn", "tiny-autoencoder")
 
 
 def write_models(root: Path, backbone: str, data: Path) -> Path:
@@ -50,3 +51,17 @@ def write_models(root: Path, backbone: str, data: Path) -> Path:
         card={"kind": "autoencoder", "task": "anomaly", "image_size": 128},
     )
     return root
+
+
+def write_binary_model(root: Path, backbone: str) -> None:
+    """A small classifier of two classes, `binary`, at the operating point 0.5."""
+    tf.keras.utils.set_random_seed(5)
+    classes = ("normal", "pneumonia")
+    card = {"kind": "classifier", "task": "binary", "classes": classes, "image_size": 64}
+    export.export_classifier(
+        build_classifier(backbone, classes=2, image_size=64),
+        root / "binary",
+        classes=classes,
+        threshold=0.5,
+        card={**card, "threshold": 0.5, "data_is_phantom": True},
+    )

@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -74,6 +74,20 @@ def is_dicom(path: Path) -> bool:
         return False
 
 
+def is_lateral(path: Path) -> bool:
+    """Whether a DICOM file is labelled as a lateral view; False where it cannot be read."""
+    pydicom = _pydicom()
+    try:
+        with silent():
+            return _is_lateral(pydicom.dcmread(path, specific_tags=["ViewPosition"]))
+    except Exception:  # what it says could quote the file
+        return False
+
+
+def _is_lateral(dataset: "pydicom.Dataset") -> bool:
+    return str(dataset.get("ViewPosition") or "").strip().upper() in LATERAL_VIEWS
+
+
 def png_bytes(path: Path) -> bytes:
     """Return the radiograph in a DICOM file as an 8-bit gray PNG without metadata.
 
@@ -82,14 +96,29 @@ def png_bytes(path: Path) -> bytes:
     return _png(read_radiograph(path).pixels)
 
 
+def has_dicom_content(content: bytes, name: str) -> bool:
+    """Whether bytes are those of a DICOM file, by its name or by themselves."""
+    return name.lower().endswith(SUFFIXES) or content[128:132] == b"DICM"
+
+
+def png_of_content(content: bytes, name: str) -> bytes:
+    """The same as `png_bytes`, of the content of a file, which errors call by `name`."""
+    return _png(_radiograph(io.BytesIO(content), name).pixels)
+
+
 def read_radiograph(path: Path) -> DicomRadiograph:
     """Read one file and render it as a workstation does: rescale, VOI LUT or window, polarity.
 
     Raises UserError that names the file and quotes none of its content.
     """
+    with path.open("rb") as file:
+        return _radiograph(file, path)
+
+
+def _radiograph(file: IO[bytes], path: Path | str) -> DicomRadiograph:
     pydicom = _pydicom()
     try:
-        with _discreet(), path.open("rb") as file:
+        with silent():
             return _read(pydicom.dcmread(file, specific_tags=_ELEMENTS), path)
     except pydicom.errors.InvalidDicomError:
         raise UserError(f"{path}: not a DICOM file") from None
@@ -102,7 +131,7 @@ def read_radiograph(path: Path) -> DicomRadiograph:
         raise UserError(f"{path}: truncated or corrupt DICOM file") from None
 
 
-def _read(dataset: "pydicom.Dataset", path: Path) -> DicomRadiograph:
+def _read(dataset: "pydicom.Dataset", path: Path | str) -> DicomRadiograph:
     if "PixelData" not in dataset or not dataset.get("Rows"):
         raise UserError(f"{path}: a DICOM file without an image")
     frames = int(dataset.get("NumberOfFrames") or 1)
@@ -125,8 +154,7 @@ def _read(dataset: "pydicom.Dataset", path: Path) -> DicomRadiograph:
     # Without an identity the study keeps the images of one visit together.
     known = [str(dataset.get(k) or "").strip() for k in ("PatientID", "StudyInstanceUID")]
     patient = known[0] or known[1] or str(dataset.get("SOPInstanceUID") or path)
-    view = str(dataset.get("ViewPosition") or "").strip().upper()
-    return DicomRadiograph(pixels, patient, view in LATERAL_VIEWS)
+    return DicomRadiograph(pixels, patient, _is_lateral(dataset))
 
 
 def convert(origin: Path, folder: Path, *, laterals: bool = False) -> tuple[Path, int]:
@@ -255,7 +283,7 @@ def _pydicom() -> Any:
 
 
 @contextlib.contextmanager
-def _discreet() -> Iterator[None]:
+def silent() -> Iterator[None]:
     """Silence pydicom, whose warnings quote values of the file."""
     logger = logging.getLogger("pydicom")
     level = logger.level

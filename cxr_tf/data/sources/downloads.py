@@ -12,7 +12,6 @@ import logging
 import os
 import shutil
 import stat
-import sys
 import time
 import urllib.request
 import zipfile
@@ -20,6 +19,7 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from cxr_tf import console
 from cxr_tf.data.conventions import IMAGE_SUFFIXES
 from cxr_tf.errors import UserError
 from cxr_tf.files import digest_files, expand_user, temporary_sibling, write_atomically
@@ -174,7 +174,6 @@ def download(source: Source, part: Path, origin: str = "", *, pause: float = 1.0
 def _fetch(source: Source, url: str, part: Path, pause: float) -> None:
     """Append to `part` until it has the published size, retrying where that may help."""
     failures, last = 0, ""
-    progress = _Progress(source.bytes)
     while failures < MAX_FAILURES:
         have = part.stat().st_size if part.exists() else 0
         if have == source.bytes:
@@ -184,7 +183,7 @@ def _fetch(source: Source, url: str, part: Path, pause: float) -> None:
             log.info("%s; retrying in %.0f s", last, wait)
             time.sleep(wait)
         try:
-            _append(source, url, part, have if have < source.bytes else 0, progress)
+            _append(source, url, part, have if have < source.bytes else 0)
             last = "the connection ended early"
         except urllib.error.HTTPError as error:
             last = f"the server responded {error.code} {error.reason}"
@@ -211,7 +210,7 @@ def _fetch(source: Source, url: str, part: Path, pause: float) -> None:
     )
 
 
-def _append(source: Source, url: str, part: Path, have: int, progress: "_Progress") -> None:
+def _append(source: Source, url: str, part: Path, have: int) -> None:
     """Request the bytes after the first `have`, and append them."""
     request = urllib.request.Request(url, headers={"User-Agent": "cxr_tf"})
     if have:
@@ -228,39 +227,14 @@ def _append(source: Source, url: str, part: Path, have: int, progress: "_Progres
                 f"{url} has {offset + int(length)} bytes, but the published file has "
                 f"{source.bytes}: not the same file"
             )
-        with part.open("r+b" if offset else "wb") as out:
+        with (
+            part.open("r+b" if offset else "wb") as out,
+            console.Progress(source.bytes, "bytes", before=offset) as progress,
+        ):
             out.seek(offset)
             while block := response.read(min(BLOCK, source.bytes - out.tell())):
                 out.write(block)
                 progress(out.tell())
-
-
-class _Progress:
-    """Progress with rate and time left: one updated line on a terminal, else a line every 10 %."""
-
-    def __init__(self, total: int) -> None:
-        self.total = total
-        self.first: tuple[float, int] | None = None
-        self.shown = 0.0  # seconds on a terminal, else bytes
-
-    def __call__(self, done: int) -> None:
-        now = time.monotonic()
-        if self.first is None or done < self.first[1]:
-            self.first = now, done
-        terminal = sys.stdout.isatty()
-        at, step = (now, 0.5) if terminal else (float(done), self.total / 10)
-        if done < self.total and at - self.shown < step and at >= self.shown:
-            return
-        self.shown = at
-        rate = (done - self.first[1]) / max(now - self.first[0], 1e-6)
-        text = f"  {done / 1e6:.1f} of {self.total / 1e6:.1f} MB"
-        if rate > 0:
-            left = (self.total - done) / rate
-            text += f", {rate / 1e6:.1f} MB/s, {left // 60:.0f}:{left % 60:02.0f} left"
-        if not terminal:
-            log.info("%s", text)
-            return
-        print(f"\r{text:<70}", end="\n" if done == self.total else "", flush=True)
 
 
 def _difference(file: Path, source: Source) -> str:

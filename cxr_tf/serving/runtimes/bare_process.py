@@ -1,8 +1,7 @@
-"""Answers of SavedModels in a process that imports only TensorFlow: what TF Serving would give.
+"""Predictions of SavedModels in a process that imports only TensorFlow, and nothing of `cxr_tf`.
 
-`python bare_process.py JOB.json`, started by `cxr_tf.served_check` and importing nothing of
-`cxr_tf`. A model is loaded by the path that TF Serving's own loader takes: tag `serve`, tensors by
-the names in the signature.
+`cxr_tf.serving.check_served` starts it as `python bare_process.py JOB.json`. A model is loaded on
+the path that TF Serving's own loader takes: tag `serve`, tensors by the names in the signature.
 """
 
 import json
@@ -13,7 +12,7 @@ from pathlib import Path
 BATCH = 16
 
 
-def answers(folder: str, files: list[bytes]) -> dict:
+def predict(folder: str, files: list[bytes]) -> dict:
     """Outputs of `serving_default`, float or bytes [N, ...], for N image files."""
     import numpy as np
     import tensorflow as tf
@@ -22,26 +21,27 @@ def answers(folder: str, files: list[bytes]) -> dict:
     with graph.as_default(), tf.compat.v1.Session(graph=graph) as session:
         loaded = tf.compat.v1.saved_model.loader.load(session, ["serve"], folder)
         signature = loaded.signature_def["serving_default"]
-        (given,) = (info.name for info in signature.inputs.values())
-        asked = {name: info.name for name, info in signature.outputs.items()}
+        (image_bytes,) = (info.name for info in signature.inputs.values())
+        outputs = {name: info.name for name, info in signature.outputs.items()}
         parts = [
-            session.run(asked, {given: np.array(files[start : start + BATCH], object)})
+            session.run(outputs, {image_bytes: np.array(files[start : start + BATCH], object)})
             for start in range(0, len(files), BATCH)
         ]
-    return {name: np.concatenate([part[name] for part in parts]) for name in asked}
+    return {name: np.concatenate([part[name] for part in parts]) for name in outputs}
 
 
 def main(job: Path) -> None:
-    """JOB.json: [{"model": folder, "files": TFRecord of image files, "answers": .npz to write}]."""
+    """JOB.json: [{"model": folder, "files": TFRecord of images, "predictions": .npz to write}]."""
     import numpy as np
     import tensorflow as tf
 
     for task in json.loads(job.read_text()):
         records = tf.data.TFRecordDataset(task["files"])
-        found = answers(task["model"], list(records.as_numpy_iterator()))
-        found = {n: v.astype("S") if v.dtype == object else v for n, v in found.items()}
-        with open(task["answers"], "wb") as file:
-            np.savez(file, **found)
+        outputs = predict(task["model"], list(records.as_numpy_iterator()))
+        # As fixed-length bytes: object arrays would need pickle.
+        outputs = {n: v.astype("S") if v.dtype == object else v for n, v in outputs.items()}
+        with open(task["predictions"], "wb") as file:
+            np.savez(file, **outputs)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Signatures of our SavedModels on OpenVINO: on a CPU the same numbers in less time.
+"""Signatures of exported models on OpenVINO: the same numbers, on a CPU in less time.
 
     classify = on_openvino(loaded.signatures["serving_default"], example=content)
     classify(image_bytes=tf.constant([content]))["probabilities"]
 
-A signature is cut in three. TensorFlow decodes the files by the SavedModel's own operations: the
-same pixels to the bit, the same error for a bad image. OpenVINO runs the network. TensorFlow makes
-of the network's numbers what takes strings or float64: labels, neighbours.
+A signature is split in three. TensorFlow decodes the files with the operations of the SavedModel:
+the same pixels to the bit, the same error for a bad image. OpenVINO runs the network. TensorFlow
+computes from its outputs what takes strings or float64: labels, nearest neighbours.
 """
 
 import contextlib
@@ -25,36 +25,36 @@ from cxr_tf.errors import UserError
 
 Signature = Callable[..., dict[str, tf.Tensor]]
 
-# Answers that are a network's own. All others of a signature are made of these.
-NETWORK_ANSWERS = ("probabilities", "embedding", "score", "anomaly_map", "reconstruction")
+# Outputs of a network. All other outputs of a signature are computed from these.
+NETWORK_OUTPUTS = ("probabilities", "embedding", "score", "anomaly_map", "reconstruction")
 
-# Networks that OpenVINO runs more slowly in float32 than TensorFlow (`benchmark.py folder`). `auto`
-# leaves them to TensorFlow.
+# Networks that OpenVINO runs more slowly in float32 than TensorFlow (`benchmark.py folder`); `auto`
+# runs them on TensorFlow.
 SLOWER_ON_OPENVINO = ("alexnet",)
 
-# The most by which a float32 answer may differ from TensorFlow's.
+# The largest allowed difference of a float32 output from TensorFlow's.
 TOLERANCE = 1e-4
 
-# Counts the graphs that were taken apart: functions have names once in a process.
+# Numbers the graphs that were split: names of functions are unique in a process.
 _number = itertools.count()
 
-# What is not in 8 bits is calculated in float32.
+# Under int8, layers that are not quantised compute in float32.
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}
 
-# Phantoms in whose activations int8 finds its scales. Not in the images that are asked about: the
-# answer to one would depend on the others, and its cost on validation would be that of another
-# model.
+# Phantoms from whose activations int8 takes its scales. With scales from the images to predict, the
+# prediction of one would depend on the others, and the cost measured on validation would be that of
+# another model.
 CALIBRATION_IMAGES, CALIBRATION_SEED = 32, 20_003
 
 
 class CannotRun(Exception):
-    """A signature that OpenVINO does not run, or not rightly; the message says why."""
+    """A signature that OpenVINO cannot run, or runs with other results; the message says why."""
 
 
 def takes_openvino(engine: str, precision: str = "float32") -> bool:
-    """Whether OpenVINO is to be tried. `auto` does where it is installed and there is no GPU.
+    """Whether to try OpenVINO. `auto` does where it is installed and there is no GPU.
 
-    Raises UserError where OpenVINO is asked for and not installed, and for a precision that the
+    Raises UserError where OpenVINO is requested and not installed, and for a precision that the
     engine or the CPU does not have.
     """
     installed = importlib.util.find_spec("openvino") is not None
@@ -64,28 +64,28 @@ def takes_openvino(engine: str, precision: str = "float32") -> bool:
         )
     if precision != "float32":
         if engine != "openvino":
-            raise UserError(f"--engine-precision {precision} goes with --engine openvino")
+            raise UserError(f"--engine-precision {precision} needs --engine openvino")
         if precision == "int8":
             if importlib.util.find_spec("nncf") is None:
                 raise UserError(
                     "--engine-precision int8 needs NNCF: pip install -r requirements-openvino.txt"
                 )
-        elif "BF16" not in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            raise UserError(f"this CPU does not calculate in {precision}: take float32")
+        elif "BF16" not in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            raise UserError(f"this CPU does not compute in {precision}: use float32")
     if engine == "auto":
         return installed and not tf.config.list_physical_devices("GPU")
     return engine == "openvino"
 
 
 def on_openvino(function: Any, *, example: bytes, precision: str = "float32") -> Signature:
-    """A signature of a loaded SavedModel with its network on OpenVINO; called as the signature is.
+    """Return a signature of a loaded SavedModel with its network on OpenVINO, called as it is.
 
-    function: image_bytes string [N] -> named answers. precision: float32, bfloat16 or int8, in
-    which the network is calculated. example: an image file, on which float32 is compared with
+    function: image_bytes string [N] -> named outputs. precision: float32, bfloat16 or int8, in
+    which the network computes. example: an image file, on which float32 is compared with
     TensorFlow.
 
-    Raises CannotRun for what is not files -> pixels -> one run of a network -> answers, and for an
-    answer that differs from TensorFlow's; whatever OpenVINO raises besides.
+    Raises CannotRun for a signature that is not files -> pixels -> one run of a network -> outputs,
+    and for an output that differs from TensorFlow's; and whatever OpenVINO raises.
     """
     compiled = _compiled(function, precision)
     if precision == "float32":
@@ -94,25 +94,26 @@ def on_openvino(function: Any, *, example: bytes, precision: str = "float32") ->
     return compiled
 
 
-def check_equal(found: dict[str, tf.Tensor], expected: dict[str, tf.Tensor]) -> None:
-    """Raises CannotRun where a float answer is off by more than TOLERANCE.
+def check_equal(outputs: dict[str, tf.Tensor], expected: dict[str, tf.Tensor]) -> None:
+    """Raise CannotRun where a float output differs by more than TOLERANCE.
 
-    Off is the largest difference; of an answer with values above 1, over the largest of them.
+    The difference is relative to the largest value where that is above 1.
     """
     for name, values in expected.items():
         if values.dtype.is_floating:
-            right = values.numpy()
-            off = np.abs(found[name].numpy() - right).max() / max(1.0, np.abs(right).max())
-            if not off <= TOLERANCE:  # in this form NaN counts too
-                raise CannotRun(f"'{name}' differs from TensorFlow's by {off:.1g}")
+            reference = values.numpy()
+            difference = np.abs(outputs[name].numpy() - reference).max()
+            difference /= max(1.0, np.abs(reference).max())
+            if not difference <= TOLERANCE:  # written so that NaN fails too
+                raise CannotRun(f"'{name}' differs from TensorFlow's by {difference:.1g}")
 
 
 def _compiled(function: Any, precision: str) -> Signature:
-    answers = dict(zip(sorted(function.structured_outputs), function.outputs, strict=True))
-    if "heatmap" in answers:
-        raise CannotRun("it covers the image bit by bit, and computes only what each patch changes")
+    outputs = dict(zip(sorted(function.structured_outputs), function.outputs, strict=True))
+    if "heatmap" in outputs:
+        raise CannotRun("occlusion computes only what each patch changes, which OpenVINO cannot")
     nodes, library = _inlined(function)
-    sources = {name: _source(nodes, tensor.name) for name, tensor in answers.items()}
+    sources = {name: _source(nodes, tensor.name) for name, tensor in outputs.items()}
     pixels, shape = _pixels(nodes)
     cuts = _network_ends(nodes, sources)
     rest = [tensor for tensor in sources.values() if tensor not in cuts]
@@ -123,12 +124,18 @@ def _compiled(function: Any, precision: str) -> Signature:
     network = _compile(
         _graph(nodes, library, {pixels: tf.TensorSpec(shape, tf.uint8)}, cuts), cuts, precision
     )
-    finish = _part(nodes, library, dict.fromkeys(cuts, numbers), rest)
+    # Novelty needs statistics of the pixels too; they are cheap, and computed by TensorFlow.
+    feeds = {**dict.fromkeys(cuts, numbers), pixels: tf.TensorSpec(shape, tf.uint8)}
+    again = _needed(nodes, rest, until={_node_of(tensor) for tensor in feeds})
+    if any("Conv" in nodes[name].op for name in again):
+        raise CannotRun("its answers need more of the image than one run of the network")
+    finish = _part(nodes, library, feeds, rest)
 
     def call(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
-        found = network(decode(image_bytes)[0].numpy())
+        images = decode(image_bytes)[0]
+        found = network(images.numpy())
         numbers = [tf.constant(found[cut]) for cut in cuts]
-        values = dict(zip([*cuts, *rest], [*numbers, *finish(*numbers)], strict=True))
+        values = dict(zip([*cuts, *rest], [*numbers, *finish(*numbers, images)], strict=True))
         return {name: values[tensor] for name, tensor in sources.items()}
 
     return call
@@ -138,9 +145,9 @@ def _inlined(function: Any) -> tuple[dict[str, Any], Any]:
     """Nodes by name, all calls inlined and all variables constants; and the graph's functions."""
     from tensorflow.python.framework import convert_to_constants as freezing
 
-    # The two steps of `convert_variables_to_constants_v2` without its third, to build a function of
-    # the whole: it is not needed here, takes longer than everything else, and puts its functions in
-    # the place of those that the loaded model has under the same names.
+    # The first two steps of `convert_variables_to_constants_v2`. Its third builds a function of the
+    # whole, which is not needed here, takes longer than everything else, and replaces the functions
+    # that the loaded model has under the same names.
     data = freezing._FunctionConverterDataInEager(
         func=function, lower_control_flow=False, aggressive_inlining=False
     )
@@ -159,7 +166,7 @@ def _inlined(function: Any) -> tuple[dict[str, Any], Any]:
 
 
 def _pixels(nodes: dict[str, Any]) -> tuple[str, tf.TensorShape]:
-    """The decoded images, what `serving.decode_images` ends with: uint8 [N, S, S, 1]."""
+    """The decoded images, with which `decoding.decode_images` ends: uint8 [N, S, S, 1]."""
     found = [
         node
         for node in nodes.values()
@@ -171,15 +178,15 @@ def _pixels(nodes: dict[str, Any]) -> tuple[str, tf.TensorShape]:
 
 
 def _network_ends(nodes: dict[str, Any], sources: dict[str, str]) -> list[str]:
-    """The tensors that a network gives: of nearest neighbours, its embedding, else its answers."""
+    """The tensors where the network ends: the embedding of nearest neighbours, else its outputs."""
     double = tf.float64.as_datatype_enum
     casts = {n.name for n in nodes.values() if n.op == "Cast" and n.attr["DstT"].type == double}
-    # The index is searched in float64; what becomes so first is the embedding.
+    # The index is searched in float64; the first tensor that is cast to it is the embedding.
     for name in casts:
         embedding = nodes[name].input[0]
         if not casts & _needed(nodes, [embedding]):
             return [_source(nodes, embedding)]
-    return [tensor for name, tensor in sources.items() if name in NETWORK_ANSWERS]
+    return [tensor for name, tensor in sources.items() if name in NETWORK_OUTPUTS]
 
 
 def _part(
@@ -190,7 +197,7 @@ def _part(
     *,
     control: bool = False,
 ) -> Any:
-    """A part of a graph as a function: tensors `feeds`, in this order -> list of `fetches`."""
+    """Part of a graph as a function: tensors `feeds`, in this order -> list of `fetches`."""
     graph = _graph(nodes, library, feeds, fetches, control=control)
     whole = tf.compat.v1.wrap_function(lambda: tf.graph_util.import_graph_def(graph, name=""), [])
     return whole.prune(
@@ -209,8 +216,8 @@ def _graph(
 ) -> Any:
     """A GraphDef of what `fetches` need, with placeholders for `feeds`.
 
-    Without `control` nothing is waited for: outside of the decoding, that is what ties a whole
-    inlined function to its inputs, for nothing.
+    Without `control`, control dependencies are dropped: outside the decoding they only tie an
+    inlined function to its inputs.
     """
     fed = {_node_of(tensor): spec for tensor, spec in feeds.items()}
     graph = tf.compat.v1.GraphDef(library=library)
@@ -221,7 +228,7 @@ def _graph(
             node.attr["dtype"].type = fed[name].dtype.as_datatype_enum
             node.attr["shape"].shape.CopyFrom(fed[name].shape.as_proto())
         elif nodes[name].op == "Placeholder":
-            raise CannotRun("its answers need more of the image than one run of the network")
+            raise CannotRun("its outputs need more of the image than one run of the network")
         else:
             node.CopyFrom(nodes[name])
             kept = [x for x in node.input if control or not x.startswith("^")]
@@ -253,7 +260,7 @@ def _needed(
 
 
 def _source(nodes: dict[str, Any], tensor: str) -> str:
-    """The same tensor where it is computed: an answer stands behind a row of copies."""
+    """The tensor that an output copies, behind any number of Identity nodes."""
     while nodes[_node_of(tensor)].op == "Identity":
         tensor = nodes[_node_of(tensor)].input[0]
     return tensor if ":" in tensor else f"{tensor}:0"
@@ -263,9 +270,10 @@ def _node_of(tensor: str) -> str:
     return tensor.removeprefix("^").split(":")[0]
 
 
-def _core() -> Any:
-    # Each import of OpenVINO, each conversion is otherwise reported to Google Analytics. Without
-    # this package, which does it, it reports nothing.
+def core() -> Any:
+    """OpenVINO's runtime; imports OpenVINO with its usage reports switched off."""
+    # Each import and each conversion would be reported to Google Analytics. Without this package,
+    # which does the reporting, nothing is sent.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
 
@@ -274,7 +282,7 @@ def _core() -> Any:
 
 def _compile(graph: Any, outputs: Sequence[str], precision: str) -> Any:
     """The network of a GraphDef: pixels uint8 [N, S, S, 1] -> {name of a tensor: its values}."""
-    core = _core()
+    runtime = core()
     import openvino
 
     network = tf.Graph()
@@ -285,14 +293,14 @@ def _compile(graph: Any, outputs: Sequence[str], precision: str) -> Any:
     model = openvino.convert_model(network, output=list(outputs), share_weights=False)
     if precision == "int8":
         model = _quantised(model)
-    # Where the CPU has bfloat16, OpenVINO would take it by itself. All cores work on one batch at a
-    # time; batches come one after the other here.
+    # Where the CPU has bfloat16, OpenVINO would use it by default. Batches run one after the other
+    # here, so all cores work on one.
     hints = {"INFERENCE_PRECISION_HINT": _PRECISIONS[precision], "PERFORMANCE_HINT": "LATENCY"}
-    return core.compile_model(model, "CPU", hints)
+    return runtime.compile_model(model, "CPU", hints)
 
 
 def _quantised(model: Any) -> Any:
-    """The network with weights and activations in 8 bits, but for its last layer."""
+    """The network with weights and activations in 8 bits, except its last layer."""
     import nncf
 
     nncf.set_log_level(logging.ERROR)
@@ -301,14 +309,14 @@ def _quantised(model: Any) -> Any:
         phantom(FINDINGS[k % 3], seed=CALIBRATION_SEED, patient=k, size=size).image[None, ..., None]
         for k in range(CALIBRATION_IMAGES)
     ]
-    # Its progress bars go where predict.py prints its table.
+    # Progress bars would go to standard output, where predict.py prints its table.
     with contextlib.redirect_stdout(io.StringIO()):
         return nncf.quantize(
             model,
             nncf.Dataset(images),
             preset=nncf.QuantizationPreset.MIXED,
             subset_size=len(images),
-            # With the last layer in 8 bits a tenth of the decisions on three classes changed,
-            # without a thirtieth; it costs no time.
+            # With the last layer in 8 bits, a tenth of the labels of three classes changed; in
+            # float32, which costs no time, a thirtieth.
             ignored_scope=nncf.IgnoredScope(patterns=[".*/logits.*"], validate=False),
         )

@@ -1,0 +1,1 @@
+"""Load test of exported models: latency and throughput under concurrent requests."""

@@ -1,0 +1,143 @@
+"""A small HTTP server on the loopback interface, with one model behind it.
+
+    python -m benchmarks.load.server c++ saved_models/vgg16-binary/1 --batch 8
+
+The same front end for every backend: POST the bytes of an image, get its probabilities as JSON. It
+prints its port when it is ready, and ends with its standard input.
+"""
+
+import argparse
+import http.server
+import json
+import os
+import queue
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+# Image files -> probabilities, one list for each.
+Predict = Callable[[Sequence[bytes]], list[list[float]]]
+
+# How long the first request of a batch waits for others.
+BATCH_WAIT_SECONDS = 0.005
+
+
+def cpp_backend(folder: Path) -> Predict:
+    """The C++ runtime, in a process without TensorFlow's Python package."""
+    from cxr_tf.serving.runtimes.cpp_runtime import load_session
+
+    session = load_session(folder)
+
+    def predict(files: Sequence[bytes]) -> list[list[float]]:
+        return session.run("serving_default", {"image_bytes": files})["probabilities"].tolist()
+
+    return predict
+
+
+def keras_backend(file: Path) -> Predict:
+    """Keras's `predict` of a .keras file, on images that Keras's own loader reads."""
+    import io
+
+    import keras
+    import numpy as np
+
+    model = keras.saving.load_model(file)
+    side = model.input_shape[1:3]
+    one_at_a_time = threading.Lock()  # `predict` keeps state in the model
+
+    def predict(files: Sequence[bytes]) -> list[list[float]]:
+        images = [
+            keras.utils.img_to_array(
+                keras.utils.load_img(io.BytesIO(f), target_size=side, interpolation="bilinear")
+            )
+            for f in files
+        ]
+        with one_at_a_time:
+            return model.predict(np.stack(images), verbose=0).tolist()
+
+    return predict
+
+
+def in_batches(predict: Predict, batch: int) -> Callable[[bytes], list[float]]:
+    """One file -> its probabilities, computed together with those of other threads.
+
+    Requests that arrive within five milliseconds run together, `batch` of them at most: the rule of
+    TF Serving's batching with `batch_timeout_micros { value: 5000 }`.
+    """
+    waiting: queue.Queue[tuple[bytes, Future]] = queue.Queue()
+
+    def work() -> None:
+        while True:
+            requests = [waiting.get()]
+            while len(requests) < batch:
+                try:
+                    requests.append(waiting.get(timeout=BATCH_WAIT_SECONDS))
+                except queue.Empty:
+                    break
+            try:
+                rows = predict([content for content, _ in requests])
+            except Exception as error:
+                for _, future in requests:
+                    future.set_exception(error)
+                continue
+            for (_, future), row in zip(requests, rows, strict=True):
+                future.set_result(row)
+
+    threading.Thread(target=work, daemon=True).start()
+
+    def predict_one(content: bytes) -> list[float]:
+        future: Future[list[float]] = Future()
+        waiting.put((content, future))
+        return future.result()
+
+    return predict_one
+
+
+def serve(predict_one: Callable[[bytes], list[float]]) -> http.server.ThreadingHTTPServer:
+    """A server on a free port of 127.0.0.1, a thread for each connection."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"  # connections stay open
+        # Else an answer of two small packets waits 40 ms for the client's acknowledgement.
+        wbufsize = -1
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+        def do_POST(self) -> None:
+            content = self.rfile.read(int(self.headers["Content-Length"]))
+            body = json.dumps(predict_one(content)).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    return http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+
+
+def main() -> None:
+    """Serve until standard input ends."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("backend", choices=["c++", "keras"])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--batch", type=int, default=1)
+    flags = parser.parse_args()
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "true")  # as the scripts do
+    predict = {"c++": cpp_backend, "keras": keras_backend}[flags.backend](flags.model)
+    predict_one = (
+        in_batches(predict, flags.batch)
+        if flags.batch > 1
+        else lambda content: predict([content])[0]
+    )
+    server = serve(predict_one)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    print(server.server_port, flush=True)
+    sys.stdin.read()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Comparison of out-of-distribution detectors of a classifier."""

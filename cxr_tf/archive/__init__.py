@@ -1,0 +1,1 @@
+"""Scoring of archives: plan, shards, workers, engines (processes, Ray), status, merge."""

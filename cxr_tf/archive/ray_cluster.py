@@ -1,0 +1,147 @@
+"""The engine for many machines: Ray actors, each with one loaded model, that take shard numbers.
+
+    python scripts/score_archive.py ... --engine ray --address auto --workers 16 --gpus-per-worker 1
+
+Actors wait until the cluster has room for them, so it may grow. When a node leaves, its actors are
+started elsewhere, and their shards go to others. All nodes need this package, the model's folder
+and --out under the same paths (a shared disk or an object store).
+"""
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from cxr_tf.archive.engine import Progress, Queue
+from cxr_tf.archive.worker import ModelRequest, Worker, WorkerSettings, describe
+from cxr_tf.errors import UserError
+
+log = logging.getLogger(__name__)
+
+FAILED_STARTS = 10
+
+
+def connect(address: str) -> Any:
+    """Joins a cluster, or starts one on this machine; UserError where that fails."""
+    try:
+        import ray
+    except ImportError:
+        raise UserError("--engine ray needs Ray: pip install 'ray>=2.50'") from None
+    if not ray.is_initialized():
+        try:
+            ray.init(
+                address=address or "local",
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                configure_logging=False,
+            )
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise UserError(f"--address {address}: {str(error).splitlines()[0]}") from None
+    return ray
+
+
+def describe_model(
+    request: ModelRequest, *, address: str, cpus: float, gpus: float
+) -> dict[str, Any]:
+    """`worker.describe` on a node of the cluster, which decides what runs the network."""
+    ray = connect(address)
+    task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=2)(describe)
+    return _get(ray, task.remote(request))
+
+
+def run(
+    settings: WorkerSettings,
+    shards: Sequence[int],
+    workers: int,
+    *,
+    address: str,
+    cpus: float,
+    gpus: float,
+    make_worker: type[Worker] = Worker,
+) -> Iterator[Progress]:
+    """Compute shards on so many actors, and report; 0 workers are as many as the cluster holds now.
+
+    Raises as `processes.run` does.
+    """
+    ray = connect(address)
+    workers = min(workers or _room(ray, cpus, gpus), len(shards))
+    queue = Queue.of(shards)
+    actor_class = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0)(
+        make_worker
+    )
+    # What each awaited reference is: the actor, and its shard, or None while it starts.
+    awaited: dict[Any, tuple[Any, int | None]] = {}
+    failed_starts = 0
+
+    def give(actor: Any) -> None:
+        shard = queue.take()
+        if shard is None:
+            ray.kill(actor)
+        else:
+            awaited[actor.score.remote(shard)] = (actor, shard)
+
+    def start() -> None:
+        actor = actor_class.remote(settings)
+        awaited[actor.__ray_ready__.remote()] = (actor, None)
+
+    try:
+        while queue.waiting or any(shard is not None for _, shard in awaited.values()):
+            busy = sum(shard is not None for _, shard in awaited.values())
+            while len(awaited) < min(workers, busy + len(queue.waiting)):
+                start()
+            ready, _ = ray.wait(list(awaited), num_returns=1, timeout=10)
+            for reference in ready:
+                actor, shard = awaited.pop(reference)
+                try:
+                    result = ray.get(reference)
+                except ray.exceptions.RayTaskError as error:
+                    raise _error(error) from None
+                except ray.exceptions.RayActorError as error:
+                    # In the constructor it is wrapped into the actor's death.
+                    cause = getattr(error, "cause", None) or error.__cause__
+                    if isinstance(cause, UserError):
+                        raise UserError(str(cause)) from None
+                    reason = "its node or process died"
+                    if shard is not None:
+                        log.info("a worker ended: its shard goes to another")
+                        queue.return_(shard, reason)
+                    else:
+                        failed_starts += 1
+                        if failed_starts == FAILED_STARTS:
+                            text = str(error).strip().splitlines()[-1]
+                            raise UserError(f"workers end while they start: {text}") from None
+                        time.sleep(1)
+                    continue
+                if shard is not None:
+                    yield Progress(shard, int(result), finished=True)
+                else:
+                    failed_starts = 0
+                give(actor)
+        queue.check()
+    finally:
+        for actor, _ in awaited.values():
+            ray.kill(actor)
+
+
+def _room(ray: Any, cpus: float, gpus: float) -> int:
+    """How many workers the cluster has room for."""
+    resources = ray.cluster_resources()
+    by_gpu = resources.get("GPU", 0) / gpus if gpus else float("inf")
+    return max(int(min(resources.get("CPU", 1) / max(cpus, 1e-9), by_gpu)), 1)
+
+
+def _get(ray: Any, reference: Any) -> Any:
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        raise _error(error) from None
+
+
+def _error(error: Any) -> Exception:
+    """What a worker raised, in this process."""
+    cause = error.cause
+    if isinstance(cause, UserError):
+        return UserError(str(cause))
+    if isinstance(cause, OSError) and cause.errno is not None:
+        return UserError(f"{cause.strerror}: {cause.filename or 'while writing'}")
+    return RuntimeError(f"in a worker:\n{error}")

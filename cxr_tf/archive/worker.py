@@ -1,0 +1,258 @@
+"""What a worker does, whichever engine started it: load the model once, compute shards by number.
+
+    worker = Worker(WorkerSettings(out="scores/", model="saved_models/vgg16-binary/1"))
+    worker.score(42)                                  # writes shards/00042.parquet
+
+While a batch is computed the next two are read, and no more: memory depends on the size of a batch
+and of a shard, not on the number of images.
+"""
+
+import contextlib
+import io
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import PIL.Image
+
+from cxr_tf.archive.plan import Plan, Recipe, shard_name
+from cxr_tf.archive.shards import Column, columns_of, encode
+from cxr_tf.archive.sources import Image, Reader, Unreachable
+from cxr_tf.archive.storage import open_storage
+from cxr_tf.data.sources.phantoms import phantom
+from cxr_tf.errors import UserError
+from cxr_tf.serving.batch_prediction import predict_readable, reason_of
+
+if TYPE_CHECKING:
+    from cxr_tf.serving.client import PredictFn
+    from cxr_tf.serving.loading import ServedModel
+
+log = logging.getLogger(__name__)
+
+BATCHES_AHEAD = 2
+
+
+@dataclass(frozen=True)
+class ModelRequest:
+    """Which model is to be used, and how; see `config.ScoreArchive` for the fields."""
+
+    model: str
+    signatures: tuple[str, ...]
+    runtime: str
+    precision: str
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """What a worker needs besides the plan.
+
+    model: where it lies, if not where the plan says. readers: files that are read at a time.
+    retries: further attempts at an unreachable file. threads: of TensorFlow, 0 for all cores.
+    """
+
+    out: str
+    model: str
+    readers: int = 8
+    retries: int = 6
+    threads: int = 0
+
+
+def describe(request: ModelRequest) -> dict[str, Any]:
+    """The fields of a `Recipe` that the model decides: its version's folder, digest, engines.
+
+    Loads the model. Raises UserError for one that cannot do what is requested.
+    """
+    served = _load(request.model, request.runtime, request.precision)
+    for signature in request.signatures:
+        _predictor(served, signature)
+    return {
+        "model": str(served.folder.resolve()),
+        "digest": _digest(served),
+        "signatures": {name: served.engine_for(name) for name in request.signatures},
+        "precision": request.precision,
+    }
+
+
+def load_predictors(settings: WorkerSettings, recipe: Recipe) -> "list[PredictFn]":
+    """Load the model, and return a function from image files to outputs for each signature.
+
+    Raises UserError where this machine lacks the model of the recipe, or what runs it.
+    """
+    _prepare_tensorflow(settings.threads)
+    model = settings.model or recipe.model
+    loaded: dict[str, ServedModel] = {}
+    for engine in set(recipe.signatures.values()):
+        # Without OpenVINO the precision has no meaning.
+        precision = recipe.precision if engine == "openvino" else "float32"
+        loaded[engine] = _load(model, engine, precision)
+    digest = _digest(next(iter(loaded.values())))
+    if digest != recipe.digest:
+        raise UserError(
+            f"{model} is not the model of the archive here: its digest is {digest[:8]}, not "
+            f"{recipe.digest[:8]}"
+        )
+    return [_predictor(loaded[engine], name) for name, engine in recipe.signatures.items()]
+
+
+class Worker:
+    """A loaded model, the plan, and a reader of files."""
+
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        load: "Callable[[WorkerSettings, Recipe], list[PredictFn]]" = load_predictors,
+    ) -> None:
+        self.settings = settings
+        self.storage = open_storage(settings.out)
+        self.plan = Plan.read(self.storage)
+        self.predictors = load(settings, self.plan.recipe)
+        # One image decides which columns there are, because all of a shard may be unreadable.
+        sample = [phantom_png()]
+        self.columns: list[Column] = columns_of([p(sample) for p in self.predictors])
+        self.read = Reader(settings.retries)
+
+    def score(self, shard: int, report: Callable[[int], object] = lambda images: None) -> int:
+        """Compute a shard unless it exists; how many images it has.
+
+        report: called with how many are done, after each batch. Raises UserError where no image
+        of the shard could be reached: then the store is down or a disk missing, and no image bad.
+        """
+        if shard >= self.plan.shards:
+            self.plan = self.plan.refreshed()
+        images = self.plan.images_of(shard)
+        if self.storage.exists(shard_name(shard)):
+            return len(images)
+        content = self.compute(images, report)
+        self.storage.create(shard_name(shard), content)
+        return len(images)
+
+    def compute(
+        self, images: Sequence[Image], report: Callable[[int], object] = lambda images: None
+    ) -> bytes:
+        """The content of a shard of these images."""
+        rows: list[int] = []
+        reasons: dict[int, str] = {}
+        unreachable: list[int] = []
+        absent: list[int] = []
+        parts: list[dict[str, np.ndarray]] = []
+        batch_size = self.plan.recipe.batch_size
+        for start, contents in self._batches(images, batch_size):
+            unread = {start + k: c for k, c in enumerate(contents) if isinstance(c, Exception)}
+            reasons |= {k: reason_of(e, images[k].path) for k, e in unread.items()}
+            unreachable += [k for k, e in unread.items() if isinstance(e, Unreachable)]
+            absent += [k for k, e in unread.items() if isinstance(e, FileNotFoundError)]
+            read = {start + k: c for k, c in enumerate(contents) if isinstance(c, bytes)}
+            first = predict_readable(self.predictors[0], list(read), list(read.values()))
+            reasons |= first.reasons
+            if first.rows:
+                outputs = dict(first.outputs)
+                for predict in self.predictors[1:]:
+                    others = predict_readable(predict, first.rows, first.contents)
+                    if others.reasons:  # all signatures decode alike
+                        raise RuntimeError(f"refused by one signature alone: {others.reasons}")
+                    outputs = {**others.outputs, **outputs}
+                parts.append(outputs)
+                rows += first.rows
+            report(start + len(contents))
+        if len(unreachable) == len(images):
+            raise UserError(f"{images[0].path} and all others of its shard: {reasons[0]}")
+        if len(absent) == len(images):
+            _check_folder([image.path for image in images])
+        outputs = {
+            c.output: np.concatenate([part[c.output] for part in parts])
+            for c in self.columns
+            if parts
+        }
+        paths = [image.path for image in images]
+        return encode(self.columns, paths, rows, outputs, reasons, self.plan.recipe.digest)
+
+    def _batches(
+        self, images: Sequence[Image], size: int
+    ) -> Iterator[tuple[int, list[bytes | Exception]]]:
+        """(first row, contents or errors) of each batch, the next ones being read meanwhile."""
+        with contextlib.ExitStack() as stack:
+            pool = ThreadPoolExecutor(self.settings.readers)
+            stack.callback(pool.shutdown, wait=False, cancel_futures=True)
+            ahead: deque[tuple[int, list[Future[bytes | Exception]]]] = deque()
+            for start in range(0, len(images), size):
+                batch = images[start : start + size]
+                ahead.append((start, [pool.submit(self._read, image) for image in batch]))
+                if len(ahead) > BATCHES_AHEAD:
+                    first, futures = ahead.popleft()
+                    yield first, [f.result() for f in futures]
+            while ahead:
+                first, futures = ahead.popleft()
+                yield first, [f.result() for f in futures]
+
+    def _read(self, image: Image) -> bytes | Exception:
+        try:
+            return self.read(image)
+        except (UserError, OSError, Unreachable) as error:
+            return error
+
+
+def _check_folder(paths: Sequence[str]) -> None:
+    """Raises UserError where the folder of images that are all missing is missing too."""
+    if any("://" in path for path in paths):
+        return
+    folder = os.path.commonpath([os.path.dirname(path) for path in paths])
+    if not os.path.isdir(folder):
+        raise UserError(
+            f"{folder} is gone, with all {len(paths)} images of a shard: is a disk missing? If it "
+            "was removed, create it empty, and its images are recorded as missing"
+        )
+
+
+def phantom_png() -> bytes:
+    """A phantom as the content of a PNG file."""
+    image = phantom("bacterial", seed=0, patient=0, size=128).image
+    encoded = io.BytesIO()
+    PIL.Image.fromarray(image).save(encoded, format="PNG")
+    return encoded.getvalue()
+
+
+def _prepare_tensorflow(threads: int) -> None:
+    """Import TensorFlow with so many threads, and no start-up messages."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    import tensorflow as tf
+
+    if threads:
+        # In a process that has used TensorFlow already it is too late, and harmless.
+        with contextlib.suppress(RuntimeError):
+            tf.config.threading.set_intra_op_parallelism_threads(threads)
+    # Else the first of several workers takes the whole GPU.
+    for gpu in tf.config.list_physical_devices("GPU"):
+        with contextlib.suppress(RuntimeError):
+            tf.config.experimental.set_memory_growth(gpu, True)
+
+
+def _load(model: str, runtime: str, precision: str) -> "ServedModel":
+    from cxr_tf.serving.loading import load_served
+
+    try:
+        return load_served(model, engine=runtime, precision=precision)
+    except UserError as error:
+        # `--engine` means another thing here.
+        text = str(error).replace("--engine-precision", "--runtime-precision")
+        raise UserError(text.replace("--engine ", "--runtime ")) from None
+
+
+def _predictor(served: "ServedModel", signature: str) -> "PredictFn":
+    call: Any = served.signature(signature)
+    outputs = call.structured_outputs
+    if any(tensor.shape.rank is not None and tensor.shape.rank > 2 for tensor in outputs.values()):
+        raise UserError(
+            f"--signatures {signature}: pictures do not fit into a table; use predict.py for them"
+        )
+    return served.predictor(signature)
+
+
+def _digest(served: "ServedModel") -> str:
+    from cxr_tf.serving.fingerprint import fingerprint
+
+    return fingerprint(served.folder)

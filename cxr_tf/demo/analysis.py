@@ -1,0 +1,157 @@
+"""What the page shows of an image, without the page.
+
+images = [read_upload(Path("one.dcm"), "one.dcm")]
+predict(model, images)
+images[0].prediction                          # {"label": "pneumonia", "probabilities": {...}}
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cxr_tf.data.decoding import load_images
+from cxr_tf.data.sources import dicom
+from cxr_tf.data.sources.phantoms import phantom
+from cxr_tf.demo.models import Model
+from cxr_tf.errors import UserError
+from cxr_tf.evaluation.prediction_output import image_predictions
+from cxr_tf.figures.overlays import png
+from cxr_tf.serving.batch_prediction import predict_readable, reason_of
+from cxr_tf.serving.client import read_image
+from cxr_tf.serving.remarks import remarks
+
+BATCH = 8
+
+# As many as fit into memory and on a page; predict.py has no limit.
+MOST_IMAGES = 100
+
+EXAMPLES = ("normal", "bacterial", "viral")
+EXAMPLE_SEED = 6
+
+MODEL_SEES_PHANTOMS = "The model was trained on synthetic phantoms: it cannot be used on people."
+LATERAL = "A lateral view: the models are for frontal radiographs."
+
+
+@dataclass
+class Image:
+    """An image and what is known of it so far.
+
+    content: the JPEG or PNG that the models get; prediction: outputs of the classifier in plain
+    types; reason: why there is none; neighbors, anomaly: outputs of the other models; heat, anomaly
+    map: float [S, S].
+    """
+
+    name: str
+    content: bytes = b""
+    reason: str = ""
+    notes: list[str] = field(default_factory=list)
+    prediction: dict[str, Any] = field(default_factory=dict)
+    neighbors: dict[str, Any] = field(default_factory=dict)
+    anomaly: dict[str, Any] = field(default_factory=dict)
+    heat: np.ndarray | None = None
+    anomaly_map: np.ndarray | None = None
+
+
+def read_upload(path: Path, name: str) -> Image:
+    """Read a file that was dropped; what is wrong with it becomes its `reason`."""
+    try:
+        notes = [LATERAL] if dicom.is_dicom(path) and dicom.is_lateral(path) else []
+        return Image(name, read_image(str(path)), notes=notes)
+    except (UserError, OSError) as error:
+        return Image(name, reason=reason_of(error, str(path)))
+
+
+def example(finding: str) -> Image:
+    """A synthetic phantom as an image that was dropped."""
+    drawn = phantom(finding, seed=EXAMPLE_SEED, patient=EXAMPLES.index(finding), size=512)
+    return Image(f"phantom, {finding}", png(drawn.image))
+
+
+def predict(model: Model, images: Sequence[Image]) -> None:
+    """Fill in `prediction`, or the `reason` why the model does not take an image."""
+    readable = [image for image in images if image.content]
+    for start in range(0, len(readable), BATCH):
+        batch = readable[start : start + BATCH]
+        found = predict_readable(
+            model.predict, list(range(len(batch))), [image.content for image in batch], alone=True
+        )
+        for row, reason in found.reasons.items():
+            batch[row].reason, batch[row].content = reason, b""
+        for k, row in enumerate(found.rows):
+            batch[row].prediction = image_predictions(found.outputs, k)
+            batch[row].heat = None
+
+
+def find_neighbors(model: Model, image: Image) -> None:
+    """Fill in `neighbors`."""
+    image.neighbors = image_predictions(model.predict([image.content]), 0)
+
+
+def detect_anomaly(model: Model, image: Image) -> None:
+    """Fill in `anomaly` and, where the model draws one, `anomaly_map`."""
+    image.anomaly = image_predictions(model.predict([image.content]), 0)
+    if model.draw:
+        image.anomaly_map = np.squeeze(model.draw([image.content])["anomaly_map"][0])
+
+
+def explain(model: Model, image: Image) -> None:
+    """Fill in `heat`, the occlusion heatmap."""
+    if model.draw:
+        image.heat = np.squeeze(model.draw([image.content])["heatmap"][0])
+
+
+def label_at(image: Image, threshold: float | None) -> str:
+    """The label at an operating point of a two-class model; None: the label that the model gave."""
+    probabilities: dict[str, float] = image.prediction["probabilities"]
+    if threshold is None or len(probabilities) != 2:
+        return str(image.prediction["label"])
+    negative, positive = probabilities
+    return positive if probabilities[positive] >= threshold else negative
+
+
+def warnings_of(image: Image, model: Model, threshold: float | None = None) -> list[str]:
+    """What a reader must know besides the numbers, in sentences."""
+    found = list(image.notes)
+    if model.card.get("data_is_phantom"):
+        found.append(MODEL_SEES_PHANTOMS)
+    found += [f"{text[0].upper()}{text[1:]}." for text in remarks(image.prediction)]
+    if image.neighbors.get("novelty", 0) > 1:
+        found.append("No similar case: this image is unlike those that are compared with it.")
+    if "is_anomaly" in image.anomaly:
+        label = label_at(image, threshold)
+        if image.anomaly["is_anomaly"] and label == "normal":
+            found.append("The anomaly detector disagrees: it finds this image abnormal.")
+        elif not image.anomaly["is_anomaly"] and label != "normal":
+            found.append("The anomaly detector disagrees: it finds nothing abnormal here.")
+    return found
+
+
+def thumbnails(paths: Sequence[str], roots: Sequence[Path], size: int = 192) -> list[Any]:
+    """The images at these paths as uint8 [S, S], None where a file is missing or unreadable.
+
+    Relative paths are looked for below each of `roots`.
+    """
+    places = [next((r / p for r in roots if (r / p).is_file()), None) for p in paths]
+    present = [str(place) for place in places if place]
+    images, reasons = load_images(present, size) if present else (np.empty(0), {})
+    shown = iter(None if row in reasons else np.squeeze(images[row]) for row in range(len(present)))
+    return [next(shown) if place else None for place in places]
+
+
+def table(
+    images: Sequence[Image], threshold: float | None = None
+) -> tuple[list[str], list[list[Any]]]:
+    """Header and rows: number, file, label, probabilities, and what is wrong with the file."""
+    predicted = next((image for image in images if image.prediction), None)
+    classes = list(predicted.prediction["probabilities"]) if predicted else []
+    rows = []
+    for number, image in enumerate(images, 1):
+        values: list[Any] = [""] * (1 + len(classes))
+        if image.prediction:
+            probabilities = image.prediction["probabilities"]
+            values = [label_at(image, threshold), *(round(probabilities[c], 4) for c in classes)]
+        rows.append([number, image.name, *values, image.reason])
+    return ["#", "file", "label", *classes, "problem"], rows

@@ -1,0 +1,172 @@
+"""The models that the page offers: SavedModels on disk by name, or those of a TF Serving."""
+
+import contextlib
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cxr_tf.config import Demo
+from cxr_tf.errors import UserError
+from cxr_tf.files import expand_user
+from cxr_tf.serving import client, loading, warm_up
+from cxr_tf.serving.client import PredictFn
+from cxr_tf.serving.model_config import model_versions_by_name
+
+# The three places on the page, by the kind of model in its card.
+KINDS = {"classifier": "classifier", "knn": "neighbors", "autoencoder": "autoencoder"}
+
+# The signature that draws, by kind; nearest neighbours have none.
+PICTURES = {"classifier": "occlusion", "autoencoder": "explain"}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that is ready: `predict` and `draw` take the contents of image files.
+
+    draw: the signature with the heatmap or the anomaly map, where the model has one.
+    """
+
+    name: str
+    card: dict[str, Any]
+    predict: PredictFn
+    draw: PredictFn | None
+
+    @property
+    def threshold(self) -> float | None:
+        """The operating point of a classifier of two classes; a server does not state it."""
+        return self.card.get("threshold")
+
+
+@dataclass(frozen=True)
+class Models:
+    """Names of the models by kind, the ones that the page starts with, and a way to load them."""
+
+    names: dict[str, list[str]]
+    first: dict[str, str]
+    load: Callable[[str, str], Model]
+
+
+def find_models(settings: Demo) -> Models:
+    """The models of a folder or of a server.
+
+    Raises UserError where there is no classifier, or a named model does not exist.
+    """
+    if settings.server:
+        return _served(settings)
+    root = expand_user(settings.saved_models)
+    if not root.is_dir():
+        raise UserError(f"no such folder: {settings.saved_models}; train a model first")
+    cards = {name: _card(root, name) for name in model_versions_by_name(root)}
+    names: dict[str, list[str]] = {kind: [] for kind in KINDS}
+    for name, card in cards.items():
+        if card.get("kind") in names:
+            names[card["kind"]].append(name)
+    if not names["classifier"]:
+        raise UserError(f"no classifier in {root}: train one, or run `make quickstart`")
+    first = _first(settings, names, cards)
+
+    @_once
+    def load(kind: str, name: str) -> Model:
+        served = loading.load_served(str(root / name), engine=settings.engine)
+        picture = PICTURES.get(kind)
+        drawn = picture and picture in served.card["signatures"]
+        return _ready(
+            name,
+            served.card,
+            served.predictor("serving_default"),
+            served.predictor(picture) if picture and drawn else None,
+        )
+
+    return Models(names, first, load)
+
+
+def _card(root: Path, name: str) -> dict[str, Any]:
+    """The card of a model's newest version; empty where it is not one of ours."""
+    try:
+        return loading.read_card(str(root / name))
+    except UserError:
+        return {}
+
+
+def _first(
+    settings: Demo, names: dict[str, list[str]], cards: dict[str, dict[str, Any]]
+) -> dict[str, str]:
+    """What the page starts with: models named by flags, else those that belong together."""
+    first = {}
+    for kind, flag in KINDS.items():
+        if name := getattr(settings, flag):
+            if name not in names[kind]:
+                known = ", ".join(names[kind]) or "none"
+                raise UserError(f"--{flag} {name}: no such model; there are: {known}")
+            first[kind] = name
+    if "classifier" not in first:
+        # Neighbours were fitted on the classifier that a study chose.
+        fitted = [cards[name].get("classifier", {}).get("name") for name in names["knn"]]
+        chosen = [name for name in fitted if name in names["classifier"]]
+        first["classifier"] = (chosen or names["classifier"])[0]
+    if "knn" not in first:
+        of_classifier = [
+            name
+            for name in names["knn"]
+            if cards[name].get("classifier", {}).get("name") == first["classifier"]
+        ]
+        first["knn"] = (of_classifier or names["knn"] or [""])[0]
+    if "autoencoder" not in first:
+        first["autoencoder"] = (names["autoencoder"] or [""])[0]
+    return first
+
+
+def _served(settings: Demo) -> Models:
+    """The models of a TF Serving, which has no list of them: those named by flags."""
+    first = {kind: getattr(settings, flag) for kind, flag in KINDS.items()}
+    if not first["classifier"]:
+        raise UserError("--server needs the names of its models: --classifier NAME, and optionally "
+                        "--neighbors NAME and --autoencoder NAME")  # fmt: skip
+
+    @_once
+    def load(kind: str, name: str) -> Model:
+        draw = None
+        if kind in PICTURES:
+            with contextlib.suppress(UserError):  # it has no such signature
+                draw = client.connect(settings.server, name, signature=PICTURES[kind])
+        return _ready(name, {}, client.connect(settings.server, name), draw)
+
+    names = {kind: [name] if name else [] for kind, name in first.items()}
+    return Models(names, first, load)
+
+
+def _ready(name: str, card: dict[str, Any], predict: PredictFn, draw: PredictFn | None) -> Model:
+    """Return a model that has made its first prediction, which is slower than the others."""
+    example = [warm_up.phantom_file()]
+    predict = _one_at_a_time(predict)
+    predict(example)
+    return Model(name, card, predict, draw and _one_at_a_time(draw))
+
+
+def _one_at_a_time(predict: PredictFn) -> PredictFn:
+    """Return the same function for several threads: one request already uses all cores."""
+    lock = threading.Lock()
+
+    def locked(contents: Sequence[bytes]) -> dict[str, np.ndarray]:
+        with lock:
+            return predict(contents)
+
+    return locked
+
+
+def _once(load: Callable[[str, str], Model]) -> Callable[[str, str], Model]:
+    """Return the same function with a cache, also for two users who choose a model at once."""
+    lock = threading.Lock()
+    loaded: dict[tuple[str, str], Model] = {}
+
+    def load_once(kind: str, name: str) -> Model:
+        with lock:
+            if (kind, name) not in loaded:
+                loaded[kind, name] = load(kind, name)
+            return loaded[kind, name]
+
+    return load_once

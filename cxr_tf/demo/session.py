@@ -1,0 +1,108 @@
+"""What the server knows of one open page."""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cxr_tf.demo import analysis, html
+from cxr_tf.demo.analysis import Image
+from cxr_tf.demo.models import Model, Models
+
+
+@dataclass
+class Session:
+    """Images of one page, the one that is shown, and the operating point that the user has set.
+
+    turn: counts what was shown; a slower event that belongs to an earlier turn must not show its
+    result any more.
+    """
+
+    images: list[Image] = field(default_factory=list)
+    selected: int = 0
+    threshold: float | None = None
+    classifier: str = ""
+    turn: int = 0
+
+    @property
+    def image(self) -> Image | None:
+        """The image that is shown."""
+        return self.images[self.selected] if self.images else None
+
+    def predict(self, models: Models, images: list[Image], classifier: str) -> None:
+        """Show other images, or the same by another classifier: the first that can be read."""
+        analysis.predict(models.load("classifier", classifier), images)
+        self.images, self.classifier, self.threshold = images, classifier, None
+        self.select(next((k for k, image in enumerate(images) if image.content), 0))
+
+    def select(self, row: int) -> None:
+        """Show another of the images."""
+        self.selected = row
+        self.turn += 1
+
+    def point(self, model: Model) -> float | None:
+        """The operating point: where the user has put it, or the model's own if it is known."""
+        return model.threshold if self.threshold is None else self.threshold
+
+
+def read_and_remove(paths: Sequence[Path]) -> list[Image]:
+    """Read dropped files into memory and remove them from the disk, whatever is in them."""
+    images = []
+    for number, path in enumerate(paths):
+        try:
+            if number < analysis.MOST_IMAGES:
+                images.append(analysis.read_upload(path, path.name))
+            else:
+                reason = f"not read: more than {analysis.MOST_IMAGES} at once; use predict.py"
+                images.append(Image(path.name, reason=reason))
+        finally:
+            # Gradio keeps each in a folder of its own.
+            shutil.rmtree(path.parent, ignore_errors=True)
+    return images
+
+
+def verdict(models: Models, session: Session) -> str:
+    """The label of the image with its warnings, and the files that cannot be read."""
+    image = session.image
+    if image is None:
+        return html.WELCOME
+    model = models.load("classifier", session.classifier)
+    point = session.point(model)
+    warnings = analysis.warnings_of(image, model, point) if image.prediction else []
+    others = [other for other in session.images if other.reason and other is not image]
+    return html.verdict(image, point, warnings) + "".join(map(html.problem, others))
+
+
+def details(
+    models: Models, session: Session, knn: str, autoencoder: str, roots: Sequence[Path]
+) -> Iterator[dict[str, str]]:
+    """Parts of the page as they are ready: similar cases, anomaly map, heatmap.
+
+    Yields HTML by the name of the part, and stops where the page shows another image meanwhile.
+    """
+    image, turn = session.image, session.turn
+    if image is None or not image.content:
+        return
+    model = models.load("classifier", session.classifier)
+    waiting = html.COMPUTING if model.draw else html.NO_HEATMAP
+    image.neighbors, image.anomaly, image.anomaly_map = {}, {}, None
+
+    def cases() -> dict[str, str]:
+        analysis.find_neighbors(models.load("knn", knn), image)
+        pictures = analysis.thumbnails(image.neighbors["neighbor_paths"], roots)
+        return {"cases": html.cases(image.neighbors, pictures)}
+
+    def anomaly() -> dict[str, str]:
+        analysis.detect_anomaly(models.load("autoencoder", autoencoder), image)
+        return {"views": html.views(image, heat=waiting if image.heat is None else "")}
+
+    def heatmap() -> dict[str, str]:
+        if image.heat is None:
+            analysis.explain(model, image)
+        return {"views": html.views(image, heat="" if model.draw else html.NO_HEATMAP)}
+
+    for step in [*([cases] if knn else []), *([anomaly] if autoencoder else []), heatmap]:
+        parts = step() if session.turn == turn else {}
+        if session.turn != turn:
+            return
+        yield {**parts, "verdict": verdict(models, session)}

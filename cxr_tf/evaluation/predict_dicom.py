@@ -1,0 +1,164 @@
+"""`predict.py --format dicom`: for each DICOM radiograph a structured report and a heatmap."""
+
+import contextlib
+import io
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cxr_tf.config import Predict
+from cxr_tf.data.image_files import find_images
+from cxr_tf.data.sources import dicom, dicomweb
+from cxr_tf.errors import UserError
+from cxr_tf.evaluation import dicom_results
+from cxr_tf.evaluation.dicom_results import Algorithm, SeriesOfStudies
+from cxr_tf.evaluation.prediction_loop import ImageWriter, log_counts, predict_images
+from cxr_tf.evaluation.prediction_output import (
+    check_folder,
+    put_in_place,
+    write_table,
+)
+from cxr_tf.figures import overlays
+from cxr_tf.files import expand_user, short_stem, temporary_sibling
+from cxr_tf.serving.batch_prediction import BatchPredictions, open_model
+from cxr_tf.serving.client import PredictFn
+
+# By the signature that has one: the output that is drawn, and what it shows.
+HEATMAPS = {
+    "occlusion": ("heatmap", "Occlusion heatmap: red where covering lowers the probability"),
+    "explain": ("anomaly_map", "Anomaly map: red where the image differs from a healthy one"),
+}
+
+
+def predict_dicom(settings: Predict) -> None:
+    """Write a report and a heatmap for each DICOM image, or store them in a PACS.
+
+    All or nothing: the folder appears when it is complete, and nothing is sent before everything
+    has been made. Raises UserError as `predict` does, and for an image that is not DICOM.
+    """
+    output = check_output(settings)
+    with contextlib.ExitStack() as stack:
+        images, urls = stack.enter_context(dicomweb.downloaded(settings.images))
+        paths = find_images(images)
+        check_images(paths)
+        model = open_model(settings)
+        algorithm = algorithm_of(settings)
+        drawing = _drawing(model) if settings.heatmaps else None
+        if output:
+            folder = stack.enter_context(temporary_sibling(output))
+            check_output(settings)
+        else:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cxr_tf-")))
+        write = report_writer(folder, paths, algorithm, drawing)
+        predictions, reasons = predict_images(settings, model(settings.signature), paths, write)
+        if output:
+            names = [urls.get(path, path) for path in paths]
+            marked = settings.on_bad_image == "nan"
+            check_output(settings)
+            write_table(folder / "predictions.csv", names, predictions, reasons, marked)
+            put_in_place(folder, output)
+        else:
+            dicomweb.store(settings.output, sorted(folder.glob("*.dcm")))
+    log_counts(len(paths), len(reasons), output or dicomweb.shown(settings.output))
+
+
+def check_output(settings: Predict) -> Path | None:
+    """The folder that --output names, or None for a PACS that answers; UserError for neither."""
+    if not settings.output:
+        raise UserError("--format dicom needs --output, a folder or dicomweb://host:port/path")
+    if settings.signature != "serving_default":
+        raise UserError("--format dicom writes predictions and heatmaps: leave out --signature")
+    if dicomweb.is_dicomweb(settings.output):
+        dicomweb.check_target(settings.output)
+        return None
+    output = expand_user(settings.output)
+    if output.suffix.lower() in (".csv", ".json", ".dcm"):
+        raise UserError(f"--output {output}: --format dicom writes a folder")
+    check_folder(output, overwrite=settings.overwrite)
+    return output
+
+
+def check_images(paths: list[str]) -> None:
+    """Raise UserError for the first file that is not DICOM, or where a package is missing."""
+    dicom_results.highdicom()
+    for path in paths:
+        if not dicom.is_dicom(Path(path)):
+            raise UserError(
+                f"{path}: not a DICOM file; --format dicom takes DICOM images only, because a "
+                "report refers to its source image"
+            )
+
+
+def algorithm_of(settings: Predict) -> Algorithm:
+    """Return how reports name the model: by its model card, or as the server was asked for it."""
+    if settings.server:
+        if settings.version is None:
+            raise UserError("--format dicom with --server needs --version: reports state it")
+        return Algorithm(settings.model, str(settings.version))
+    from cxr_tf.serving import loading
+
+    card = loading.read_card(settings.model)
+    threshold = card.get("threshold") if card["kind"] == "classifier" else None
+    return Algorithm(card["name"], str(card["version"]), threshold)
+
+
+def _drawing(model: Callable[[str], PredictFn]) -> tuple[str, PredictFn] | None:
+    """The signature that draws a heatmap and its function; None where the model has none."""
+    for signature in HEATMAPS:
+        with contextlib.suppress(UserError):
+            return signature, model(signature)
+    return None
+
+
+def report_writer(
+    folder: Path, paths: list[str], algorithm: Algorithm, drawing: tuple[str, PredictFn] | None
+) -> ImageWriter:
+    """Return a function that writes the objects of each image into `folder`.
+
+    drawing: the signature of the heatmap, and a function that calls it.
+    """
+    studies = SeriesOfStudies()
+
+    def write(row: int, batch: BatchPredictions, k: int, predicted: dict[str, Any]) -> None:
+        path = Path(paths[row])
+        source = dicom_results.read_header(path)
+        series = studies.of(source)
+        stem = f"{row:05d}-{short_stem(path)}"
+        capture = None
+        if drawing:
+            signature, draw = drawing
+            output, meaning = HEATMAPS[signature]
+            content = batch.contents[k]
+            values = np.squeeze(draw([content])[output][0])
+            capture = dicom_results.heatmap_capture(
+                source,
+                _drawn(content, values, _caption(predicted, meaning)),
+                f"{meaning}. {dicom_results.NOTICE}",
+                algorithm,
+                series,
+            )
+            capture.save_as(folder / f"{stem}-heatmap.dcm", enforce_file_format=True)
+        report = dicom_results.structured_report(source, predicted, algorithm, series, capture)
+        report.save_as(folder / f"{stem}-report.dcm", enforce_file_format=True)
+
+    return write
+
+
+def _caption(prediction: dict[str, Any], meaning: str) -> list[str]:
+    label = prediction.get("label")
+    if label is not None:
+        result = f"{label} {prediction['probabilities'][label]:.3f}"
+    else:
+        result = f"anomaly score {prediction['score']:.3g}, threshold {prediction['threshold']:.3g}"
+    return [result, meaning, dicom_results.NOTICE]
+
+
+def _drawn(content: bytes, heat: np.ndarray, caption: list[str]) -> np.ndarray:
+    """The heatmap over the radiograph, with a caption: uint8 [H, W, 3]."""
+    from PIL import Image
+
+    gray = np.asarray(Image.open(io.BytesIO(content)).convert("L"))
+    return overlays.with_caption(overlays.overlay(gray, heat), caption)

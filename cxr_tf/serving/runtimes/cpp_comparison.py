@@ -1,0 +1,91 @@
+"""Comparison of the C++ runtime's outputs with TensorFlow's, for `check_served.py --runtime c++`.
+
+The child process (`runtimes.cpp_process`) has run every signature of a model; here the same images
+go through TensorFlow's Python package, and the two are compared output by output.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from cxr_tf.data.batches import to_rgb
+from cxr_tf.data.decoding import decode_radiograph
+from cxr_tf.serving.client import bad_images, read_image
+from cxr_tf.serving.runtimes.cpp_process import NO_IMAGE, SAMPLE
+
+
+def prepare_task(model: Path, paths: Sequence[str], work: Path) -> dict[str, str]:
+    """The part of a job for the child process that the bare TensorFlow process does not need."""
+    work.mkdir()
+    size = json.loads((model / "assets.extra" / "model_card.json").read_text())["image_size"]
+    images = [to_rgb(decode_radiograph(read_image(p), size)).numpy() for p in paths[:SAMPLE]]
+    np.save(work / "images.npy", np.stack(images))
+    return {
+        "images": str(work / "images.npy"),
+        "sample": str(work / "sample.npz"),
+        "report": str(work / "report.json"),
+    }
+
+
+def compare_runtimes(
+    model: Path, paths: Sequence[str], task: dict[str, str], tolerance: float
+) -> dict[str, Any]:
+    """Compare one model on the two runtimes; `agreed` is whether all checks passed.
+
+    signatures: {"embed/embedding": largest difference to TensorFlow's Python package, of an output
+    with values above 1 relative to the largest of them; of strings 0, or NaN where one differs}.
+    """
+    report = json.loads(Path(task["report"]).read_text())
+    loaded = tf.saved_model.load(str(model))
+    contents = tf.constant([read_image(p) for p in paths[:SAMPLE]])
+    images = tf.constant(np.load(task["images"]))
+    differences = {}
+    with np.load(task["sample"]) as sample:
+        for signature, function in sorted(loaded.signatures.items()):
+            (name,) = function.structured_input_signature[1]
+            outputs = function(**{name: contents if name == "image_bytes" else images})
+            for output, expected in outputs.items():
+                key = f"{signature}/{output}"
+                differences[key] = difference(sample[key], expected.numpy())
+    refusal = report["refusal"]
+    reasons = bad_images(refusal["message"], [contents[0].numpy(), NO_IMAGE])
+    refused = refusal["status"] == "INVALID_ARGUMENT" and list(reasons or ()) == [1]
+    return {
+        "agreed": refused
+        and report["warm_up"] == report["recorded"]
+        and report["threads_agree"]
+        and not report["imports_tensorflow"]
+        and all(value <= tolerance for value in differences.values()),
+        "signatures": differences,
+        "refusal": refusal["status"] + ": " + refusal["message"].splitlines()[0],
+        "warm_up": report["warm_up"],
+        "threads_agree": report["threads_agree"],
+    }
+
+
+def difference(found: np.ndarray, expected: np.ndarray) -> float:
+    """Largest difference of two outputs, relative to the largest value where that is above 1."""
+    if found.shape != expected.shape:
+        return float("nan")
+    if expected.dtype.kind == "f":
+        scale = max(1.0, float(np.abs(expected).max()))
+        return float(np.abs(found - expected).max()) / scale
+    return 0.0 if np.array_equal(found, expected.astype(found.dtype)) else float("nan")
+
+
+def result_line(result: dict[str, Any]) -> str:
+    """The result of `compare_runtimes` in one line."""
+    line = (
+        f"all {len(result['signatures'])} outputs as in TensorFlow, largest difference "
+        f"{max(result['signatures'].values()):.1g}"
+        if result["agreed"]
+        else "the C++ runtime differs, see metrics.json"
+    )
+    return (
+        f"{line}; {len(result['warm_up'])} warm-up requests replayed; bad image: "
+        f"{result['refusal']}"
+    )

@@ -1,0 +1,10 @@
+"""A web page for one radiograph or a few: prediction, heatmap, similar cases, anomaly map.
+
+python scripts/demo.py                                     # models under saved_models/
+python scripts/demo.py --server http://localhost:8501 --classifier vgg16-binary
+"""
+
+from cxr_tf.commands import run
+
+if __name__ == "__main__":
+    run("demo")

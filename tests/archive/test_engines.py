@@ -1,0 +1,187 @@
+"""Whatever is killed, the finished archive equals an undisturbed one, file by file."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("pyarrow", reason="pyarrow is not installed (requirements-archive.txt)")
+
+import archive_workers
+from archive_workers import make_worker, plan_of, settings, undisturbed, written
+
+from cxr_tf.archive import engine, processes, ray_cluster
+from cxr_tf.archive.plan import Plan
+from cxr_tf.errors import UserError
+
+SECONDS = 0.01  # per image: a shard of eight takes 0.1 s
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """43 small files, one of them unreadable: six shards."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for k in range(43):
+        (folder / f"{k:02d}.png").write_bytes(b"" if k == 5 else f"radiograph {k}".encode())
+    return folder
+
+
+def finish(plan: Plan, workers: int = 2, seconds: float = SECONDS) -> list[processes.Progress]:
+    return list(
+        processes.run(
+            settings(plan.storage.absolute),
+            plan.missing(),
+            workers,
+            make_worker=make_worker(seconds),
+        )
+    )
+
+
+def coordinator(out: Path, workers: int) -> subprocess.Popen:
+    command = [sys.executable, archive_workers.__file__, "--out", str(out)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment["SECONDS_PER_IMAGE"] = str(SECONDS)
+    return subprocess.Popen([*command, "--workers", str(workers)], env=environment)
+
+
+def children(pid: int) -> list[int]:
+    with contextlib.suppress(FileNotFoundError):
+        listed = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return [int(child) for child in listed]
+    return []
+
+
+def test_killed_workers_lose_nothing(tmp_path: Path, images: Path) -> None:
+    plan = plan_of(tmp_path / "out", [images])
+    steps = processes.run(
+        settings(plan.storage.absolute), plan.missing(), 2, make_worker=make_worker(SECONDS)
+    )
+    killed, finished = 0, []
+    for step in steps:
+        if step.finished:
+            finished.append(step)
+        elif killed < 2:
+            # One of the processes that are computing, in the middle of a shard.
+            import multiprocessing
+
+            child = multiprocessing.active_children()[killed % 2]
+            os.kill(child.pid, signal.SIGKILL)
+            killed += 1
+    assert killed == 2
+    assert sum(step.images for step in finished) == 43
+    assert sorted(step.shard for step in finished) == list(range(6))
+    assert written(tmp_path / "out") == undisturbed(plan)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_coordinator_takes_its_workers_along(
+    tmp_path: Path, images: Path, how: signal.Signals
+) -> None:
+    plan = plan_of(tmp_path / "out", [images])
+    process = coordinator(tmp_path / "out", 2)
+    while not plan.finished():
+        time.sleep(0.02)
+    workers = children(process.pid)
+    process.send_signal(how)
+    process.wait()
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{w}").exists() for w in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert workers and not any(Path(f"/proc/{w}").exists() for w in workers)
+    plan.storage.clear_unfinished()
+    assert len(plan.missing()) > 0, "killed too late to show anything"
+    finish(plan)
+    assert written(tmp_path / "out") == undisturbed(plan)
+
+
+def test_two_coordinators_at_once(tmp_path: Path, images: Path) -> None:
+    plan = plan_of(tmp_path / "out", [images])
+    both = [coordinator(tmp_path / "out", 1) for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+    assert written(tmp_path / "out") == undisturbed(plan)
+
+
+def test_a_file_that_ends_every_worker_is_left_to_the_user(
+    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (images / "20.png").write_bytes(b"poison")
+    plan = plan_of(tmp_path / "out", [images])
+    monkeypatch.setattr(engine, "ATTEMPTS", 2)
+    told = r"00002.parquet ended 2 workers \(exit code 7\)"
+    with pytest.raises(UserError, match=told):
+        finish(plan, workers=1, seconds=0)
+    assert plan.missing() == [2]
+
+
+def test_a_disk_that_is_full_stops_the_archive_and_is_made_good(
+    tmp_path: Path, images: Path
+) -> None:
+    plan = plan_of(tmp_path / "out", [images])
+    (tmp_path / "out/shards").mkdir()
+    (tmp_path / "out/shards").chmod(0o500)
+    try:
+        if os.access(tmp_path / "out/shards", os.W_OK):
+            (tmp_path / "out/shards").rmdir()
+            (tmp_path / "out/shards").touch()  # root may write anywhere, but not below a file
+        with pytest.raises(UserError, match=r"Permission denied|Not a directory|File exists"):
+            finish(plan, workers=1, seconds=0)
+    finally:
+        (tmp_path / "out/shards").chmod(0o700)
+        if (tmp_path / "out/shards").is_file():
+            (tmp_path / "out/shards").unlink()
+    finish(plan, workers=1, seconds=0)
+    assert written(tmp_path / "out") == undisturbed(plan)
+
+
+def test_workers_that_cannot_start_are_not_started_for_ever(
+    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "FAILED_STARTS", 2)
+    plan = plan_of(tmp_path / "out", [images])
+    with pytest.raises(UserError, match="2 workers ended while they loaded the model"):
+        list(
+            processes.run(
+                settings(plan.storage.absolute), plan.missing(), 1, make_worker=archive_workers.die
+            )
+        )
+
+
+def test_a_cluster_loses_a_node(
+    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = pytest.importorskip("ray", reason="Ray is not installed")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # which its nodes inherit
+    from ray.cluster_utils import Cluster
+
+    plan = plan_of(tmp_path / "out", [images])
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+    )
+    node = cluster.add_node(num_cpus=1)
+    try:
+        steps = ray_cluster.run(
+            settings(plan.storage.absolute),
+            plan.missing(),
+            2,
+            address=cluster.address,
+            cpus=1,
+            gpus=0,
+            make_worker=archive_workers.SlowWorker,
+        )
+        finished = [next(steps), next(steps)]
+        threading.Thread(target=cluster.remove_node, args=(node, False)).start()
+        finished += steps
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    assert sorted(step.shard for step in finished) == list(range(6))
+    plan.storage.clear_unfinished()
+    assert written(tmp_path / "out") == undisturbed(plan)

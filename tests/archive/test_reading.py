@@ -1,0 +1,217 @@
+"""Reading images from anywhere, and writing files that appear whole or not at all."""
+
+import errno
+import os
+import socket
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import ClassVar
+
+import fsspec
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+pytest.importorskip("pyarrow", reason="pyarrow is not installed (requirements-archive.txt)")
+
+from archive_workers import make_worker, plan_of, settings
+
+from cxr_tf.archive import sources, storage
+from cxr_tf.archive.listing import list_images
+from cxr_tf.archive.shards import open_shard
+from cxr_tf.archive.sources import Image, Reader, Unreachable
+from cxr_tf.archive.storage import open_storage
+from cxr_tf.errors import UserError
+
+
+class Flaky(MemoryFileSystem):
+    """A store that fails as often as `failures` says, with its first error."""
+
+    protocol = "flaky"
+    cachable = False
+    failures: ClassVar[list[Exception]] = []
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.replace("flaky://", "memory://"))
+
+    def cat_file(self, path, start=None, end=None, **options):
+        if self.failures:
+            raise self.failures.pop()
+        return super().cat_file(path, start, end)
+
+
+fsspec.register_implementation("flaky", Flaky, clobber=True)
+
+
+@pytest.fixture(autouse=True)
+def without_pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    pauses: list[float] = []
+    monkeypatch.setattr(sources.time, "sleep", pauses.append)
+    return pauses
+
+
+@pytest.fixture
+def flaky() -> type[Flaky]:
+    Flaky().pipe_file("/a.png", b"radiograph")
+    Flaky.failures = []
+    return Flaky
+
+
+def test_a_passing_failure_costs_a_pause_that_grows(flaky, without_pauses) -> None:
+    flaky.failures = [OSError("503 Slow Down"), TimeoutError(), OSError("cut off at 5 of 10 bytes")]
+    assert Reader()(Image("flaky://a.png")) == b"radiograph"
+    assert len(without_pauses) == 3
+    assert all(2**k / 2 <= pause <= 0.75 * 2**k for k, pause in enumerate(without_pauses))
+
+
+def test_what_stays_unreachable_is_told_apart_from_what_is_not_there(flaky, without_pauses) -> None:
+    flaky.failures = [OSError("503 Slow Down")] * 3
+    with pytest.raises(Unreachable, match="unreachable: 503 Slow Down"):
+        Reader(retries=2)(Image("flaky://a.png"))
+    assert len(without_pauses) == 2
+    with pytest.raises(FileNotFoundError) as missing:
+        Reader()(Image("flaky://b.png"))
+    assert missing.value.strerror == os.strerror(errno.ENOENT) and len(without_pauses) == 2
+    flaky.failures = [PermissionError("the token has expired")]
+    with pytest.raises(Unreachable, match="unreachable: Permission denied"):
+        Reader()(Image("flaky://a.png"))
+
+
+def test_a_stale_network_share_is_waited_for(
+    tmp_path: Path, without_pauses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stale = [OSError(errno.ESTALE, os.strerror(errno.ESTALE))] * 2
+
+    def read(path: str) -> bytes:
+        if stale:
+            raise stale.pop()
+        return b"radiograph"
+
+    monkeypatch.setattr(sources, "read_image", read)
+    assert Reader()(Image(str(tmp_path / "a.png"))) == b"radiograph" and len(without_pauses) == 2
+
+
+def test_a_disk_that_is_gone_is_no_shard_of_missing_images(tmp_path: Path) -> None:
+    (tmp_path / "disk/ward").mkdir(parents=True)
+    for name in "abc":
+        (tmp_path / f"disk/ward/{name}.png").write_bytes(b"radiograph")
+    plan = plan_of(tmp_path / "out", [tmp_path / "disk"])
+    worker = make_worker()(settings(tmp_path / "out"))
+    (tmp_path / "disk/ward").rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="disk/ward is gone, with all 3 images"):
+        worker.score(0)
+    assert plan.missing() == [0]
+    (tmp_path / "disk/ward").mkdir()
+    worker.score(0)
+    table = open_shard(plan.storage.open("shards/00000.parquet")).read()
+    assert set(table["reason"].to_pylist()) == {os.strerror(errno.ENOENT)}
+
+
+def test_members_are_the_files_that_were_packed(tmp_path: Path, phantoms: Path) -> None:
+    files = sorted(phantoms.rglob("*.png"))[:3]
+    long_name = "x" * 120 + ".png"  # takes a header of its own
+    with tarfile.open(tmp_path / "films.tar", "w") as tar:
+        for k, file in enumerate(files):
+            tar.add(file, long_name if k == 1 else file.name)
+    with zipfile.ZipFile(tmp_path / "films.zip", "w", zipfile.ZIP_DEFLATED) as zipped:
+        for file in files:
+            zipped.write(file, file.name)
+    memory = fsspec.filesystem("memory")
+    read = Reader()
+    for suffix in ("tar", "zip"):
+        memory.pipe_file(f"/films.{suffix}", (tmp_path / f"films.{suffix}").read_bytes())
+        for archive in (str(tmp_path / f"films.{suffix}"), f"memory://films.{suffix}"):
+            images = list(list_images((archive,)))
+            assert [read(i) for i in images] == [f.read_bytes() for f in files]
+    # Rewritten since it was planned: the old positions hold something else.
+    tar_images = list(list_images((str(tmp_path / "films.tar"),)))
+    with tarfile.open(tmp_path / "films.tar", "w") as tar:
+        tar.add(files[2], "other.png")
+    for image in tar_images[1:]:
+        with pytest.raises(UserError, match=r"archive has changed|archive ends before"):
+            read(image)
+
+
+def test_dicom_behind_a_url_is_the_picture_that_a_file_is(tmp_path: Path) -> None:
+    pytest.importorskip("pydicom", reason="pydicom is not installed (requirements-dicom.txt)")
+    pydicom_data = pytest.importorskip("pydicom.data")
+    from cxr_tf.serving.client import read_image
+
+    content = Path(pydicom_data.get_testdata_file("CT_small.dcm")).read_bytes()
+    memory = fsspec.filesystem("memory")
+    for name, broken in (("1.2.840.113", False), ("a.dcm", False), ("b.dcm", True)):
+        data = content[: len(content) // 2] if broken else content
+        memory.pipe_file(f"/{name}", data)
+        (tmp_path / name).write_bytes(data)
+        outcomes = []
+        for path, read in ((str(tmp_path / name), read_image), (f"memory://{name}", Reader())):
+            try:
+                outcomes.append(read(Image(path) if path.startswith("memory") else path))
+            except UserError as error:
+                outcomes.append(str(error).removeprefix(f"{path}: "))
+        assert outcomes[0] == outcomes[1]
+        assert isinstance(outcomes[0], str) == broken
+
+
+# ---------------------------------------------------------------------- output
+
+
+@pytest.mark.parametrize("url", ["{}/out", "memory://out-{}"])
+def test_a_file_is_created_once(tmp_path: Path, url: str) -> None:
+    out = open_storage(url.format(tmp_path if "memory" not in url else tmp_path.name))
+    assert out.create("shards/00001.parquet", b"first")
+    assert not out.create("shards/00001.parquet", b"second")
+    assert out.read("shards/00001.parquet") == b"first"
+    assert out.names("shards") == ["00001.parquet"] and out.names("lists") == []
+    assert out.exists("shards/00001.parquet") and not out.exists("shards/00002.parquet")
+    assert list(out.modified("shards")) == ["00001.parquet"] or not out.is_local
+    out.replace("summary.json", b"1")
+    out.replace("summary.json", b"2")
+    assert out.read("summary.json") == b"2"
+    out.remove("shards/00001.parquet")
+    assert out.names("shards") == []
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = open_storage(str(tmp_path / "out"))
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(storage.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        out.create("shards/00001.parquet", b"content")
+    assert list((tmp_path / "out/shards").iterdir()) == []
+
+
+def test_a_file_system_without_links_is_renamed_to(tmp_path: Path, monkeypatch) -> None:
+    def no_links(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(storage.os, "link", no_links)
+    out = open_storage(str(tmp_path / "out"))
+    assert out.create("a", b"first") and not out.create("a", b"second")
+    assert out.read("a") == b"first" and [p.name for p in (tmp_path / "out").iterdir()] == ["a"]
+
+
+def test_only_what_the_dead_left_is_cleared(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    host = socket.gethostname()
+    left = [f".1.parquet.{host}-{dead.pid}-0.writing", ".2.parquet.elsewhere-1-0.writing"]
+    kept = [f".3.parquet.{host}-{os.getpid()}-0.writing", ".4.parquet.elsewhere-1-0.writing", "5"]
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    for name in left + kept:
+        (shards / name).touch()
+    os.utime(shards / left[1], (0, 0))
+    open_storage(str(tmp_path)).clear_unfinished()
+    assert sorted(p.name for p in shards.iterdir()) == sorted(kept)
+
+
+def test_an_unknown_protocol_is_a_mistake_of_the_user() -> None:
+    with pytest.raises(UserError, match="gopher"):
+        open_storage("gopher://x/y")

@@ -1,0 +1,263 @@
+"""An archive holds what predict.py gives, to the bit, for each path once."""
+
+import csv
+import dataclasses
+import functools
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("pyarrow", reason="pyarrow is not installed (requirements-archive.txt)")
+
+import pyarrow.parquet as pq
+from small_models import write_models
+
+from cxr_tf.archive import processes, score_archive, similar_cases
+from cxr_tf.archive.engine import Progress
+from cxr_tf.archive.plan import Plan
+from cxr_tf.archive.storage import open_storage
+from cxr_tf.archive.worker import Worker, describe
+from cxr_tf.config import FitKnn, Predict, ScoreArchive
+from cxr_tf.data.image_files import find_images
+from cxr_tf.errors import UserError
+from cxr_tf.evaluation.predict import predict
+from cxr_tf.serving import loading
+from cxr_tf.serving.batch_prediction import predict_in_batches
+from cxr_tf.serving.loading import load_served
+
+
+@pytest.fixture(scope="module")
+def models(tiny_backbone: str, phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_models(tmp_path_factory.mktemp("models"), tiny_backbone, phantoms)
+
+
+@pytest.fixture(scope="module")
+def ward(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """41 radiographs, three of which cannot be read: batches of all kinds, the last one of one."""
+    folder = tmp_path_factory.mktemp("ward")
+    for k, file in enumerate(sorted(phantoms.rglob("*.png"))[:41]):
+        content = file.read_bytes()
+        if k in (3, 33):
+            content = content[: len(content) // 2]
+        (folder / f"{k:02d}.png").write_bytes(b"" if k == 20 else content)
+    return folder
+
+
+@functools.cache
+def load_once(model: str, **how: str) -> loading.ServedModel:
+    return load_served(model, **how)
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers and the description of the model in this process, which has loaded TensorFlow."""
+
+    def run(settings, shards, workers, make_worker: Callable = Worker):
+        worker = make_worker(settings)
+        for shard in shards:
+            yield Progress(shard, worker.score(shard), finished=True)
+
+    monkeypatch.setattr(loading, "load_served", load_once)
+    monkeypatch.setattr(processes, "run", run)
+    monkeypatch.setattr(processes, "describe_model", describe)
+
+
+def settings(model: Path, ward: Path, out: Path, **changes: object) -> ScoreArchive:
+    return ScoreArchive(
+        **{
+            "images": (str(ward),),
+            "model": str(model),
+            "out": str(out),
+            "runtime": "tensorflow",
+            "shard_size": 16,
+            "batch_size": 8,
+            **changes,
+        }
+    )
+
+
+def rows_of(out: Path) -> list[dict]:
+    plan = Plan.read(open_storage(str(out)))
+    files = [out / f"shards/{k:05d}.parquet" for k in range(plan.shards)]
+    return [row for file in files for row in pq.read_table(file).to_pylist()]
+
+
+@pytest.mark.parametrize(
+    ("kind", "signatures"),
+    [
+        ("tiny", ("serving_default", "embed")),
+        ("tiny-knn", ("serving_default",)),
+        ("tiny-autoencoder", ("serving_default",)),
+    ],
+)
+def test_the_numbers_are_those_of_predict(
+    here: None, models: Path, ward: Path, tmp_path: Path, kind: str, signatures: tuple[str, ...]
+) -> None:
+    out = tmp_path / "out"
+    score_archive.score_archive(settings(models / kind, ward, out, signatures=signatures))
+    rows = rows_of(out)
+    paths = find_images((str(ward),))
+    assert [row["path"] for row in rows] == paths
+    served = load_once(str(models / kind), engine="tensorflow", precision="float32")
+    compared = set()
+    for signature in signatures:
+        # In other batches than the archive's.
+        batches = predict_in_batches(served.predictor(signature), paths, 11, "nan")
+        for batch in batches:
+            for row, reason in batch.reasons.items():
+                assert rows[row]["reason"] == reason
+                assert {v for k, v in rows[row].items() if k not in ("path", "reason")} == {None}
+            for k, row in enumerate(batch.rows):
+                assert rows[row]["reason"] is None
+                for name, values in batch.outputs.items():
+                    if name == "classes":
+                        continue
+                    found = rows[row].get(name)
+                    if name == "probabilities":
+                        found = [rows[row][str(c)] for c in batch.outputs["classes"][k]]
+                    np.testing.assert_array_equal(np.array(found, values.dtype), values[k], name)
+                    compared.add(name)
+    assert sum(row["reason"] is not None for row in rows) == 3
+    assert {"tiny": {"label", "probabilities", "embedding"}}.get(kind, set()) <= compared
+
+
+def test_the_merged_table_is_that_of_predict(
+    here: None, models: Path, ward: Path, tmp_path: Path
+) -> None:
+    out, model = tmp_path / "out", models / "tiny"
+    score_archive.score_archive(settings(model, ward, out))
+    for name in ("all.csv", "all.parquet"):
+        score_archive.score_archive(ScoreArchive(out=str(out), merge=str(tmp_path / name)))
+    predict(
+        Predict(
+            model=str(model),
+            images=(str(ward),),
+            output=str(tmp_path / "predict.csv"),
+            engine="tensorflow",
+            on_bad_image="nan",
+        )
+    )
+    assert (tmp_path / "all.csv").read_text() == (tmp_path / "predict.csv").read_text()
+    assert pq.read_table(tmp_path / "all.parquet").to_pylist() == rows_of(out)
+    with pytest.raises(UserError, match=r"all.csv exists"):
+        score_archive.score_archive(ScoreArchive(out=str(out), merge=str(tmp_path / "all.csv")))
+    summary = json.loads((out / "summary.json").read_text())
+    with (tmp_path / "predict.csv").open() as file:
+        table = list(csv.DictReader(file))
+    read = [row for row in table if not row["reason"]]
+    assert summary["images"] == 41 and summary["unreadable"] == 3
+    assert summary["reasons"] == {"truncated or corrupt image": 2, "empty": 1}
+    assert sum(summary["labels"].values()) == 38
+    for name, told in summary["scores"].items():
+        values = np.array([float(row[name]) for row in read])
+        assert told["max"] == pytest.approx(values.max(), abs=1e-7)
+        spread = np.ptp(values)
+        assert told["50 %"] == pytest.approx(np.quantile(values, 0.5), abs=0.1 * spread + 1e-6)
+
+
+def test_only_what_is_missing_or_new_is_computed(
+    here: None, models: Path, ward: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: list[int] = []
+    score = Worker.score
+    monkeypatch.setattr(Worker, "score", lambda w, s, *a: computed.append(s) or score(w, s, *a))
+    names = sorted(ward.iterdir())
+    (tmp_path / "list.txt").write_text("\n".join(map(str, names[:20])) + "\n")
+    order = settings(models / "tiny", tmp_path / "list.txt", tmp_path / "out")
+    score_archive.score_archive(dataclasses.replace(order, only="2/2"))
+    assert computed == [1]
+    score_archive.score_archive(ScoreArchive(out=order.out, runtime="tensorflow"))
+    assert computed == [1, 0]
+    (tmp_path / "list.txt").write_text("\n".join(map(str, names)) + "\n")
+    score_archive.score_archive(order)
+    assert sorted(computed) == [0, 1, 2, 3]
+    (tmp_path / "out/shards/00002.parquet").unlink()
+    score_archive.score_archive(order)
+    assert computed[-1] == 2 and len(computed) == 5
+    # Cut into batches at other places, the numbers are the same.
+    other = settings(models / "tiny", ward, tmp_path / "other", batch_size=32, shard_size=64)
+    score_archive.score_archive(other)
+    assert rows_of(tmp_path / "out") == rows_of(tmp_path / "other")
+
+
+def test_mistakes_are_named_and_nothing_is_written(
+    here: None, models: Path, ward: Path, tmp_path: Path
+) -> None:
+    order = settings(models / "tiny", ward, tmp_path / "out")
+    for changes, told in (
+        ({"images": ()}, "new archive"),
+        ({"model": ""}, "new archive"),
+        ({"model": str(tmp_path / "nowhere")}, "no such model"),
+        ({"signatures": ("occlusion",)}, "pictures do not fit into a table"),
+        ({"signatures": ("tensor",)}, "does not take image files"),
+        ({"signatures": ("embed", "embed")}, "name each once"),
+        ({"only": "3/2"}, "--only 3/2"),
+        ({"status": True}, "not an archive"),
+        ({"merge": "x.parquet"}, "not an archive"),
+        ({"runtime_precision": "int8"}, "--runtime-precision int8 goes with --runtime openvino"),
+    ):
+        with pytest.raises(UserError, match=told):
+            score_archive.score_archive(dataclasses.replace(order, **changes))
+    assert not (tmp_path / "out").exists()
+    score_archive.score_archive(order)
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*")}
+    for changes, told in (
+        ({"model": str(models / "tiny-knn")}, r"is computed with model .*tiny/1 .*not .*tiny-knn"),
+        ({"signatures": ("serving_default", "embed")}, "signatures serving_default on tensorflow,"),
+        ({"batch_size": 16}, "batch size 8, not 16"),
+    ):
+        with pytest.raises(UserError, match=told):
+            score_archive.score_archive(dataclasses.replace(order, **changes))
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*")} == before
+
+
+def test_another_model_in_the_same_place_is_noticed_by_each_worker(
+    here: None, models: Path, ward: Path, tmp_path: Path
+) -> None:
+    order = settings(models / "tiny", ward, tmp_path / "out")
+    score_archive.score_archive(order)
+    text = (tmp_path / "out/plan.json").read_text()
+    (tmp_path / "out/plan.json").write_text(text.replace("tiny/1", "tiny-knn/1"))
+    (tmp_path / "out/shards/00001.parquet").unlink()
+    with pytest.raises(UserError, match="not the model of the archive here"):
+        score_archive.score_archive(ScoreArchive(out=order.out))
+
+
+def test_status_counts_what_is_there(
+    here: None, models: Path, ward: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "cxr_tf")
+    order = settings(models / "tiny", ward, tmp_path / "out")
+    score_archive.score_archive(dataclasses.replace(order, only="1/2"))
+    caplog.clear()
+    score_archive.score_archive(ScoreArchive(out=order.out, status=True))
+    assert "shards:  2 of 3" in caplog.text and "images:  25 of 41, 61.0 %" in caplog.text
+    with pytest.raises(UserError, match=r"1 of 3 shards are missing, the first is shards/00001"):
+        score_archive.score_archive(ScoreArchive(out=order.out, merge=str(tmp_path / "x.csv")))
+
+
+def test_a_radiograph_of_the_archive_is_at_no_distance_from_itself(
+    here: None, models: Path, ward: Path, tmp_path: Path
+) -> None:
+    order = settings(models / "tiny", ward, tmp_path / "out", signatures=("embed",))
+    score_archive.score_archive(order)
+    output = tmp_path / "similar.csv"
+    similar_cases.fit_knn(
+        FitKnn(
+            archive=order.out,
+            query=(str(ward / "00.png"), str(ward / "40.png")),
+            neighbors=38,
+            output=str(output),
+        )
+    )
+    with output.open() as file:
+        found = list(csv.DictReader(file))
+    assert [int(row["rank"]) for row in found] == [*range(1, 39)] * 2
+    assert len({row["path"] for row in found}) == 38  # all that could be read
+    own = [row for row in found if row["path"] == row["query"]]
+    assert len(own) == 2 and all(float(row["distance"]) < 1e-5 for row in own)
+    assert float(found[37]["distance"]) > 1e-5
