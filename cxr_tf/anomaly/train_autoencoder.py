@@ -37,6 +37,7 @@ from cxr_tf.files import write_atomically
 from cxr_tf.metrics import check_rule
 from cxr_tf.models import autoencoder
 from cxr_tf.runs import Run, check_name, open_run, reserve_run
+from cxr_tf.scoring import groups
 from cxr_tf.serving import export, novelty, versions
 from cxr_tf.training import checkpoints
 from cxr_tf.training.distribution import Workers, connect
@@ -132,7 +133,10 @@ def _train(settings: TrainAutoencoder, workers: Workers) -> Run:
             run = open_run(settings.logs, "autoencoder", name, settings, data.catalog)
         log.info("%s is already finished; nothing to do", run.directory)
         return run
-    val, test = data.split("val"), data.split("test")
+    # The network sees healthy images alone; the sick ones define the groups of the scores.
+    labelled = data.split("train")
+    shortcuts = metrics.fit_shortcuts(labelled.images, labelled.labels, data.classes)
+    val, test = (groups.with_groups(data.split(split), shortcuts) for split in ("val", "test"))
 
     # ------------------------------------------------------------------ training
     with workers.strategy.scope():
@@ -214,7 +218,8 @@ def _train(settings: TrainAutoencoder, workers: Workers) -> Run:
         "training_curves", figures.restoration_curves(state.history, int(best["epoch"])), writer
     )
     hyperparameters = {key: getattr(settings, key) for key in HYPERPARAMETERS}
-    write_tensorboard_summary(writer, name, {**hyperparameters, "score": score}, results, HEADLINE)
+    headline = (*HEADLINE, *groups.group_metrics(test))
+    write_tensorboard_summary(writer, name, {**hyperparameters, "score": score}, results, headline)
 
     # ------------------------------------------------------------------ export
     write_atomically(run.directory / "model.keras", lambda p: checkpoints.save_keras(model, p))
@@ -226,7 +231,7 @@ def _train(settings: TrainAutoencoder, workers: Workers) -> Run:
         "autoencoder",
         data.catalog,
         results,
-        HEADLINE,
+        headline,
         image_size=settings.image_size,
         seed=settings.seed,
         network=settings.model,
@@ -234,6 +239,7 @@ def _train(settings: TrainAutoencoder, workers: Workers) -> Run:
         threshold_rule=rule,
         images=used.about()["images"],
         training_digests=used.training_digests(),
+        **groups.shortcut_record(shortcuts, results, headline),
     )
     folder = export.export_autoencoder(
         model,

@@ -18,6 +18,7 @@ from cxr_tf.data.loading import PHANTOM_COUNT, PHANTOM_SIZE, open_catalog, phant
 from cxr_tf.data.sources import dicom, downloads, phantoms
 from cxr_tf.errors import UserError
 from cxr_tf.files import expand_user, write_csv
+from cxr_tf.preparation.shortcut_audit import audit_inspected, write_audit
 from cxr_tf.runs import Run, numbered_names, run_record, start_run, to_run_name
 
 log = logging.getLogger(__name__)
@@ -106,6 +107,9 @@ def _check(settings: PrepareData) -> None:
     log_warnings(lines)
     for s in inspection.shortcuts:
         log.info("  %-10s alone: AUROC %.2f for '%s'", s.measure, s.auroc, s.finding)
+    audit = audit_inspected(inspection, settings.task)
+    if audit is not None:
+        log.info("  %s%s", "warning: " if audit.is_warning else "", audit.summary())
 
     directory = _page_directory(catalog, Path(settings.logs) / "data")
     # The page shows the present data: an earlier one is replaced.
@@ -124,6 +128,8 @@ def _check(settings: PrepareData) -> None:
         ],
     )
     draw_page(run, inspection)
+    if audit is not None:
+        write_audit(run, inspection, audit)
     run.write_metrics(
         {
             "source": _source_of(catalog),
@@ -133,6 +139,7 @@ def _check(settings: PrepareData) -> None:
             "near_duplicates": len(inspection.near),
             "warnings": lines,
             **{f"{s.measure}_auroc/{s.finding}": s.auroc for s in inspection.shortcuts},
+            "shortcuts": audit.as_dict() if audit is not None else {},
             "fingerprint": catalog.fingerprint(),
         }
     )

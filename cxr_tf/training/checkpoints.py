@@ -84,7 +84,7 @@ class TrainingState:
         arrays = {f"v{i:05d}": v for i, v in enumerate(raw)}
         history = {
             "history_keys": np.array(keys),
-            "history": np.array([[h[k] for k in keys] for h in self.history]),
+            "history": np.array([[h.get(k, np.nan) for k in keys] for h in self.history]),
             "seconds": np.array(self.seconds),
         }
         write_arrays(self._checkpoint, history | arrays)
