@@ -12,6 +12,7 @@ what it leaves must be what an undisturbed job leaves.
 
 import collections
 import contextlib
+import functools
 import io
 import json
 import os
@@ -200,16 +201,16 @@ def records_with_wrong_fields(settings: Campaign) -> Iterator[Row]:
         with faults.working_directory() as here:
             for _, changed in faults.wrong_records(content):
                 (here / name).write_text(json.dumps(changed))
-                ended[
-                    outcome_of(lambda n=name, f=fields, u=use: u(files.read_json(Path(n), f)))
-                ] += 1
+                ended[outcome_of(functools.partial(_read_and_use, name, fields, use))] += 1
             text = json.dumps(content).encode()
             for cut in range(0, len(text), 3):
                 (here / name).write_bytes(text[:cut])
-                ended[
-                    outcome_of(lambda n=name, f=fields, u=use: u(files.read_json(Path(n), f)))
-                ] += 1
+                ended[outcome_of(functools.partial(_read_and_use, name, fields, use))] += 1
         yield _row(f"fields of {name} removed, of another type, or cut off", ended)
+
+
+def _read_and_use(name: str, fields: Any, use: Callable[[dict[str, Any]], Any]) -> None:
+    use(files.read_json(Path(name), fields))
 
 
 def _row(fault: str, ended: collections.Counter[str]) -> Row:
@@ -245,7 +246,7 @@ def hostile_servers(settings: Campaign) -> Iterator[Row]:
         failed = 0
         for fault, where in cases:
             with hostile_server.hostile_server(fault, where) as url:
-                outcome = outcome_of(lambda u=url: predict_from(u))
+                outcome = outcome_of(functools.partial(predict_from, url))
             ended[outcome] += 1
             failed += outcome != (DONE if fault.endswith("once") else ONE_LINE)
         outcomes = ", ".join(f"{count} {name}" for name, count in ended.most_common())

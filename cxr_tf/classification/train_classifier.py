@@ -243,8 +243,8 @@ def _train(settings: TrainClassifier, data: ImageDataset | None, workers: Worker
         bootstrap_samples=settings.bootstrap_samples,
     )
     results |= {"subgroups": subgroups} if subgroups else {}
-    shortcuts = audit_training_images(run, train, writer, seed=settings.seed)
-    results["shortcuts"] = shortcuts.as_dict() if shortcuts is not None else {}
+    shortcut_audit = audit_training_images(run, train, writer, seed=settings.seed)
+    results["shortcuts"] = shortcut_audit.as_dict() if shortcut_audit is not None else {}
     results["history"] = state.history
     results["warnings"] = [*data.catalog.warnings]
     for split, part in (("val", val), ("test", test)):

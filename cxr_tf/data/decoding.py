@@ -191,10 +191,10 @@ def load_images(
             readable = codes == FINE
             images[rows[readable]], faults[rows] = batch[readable], codes
     if messages:
-        decodable = [paths[row] for row in np.flatnonzero(np.isin(faults, (FINE, BLANK)))]
+        decodable = [paths[int(row)] for row in np.flatnonzero(np.isin(faults, (FINE, BLANK)))]
         for path, message in damaged_files(decodable, _decode_files).items():
             log.info("  damaged JPEG, decoded as far as possible: %s (%s)", path, message)
-    reasons = {int(row): FAULTS[faults[row]] for row in np.flatnonzero(faults != FINE)}
+    reasons = {int(row): FAULTS[int(faults[row])] for row in np.flatnonzero(faults != FINE)}
     for row in np.flatnonzero(faults == CORRUPT).tolist():
         if not os.access(paths[row], os.R_OK):
             exists = os.path.exists(paths[row])
