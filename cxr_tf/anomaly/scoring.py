@@ -73,6 +73,10 @@ def score_split(
             # Specificity does not depend on the sick images.
             kept = values if not suffix else {k: values[k] for k in ("auroc", "auprc", "recall")}
             result |= {f"{metric}{suffix}": value for metric, value in kept.items()}
+        if part.against is not None:
+            result |= metrics.recall_against_shortcut(
+                part.labels, (scores >= threshold).astype(int), part.against, part.classes, weights
+            )
         return result
 
     result: dict[str, Any] = table(np.ones(len(scores)))

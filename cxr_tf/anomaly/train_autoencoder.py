@@ -37,6 +37,7 @@ from cxr_tf.files import write_atomically
 from cxr_tf.metrics import check_rule
 from cxr_tf.models import autoencoder
 from cxr_tf.runs import Run, check_name, open_run, reserve_run
+from cxr_tf.scoring import groups
 from cxr_tf.serving import export, novelty, versions
 from cxr_tf.training import checkpoints
 from cxr_tf.training.distribution import Workers, connect
@@ -61,11 +62,13 @@ def load_data(settings: TrainAutoencoder) -> ImageDataset:
     catalog = loading.open_catalog(settings.data, seed=settings.seed)
     log.info(checks.describe(catalog))
     _check(catalog, settings)
+    workers = connect(settings.worker_timeout)
+    workers.agree_on_data(catalog.fingerprint())
     catalog, images = dataset.decode_catalog(
         catalog,
         settings.image_size,
         skip=settings.skip_unreadable,
-        load=connect(settings.worker_timeout).load_images,
+        load=workers.load_images,
     )
     _check(catalog, settings)
     classes = data_catalog.task_classes("binary")
@@ -106,6 +109,7 @@ def train_autoencoder(settings: TrainAutoencoder) -> Run:
 
 
 def _train(settings: TrainAutoencoder, workers: Workers) -> Run:
+    workers.agree_on_settings("train_autoencoder", settings)
     name = settings.name or f"autoencoder-{settings.model}"
     known = scoring.known_scores(settings)
     check_name(name)
@@ -122,7 +126,6 @@ def _train(settings: TrainAutoencoder, workers: Workers) -> Run:
     data = load_data(settings)
     train = healthy_images(data.split("train"))
     run = Run(Path(settings.logs) / "autoencoder" / name)
-    workers.agree_on_training("train_autoencoder", settings, data.catalog.fingerprint())
     settings = resolve(settings, len(train), run)
     settings = dataclasses.replace(settings, epochs=workers.broadcast(settings.epochs))
     if workers.broadcast(settings.resume and run.finished):
@@ -130,7 +133,10 @@ def _train(settings: TrainAutoencoder, workers: Workers) -> Run:
             run = open_run(settings.logs, "autoencoder", name, settings, data.catalog)
         log.info("%s is already finished; nothing to do", run.directory)
         return run
-    val, test = data.split("val"), data.split("test")
+    # The network sees healthy images alone; the sick ones define the groups of the scores.
+    labelled = data.split("train")
+    shortcuts = metrics.fit_shortcuts(labelled.images, labelled.labels, data.classes)
+    val, test = (groups.with_groups(data.split(split), shortcuts) for split in ("val", "test"))
 
     # ------------------------------------------------------------------ training
     with workers.strategy.scope():
@@ -212,7 +218,8 @@ def _train(settings: TrainAutoencoder, workers: Workers) -> Run:
         "training_curves", figures.restoration_curves(state.history, int(best["epoch"])), writer
     )
     hyperparameters = {key: getattr(settings, key) for key in HYPERPARAMETERS}
-    write_tensorboard_summary(writer, name, {**hyperparameters, "score": score}, results, HEADLINE)
+    headline = (*HEADLINE, *groups.group_metrics(test))
+    write_tensorboard_summary(writer, name, {**hyperparameters, "score": score}, results, headline)
 
     # ------------------------------------------------------------------ export
     write_atomically(run.directory / "model.keras", lambda p: checkpoints.save_keras(model, p))
@@ -224,7 +231,7 @@ def _train(settings: TrainAutoencoder, workers: Workers) -> Run:
         "autoencoder",
         data.catalog,
         results,
-        HEADLINE,
+        headline,
         image_size=settings.image_size,
         seed=settings.seed,
         network=settings.model,
@@ -232,6 +239,7 @@ def _train(settings: TrainAutoencoder, workers: Workers) -> Run:
         threshold_rule=rule,
         images=used.about()["images"],
         training_digests=used.training_digests(),
+        **groups.shortcut_record(shortcuts, results, headline),
     )
     folder = export.export_autoencoder(
         model,

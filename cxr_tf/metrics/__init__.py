@@ -29,11 +29,24 @@ from cxr_tf.metrics.operating_point import check_rule, operating_point
 from cxr_tf.metrics.paired_tests import delong_test, mcnemar_test
 from cxr_tf.metrics.plausibility import prediction_warnings
 from cxr_tf.metrics.ranking import average_precision, cumulative_counts, roc_area
+from cxr_tf.metrics.shortcuts import (
+    ShortcutAudit,
+    ShortcutModel,
+    against_shortcut,
+    audit_shortcuts,
+    fit_shortcuts,
+    group_weights,
+    recall_against_shortcut,
+)
 from cxr_tf.metrics.subgroups import gaps, subgroup_scores
 
 __all__ = [
     "CALIBRATION_BINS",
     "Gaussian",
+    "ShortcutAudit",
+    "ShortcutModel",
+    "against_shortcut",
+    "audit_shortcuts",
     "average_precision",
     "bootstrap_weights",
     "check_rule",
@@ -48,8 +61,10 @@ __all__ = [
     "detection_support",
     "expected_calibration_error",
     "fit_gaussian",
+    "fit_shortcuts",
     "fit_temperature",
     "gaps",
+    "group_weights",
     "hottest_pixel",
     "intervals",
     "macro_auroc",
@@ -60,6 +75,7 @@ __all__ = [
     "pixel_auroc",
     "pointing_hits",
     "prediction_warnings",
+    "recall_against_shortcut",
     "reliability",
     "risk_coverage",
     "roc_area",

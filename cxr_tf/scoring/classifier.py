@@ -55,6 +55,10 @@ def score(
         )
         if sets is not None:
             values |= metrics.set_scores(part.labels, sets, predicted, part.classes, weights)
+        if part.against is not None:
+            values |= metrics.recall_against_shortcut(
+                part.labels, predicted, part.against, part.classes, weights
+            )
         return values
 
     table: dict[str, Any] = scores()

@@ -12,6 +12,7 @@ from cxr_tf.data import catalog as data_catalog
 from cxr_tf.data import loading as data_loading
 from cxr_tf.data.dataset import ImageDataset, decode_catalog
 from cxr_tf.errors import UserError
+from cxr_tf.scoring.groups import shortcuts_of, with_groups
 from cxr_tf.serving import loading
 
 log = logging.getLogger(__name__)
@@ -53,7 +54,8 @@ def open_subset(
     labels = catalog.labels(task, classes)
     if absent := [name for k, name in enumerate(classes) if not np.any(labels == k)]:
         log.info("  note: no image of %s: scores that need one are NaN", " and ".join(absent))
-    return audit.audited(ImageDataset(catalog, images, labels, classes))
+    subset = audit.audited(ImageDataset(catalog, images, labels, classes))
+    return with_groups(subset, shortcuts_of(card))
 
 
 def with_training_splits(

@@ -91,6 +91,7 @@ def collect(study: Run) -> dict[str, Any]:
         "contents": contents,
         "data": data,
         "data_figure": picture(runs["data"], "data"),
+        "shortcuts_figure": picture(runs["data"], "shortcuts"),
         "problems": problems(data),
         "prevalence": 100 * (1 - test["normal"] / test["images"]),
         "tasks": tasks,

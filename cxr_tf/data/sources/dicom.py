@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import io
 import logging
-import os
 import secrets
 import warnings
 from collections import Counter
@@ -28,7 +27,7 @@ from cxr_tf.data.lists import Listed, placeholder_patient, read_list
 from cxr_tf.data.sources.burned_in_text import has_text
 from cxr_tf.data.sources.dicom_rendering import ELEMENTS, render
 from cxr_tf.errors import UserError
-from cxr_tf.files import temporary_sibling, write_csv
+from cxr_tf.files import publish, temporary_sibling, write_csv
 
 if TYPE_CHECKING:
     import pydicom
@@ -252,7 +251,7 @@ def convert(origin: Path, folder: Path, *, laterals: bool = False) -> tuple[Path
                 else f"none of {len(reasons)} DICOM files in {origin} could be converted"
             )
         write_csv(partial / "catalogue.csv", ["path", "label", "patient", "split"], rows)
-        os.rename(partial, folder)
+        publish(partial, folder)
     log.info("%d of %d DICOM files converted, to %s", len(rows), len(listed), folder)
     for name in with_text:
         log.info(

@@ -1,8 +1,8 @@
 """Archives: time and memory of planning, images per second, Ray's overhead, hours and cost.
 
-python -m benchmarks.archives --work /tmp/archives plan
-python -m benchmarks.archives --work /tmp/archives memory speed ray search
-python -m benchmarks.archives cost --gpu-rate 1200 --decode-rate 110
+python -m benchmarks.archives.measure --work /tmp/archives plan
+python -m benchmarks.archives.measure --work /tmp/archives memory speed ray search
+python -m benchmarks.archives.measure cost --gpu-rate 1200 --decode-rate 110
 
 Ways to the same end are measured in turn, on the same files, without the time that a model takes to
 load; the median of the rounds is told, and the lowest and the highest. Prints tables.
@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.archive_faults import ROOT, environment
+from benchmarks.archives.campaign import ROOT, environment
 
 SIZE = 224
 BATCH = 32
@@ -113,7 +113,7 @@ def plan(given: argparse.Namespace) -> None:
         code = f"""
 import sys, time
 from pathlib import Path
-from benchmarks.archives import new_plan, peak
+from benchmarks.archives.measure import new_plan, peak
 from cxr_tf.archive.listing import list_images
 from cxr_tf.archive.plan import Plan, Recipe
 from cxr_tf.archive.storage import open_storage
