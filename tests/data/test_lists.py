@@ -88,11 +88,11 @@ def test_usual_spellings_of_patient_and_split_are_read(tmp_path: Path, write: Wr
     for k in range(4):
         write(f"{k}.png")
     lines = [f"{k}.png,{'ab'[k % 2]},p{k // 2},{('train', 'test')[k // 2]},31" for k in range(4)]
-    for header in ("Path,Label,Patient ID,Set,Age", "path,label,PatientID,fold,Age"):
+    for header in ("Path,Label,Patient ID,Set,Height", "path,label,PatientID,fold,Height"):
         rows, notes = rows_and_notes(tmp_path, "\n".join([header, *lines]))
         assert [r.patient for r in rows] == ["p0", "p0", "p1", "p1"]
         assert [r.split for r in rows] == ["train", "train", "test", "test"]
-        assert "columns ignored: Age" in notes
+        assert "columns ignored: Height" in notes
     # A column of this name that holds no splits is none.
     text = "path,label,dataset\n" + "".join(f"{k}.png,a,NIH\n" for k in range(4))
     rows, notes = rows_and_notes(tmp_path, text)
