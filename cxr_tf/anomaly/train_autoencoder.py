@@ -175,7 +175,7 @@ def _train(settings: TrainAutoencoder, workers: Workers) -> Run:
     healthy_scores = np.sort(val_scores[val.labels == 0])
 
     # ------------------------------------------------------------------ evaluation: test, once
-    results: dict[str, Any] = {}
+    results: dict[str, Any] = {"warnings": [*data.catalog.warnings]}
     predict_maps = predict_fn(model, ("reconstruction", "anomaly_map"))
     for split, part, scores in (
         ("val", val, val_scores),
@@ -184,6 +184,8 @@ def _train(settings: TrainAutoencoder, workers: Workers) -> Run:
         results[split] = scoring.score_split(
             part, scores, threshold, bootstrap_samples=settings.bootstrap_samples
         )
+        predicted = (scores >= threshold).astype(int)
+        results["warnings"] += metrics.prediction_warnings(split, predicted, part.classes)
         percentiles = scoring.percentile(scores, healthy_scores)
         scoring.write_predictions(run, split, part, scores, threshold, percentiles)
         shown = drawing.examples(part.labels == 1, scores, threshold)
@@ -201,10 +203,6 @@ def _train(settings: TrainAutoencoder, workers: Workers) -> Run:
         "train_seconds": train_seconds,
     }
     results["history"] = state.history
-    results["warnings"] = [*data.catalog.warnings]
-    for split, part in (("val", val), ("test", test)):
-        predicted = (scores[split] >= threshold).astype(int)
-        results["warnings"] += metrics.prediction_warnings(split, predicted, part.classes)
     results["other_scores"] = {
         other: scoring.score_alternative(predict_fns[other], on_val[other], val, test, settings)
         for other in known
