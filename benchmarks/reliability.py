@@ -12,6 +12,7 @@ what it leaves must be what an undisturbed job leaves.
 
 import collections
 import contextlib
+import functools
 import io
 import json
 import os
@@ -198,18 +199,18 @@ def records_with_wrong_fields(settings: Campaign) -> Iterator[Row]:
     for name, (content, fields, use) in examples.items():
         ended: collections.Counter[str] = collections.Counter()
         with faults.working_directory() as here:
-            for _, changed in faults.wrong_records(content):
-                (here / name).write_text(json.dumps(changed))
-                ended[
-                    outcome_of(lambda n=name, f=fields, u=use: u(files.read_json(Path(n), f)))
-                ] += 1
-            text = json.dumps(content).encode()
-            for cut in range(0, len(text), 3):
-                (here / name).write_bytes(text[:cut])
-                ended[
-                    outcome_of(lambda n=name, f=fields, u=use: u(files.read_json(Path(n), f)))
-                ] += 1
+            whole = json.dumps(content)
+            texts = [json.dumps(changed) for _, changed in faults.wrong_records(content)]
+            job = functools.partial(use_record, here / name, fields, use)
+            for text in [*texts, *(whole[:end] for end in range(0, len(whole), 3))]:
+                (here / name).write_text(text)
+                ended[outcome_of(job)] += 1
         yield _row(f"fields of {name} removed, of another type, or cut off", ended)
+
+
+def use_record(path: Path, fields: dict[str, Any], use: Callable[[Any], Any]) -> None:
+    """Read a record, and look up what the package looks up."""
+    use(files.read_json(path, fields))
 
 
 def _row(fault: str, ended: collections.Counter[str]) -> Row:
@@ -245,7 +246,7 @@ def hostile_servers(settings: Campaign) -> Iterator[Row]:
         failed = 0
         for fault, where in cases:
             with hostile_server.hostile_server(fault, where) as url:
-                outcome = outcome_of(lambda u=url: predict_from(u))
+                outcome = outcome_of(functools.partial(predict_from, url))
             ended[outcome] += 1
             failed += outcome != (DONE if fault.endswith("once") else ONE_LINE)
         outcomes = ", ".join(f"{count} {name}" for name, count in ended.most_common())
