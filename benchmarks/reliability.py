@@ -199,18 +199,18 @@ def records_with_wrong_fields(settings: Campaign) -> Iterator[Row]:
     for name, (content, fields, use) in examples.items():
         ended: collections.Counter[str] = collections.Counter()
         with faults.working_directory() as here:
-            for _, changed in faults.wrong_records(content):
-                (here / name).write_text(json.dumps(changed))
-                ended[outcome_of(functools.partial(_read_and_use, name, fields, use))] += 1
-            text = json.dumps(content).encode()
-            for cut in range(0, len(text), 3):
-                (here / name).write_bytes(text[:cut])
-                ended[outcome_of(functools.partial(_read_and_use, name, fields, use))] += 1
+            whole = json.dumps(content)
+            texts = [json.dumps(changed) for _, changed in faults.wrong_records(content)]
+            job = functools.partial(use_record, here / name, fields, use)
+            for text in [*texts, *(whole[:end] for end in range(0, len(whole), 3))]:
+                (here / name).write_text(text)
+                ended[outcome_of(job)] += 1
         yield _row(f"fields of {name} removed, of another type, or cut off", ended)
 
 
-def _read_and_use(name: str, fields: Any, use: Callable[[dict[str, Any]], Any]) -> None:
-    use(files.read_json(Path(name), fields))
+def use_record(path: Path, fields: dict[str, Any], use: Callable[[Any], Any]) -> None:
+    """Read a record, and look up what the package looks up."""
+    use(files.read_json(path, fields))
 
 
 def _row(fault: str, ended: collections.Counter[str]) -> Row:

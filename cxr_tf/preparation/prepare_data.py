@@ -181,9 +181,9 @@ def _page_directory(catalog: Catalog, root: Path) -> Path:
     source = _source_of(catalog)
 
     def is_page(run: Run) -> bool:
-        if (run.directory / "config.json").exists() and "source" in run.config:
-            return run.config["source"] == source
-        return run.finished and run.metrics.get("source") == source  # of an earlier version
+        if run.finished:
+            return run.metrics.get("source") == source
+        return (run.directory / "config.json").exists() and run.config.get("source") == source
 
     names = numbered_names(to_run_name(Path(source).stem) or "data")
     return next(

@@ -38,9 +38,10 @@ def test_flipped_bits_are_reported_in_one_line(version: Path) -> None:
             with pytest.raises(UserError, match=rf"is damaged: .*{file.name} differs") as caught:
                 loading.load_served(str(version))
             assert "\n" not in str(caught.value)
-        file.unlink()
-        with pytest.raises(UserError, match=rf"is damaged: .*{file.name} is missing"):
-            loading.load_served(str(version))
+        if file.name != "saved_model.pb":  # without which a folder is no SavedModel
+            file.unlink()
+            with pytest.raises(UserError, match=rf"is damaged: .*{file.name} is missing"):
+                loading.load_served(str(version))
         file.write_bytes(content)
     loading.load_served(str(version))
 
