@@ -24,7 +24,7 @@ from benchmarks.autoencoder.features import feature_maps
 from benchmarks.autoencoder.material import DEFAULT, NEXT_SEED, Row, make_material
 from benchmarks.autoencoder.variants import variants
 from benchmarks.config import CompareAutoencoders
-from cxr_tf import metrics
+from cxr_tf import console, metrics
 from cxr_tf.anomaly import train_autoencoder
 from cxr_tf.anomaly.resolved import default_epochs
 from cxr_tf.config import TrainAutoencoder, check_numbers
@@ -188,11 +188,7 @@ def table(tables: dict[str, dict[str, Any]], val: ImageDataset) -> str:
     """The comparison for the screen."""
     sick = int((val.labels == 1).sum())
     heading = f"AUROC on {len(val.labels) - sick} healthy and {sick} sick validation images"
-    width = max(len(heading), *map(len, tables)) + 2
-    lines = [
-        f"{heading:<{width}}{'alone':>24}{'joined with the context':>26}"
-        f"{'difference':>28}{'seconds':>9}"
-    ]
+    rows = []
     for name, scores in tables.items():
         alone, joined = (
             metrics.with_interval(scores, k) if k in scores else "" for k in ("alone", "joined")
@@ -200,11 +196,9 @@ def table(tables: dict[str, dict[str, Any]], val: ImageDataset) -> str:
         low, high = scores["ci95"].get("difference", (float("nan"),) * 2)
         difference = f"{scores['difference']:+.3f} ({low:+.3f} to {high:+.3f})"
         seconds = f"{scores['seconds']:.0f}" if scores["seconds"] else ""
-        lines.append(
-            f"{name:<{width}}{alone:>24}{joined:>26}"
-            f"{'' if name == DEFAULT else difference:>28}{seconds:>9}"
-        )
-    return "\n".join(lines)
+        rows.append([name, alone, joined, "" if name == DEFAULT else difference, seconds])
+    header = [heading, "alone", "joined with the context", "difference", "seconds"]
+    return console.table(header, rows)
 
 
 def _write(run: Run, tables: dict[str, dict[str, Any]], val: ImageDataset) -> None:

@@ -7,6 +7,7 @@ done when its file exists, and files appear whole or not at all. So any process 
 moment, and several coordinators may work on one folder.
 """
 
+import contextlib
 import logging
 import random
 import re
@@ -138,15 +139,16 @@ def compute(settings: ScoreArchive, plan: Plan, part: tuple[int, int]) -> None:
     start = random.randrange(len(missing))
     show = None
     running: dict[int, int] = {}
-    for step in run_engine(settings, plan, missing[start:] + missing[:start]):
-        # The time that models took to load says nothing of the speed.
-        show = show or progress(total, before=done + step.images)
-        if step.finished:
-            done += step.images
-            running.pop(step.shard, None)
-        else:
-            running[step.shard] = step.images
-        show(done + sum(running.values()))
+    with contextlib.ExitStack() as stack:
+        for step in run_engine(settings, plan, missing[start:] + missing[:start]):
+            # The time that models took to load says nothing of the speed.
+            show = show or stack.enter_context(progress(total, before=done + step.images))
+            if step.finished:
+                done += step.images
+                running.pop(step.shard, None)
+            else:
+                running[step.shard] = step.images
+            show(done + sum(running.values()))
     # One by one, since listings of some stores lag behind.
     lost = [s for s in plan.missing() if s in set(missing) and not plan.has(s)]
     if lost:

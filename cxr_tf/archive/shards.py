@@ -6,10 +6,9 @@
 Columns: `path`; then, of a classifier, `label` and one float32 per class; then the model's other
 outputs by name, such as `embedding`, a list of fixed length, and `remarks`, which says in words
 what `is_novel` and `prediction_set` mean; last `reason`, which is null for an image that was read,
-while all others are null for one that was not. Numbers are stored as the model gave them.
-
-Parquet, because its types are exact, columns are read alone, and pandas, DuckDB and Spark open it;
-pyarrow writes equal bytes for equal rows.
+while all others are null for one that was not. Numbers are stored as the model gave them. Parquet,
+because its types are exact, columns can be read one by one, and pandas, DuckDB, Spark and BigQuery
+open it; pyarrow writes equal bytes for equal rows.
 """
 
 import json

@@ -236,7 +236,7 @@ def write_neighbors(plan: Plan, paths: list[str], found: Neighbors, output: str)
     wanted: set[Any] = set(found.rows.ravel()) - {-1}
     known = dict(_cases(plan, wanted))
     header = ["query", "rank", "path", "label", "distance"]
-    table = []
+    table: list[list[Any]] = []
     for query, path in enumerate(paths):
         for rank, row in enumerate(found.rows[query].tolist()):
             if row >= 0:  # faiss gives -1 where the probed lists hold too few

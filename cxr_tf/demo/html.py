@@ -152,9 +152,8 @@ def cases(neighbors: dict[str, Any], pictures: Sequence[np.ndarray | None]) -> s
             else "<div class='missing'>not on this machine</div>"
         )
         shown.append(
-            f"<figure title='{escaped(name)}'>{top}"
-            f"<figcaption><b>{escaped(label)}</b>, distance {distance:.3g}"
-            f"<br>{escaped(PurePath(path).stem)}</figcaption></figure>"
+            f"<figure title='{escaped(name)}'>{top}<figcaption><b>{escaped(label)}</b>, "
+            f"distance {distance:.3g}<br>{escaped(PurePath(path).stem)}</figcaption></figure>"
         )
     votes = ", ".join(
         f"{escaped(name)} {share:.0%}" for name, share in neighbors["probabilities"].items()

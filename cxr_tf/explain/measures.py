@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from cxr_tf import metrics
+from cxr_tf import console, metrics
 from cxr_tf.config import Explain
 from cxr_tf.explain import faithfulness
 from cxr_tf.explain.inputs import Classifier, Radiographs
@@ -89,10 +89,12 @@ def table_lines(table: dict[str, dict[str, Any]]) -> list[str]:
         "seconds_per_image": "s per image",
     }
     shown = [c for c in columns if any(c in row for row in table.values())]
-    lines = [f"  {'method':<12}" + "".join(f"{columns[c]:>15}" for c in shown)]
-    for method, row in table.items():
-        cells = [f"{row[c]:.3f}" if c in row else "" for c in shown]
-        lines.append(f"  {method:<12}" + "".join(f"{cell:>15}" for cell in cells))
+    rows = [
+        [method, *(f"{row[c]:.3f}" if c in row else "" for c in shown)]
+        for method, row in table.items()
+    ]
+    header = ["method", *(columns[c] for c in shown)]
+    lines = console.table(header, rows, indent=2).splitlines()
     first = next(iter(table.values()))
     note = f"uniform heat: {first['outside_chest_area']:.3f} outside the chest"
     if "lesion_area" in first:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from cxr_tf import figures
+from cxr_tf import console, figures
 from cxr_tf.config import Evaluate
 from cxr_tf.data.acquisition_shifts import SHIFTS
 from cxr_tf.data.dataset import ImageDataset
@@ -56,9 +56,7 @@ def under_shifts(
     images: uint8 [N, S, S, 1], decoded at the model's size. Shifted images are sent as PNG files.
     """
     predict = served.predictor("serving_default")
-    width = max(map(len, SHIFTS))
     results: dict[str, dict[str, float]] = {}
-    log.info("  %s  AUROC  accuracy  recall  specificity", "acquisition shift".ljust(width))
     for name, shift in SHIFTS.items():
         parts = []
         for start in range(0, len(images), batch_size):
@@ -66,6 +64,8 @@ def under_shifts(
             parts.append(predict([tf.io.encode_png(image).numpy() for image in shifted]))
         outputs = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
         results[name] = {key: float(value) for key, value in scored(outputs).items()}
-        shown = [results[name][k] for k in ("auroc", "accuracy", "recall", "specificity")]
-        log.info("  %s  %.3f     %.3f   %.3f        %.3f", name.ljust(width), *shown)
+    shown = ("auroc", "balanced_accuracy", "recall", "specificity")
+    rows = [[name, *(f"{scores[k]:.3f}" for k in shown)] for name, scores in results.items()]
+    header = ["acquisition shift", "AUROC", "balanced accuracy", *shown[2:]]
+    log.info("%s", console.table(header, rows, indent=2))
     return results
