@@ -136,11 +136,16 @@ def test_members_are_the_files_that_were_packed(tmp_path: Path, phantoms: Path) 
 
 
 def test_dicom_behind_a_url_is_the_picture_that_a_file_is(tmp_path: Path) -> None:
-    pytest.importorskip("pydicom", reason="pydicom is not installed (requirements-dicom.txt)")
+    pydicom = pytest.importorskip(
+        "pydicom", reason="pydicom is not installed (requirements-dicom.txt)"
+    )
     pydicom_data = pytest.importorskip("pydicom.data")
     from cxr_tf.serving.client import read_image
 
-    content = Path(pydicom_data.get_testdata_file("CT_small.dcm")).read_bytes()
+    dataset = pydicom.dcmread(pydicom_data.get_testdata_file("CT_small.dcm"))
+    dataset.Modality = "DX"
+    dataset.save_as(tmp_path / "radiograph")
+    content = (tmp_path / "radiograph").read_bytes()
     memory = fsspec.filesystem("memory")
     for name, broken in (("1.2.840.113", False), ("a.dcm", False), ("b.dcm", True)):
         data = content[: len(content) // 2] if broken else content
