@@ -9,13 +9,14 @@ import os
 import signal
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cxr_tf import legacy
 from cxr_tf.errors import UserError
-from cxr_tf.files import expand_user
+from cxr_tf.files import disk_errno, expand_user
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -32,20 +33,19 @@ def run(
 
     Exit codes: 0 done, 2 a mistake the user can fix (one line on stderr), 130 interrupted.
     """
-    settings = _with_home(_parse(settings_type))
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal cannot show is escaped
-        sys.stdout.reconfigure(errors="backslashreplace")
-    logging.basicConfig(
-        handlers=[_StrictHandler(sys.stdout)],
-        level=logging.WARNING,
-        format="%(message)s",
-        force=True,
-    )
-    logging.getLogger("cxr_tf").setLevel(logging.INFO)
-    _set_environment()
-    # Containers and schedulers send SIGTERM: clean up as after Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    _install_signal_handlers()
     try:
+        settings = _with_home(_parse(settings_type))
+        if isinstance(sys.stdout, io.TextIOWrapper):  # for names that the terminal cannot show
+            sys.stdout.reconfigure(errors="backslashreplace")
+        logging.basicConfig(
+            handlers=[_StrictHandler(sys.stdout)],
+            level=logging.WARNING,
+            format="%(message)s",
+            force=True,
+        )
+        logging.getLogger("cxr_tf").setLevel(logging.INFO)
+        _set_environment()
         if load_tensorflow:
             with _without_start_up_noise():
                 import tensorflow  # noqa: F401
@@ -57,17 +57,48 @@ def run(
     except UserError as error:
         _fail(str(error), 2)
     except KeyboardInterrupt:
+        _set_handlers(signal.SIG_IGN)
         _fail(
             "interrupted; run the same command again to continue (a training: with --resume)",
             130,
         )
     except BrokenPipeError:
         _fail("", 1)
-    except OSError as error:
-        # No space, no permission: errno says what the user can fix.
-        if error.errno is None:
-            raise
-        _fail(f"{error.strerror}: {error.filename or 'while writing'}", 2)
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            # No space, no permission: errno says what the user can fix.
+            _fail(f"{error.strerror}: {error.filename or 'standard output'}", 2)
+        if disk_errno(error) is not None:  # raised by TensorFlow or HDF5
+            _fail(str(error).splitlines()[0], 2)
+        raise
+
+
+# A second signal within this time is part of the same key press or shutdown.
+BURST = 1.0  # seconds
+
+
+def _install_signal_handlers() -> None:
+    """Let Ctrl-C, SIGTERM (schedulers) and SIGHUP (a closed terminal) raise KeyboardInterrupt.
+
+    Signals that follow within a second do not interrupt the clean-up. Those that the parent process
+    had ignored stay so, as under nohup.
+    """
+    last = float("-inf")
+
+    def interrupt(number: int, frame: Any) -> None:
+        nonlocal last
+        if time.monotonic() - last > BURST:
+            last = time.monotonic()
+            raise KeyboardInterrupt
+
+    _set_handlers(interrupt)
+
+
+def _set_handlers(handler: Any) -> None:
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def _parse(settings_type: type[Settings]) -> Settings:
@@ -116,19 +147,28 @@ def _fail(message: str, code: int) -> None:
     except OSError:  # flushing at exit must not fail again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if message:
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # the terminal has been closed
+            print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
     sys.exit(code)
 
 
 def _set_environment() -> None:
     # Labels in a script that the font lacks are drawn as boxes; no warning for each glyph.
     warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
+    # TensorFlow logs a damaged fingerprint.pb, which it does not need, with a stack trace.
+    logging.getLogger("absl").addFilter(_without_stack_trace)
     # TensorFlow reads these once, on import.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     # Keeps freed memory. Otherwise the gradients of large layers are returned to the system and
     # faulted in again, page by page, in each step: a third of AlexNet's step time.
     os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "true")
+
+
+def _without_stack_trace(record: logging.LogRecord) -> bool:
+    if record.getMessage().startswith("Fingerprint was found"):
+        record.exc_info = None
+    return True
 
 
 @contextlib.contextmanager
@@ -143,7 +183,7 @@ def _without_start_up_noise() -> Iterator[None]:
         os.dup2(hidden.fileno(), 2)
         try:
             yield
-        except BaseException:
+        except Exception:
             os.dup2(saved, 2)
             hidden.seek(0)
             sys.stderr.write(hidden.read().decode(errors="replace"))

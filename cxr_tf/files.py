@@ -1,7 +1,13 @@
-"""Files and folders that appear whole or not at all; locks; digests; paths as users write them."""
+"""Files and folders that appear whole or not at all; locks; digests; paths as users write them.
+
+Content is written under a hidden temporary name in the same folder, synchronised to the disk, and
+renamed. Whatever a killed process leaves behind has such a name, and the next one removes it.
+"""
 
 import contextlib
 import csv
+import ctypes
+import errno
 import hashlib
 import json
 import math
@@ -10,7 +16,8 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -44,6 +51,117 @@ def digest_files(*paths: str | Path, algorithm: str = "blake2b") -> str:
     return digest.hexdigest()
 
 
+def sync(path: Path) -> None:
+    """Write a file, or the entries of a folder, from the system's cache to the disk.
+
+    Without this, a rename can survive a power failure that the content does not.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:  # Windows opens no folders
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EROFS, errno.EBADF):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        os.close(descriptor)
+
+
+def publish(partial: Path, target: Path) -> None:
+    """Rename a complete file or folder to its final name, durably.
+
+    A file replaces an existing one; for a folder see `replace_folder`.
+    """
+    _sync_tree(partial)
+    os.replace(partial, target)
+    sync(target.parent)
+
+
+def replace_folder(partial: Path, target: Path) -> None:
+    """Rename a complete folder to its final name, in place of an existing folder of that name.
+
+    Either the old or the new folder has the name at any moment: the two are exchanged in one step
+    where the system can do so. Elsewhere a kill between two renames leaves the old one as
+    `.<name>.old`, and `temporary_sibling` restores it.
+    """
+    if not target.exists():
+        publish(partial, target)
+        return
+    _sync_tree(partial)
+    previous = partial
+    if not _exchange(partial, target):
+        previous = _previous(target)
+        shutil.rmtree(previous, ignore_errors=True)
+        os.rename(target, previous)
+        os.rename(partial, target)
+    sync(target.parent)
+    shutil.rmtree(previous)
+
+
+def _previous(target: Path) -> Path:
+    return target.with_name(f".{target.name}.old")
+
+
+def _sync_tree(path: Path) -> None:
+    paths = [path, *path.rglob("*")] if path.is_dir() else [path]
+    if len(paths) > 100 and hasattr(os, "sync"):
+        os.sync()  # the whole system, in a fraction of the time that each file would take
+        return
+    for entry in paths:
+        if not entry.is_symlink():
+            sync(entry)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchange two names in one step; False where the system cannot: only Linux can."""
+    working_directory, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    try:
+        renameat2 = ctypes.CDLL(None).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    names = os.fsencode(first), os.fsencode(second)
+    return renameat2(working_directory, names[0], working_directory, names[1], exchange) == 0
+
+
+def remove_partial_files(directory: Path) -> None:
+    """Remove temporary files of killed processes; the caller must hold the directory's lock."""
+    for path in list(directory.rglob(".*.writing*")):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+# Errors of a disk, which TensorFlow and HDF5 quote in their messages but do not raise as OSError
+# with a number.
+DISK_ERRORS = tuple(
+    getattr(errno, name)
+    for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO")
+    if hasattr(errno, name)
+)
+
+
+def disk_errno(error: BaseException) -> int | None:
+    """Return the error number of an exception that a disk caused, None for any other exception."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno if error.errno in DISK_ERRORS else None
+    if isinstance(error, OSError) or type(error).__module__.startswith("tensorflow."):
+        message = str(error)
+        return next((code for code in DISK_ERRORS if os.strerror(code) in message), None)
+    return None
+
+
+@contextlib.contextmanager
+def naming_file(path: Path) -> Iterator[None]:
+    """Add the path to disk errors in a block that do not name a file, such as a full disk."""
+    try:
+        yield
+    except Exception as error:
+        code = disk_errno(error)
+        if code is None or getattr(error, "filename", None) is not None:
+            raise
+        raise OSError(code, os.strerror(code), str(path)) from error
+
+
 # Descriptors of the directories that this process has locked, by device and inode.
 held_locks: dict[tuple[int, int], int] = {}
 
@@ -55,7 +173,7 @@ def identity(folder: Path) -> tuple[int, int]:
 
 
 def lock(folder: Path, *, wait: bool) -> int | None:
-    """Lock a folder against other processes; return a descriptor that holds the lock until closed.
+    """Lock a file or folder against other processes; closing the returned descriptor unlocks it.
 
     None where the file system or the operating system has no locks. Raises BlockingIOError where
     another process holds the lock and `wait` is false.
@@ -99,7 +217,10 @@ def temporary_sibling(folder: Path) -> Iterator[Path]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial, descriptor = _locked_and_empty(folder.with_name(f".{folder.name}.writing"))
     try:
-        yield partial
+        if (previous := _previous(folder)).is_dir():  # see `replace_folder`
+            shutil.rmtree(previous) if folder.exists() else os.rename(previous, folder)
+        with naming_file(folder):
+            yield partial
     finally:
         if descriptor is None or _is_same(partial, descriptor):
             shutil.rmtree(partial, ignore_errors=True)
@@ -160,15 +281,55 @@ def release_lock(directory: Path) -> None:
         os.close(descriptor)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object that this package wrote; UserError where the file is damaged."""
+# Types that `read_json` checks: a number may be null where it is not defined.
+NUMBER = (int, float, NoneType)
+
+
+class Record(dict[str, Any]):
+    """A JSON object of a file; a missing key raises UserError that names the key and the file."""
+
+    def __init__(self, content: Mapping[str, Any], file: Path) -> None:
+        super().__init__(content)
+        self.file = file
+
+    def __missing__(self, key: str) -> NoReturn:
+        raise damaged(self.file, f"it lacks '{key}'")
+
+
+def damaged(file: Path, reason: str) -> UserError:
+    """Return the error for a file of this package that is not as it was written."""
+    return UserError(f"{file} is damaged ({reason}): copy it again, or remove it")
+
+
+def read_json(path: Path, fields: Mapping[str, Any] | None = None) -> Record:
+    """Read a JSON object that this package wrote.
+
+    fields: the types of fields, as far as they are present: a type or several, [type] for a list, a
+    mapping for an object, in which "*" stands for all other keys. Raises UserError for content that
+    is no JSON object or has a field of another type, and later for a missing key that is looked up.
+    """
     try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}): copy it again, or remove it") from None
+        content = json.loads(path.read_text(), object_hook=lambda found: Record(found, path))
+    except (ValueError, RecursionError) as error:
+        raise damaged(path, str(error)) from None
     if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged: copy it again, or remove it")
-    return content
+        raise damaged(path, "it holds no JSON object")
+    _check_type(content, fields or {}, "", path)
+    return Record(content, path)
+
+
+def _check_type(value: Any, kind: Any, name: str, file: Path) -> None:
+    if isinstance(kind, Mapping):
+        _check_type(value, dict, name, file)
+        for key, entry in value.items():
+            if key in kind or "*" in kind:
+                _check_type(entry, kind.get(key, kind.get("*")), f"{name}/{key}".strip("/"), file)
+    elif isinstance(kind, list):
+        _check_type(value, list, name, file)
+        for entry in value:
+            _check_type(entry, kind[0], name, file)
+    elif not isinstance(value, kind):
+        raise damaged(file, f"'{name}' has the wrong type, {type(value).__name__}")
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -199,14 +360,15 @@ def write_csv(path: Path, header: list[str], rows: list[list[Any]]) -> None:
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Call `write` with a temporary path in the same folder, then rename it to `path`.
+    """Call `write` with a temporary path in the same folder, then publish it as `path`.
 
     The temporary file is removed where anything goes wrong.
     """
     partial = path.with_name(f".{path.name}.writing")
     try:
-        write(partial)
-        os.replace(partial, path)
+        with naming_file(path):
+            write(partial)
+            publish(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -229,13 +391,30 @@ def to_json_types(value: Any) -> Any:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a file that several processes may write at the same time, whole or not at all."""
-    handle, partial = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-        os.chmod(partial, 0o644)  # mkstemp lets nobody else read it, TF Serving included
-        os.replace(partial, path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
+    """Write a file that several processes may write at the same time, whole or not at all.
+
+    Each process locks a temporary file of its own; those that nobody locks are remains of killed
+    processes, and are removed.
+    """
+    for remains in path.parent.glob(f".{path.name}-*"):
+        with contextlib.suppress(FileNotFoundError, BlockingIOError):
+            descriptor = lock(remains, wait=False)
+            if descriptor is not None:
+                remains.unlink()
+                os.close(descriptor)
+    while True:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+        partial, descriptor = Path(name), None
+        try:
+            with os.fdopen(handle, "w") as file, naming_file(path):
+                descriptor = lock(partial, wait=True)
+                file.write(text)
+            os.chmod(partial, 0o644)  # mkstemp lets nobody else read it, TF Serving included
+            publish(partial, path)
+            return
+        except FileNotFoundError:
+            continue  # another process removed it before it was locked
+        finally:
+            partial.unlink(missing_ok=True)
+            if descriptor is not None:
+                os.close(descriptor)

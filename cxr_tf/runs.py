@@ -21,10 +21,14 @@ import numpy as np
 from cxr_tf import legacy
 from cxr_tf.errors import UserError
 from cxr_tf.files import (
+    NUMBER,
+    Record,
     acquire_lock,
+    damaged,
     expand_user,
     read_json,
     release_lock,
+    remove_partial_files,
     to_json_types,
     write_atomically,
     write_csv,
@@ -56,6 +60,45 @@ class Catalog(Protocol):
 # Columns of predictions that are not numbers.
 TEXT_COLUMNS = {"path", "patient", "finding", "label", "predicted", "prediction_set", "reason"}
 
+# The state of an interrupted training (see `training.checkpoints`), which a finished run drops.
+TRAINING_STATE = ("checkpoint.npz", "best.npz")
+
+# Types of the fields of `config.json` and `metrics.json`.
+CONFIG_FIELDS = {
+    "job": str,
+    "name": str,
+    "command": str,
+    "settings": dict,
+    "resolved": dict,
+    "data_fingerprint": str,
+    "data_is_phantom": bool,
+    "images": int,
+    "packages": {"*": str},
+    "python": str,
+    "git_commit": str,
+}
+SCORES = ("auroc", "auprc", "accuracy", "balanced_accuracy", "precision", "recall", "specificity")
+TABLE = {"ci95": {"*": [NUMBER]}, **dict.fromkeys((*SCORES, "f1", "loss"), NUMBER)}
+METRICS_FIELDS = {
+    "val": TABLE,
+    "test": TABLE,
+    "model": {
+        "backbone": str,
+        "task": str,
+        "classes": [str],
+        "saved_model": str,
+        "threshold": NUMBER,
+        "best_epoch": NUMBER,
+        "selection_loss": NUMBER,
+    },
+    "history": [{"*": NUMBER}],
+    "models": (dict, list),
+    "steps": [{"name": str, "title": str, "run": str, "skipped": str, "seconds": NUMBER}],
+    "machine": dict,
+    "chosen": str,
+    "source": str,
+}
+
 RECORDED_PACKAGES = ("tensorflow", "keras", "scikit-learn", "numpy", "tensorboard", "cxr_tf")
 
 # Settings that do not change the results: a resumed run may change them. Data are compared by
@@ -77,14 +120,15 @@ class Run:
     @property
     def metrics(self) -> dict[str, Any]:
         """The content of `metrics.json`; raises FileNotFoundError while the run is unfinished."""
-        return read_json(self.directory / "metrics.json")
+        return read_json(self.directory / "metrics.json", METRICS_FIELDS)
 
     @property
     def config(self) -> dict[str, Any]:
         """The content of `config.json`, settings under their present names."""
-        config = read_json(self.directory / "config.json")
+        file = self.directory / "config.json"
+        config = read_json(file, CONFIG_FIELDS)
         for key in config.keys() & {"settings", "resolved"}:
-            config[key] = legacy.present_settings(config[key])
+            config[key] = Record(legacy.present_settings(config[key]), file)
         return config
 
     @property
@@ -101,14 +145,18 @@ class Run:
         file = self.directory / f"predictions-{split}.csv"
         try:
             with file.open(newline="") as lines:
-                rows = list(csv.DictReader(lines))
+                rows = list(csv.DictReader(lines, strict=True))
+            if any(None in row or None in row.values() for row in rows):
+                raise ValueError("a row of another length")
+            columns = {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
+            return {
+                name: np.array(values, None if name in TEXT_COLUMNS else np.float64)
+                for name, values in columns.items()
+            }
         except FileNotFoundError:
             raise UserError(f"{self.directory} has no predictions on {split}") from None
-        columns = {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
-        return {
-            name: np.array(values, None if name in TEXT_COLUMNS else np.float64)
-            for name, values in columns.items()
-        }
+        except (ValueError, TypeError, KeyError, csv.Error) as error:
+            raise damaged(file, str(error)) from None
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         """Write `metrics.json`, which also marks the run as finished."""
@@ -198,7 +246,8 @@ def open_run(
 
     data: the catalogue, or a run on the same data, whose record is copied. resolved: the settings
     with their defaults filled in; the values it adds are recorded. An interrupted run of a job
-    without `resume`, which takes a minute, is started anew in an empty directory.
+    without `resume`, which takes a minute, is started anew in an empty directory. Opening a run to
+    resume it removes what a killed process left in it.
 
     Raises UserError for an invalid name, for a run that exists and is not to be resumed or that
     another process is working on, and for a resumed run whose settings or data have changed.
@@ -208,16 +257,40 @@ def open_run(
         acquire_lock(run.directory)
     config = run_record(job, name, settings, data)
     config["resolved"] = _added(settings, resolved or settings)
-    if (run.directory / "config.json").exists():
-        if getattr(settings, "resume", False):
-            _check_unchanged(run, config)
-            return run
-        release_lock(run.directory)
-        shutil.rmtree(run.directory)  # old figures must not mix with new ones
-    run.directory.mkdir(parents=True, exist_ok=True)
-    acquire_lock(run.directory)
-    write_json(run.directory / "config.json", config)
-    return run
+    if (run.directory / "config.json").exists() and getattr(settings, "resume", False):
+        _check_unchanged(run, config)
+        remove_partial_files(run.directory)
+        if run.finished:
+            for name in TRAINING_STATE:
+                (run.directory / name).unlink(missing_ok=True)
+        return run
+    return start_run(run.directory, config)
+
+
+def start_run(directory: Path, config: dict[str, Any]) -> Run:
+    """Lock and empty a run directory, record the settings, and return the run.
+
+    `config.json` is removed last: until a directory is empty, it is that of an interrupted run, and
+    the next process empties it again.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    acquire_lock(directory)
+    for path in sorted(directory.iterdir(), key=lambda path: path.name == "config.json"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    write_json(directory / "config.json", config)
+    return Run(directory)
+
+
+def is_foreign(directory: Path) -> bool:
+    """Return whether a directory has content, but not that of a run."""
+    return (
+        directory.exists()
+        and not (directory / "config.json").exists()
+        and any(not path.name.startswith(".") for path in directory.iterdir())
+    )
 
 
 def run_record(job: str, name: str, settings: Any, data: Catalog | Run | None) -> dict[str, Any]:
@@ -268,6 +341,8 @@ def reserve_run(logs: str, job: str, name: str, settings: Any) -> Run:
     """
     check_name(name)
     run = Run(Path(logs) / job / name)
+    if is_foreign(run.directory):
+        raise UserError(f"{run.directory} is not a run: choose another --name, or remove it")
     started = (run.directory / "config.json").exists()
     resumable = hasattr(settings, "resume")
     if started and not run.finished:

@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -22,10 +23,13 @@ def job(settings):
     try:
         for line in range(3):
             logging.getLogger("cxr_tf").info("line %d \\u4e2d", line)
-        time.sleep(settings.seconds)
+        time.sleep(max(settings.seconds, 0))
     except KeyboardInterrupt:
+        time.sleep(0.2)
         print("cleaned up", file=sys.stderr)
         raise
+    if settings.seconds < 0:
+        raise OSError("Unable to write: error message = 'No space left on device'")
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background of a shell
 cli.run(Settings, job)
@@ -43,7 +47,7 @@ def test_full_disk_on_stdout_is_one_line(command: list[str]) -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2
-    assert done.stderr == "error: No space left on device: while writing\n"
+    assert done.stderr == "error: No space left on device: standard output\n"
 
 
 def test_closed_pipe_exits_silently(command: list[str]) -> None:
@@ -69,16 +73,42 @@ def test_unencodable_characters_are_escaped(command: list[str]) -> None:
     assert done.stdout.splitlines() == [f"line {k} \\u4e2d" for k in range(3)]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signals_let_a_job_clean_up(command: list[str], number: signal.Signals) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("times", [1, 3])
+def test_signals_let_a_job_clean_up(command: list[str], number: signal.Signals, times: int) -> None:
+    if signal.getsignal(number) == signal.SIG_IGN:
+        pytest.skip(f"{number.name} is ignored here, as under nohup, and by child processes too")
     with subprocess.Popen(
         [*command, "--seconds", "60"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None and process.stderr is not None
         assert process.stdout.readline() == "line 0 中\n"  # it is at work
-        process.send_signal(number)
+        for _ in range(times):
+            process.send_signal(number)
+            time.sleep(0.03)
         lines = process.stderr.read().splitlines()
     assert process.returncode == 130
     assert (
         lines[0] == "cleaned up" and lines[1].startswith("error: interrupted") and len(lines) == 2
     )
+
+
+def test_signal_that_the_parent_ignores_stays_ignored(command: list[str]) -> None:
+    """As under nohup, when the terminal is closed."""
+    ignoring = "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN);"
+    ignoring += "os.execv(sys.argv[1], sys.argv[1:])"
+    with subprocess.Popen(
+        [sys.executable, "-c", ignoring, *command, "--seconds", "0.5"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdout.readline() == "line 0 中\n"
+        process.send_signal(signal.SIGHUP)
+        process.communicate()
+    assert process.returncode == 0
+
+
+def test_disk_error_without_a_number_is_one_line(command: list[str]) -> None:
+    done = subprocess.run([*command, "--seconds", "-1"], capture_output=True, text=True)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert "No space left on device" in done.stderr

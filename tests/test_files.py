@@ -1,5 +1,7 @@
 """Files and folders appear whole or not at all, with concurrent writers too."""
 
+import errno
+import hashlib
 import os
 import threading
 from pathlib import Path
@@ -7,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cxr_tf import files
+from cxr_tf.errors import UserError
 
 
 def names(folder: Path) -> list[str]:
@@ -101,3 +104,89 @@ def test_short_stem_fits_into_file_names(tmp_path: Path, stem: str) -> None:
     made = tmp_path / f".00001-{files.short_stem(Path(stem + '.png'))}-gradcampp.png.writing"
     made.write_text("fits")
     assert files.short_stem(Path("image.png")) == "image"
+
+
+def test_content_reaches_the_disk_before_the_rename(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    rename = os.replace
+    monkeypatch.setattr(files, "sync", lambda path: calls.append(f"sync {path.name}"))
+    monkeypatch.setattr(
+        files.os, "replace", lambda a, b: (calls.append(f"rename {b.name}"), rename(a, b))
+    )
+    files.write_json(tmp_path / "metrics.json", {})
+    assert calls == ["sync .metrics.json.writing", "rename metrics.json", f"sync {tmp_path.name}"]
+    calls.clear()
+    with files.temporary_sibling(tmp_path / "set") as partial:
+        (partial / "image").write_text("whole")
+        files.publish(partial, tmp_path / "set")
+    assert calls == [
+        *("sync .set.writing", "sync image"),
+        *("rename set", f"sync {tmp_path.name}"),
+    ]
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_replace_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool) -> None:
+    if not exchange:
+        monkeypatch.setattr(files, "_exchange", lambda first, second: False)
+    for content in ("old", "new"):
+        with files.temporary_sibling(tmp_path / "maps") as partial:
+            (partial / content).write_text(content)
+            files.replace_folder(partial, tmp_path / "maps")
+    assert names(tmp_path) == ["maps"] and names(tmp_path / "maps") == ["new"]
+
+
+def test_folder_between_two_renames_is_restored(tmp_path: Path) -> None:
+    (tmp_path / ".maps.old").mkdir()
+    (tmp_path / ".maps.old" / "old").touch()
+    with files.temporary_sibling(tmp_path / "maps"):
+        assert names(tmp_path / "maps") == ["old"]
+    assert names(tmp_path) == ["maps"]
+
+
+def test_full_disk_names_the_file(tmp_path: Path) -> None:
+    def full(partial: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def full_in_hdf5(partial: Path) -> None:
+        raise OSError("Unable to write: error message = 'No space left on device'")
+
+    for write in (full, full_in_hdf5):
+        with pytest.raises(OSError, match=r"No space left on device: '.*model\.keras'"):
+            files.write_atomically(tmp_path / "model.keras", write)
+    with pytest.raises(ConnectionRefusedError) as caught, files.naming_file(tmp_path):
+        raise ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
+    assert caught.value.filename is None  # not an error of the disk
+    assert names(tmp_path) == []
+
+
+def test_remains_of_killed_writers_are_removed(tmp_path: Path) -> None:
+    pytest.importorskip("fcntl", reason="no such locks here")
+    remains, in_use = tmp_path / ".models.config-a", tmp_path / ".models.config-b"
+    remains.touch()
+    in_use.touch()
+    descriptor = files.lock(in_use, wait=True)
+    files.replace_text(tmp_path / "models.config", "text")
+    assert names(tmp_path) == [".models.config-b", "models.config"]
+    os.close(descriptor)
+
+
+def test_digest_of_files_equals_that_of_their_content(tmp_path: Path) -> None:
+    for name, content in (("a", b"chest"), ("b", b" X-ray")):
+        (tmp_path / name).write_bytes(content)
+    digest = files.digest_files(tmp_path / "a", tmp_path / "b", algorithm="sha256")
+    assert digest == hashlib.sha256(b"chest X-ray").hexdigest()
+    assert len(files.digest_files(tmp_path / "a")) == 32
+
+
+def test_record_names_the_missing_key_and_the_wrong_type(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.json"
+    path.write_text('{"test": {"auroc": 0.5}, "history": [{"loss": "high"}]}')
+    record = files.read_json(path, {"test": {"*": files.NUMBER}})
+    assert record["test"]["auroc"] == 0.5 and record.get("val") is None
+    with pytest.raises(UserError, match=r"metrics\.json is damaged \(it lacks 'f1'\)"):
+        record["test"]["f1"]
+    with pytest.raises(UserError, match="'history/loss' has the wrong type, str"):
+        files.read_json(path, {"history": [{"loss": files.NUMBER}]})

@@ -244,3 +244,50 @@ def test_locked_run_is_refused(tmp_path: Path) -> None:
     cxr_tf_runs.open_run(str(tmp_path), "job", "a", Settings(resume=True), CATALOG)
     resumed.write_metrics({"auroc": 1.0})
     assert files.identity(resumed.directory) not in files.held_locks
+
+
+def test_resuming_a_finished_run_removes_what_a_kill_left(tmp_path: Path) -> None:
+    run = cxr_tf_runs.open_run(str(tmp_path), "job", "a", Settings(), CATALOG)
+    run.write_metrics({"test": {"auroc": 1.0}})
+    (run.directory / "figures").mkdir()
+    for name in ("best.npz", "checkpoint.npz", ".best.npz.writing", "figures/.roc.png.writing"):
+        (run.directory / name).touch()
+    cxr_tf_runs.open_run(str(tmp_path), "job", "a", Settings(resume=True), CATALOG)
+    kept = sorted(p.name for p in run.directory.rglob("*"))
+    assert kept == ["config.json", "figures", "metrics.json"]
+
+
+def test_directory_that_is_not_a_run_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "job" / "a").mkdir(parents=True)
+    thesis = tmp_path / "job" / "a" / "thesis.docx"
+    thesis.touch()
+    with pytest.raises(UserError, match="is not a run: choose another --name"):
+        cxr_tf_runs.open_run(str(tmp_path), "job", "a", Settings(), CATALOG)
+    assert thesis.exists()
+
+
+def test_interrupted_emptying_is_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    run = cxr_tf_runs.start_run(tmp_path / "a", {"settings": {}})
+    for name in ("figures", "more"):
+        (run.directory / name).mkdir()
+    (run.directory / "old.csv").touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(cxr_tf_runs.shutil, "rmtree", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            cxr_tf_runs.start_run(run.directory, {"settings": {}})
+    assert (run.directory / "config.json").exists()  # so the next process empties it again
+    cxr_tf_runs.start_run(run.directory, {"settings": {}})
+    assert [p.name for p in run.directory.iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("path,label\n1.png", "is damaged"), ("path,normal\n1.png,high\n", "is damaged")],
+)
+def test_damaged_predictions_are_a_user_error(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "predictions-test.csv").write_text(content)
+    with pytest.raises(UserError, match=message):
+        cxr_tf_runs.Run(tmp_path).predictions("test")

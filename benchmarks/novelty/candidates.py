@@ -86,6 +86,9 @@ def fit_candidates(
 
     wide = "pixel statistics, with perturbed copies"
     scores["Mahalanobis or pixel statistics"] = combined("Mahalanobis", wide)
+    scores["both with perturbed copies (used)"] = combined(
+        "Mahalanobis, with perturbed copies", wide
+    )
     scores["neighbour or pixel statistics"] = combined(f"{NEIGHBOUR}th neighbour", wide)
     return scores
 

@@ -21,7 +21,7 @@ Both = tuple[keras.Model, torch.nn.Module, np.ndarray]
 
 
 @pytest.fixture(scope="module", params=["vgg16", "resnet50"])
-def both(request) -> Both:
+def both(request: pytest.FixtureRequest) -> Both:
     """Our classifier up to its logits, its last block trainable; its counterpart; four images."""
     keras.utils.set_random_seed(3)
     images = np.random.default_rng(0).uniform(0, 255, (4, 64, 64, 3)).astype(np.float32)

@@ -10,6 +10,7 @@ from cxr_tf.anomaly.drawing import draw_split, examples
 from cxr_tf.anomaly.scoring import result_line, score_split, write_predictions
 from cxr_tf.config import Evaluate
 from cxr_tf.data import catalog
+from cxr_tf.data.audit import log_warnings
 from cxr_tf.runs import Run, open_run
 from cxr_tf.scoring import selection, shifts
 from cxr_tf.serving import loading
@@ -48,6 +49,13 @@ def evaluate_autoencoder(settings: Evaluate, served: loading.ServedModel) -> Run
 
     shifted = shifts.score_shifts(settings, served, part, run, writer, scores, table_of, recalls)
     model = {"saved_model": str(served.folder), **served.card}
-    run.write_metrics({split: scores, **shifted, "model": model})
-    log.info("%s\nrun: %s", result_line(split, scores), run.directory)
+    predicted = (outputs["score"] >= threshold).astype(int)
+    warnings = [
+        *part.catalog.warnings,
+        *metrics.prediction_warnings(split, predicted, part.classes),
+    ]
+    run.write_metrics({split: scores, **shifted, "model": model, "warnings": warnings})
+    log.info("%s", result_line(split, scores))
+    log_warnings(warnings)
+    log.info("run: %s", run.directory)
     return run

@@ -73,12 +73,28 @@ def score_split(
             # Specificity does not depend on the sick images.
             kept = values if not suffix else {k: values[k] for k in ("auroc", "auprc", "recall")}
             result |= {f"{metric}{suffix}": value for metric, value in kept.items()}
+        if part.against is not None:
+            result |= metrics.recall_against_shortcut(
+                part.labels, (scores >= threshold).astype(int), part.against, part.classes, weights
+            )
         return result
 
     result: dict[str, Any] = table(np.ones(len(scores)))
-    result["images"], result["patients"] = len(scores), len(set(part.catalog.patients))
+    patients = part.catalog.patients
+    result["images"], result["patients"] = len(scores), len(set(patients))
+    positive = scores >= threshold
+    result["counts"] = metrics.classification_counts(
+        part.labels, positive.astype(int), ("normal", "sick")
+    )
+    support = {
+        f"{metric}{suffix}": count
+        for suffix, rows in subsets.items()
+        for metric, count in metrics.detection_support(
+            ~healthy[rows], positive[rows], [patients[i] for i in np.flatnonzero(rows)]
+        ).items()
+    }
     result["ci95"] = metrics.intervals(
-        table, part.catalog.patients, bootstrap_samples=bootstrap_samples, seed=seed
+        table, patients, bootstrap_samples=bootstrap_samples, seed=seed, support=support
     )
     return result
 
@@ -159,4 +175,6 @@ def auroc_line(tables: dict[str, Any]) -> str:
 def result_line(split: str, scores: dict[str, Any]) -> str:
     """Format the main scores with their intervals as one line."""
     headline = ("auroc", "auprc", "accuracy", "recall", "specificity", "f1")
-    return f"{split}: " + ", ".join(f"{m} {metrics.with_interval(scores, m)}" for m in headline)
+    return f"{split}: " + ", ".join(
+        f"{m} {metrics.with_interval(scores, m, counts=True)}" for m in headline
+    )

@@ -22,21 +22,22 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from cxr_tf import figures
+from cxr_tf import figures, metrics
 from cxr_tf.anomaly import drawing, scoring
 from cxr_tf.anomaly.fitting import ValidationEvaluator, fit, fit_appearance_model, healthy_images
 from cxr_tf.anomaly.perturbed_copies import predict_fn
 from cxr_tf.anomaly.resolved import resolve
 from cxr_tf.anomaly.threshold import choose_score, choose_threshold, score_perturbed_copies
 from cxr_tf.config import TrainAutoencoder, check_numbers
+from cxr_tf.data import audit, checks, dataset, loading, splits
 from cxr_tf.data import catalog as data_catalog
-from cxr_tf.data import checks, dataset, loading, splits
 from cxr_tf.data.dataset import ImageDataset
 from cxr_tf.errors import UserError
 from cxr_tf.files import write_atomically
 from cxr_tf.metrics import check_rule
 from cxr_tf.models import autoencoder
 from cxr_tf.runs import Run, check_name, open_run, reserve_run
+from cxr_tf.scoring import groups
 from cxr_tf.serving import export, novelty, versions
 from cxr_tf.training import checkpoints
 from cxr_tf.training.distribution import Workers, connect
@@ -61,15 +62,17 @@ def load_data(settings: TrainAutoencoder) -> ImageDataset:
     catalog = loading.open_catalog(settings.data, seed=settings.seed)
     log.info(checks.describe(catalog))
     _check(catalog, settings)
+    workers = connect(settings.worker_timeout)
+    workers.agree_on_data(catalog.fingerprint())
     catalog, images = dataset.decode_catalog(
         catalog,
         settings.image_size,
         skip=settings.skip_unreadable,
-        load=connect(settings.worker_timeout).load_images,
+        load=workers.load_images,
     )
     _check(catalog, settings)
     classes = data_catalog.task_classes("binary")
-    return ImageDataset(catalog, images, catalog.labels("binary", classes), classes)
+    return audit.audited(ImageDataset(catalog, images, catalog.labels("binary", classes), classes))
 
 
 def _check(catalog: data_catalog.Catalog, settings: TrainAutoencoder) -> None:
@@ -106,6 +109,7 @@ def train_autoencoder(settings: TrainAutoencoder) -> Run:
 
 
 def _train(settings: TrainAutoencoder, workers: Workers) -> Run:
+    workers.agree_on_settings("train_autoencoder", settings)
     name = settings.name or f"autoencoder-{settings.model}"
     known = scoring.known_scores(settings)
     check_name(name)
@@ -122,7 +126,6 @@ def _train(settings: TrainAutoencoder, workers: Workers) -> Run:
     data = load_data(settings)
     train = healthy_images(data.split("train"))
     run = Run(Path(settings.logs) / "autoencoder" / name)
-    workers.agree_on_training("train_autoencoder", settings, data.catalog.fingerprint())
     settings = resolve(settings, len(train), run)
     settings = dataclasses.replace(settings, epochs=workers.broadcast(settings.epochs))
     if workers.broadcast(settings.resume and run.finished):
@@ -130,7 +133,10 @@ def _train(settings: TrainAutoencoder, workers: Workers) -> Run:
             run = open_run(settings.logs, "autoencoder", name, settings, data.catalog)
         log.info("%s is already finished; nothing to do", run.directory)
         return run
-    val, test = data.split("val"), data.split("test")
+    # The network sees healthy images alone; the sick ones define the groups of the scores.
+    labelled = data.split("train")
+    shortcuts = metrics.fit_shortcuts(labelled.images, labelled.labels, data.classes)
+    val, test = (groups.with_groups(data.split(split), shortcuts) for split in ("val", "test"))
 
     # ------------------------------------------------------------------ training
     with workers.strategy.scope():
@@ -169,7 +175,7 @@ def _train(settings: TrainAutoencoder, workers: Workers) -> Run:
     healthy_scores = np.sort(val_scores[val.labels == 0])
 
     # ------------------------------------------------------------------ evaluation: test, once
-    results: dict[str, Any] = {}
+    results: dict[str, Any] = {"warnings": [*data.catalog.warnings]}
     predict_maps = predict_fn(model, ("reconstruction", "anomaly_map"))
     for split, part, scores in (
         ("val", val, val_scores),
@@ -178,6 +184,8 @@ def _train(settings: TrainAutoencoder, workers: Workers) -> Run:
         results[split] = scoring.score_split(
             part, scores, threshold, bootstrap_samples=settings.bootstrap_samples
         )
+        predicted = (scores >= threshold).astype(int)
+        results["warnings"] += metrics.prediction_warnings(split, predicted, part.classes)
         percentiles = scoring.percentile(scores, healthy_scores)
         scoring.write_predictions(run, split, part, scores, threshold, percentiles)
         shown = drawing.examples(part.labels == 1, scores, threshold)
@@ -208,7 +216,8 @@ def _train(settings: TrainAutoencoder, workers: Workers) -> Run:
         "training_curves", figures.restoration_curves(state.history, int(best["epoch"])), writer
     )
     hyperparameters = {key: getattr(settings, key) for key in HYPERPARAMETERS}
-    write_tensorboard_summary(writer, name, {**hyperparameters, "score": score}, results, HEADLINE)
+    headline = (*HEADLINE, *groups.group_metrics(test))
+    write_tensorboard_summary(writer, name, {**hyperparameters, "score": score}, results, headline)
 
     # ------------------------------------------------------------------ export
     write_atomically(run.directory / "model.keras", lambda p: checkpoints.save_keras(model, p))
@@ -220,7 +229,7 @@ def _train(settings: TrainAutoencoder, workers: Workers) -> Run:
         "autoencoder",
         data.catalog,
         results,
-        HEADLINE,
+        headline,
         image_size=settings.image_size,
         seed=settings.seed,
         network=settings.model,
@@ -228,6 +237,7 @@ def _train(settings: TrainAutoencoder, workers: Workers) -> Run:
         threshold_rule=rule,
         images=used.about()["images"],
         training_digests=used.training_digests(),
+        **groups.shortcut_record(shortcuts, results, headline),
     )
     folder = export.export_autoencoder(
         model,
@@ -245,6 +255,7 @@ def _train(settings: TrainAutoencoder, workers: Workers) -> Run:
         log.info("score %s: %s", other, scoring.auroc_line(tables))
     log.info("score %s (chosen): %s", score, scoring.auroc_line(results))
     log.info(scoring.result_line("test", results["test"]))
+    audit.log_warnings(results["warnings"])
     log.info("run:         %s\nSavedModel:  %s", run.directory, folder)
     return run
 

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from cxr_tf.archive.plan import SHARDS, Plan, shard_name
-from cxr_tf.archive.shards import open_shard
+from cxr_tf.archive.shards import open_shard, outputs_of
 from cxr_tf.console import time_span
 from cxr_tf.errors import UserError
-from cxr_tf.evaluation.prediction_output import cells
+from cxr_tf.evaluation.prediction_output import blank, cells, image_predictions
 from cxr_tf.files import expand_user, to_json_types, write_atomically
 
 log = logging.getLogger(__name__)
@@ -200,20 +200,32 @@ def _merge_parquet(plan: Plan, path: Path) -> None:
 
 
 def _merge_csv(plan: Plan, path: Path) -> None:
+    template = next((p for _, p, _ in _predictions(plan) if p), None)
+    if template is None:
+        raise UserError("--merge: no image could be read, so a .csv has no columns; take .parquet")
+    unread = cells(blank(template))
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        header: list[str] = []
-        for shard in _shards(plan):
-            numbers = {f.name for f in shard.schema_arrow if str(f.type) in ("float", "double")}
-            for row in shard.read().to_pylist():
-                name, reason = row.pop("path"), row.pop("reason")
-                told = cells(
-                    {k: float("nan") if v is None and k in numbers else v for k, v in row.items()}
-                )
-                if not header:
-                    header = ["path", *told, "reason"]
-                    writer.writerow(header)
-                writer.writerow([name, *told.values(), reason or ""])
+        writer.writerow(["path", *unread, "reason"])
+        for name, predicted, reason in _predictions(plan):
+            row = cells(predicted) if predicted else unread
+            writer.writerow([name, *row.values(), reason])
+
+
+def _predictions(plan: Plan) -> Iterator[tuple[str, dict[str, Any] | None, str]]:
+    """(path, predictions as `predict.py` has them or None, reason) of each image."""
+    for file in _shards(plan):
+        table = file.read()
+        outputs = outputs_of(table)
+        row = 0
+        for name, reason in zip(
+            table["path"].to_pylist(), table["reason"].to_pylist(), strict=True
+        ):
+            if reason is None:
+                yield name, image_predictions(outputs, row), ""
+                row += 1
+            else:
+                yield name, None, reason
 
 
 def _shards(plan: Plan) -> Iterator[Any]:

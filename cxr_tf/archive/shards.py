@@ -3,21 +3,30 @@
     columns = columns_of([answer to one image per signature])
     content = encode(columns, images, rows, reasons, recipe_digest)
 
-Columns: `path`; then, of a classifier, `label` and one float32 per class, of other models their
-outputs by name; `embedding`, a list of fixed length; last `reason`, which is null for an image that
-was read, and all others are null where it is not. Numbers are stored as the model gave them.
-Parquet, because its types are exact, columns are read alone, and pandas, DuckDB, Spark and BigQuery
+Columns: `path`; then, of a classifier, `label` and one float32 per class; then the model's other
+outputs by name, such as `embedding`, a list of fixed length, and `remarks`, which says in words
+what `is_novel` and `prediction_set` mean; last `reason`, which is null for an image that was read,
+while all others are null for one that was not. Numbers are stored as the model gave them. Parquet,
+because its types are exact, columns can be read one by one, and pandas, DuckDB, Spark and BigQuery
 open it; pyarrow writes equal bytes for equal rows.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
 import numpy as np
 
+from cxr_tf.evaluation.prediction_output import image_predictions
+
 # Columns that every shard has. An output of that name would hide one.
 RESERVED = ("path", "reason")
+
+REMARKS = "remarks"
+
+# In the metadata of the schema: the digest of the model, and which columns are probabilities.
+MODEL, CLASSES = "cxr_tf.model", "cxr_tf.classes"
 
 
 @dataclass(frozen=True)
@@ -74,7 +83,8 @@ def schema_of(columns: Sequence[Column], digest: str) -> Any:
             pa.field(column.name, kind if column.length is None else pa.list_(kind, column.length))
         )
     fields.append(pa.field("reason", pa.string()))
-    return pa.schema(fields, metadata={"cxr_tf.model": digest})
+    classes = [c.name for c in columns if c.output == "probabilities" and c.index is not None]
+    return pa.schema(fields, metadata={MODEL: digest, CLASSES: json.dumps(classes)})
 
 
 def encode(
@@ -126,6 +136,36 @@ def _array(
         return pa.array(values, kind, mask=missing)
     flat = pa.array(values.ravel(), kind.value_type)
     return pa.FixedSizeListArray.from_arrays(flat, type=kind, mask=pa.array(missing))
+
+
+def outputs_of(table: Any) -> dict[str, np.ndarray]:
+    """The model's outputs for the images of a shard that could be read, each [N, ...]."""
+    import pyarrow.compute as pc
+
+    table = table.filter(pc.is_null(table["reason"]))
+    classes = json.loads(table.schema.metadata[CLASSES.encode()])
+    outputs = {}
+    for name in table.column_names:
+        if name in (*RESERVED, REMARKS, *classes):
+            continue
+        column, field = table[name], table.schema.field(name)
+        kind = getattr(field.type, "value_type", field.type)
+        dtype = object if str(kind) == "string" else kind.to_pandas_dtype()
+        outputs[name] = np.array(column.to_pylist(), dtype)
+    if classes:
+        values = [table[name].to_numpy() for name in classes]
+        outputs["probabilities"] = np.stack(values, axis=1)
+        outputs["classes"] = np.tile(np.array(classes, object), (len(table), 1))
+    return outputs
+
+
+def with_remarks(outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The outputs, and in words what `is_novel` and `prediction_set` mean, where there are any."""
+    if not {"is_novel", "prediction_set"} & outputs.keys():
+        return outputs
+    count = len(next(iter(outputs.values())))
+    remarks = [image_predictions(outputs, row)[REMARKS] for row in range(count)]
+    return {**outputs, REMARKS: np.array(remarks, object)}
 
 
 def open_shard(file: IO[bytes]) -> Any:

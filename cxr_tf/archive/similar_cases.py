@@ -236,12 +236,12 @@ def write_neighbors(plan: Plan, paths: list[str], found: Neighbors, output: str)
     wanted: set[Any] = set(found.rows.ravel()) - {-1}
     known = dict(_cases(plan, wanted))
     header = ["query", "rank", "path", "label", "distance"]
-    table = [
-        [path, rank + 1, *known[int(row)], f"{max(float(distance), 0.0):.6g}"]
-        for path, rows, distances in zip(paths, found.rows, found.distances, strict=True)
-        for rank, (row, distance) in enumerate(zip(rows, distances, strict=True))
-        if row >= 0
-    ]
+    table: list[list[Any]] = []
+    for query, path in enumerate(paths):
+        for rank, row in enumerate(found.rows[query].tolist()):
+            if row >= 0:  # faiss gives -1 where the probed lists hold too few
+                distance = max(float(found.distances[query, rank]), 0.0)
+                table.append([path, rank + 1, *known[row], f"{distance:.6g}"])
     if output:
         write_csv(Path(output), header, table)
         log.info("%d similar cases: %s", len(table), output)

@@ -21,7 +21,7 @@ import numpy as np
 import PIL.Image
 
 from cxr_tf.archive.plan import Plan, Recipe, shard_name
-from cxr_tf.archive.shards import Column, columns_of, encode
+from cxr_tf.archive.shards import Column, columns_of, encode, with_remarks
 from cxr_tf.archive.sources import Image, Reader, Unreachable
 from cxr_tf.archive.storage import open_storage
 from cxr_tf.data.sources.phantoms import phantom
@@ -113,7 +113,9 @@ class Worker:
         self.predictors = load(settings, self.plan.recipe)
         # One image decides which columns there are, because all of a shard may be unreadable.
         sample = [phantom_png()]
-        self.columns: list[Column] = columns_of([p(sample) for p in self.predictors])
+        self.columns: list[Column] = columns_of(
+            [with_remarks(predict(sample)) for predict in self.predictors]
+        )
         self.read = Reader(settings.retries)
 
     def score(self, shard: int, report: Callable[[int], object] = lambda images: None) -> int:
@@ -150,12 +152,12 @@ class Worker:
             first = predict_readable(self.predictors[0], list(read), list(read.values()))
             reasons |= first.reasons
             if first.rows:
-                outputs = dict(first.outputs)
+                outputs = with_remarks(first.outputs)
                 for predict in self.predictors[1:]:
                     others = predict_readable(predict, first.rows, first.contents)
                     if others.reasons:  # all signatures decode alike
                         raise RuntimeError(f"refused by one signature alone: {others.reasons}")
-                    outputs = {**others.outputs, **outputs}
+                    outputs = {**with_remarks(others.outputs), **outputs}
                 parts.append(outputs)
                 rows += first.rows
             report(start + len(contents))

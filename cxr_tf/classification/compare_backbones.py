@@ -49,6 +49,7 @@ def compare_backbones(settings: CompareBackbones) -> Run:
     """
     workers = connect(settings.worker_timeout)
     with workers.failing_together():
+        workers.agree_on_settings("compare_backbones", settings)
         run = _compare(settings, workers)
         workers.exchange()  # the others wait here until the chief has finished
     return run

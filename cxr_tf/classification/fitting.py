@@ -63,6 +63,7 @@ def fit_head(
     )
     val_labels = np.concatenate([val.labels, val.labels])
     weights = class_weights(train.labels)
+    val_weights = np.tile(image_weights(val, weights), 2)
     mean, spread = features.mean(axis=0), features.std(axis=0) + 1e-6
     candidates: list[tuple[float, np.ndarray, np.ndarray]] = []
     # From the strongest penalty to the weakest, each starting at the solution of the one before.
@@ -70,7 +71,7 @@ def fit_head(
     for inverse_penalty in (1e-4, 1e-3, 1e-2, 1e-1):
         head.set_params(C=inverse_penalty).fit((features - mean) / spread, train.labels)
         logits = np.log(head.predict_proba((val_features - mean) / spread) + 1e-12)
-        loss = weighted_log_loss(val_labels, logits, weights)
+        loss = weighted_log_loss(val_labels, logits, val_weights)
         candidates.append((loss, head.coef_.copy(), head.intercept_.copy()))
     _, kernel, bias = min(candidates, key=lambda candidate: candidate[0])
     if len(kernel) == 1:  # for two classes scikit-learn returns the difference of their logits
@@ -164,7 +165,7 @@ class ValidationEvaluator:
         weights: dict[int, float],
         workers: Workers | None = None,
     ) -> None:
-        self.logits, self._weights = compiled(trainer), weights
+        self.logits, self._weights = compiled(trainer), image_weights(val, weights)
         self._val, self._batch_size, self._workers = val, batch_size, workers or connect()
 
     def __call__(self, epoch: int) -> dict[str, float]:
@@ -190,6 +191,11 @@ class ValidationEvaluator:
             )
             entry |= {f"{prefix}_{m}": scores[m] for m in ("loss", "auroc", "accuracy")}
             losses.append(weighted_log_loss(self._val.labels, logits, self._weights))
+            if self._val.against is not None:
+                recalls = metrics.recall_against_shortcut(
+                    self._val.labels, logits.argmax(axis=1), self._val.against, self._val.classes
+                )
+                entry[f"{prefix}_worst_group_recall"] = recalls["worst_group_recall"]
         entry["selection_loss"] = float(np.mean(losses))
         return self._workers.broadcast(entry)
 
@@ -208,10 +214,20 @@ def class_weights(labels: np.ndarray) -> dict[int, float]:
     return dict(enumerate(weights.tolist()))
 
 
-def weighted_log_loss(labels: np.ndarray, logits: np.ndarray, weights: dict[int, float]) -> float:
-    """Return the class-weighted mean log loss; labels int [N], logits [N, C]."""
+def image_weights(part: ImageDataset, weights: dict[int, float]) -> np.ndarray:
+    """Return the weight of each image on validation, float [N]: that of its class and its group.
+
+    Within a class, the images against the shortcut weigh as much as all others together; see
+    `metrics.group_weights`. What is chosen on validation is thereby chosen for both.
+    """
+    by_class = np.array([weights[k] for k in part.labels.tolist()])
+    return by_class * metrics.group_weights(part.labels, part.against)
+
+
+def weighted_log_loss(labels: np.ndarray, logits: np.ndarray, weights: np.ndarray) -> float:
+    """Return the weighted mean log loss; labels int [N], logits [N, C], weights [N]."""
     losses = -special.log_softmax(logits, axis=1)[np.arange(len(labels)), labels]
-    return float(np.average(losses, weights=[weights[k] for k in labels.tolist()]))
+    return float(np.average(losses, weights=weights))
 
 
 def epoch_line(entry: dict[str, float], epochs: int | None = None) -> str:

@@ -25,8 +25,9 @@ from scipy import special
 from cxr_tf import figures, metrics
 from cxr_tf.classification import fitting
 from cxr_tf.classification.resolved import resolve_together
+from cxr_tf.classification.shortcuts import audit_training_images
 from cxr_tf.config import TrainClassifier, TrainingBudget, check_numbers
-from cxr_tf.data import batches, checks, dataset, loading
+from cxr_tf.data import audit, batches, checks, dataset, loading
 from cxr_tf.data import catalog as data_catalog
 from cxr_tf.data.batches import STRESS_SEED
 from cxr_tf.data.dataset import ImageDataset
@@ -36,7 +37,7 @@ from cxr_tf.models import backbones, weights
 from cxr_tf.models.batch_norm_folding import fold_norms
 from cxr_tf.models.classifier import build_classifier, calibrated, logits_of
 from cxr_tf.runs import Run, check_name, open_run, reserve_run
-from cxr_tf.scoring import classifier
+from cxr_tf.scoring import classifier, groups
 from cxr_tf.serving import export, novelty, versions
 from cxr_tf.training.checkpoints import TrainingState, save_keras
 from cxr_tf.training.distribution import Workers, connect
@@ -75,14 +76,16 @@ def load_data(settings: TrainingBudget) -> ImageDataset:
             f"--operating-point is for two classes; with {len(classes)} the most probable class is "
             "predicted"
         )
+    workers = connect(settings.worker_timeout)
+    workers.agree_on_data(catalog.fingerprint())
     catalog, images = dataset.decode_catalog(
         catalog,
         settings.image_size,
         skip=settings.skip_unreadable,
-        load=connect(settings.worker_timeout).load_images,
+        load=workers.load_images,
     )
     checks.check(catalog, task=settings.task, allow_leakage=settings.allow_leakage)
-    return ImageDataset(catalog, images, catalog.labels(settings.task), classes)
+    return audit.audited(ImageDataset(catalog, images, catalog.labels(settings.task), classes))
 
 
 def train_classifier(settings: TrainClassifier, data: ImageDataset | None = None) -> Run:
@@ -100,6 +103,7 @@ def train_classifier(settings: TrainClassifier, data: ImageDataset | None = None
 
 
 def _train(settings: TrainClassifier, data: ImageDataset | None, workers: Workers) -> Run:
+    workers.agree_on_settings("train_classifier", settings)
     name = check_settings(settings, workers)
     pretrained = settings.weights != "none"
     strategy = workers.strategy
@@ -114,13 +118,14 @@ def _train(settings: TrainClassifier, data: ImageDataset | None, workers: Worker
 
     # ------------------------------------------------------------------ data
     data = data or load_data(settings)
-    workers.agree_on_training("train_classifier", settings, data.catalog.fingerprint())
     if workers.broadcast(settings.resume and run.finished):
         if workers.is_chief:
             run = open_run(settings.logs, "classifier", name, settings, data.catalog)
         log.info("%s is already finished; nothing to do", run.directory)
         return run
     train, val, test = (data.split(s) for s in data_catalog.SPLITS)
+    shortcuts = metrics.fit_shortcuts(train.images, train.labels, train.classes)
+    val, test = groups.with_groups(val, shortcuts), groups.with_groups(test, shortcuts)
 
     # ------------------------------------------------------------------ model
     with strategy.scope():
@@ -184,14 +189,19 @@ def _train(settings: TrainClassifier, data: ImageDataset | None, workers: Worker
         batches.evaluation_batches(val.images, batch_size=32, stress_seed=STRESS_SEED),
     )
     temperature = metrics.fit_temperature(
-        np.concatenate([val_logits, stressed_logits]), np.concatenate([val.labels, val.labels])
+        np.concatenate([val_logits, stressed_logits]),
+        np.concatenate([val.labels, val.labels]),
+        np.tile(metrics.group_weights(val.labels, val.against), 2),
     )
     final = calibrated(final, temperature)
     val_probabilities = special.softmax(val_logits / temperature, axis=1)
     threshold = 0.5
     if len(data.classes) == 2:
         threshold = metrics.operating_point(
-            val.labels, val_probabilities[:, 1], settings.operating_point
+            val.labels,
+            val_probabilities[:, 1],
+            settings.operating_point,
+            metrics.group_weights(val.labels, val.against),
         )
     set_thresholds = metrics.conformal_thresholds(
         val.labels, val_probabilities, val.catalog.patients, coverage=settings.coverage
@@ -233,12 +243,21 @@ def _train(settings: TrainClassifier, data: ImageDataset | None, workers: Worker
         bootstrap_samples=settings.bootstrap_samples,
     )
     results |= {"subgroups": subgroups} if subgroups else {}
+    shortcut_audit = audit_training_images(run, train, writer, seed=settings.seed)
+    results["shortcuts"] = shortcut_audit.as_dict() if shortcut_audit is not None else {}
     results["history"] = state.history
+    results["warnings"] = [*data.catalog.warnings]
+    for split, part in (("val", val), ("test", test)):
+        predicted = export.decide(
+            tf.constant(special.softmax(logits_by_split[split] / temperature, axis=1)), threshold
+        )
+        results["warnings"] += metrics.prediction_warnings(split, predicted.numpy(), part.classes)
     run.write_figure(
         "training_curves", figures.training_curves(state.history, int(best["epoch"])), writer
     )
     hyperparameters = {key: getattr(resolved, key) for key in HYPERPARAMETERS}
-    write_tensorboard_summary(writer, name, hyperparameters, results, classifier.HEADLINE)
+    shown = (*classifier.HEADLINE, *groups.group_metrics(test))
+    write_tensorboard_summary(writer, name, hyperparameters, results, shown)
 
     # ------------------------------------------------------------------ export
     write_atomically(run.directory / "model.keras", lambda p: save_keras(final, p))
@@ -246,7 +265,7 @@ def _train(settings: TrainClassifier, data: ImageDataset | None, workers: Worker
         "classifier",
         data.catalog,
         results,
-        classifier.HEADLINE,
+        shown,
         image_size=settings.image_size,
         seed=settings.seed,
         task=settings.task,
@@ -256,6 +275,7 @@ def _train(settings: TrainClassifier, data: ImageDataset | None, workers: Worker
         coverage=settings.coverage,
         set_thresholds=results["model"]["set_thresholds"],
         novelty_pass_rate=detector.pass_rate,
+        **groups.shortcut_record(shortcuts, results, shown),
     )
     folder = export.export_classifier(
         final,
@@ -271,6 +291,9 @@ def _train(settings: TrainClassifier, data: ImageDataset | None, workers: Worker
     run.write_metrics(results)
     state.remove()  # only now: without metrics and checkpoint, a resumed run would start over
     log.info(classifier.result_line("test", results["test"]))
+    if test.against is not None:
+        log.info(groups.group_line(results["test"]))
+    audit.log_warnings(results["warnings"])
     log.info("run:         %s\nSavedModel:  %s", run.directory, folder)
     return run
 

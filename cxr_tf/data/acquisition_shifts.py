@@ -4,12 +4,14 @@
 and `perturb_scanner` draw random perturbed copies, which thresholds are chosen on.
 """
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
 from scipy import ndimage
 
+from cxr_tf.data.acquisition_statistics import BAND_EDGES
 from cxr_tf.data.augmentation import affine, augment, augmentation_draws, binomial_blur
 
 # Ranges of `simulate_scanner`: log gamma; vertical and horizontal brightness gradient, as shares of
@@ -136,6 +138,31 @@ def noisy(images: np.ndarray, spread: float = 12.0) -> np.ndarray:
     return _as_pixels(images + noise)
 
 
+def margins(images: np.ndarray, value: int, share: float = 0.08) -> np.ndarray:
+    """The whole image within a frame of one grey level, that share of the side deep."""
+    depth = round(share * images.shape[1])
+    shrunk = framed(images, width=1 / (1 - 2 * share), height=1 / (1 - 2 * share))
+    frame = np.ones(images.shape[1:3], bool)
+    frame[depth:-depth, depth:-depth] = False
+    shrunk[:, frame] = value
+    return shrunk
+
+
+def band_gains(images: np.ndarray, gains: Sequence[float]) -> np.ndarray:
+    """Detail of four frequency bands, from fine to coarse, so many times as strong.
+
+    The bands are those of `acquisition_statistics.BAND_EDGES`.
+    """
+    pixels = images[..., 0].astype(np.float32)
+    side = images.shape[1]
+    levels = [ndimage.gaussian_filter(pixels, (0, s * side, s * side)) for s in BAND_EDGES]
+    changed = levels[-1] + sum(
+        gain * (fine - coarse)
+        for gain, (fine, coarse) in zip(gains, itertools.pairwise(levels), strict=True)
+    )
+    return _as_pixels(changed)[..., None]
+
+
 def _as_pixels(images: np.ndarray) -> np.ndarray:
     return np.clip(np.round(images), 0, 255).astype(np.uint8)
 
@@ -147,10 +174,18 @@ SHIFTS: dict[str, Shift] = {
     "framed higher": lambda images: framed(images, height=ASPECT),
     "closer": lambda images: framed(images, width=0.85, height=0.85),
     "farther": lambda images: framed(images, width=1.15, height=1.15),
+    # 20 % of the side on each, as of a scan or a screenshot.
+    "margins": lambda images: framed(images, width=1 / 0.6, height=1 / 0.6),
     "brighter": lambda images: gamma(images, 0.6),
     "darker": lambda images: gamma(images, 1.6),
     "lit from below": lit_from_below,
     "equalised": equalised,
     "blurred": blurred,
     "noisy": noisy,
+    "black margins": lambda images: margins(images, 0),
+    "white margins": lambda images: margins(images, 255),
+    "fine detail weaker": lambda images: band_gains(images, (0.5, 0.5, 1, 1)),
+    "fine detail stronger": lambda images: band_gains(images, (1.7, 1.7, 1, 1)),
+    "coarse detail weaker": lambda images: band_gains(images, (1, 1, 0.65, 0.65)),
+    "coarse detail stronger": lambda images: band_gains(images, (1, 1, 1.5, 1.5)),
 }

@@ -17,6 +17,7 @@ has cost an hour.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -69,7 +70,8 @@ class Catalog:
 
     `findings` are the labels that occur, in the order of the classes of the task `labels`. A
     `published_split` marks the official split of a benchmark, which is kept unchanged, leakage
-    included, so that results can be compared with published ones.
+    included, so that results can be compared with published ones. `warnings` are those of
+    `cxr_tf.data.audit.audited`.
     """
 
     source: str
@@ -77,6 +79,7 @@ class Catalog:
     findings: tuple[str, ...]
     notes: tuple[str, ...] = ()
     published_split: bool = False
+    warnings: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.radiographs)
@@ -115,6 +118,11 @@ class Catalog:
         return {
             "data": Path(self.source).resolve().name,
             "images": {split: len(self.rows(split)) for split in SPLITS},
+            "images_by_finding": {
+                split: dict(Counter(self.radiographs[i].finding for i in self.rows(split)))
+                for split in SPLITS
+            },
+            "warnings": list(self.warnings),
             "data_fingerprint": self.fingerprint(),
             "data_is_phantom": self.is_phantom,
         }

@@ -40,6 +40,9 @@ FINDING_FOLDERS = {
     "virus": "viral",
 }
 
+# Folders of segmentation masks, which lie next to the radiographs in several public data sets.
+MASK_FOLDERS = {"mask", "masks", "segmentation", "segmentations", "lung_masks", "lung masks"}
+
 # Kermany's names carry the cause and the patient: `person12_bacteria_46.jpeg`, `IM-0115-0001.jpeg`,
 # `NORMAL2-IM-0437-0001.jpeg`; in version 3 of the data `VIRUS-1980593-0001.jpeg` and
 # `NORMAL-28501-0001.jpeg`. The same number with another cause is another patient.
@@ -54,10 +57,12 @@ _KERMANY_NORMAL = re.compile(r"((?:NORMAL\d*-)?IM-\d+|NORMAL-\d+)(?:-|$)", re.IG
 PHANTOM_NAME = re.compile(r"(phantom\d+)_")
 
 
-def read_folder(root: Path) -> tuple[list[Row], tuple[str, ...]]:
+def read_folder(root: Path, *, any_classes: bool = False) -> tuple[list[Row], tuple[str, ...]]:
     """Return the images of a folder, and notes on what was left out.
 
-    Raises UserError where there is no image, and where folders contradict each other.
+    any_classes: if a class folder has another name than those in `FINDING_FOLDERS`, the names of
+    all class folders are the findings. Raises UserError where there is no image, and where folders
+    contradict each other.
     """
     split_folders = {
         d: SPLIT_FOLDERS[d.name.lower()] for d in _folders(root) if d.name.lower() in SPLIT_FOLDERS
@@ -68,16 +73,27 @@ def read_folder(root: Path) -> tuple[list[Row], tuple[str, ...]]:
             f"{root} has both split folders ({_names(split_folders)}) and class folders "
             f"({_names(finding_folders)}); keep one layout"
         )
+    tops = split_folders or {root: ""}
+    custom = any_classes and _has_other_classes(tops)
     rows: list[Row] = []
-    other_suffixes = Counter[str]()
+    other_suffixes, masks, inner_folders = Counter[str](), Counter[str](), Counter[str]()
     unrecognized = _unrecognized_folders(root, split_folders) if split_folders else Counter[str]()
-    for top, split in (split_folders or {root: ""}).items():
-        known = _finding_folders(top)
+    for top, split in tops.items():
+        known = _class_folders(top) if custom else _finding_folders(top)
         unrecognized += _unrecognized_folders(top, known)
         for folder in known:
             for path in visible_files(folder):
                 if path.suffix.lower() not in IMAGE_SUFFIXES:
                     other_suffixes[path.suffix.lower() or "no suffix"] += 1
+                    continue
+                inside = path.relative_to(folder).parts[:-1]
+                if any(part.lower() in MASK_FOLDERS for part in inside):
+                    masks["/".join((folder.name, *inside))] += 1
+                    continue
+                if inside:
+                    inner_folders["/".join((folder.name, *inside))] += 1
+                if custom:
+                    rows.append((path, folder.name, patient_of(path, root), split))
                     continue
                 named, inner = label_of_folders(path, top)
                 if inner and inner != split:
@@ -95,20 +111,50 @@ def read_folder(root: Path) -> tuple[list[Row], tuple[str, ...]]:
                 else ""
             )
         )
-    notes: tuple[str, ...] = ()
-    if other_suffixes:
-        named = ", ".join(f"{count} {suffix}" for suffix, count in other_suffixes.most_common())
-        notes = (f"left out, neither JPEG nor PNG: {named}",)
-    if unrecognized:
-        named = ", ".join(f"{count} in {folder}" for folder, count in sorted(unrecognized.items()))
-        notes += (f"left out, not in a folder of a split or a class: {named}",)
-    return rows, notes
+    notes = [
+        f"{text}: {_counts(counts)}"
+        for text, counts in (
+            ("left out, neither JPEG nor PNG", other_suffixes),
+            ("left out, in folders of masks", masks),
+            ("left out, not in a folder of a split or a class", unrecognized),
+            ("read from sub-folders", inner_folders),
+        )
+        if counts
+    ]
+    return rows, tuple(notes)
+
+
+def _counts(counts: Counter[str], most: int = 6) -> str:
+    """Format counts by folder or suffix, the first few by name."""
+    named = [
+        f"{n} in {k}" if not k.startswith((".", "no suffix")) else f"{n} {k}"
+        for k, n in sorted(counts.items())[:most]
+    ]
+    rest = len(counts) - most
+    return ", ".join(named) + (f" and {rest} other folders" if rest > 0 else "")
+
+
+def _class_folders(top: Path) -> list[Path]:
+    """Return the folders with images, whatever their names, except for masks."""
+    return [
+        d
+        for d in _folders(top)
+        if d.name.lower() not in MASK_FOLDERS
+        and any(p.suffix.lower() in IMAGE_SUFFIXES for p in visible_files(d))
+    ]
+
+
+def _has_other_classes(tops: Iterable[Path]) -> bool:
+    """Return whether a class folder has a name that is not in `FINDING_FOLDERS`."""
+    return any(d.name.lower() not in FINDING_FOLDERS for top in tops for d in _class_folders(top))
 
 
 def _unrecognized_folders(top: Path, known: Iterable[Path]) -> Counter[str]:
     """Count the images in `top` itself and in folders other than `known`, by folder name."""
-    # Lesion masks of phantoms.
-    others = [d for d in _folders(top) if d not in set(known) and d.name != "masks"]
+    # Lesion masks of phantoms lie next to the splits.
+    others = [
+        d for d in _folders(top) if d not in set(known) and d.name.lower() not in MASK_FOLDERS
+    ]
     files_of = [(d.name, visible_files(d)) for d in others]
     loose = [p for p in top.iterdir() if p.is_file() and not p.name.startswith(".")]
     files_of.append((f"{top.resolve().name} itself", loose))
@@ -173,7 +219,10 @@ def _finding_folders(top: Path) -> list[Path]:
         for d in folders
         if any(e.name.lower() in {**SPLIT_FOLDERS, **FINDING_FOLDERS} for e in _folders(d))
     ]
-    hint = f"; did you mean {inner[0]}?" if inner else ""
+    if inner:
+        hint = f"; did you mean {inner[0]}?"
+    else:
+        hint = "; to use other names as labels, pass --task labels" if len(folders) > 1 else ""
     raise UserError(
         f"no class folder in {top}: expected NORMAL and PNEUMONIA, or NORMAL, BACTERIAL and VIRAL"
         f"{f', found {_names(folders)}' if folders else ''}{hint}"

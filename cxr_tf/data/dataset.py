@@ -16,12 +16,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """A checked catalogue with its decoded images: uint8 [N, S, S, 1]; labels int64 [N]."""
+    """A checked catalogue with its decoded images: uint8 [N, S, S, 1]; labels int64 [N].
+
+    against: bool [N], which images contradict the shortcut, where that is known; see
+    `metrics.shortcuts`.
+    """
 
     catalog: data_catalog.Catalog
     images: np.ndarray
     labels: np.ndarray
     classes: tuple[str, ...]
+    against: np.ndarray | None = None
 
     def take(self, rows: np.ndarray) -> "ImageDataset":
         """Return some of the rows, copied."""
@@ -30,6 +35,7 @@ class ImageDataset:
             catalog=self.catalog.take(rows),
             images=self.images[rows],
             labels=self.labels[rows],
+            against=None if self.against is None else self.against[rows],
         )
 
     def split(self, name: str) -> "ImageDataset":
@@ -42,6 +48,7 @@ class ImageDataset:
             catalog=self.catalog.take(rows),
             images=self.images[where],
             labels=self.labels[where],
+            against=None if self.against is None else self.against[where],
         )
 
 
@@ -98,5 +105,5 @@ def lesion_masks(catalog: data_catalog.Catalog, size: int) -> np.ndarray | None:
             return None
         folder = path.parents[2]
         paths.append(str(folder / "masks" / path.relative_to(folder)))
-    masks, unreadable = decoding.load_images(paths, size)
+    masks, unreadable = decoding.load_images(paths, size, masks=True)
     return None if unreadable else masks[..., 0] >= 128

@@ -36,9 +36,9 @@ def open_catalog(
     if not root.exists():
         raise UserError(f"no such folder or file: {source}{_did_you_mean(root)}")
     if root.is_dir():
-        catalog = _catalog(root, *read_folder(root))
+        catalog = _catalog(root, *read_folder(root, any_classes=task == "labels"))
     elif root.suffix.lower() == ".csv":
-        catalog = _catalog(root, rows_of_list(root, as_written=task == "labels"))
+        catalog = _catalog(root, *rows_of_list(root, as_written=task == "labels"))
         catalog = with_groups(catalog, groups_of_list(root))
     elif root.suffix.lower() == ".npz":
         from cxr_tf.data.sources import medmnist
@@ -50,7 +50,7 @@ def open_catalog(
     catalog = replace(catalog, source=str(root if source == "phantom" else source))
     if positive:
         catalog = replace(catalog, findings=positive_last(catalog, positive))
-    return resolve_splits(catalog, seed) if resplit else catalog
+    return resolve_splits(catalog, seed, task) if resplit else catalog
 
 
 def with_groups(catalog: Catalog, groups: Sequence[tuple[tuple[str, str], ...]]) -> Catalog:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from cxr_tf.data.catalog import Catalog, short_path
+from cxr_tf.data.catalog import Catalog, class_of, short_path
 from cxr_tf.errors import UserError
 
 FRACTIONS = {"train": 0.70, "val": 0.15, "test": 0.15}
@@ -41,12 +41,15 @@ def leakage(catalog: Catalog) -> list[str]:
     return sentences
 
 
-def split_by_patient(catalog: Catalog, fractions: dict[str, float], *, seed: int) -> dict[int, str]:
+def split_by_patient(
+    catalog: Catalog, fractions: dict[str, float], *, seed: int, task: str = ""
+) -> dict[int, str]:
     """Draw splits for all rows: stratified by finding, whole patients, identical images together.
 
     Returns {row: split}. Within each finding the patients are shuffled and assigned, first one to
     each split, then each to the split that lacks most of its share. Every split has the finding if
-    there are enough patients, and the fractions hold for small catalogues too.
+    there are enough patients, and the fractions hold for small catalogues too. A finding with fewer
+    patients than there are splits is drawn together with the rest of its class in the task.
     """
     rng = np.random.default_rng(seed)
     groups: dict[int, list[int]] = {}
@@ -56,6 +59,12 @@ def split_by_patient(catalog: Catalog, fractions: dict[str, float], *, seed: int
     for members in groups.values():
         finding = Counter(catalog.radiographs[i].finding for i in members).most_common(1)[0][0]
         strata.setdefault(finding, []).append(members)
+    for finding in [f for f, groups_of in strata.items() if len(groups_of) < len(fractions)]:
+        others = [
+            f for f in strata if f != finding and class_of(f, task) == class_of(finding, task)
+        ]
+        if others:
+            strata[min(others)] += strata.pop(finding)
     drawn: dict[int, str] = {}
     for finding in sorted(strata):
         members_of = strata[finding]
@@ -71,35 +80,39 @@ def split_by_patient(catalog: Catalog, fractions: dict[str, float], *, seed: int
     return drawn
 
 
-def resolve_splits(catalog: Catalog, seed: int) -> Catalog:
-    """Draw the splits that the source does not give, and note what was done."""
+def resolve_splits(catalog: Catalog, seed: int, task: str = "") -> Catalog:
+    """Draw the splits that the source does not give, and note what was done.
+
+    A validation split that is given is kept if it is large enough and has all classes of the task;
+    without a task, all findings.
+    """
     if catalog.published_split:
         return catalog
     counts = Counter(r.split for r in catalog.radiographs)
     if not counts["train"] or not counts["test"]:
         reason = "no split folders" if counts[""] else "no train or no test folder"
         note = f"{reason}: all images split by patient 70/15/15 from seed {seed}"
-        return _redraw(catalog, set(counts), FRACTIONS, seed, note)
-    findings = {r.finding for r in catalog.radiographs if r.split == "train"}
-    in_val = {r.finding for r in catalog.radiographs if r.split == "val"}
-    if counts["val"] >= SMALLEST_VALIDATION and findings <= in_val:
+        return _redraw(catalog, set(counts), FRACTIONS, seed, note, task)
+    classes = {class_of(r.finding, task) for r in catalog.radiographs if r.split == "train"}
+    in_val = {class_of(r.finding, task) for r in catalog.radiographs if r.split == "val"}
+    if counts["val"] >= SMALLEST_VALIDATION and classes <= in_val:
         return catalog
     if not counts["val"]:
         reason = "no val folder"
     elif counts["val"] < SMALLEST_VALIDATION:
         reason = f"val has only {counts['val']} images"
     else:
-        reason = f"val has no {' or '.join(sorted(findings - in_val))} image"
+        reason = f"val has no {' or '.join(sorted(classes - in_val))} image"
     share = FRACTIONS["val"] / (FRACTIONS["train"] + FRACTIONS["val"])
     note = f"{reason}: train and val pooled and split again by patient from seed {seed}"
-    return _redraw(catalog, {"train", "val"}, {"train": 1 - share, "val": share}, seed, note)
+    return _redraw(catalog, {"train", "val"}, {"train": 1 - share, "val": share}, seed, note, task)
 
 
 def _redraw(
-    catalog: Catalog, splits: set[str], fractions: dict[str, float], seed: int, note: str
+    catalog: Catalog, splits: set[str], fractions: dict[str, float], seed: int, note: str, task: str
 ) -> Catalog:
     rows = [i for i, r in enumerate(catalog.radiographs) if r.split in splits]
-    drawn = split_by_patient(catalog.take(rows), fractions, seed=seed)
+    drawn = split_by_patient(catalog.take(rows), fractions, seed=seed, task=task)
     radiographs = list(catalog.radiographs)
     for position, split in drawn.items():
         radiographs[rows[position]] = replace(radiographs[rows[position]], split=split)

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from cxr_tf.data.decoding import load_images
-from cxr_tf.data.sources import dicom
 from cxr_tf.data.sources.phantoms import phantom
 from cxr_tf.demo.models import Model
 from cxr_tf.errors import UserError
@@ -32,7 +31,6 @@ EXAMPLES = ("normal", "bacterial", "viral")
 EXAMPLE_SEED = 6
 
 MODEL_SEES_PHANTOMS = "The model was trained on synthetic phantoms: it cannot be used on people."
-LATERAL = "A lateral view: the models are for frontal radiographs."
 
 
 @dataclass
@@ -58,8 +56,7 @@ class Image:
 def read_upload(path: Path, name: str) -> Image:
     """Read a file that was dropped; what is wrong with it becomes its `reason`."""
     try:
-        notes = [LATERAL] if dicom.is_dicom(path) and dicom.is_lateral(path) else []
-        return Image(name, read_image(str(path)), notes=notes)
+        return Image(name, read_image(str(path)))
     except (UserError, OSError) as error:
         return Image(name, reason=reason_of(error, str(path)))
 

@@ -13,9 +13,11 @@ import numpy as np
 
 from cxr_tf import metrics
 from cxr_tf.config import Evaluate, check_numbers
+from cxr_tf.data.audit import log_warnings
 from cxr_tf.evaluation.precision_cost import precision_cost
 from cxr_tf.runs import Run, open_run, reserve_run, to_run_name
 from cxr_tf.scoring.classifier import draw_split, result_line, score, score_subgroups
+from cxr_tf.scoring.groups import group_line
 from cxr_tf.scoring.selection import open_subset
 from cxr_tf.scoring.shifts import score_shifts
 from cxr_tf.serving import loading
@@ -75,8 +77,13 @@ def evaluate(settings: Evaluate) -> Run:
 
     def scored(outputs: dict[str, np.ndarray]) -> dict[str, float]:
         predicted = np.array([part.classes.index(label) for label in outputs["label"]])
-        return metrics.classification_scores(
+        table = metrics.classification_scores(
             part.labels, outputs["probabilities"], predicted, part.classes
+        )
+        if part.against is None:
+            return table
+        return table | metrics.recall_against_shortcut(
+            part.labels, predicted, part.against, part.classes
         )
 
     def recalls(table: dict[str, Any]) -> list[float]:
@@ -85,9 +92,18 @@ def evaluate(settings: Evaluate) -> Run:
     shifted = score_shifts(settings, served, part, run, writer, scores, scored, recalls)
     engine = {"name": served.engine_for("serving_default"), "precision": served.precision, **cost}
     model = {"saved_model": str(served.folder), **served.card}
+    warnings = [
+        *part.catalog.warnings,
+        *metrics.prediction_warnings(split, predicted, part.classes),
+    ]
     groups = {"subgroups": subgroups} if subgroups else {}
-    run.write_metrics({split: scores, **shifted, **groups, "model": model, "engine": engine})
-    log.info("%s\nrun: %s", result_line(split, scores), run.directory)
+    record = {**shifted, **groups, "model": model, "engine": engine, "warnings": warnings}
+    run.write_metrics({split: scores, **record})
+    log.info("%s", result_line(split, scores))
+    if part.against is not None:
+        log.info("%s", group_line(scores))
+    log_warnings(warnings)
+    log.info("run: %s", run.directory)
     return run
 
 

@@ -15,10 +15,9 @@ from cxr_tf.evaluation.prediction_output import (
     check_output,
     picture_writer,
     print_table,
-    put_in_place,
     write_table,
 )
-from cxr_tf.files import temporary_sibling
+from cxr_tf.files import replace_folder, temporary_sibling
 from cxr_tf.serving.batch_prediction import open_signature
 
 
@@ -46,7 +45,7 @@ def predict(settings: Predict) -> None:
             check_output(settings)
             if folder and output:
                 write_table(folder / "predictions.csv", names, predictions, reasons, marked)
-                put_in_place(folder, output)
+                replace_folder(folder, output)
             elif output:
                 write_table(output, names, predictions, reasons, marked)
             else:

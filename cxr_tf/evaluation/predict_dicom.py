@@ -18,11 +18,10 @@ from cxr_tf.evaluation.dicom_results import Algorithm, SeriesOfStudies
 from cxr_tf.evaluation.prediction_loop import ImageWriter, log_counts, predict_images
 from cxr_tf.evaluation.prediction_output import (
     check_folder,
-    put_in_place,
     write_table,
 )
 from cxr_tf.figures import overlays
-from cxr_tf.files import expand_user, short_stem, temporary_sibling
+from cxr_tf.files import expand_user, replace_folder, short_stem, temporary_sibling
 from cxr_tf.serving.batch_prediction import BatchPredictions, open_model
 from cxr_tf.serving.client import PredictFn
 
@@ -59,7 +58,7 @@ def predict_dicom(settings: Predict) -> None:
             marked = settings.on_bad_image == "nan"
             check_output(settings)
             write_table(folder / "predictions.csv", names, predictions, reasons, marked)
-            put_in_place(folder, output)
+            replace_folder(folder, output)
         else:
             dicomweb.store(settings.output, sorted(folder.glob("*.dcm")))
     log_counts(len(paths), len(reasons), output or dicomweb.shown(settings.output))

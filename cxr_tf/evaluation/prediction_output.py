@@ -3,8 +3,6 @@
 import json
 import logging
 import math
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -250,15 +248,3 @@ def draw_images(answers: BatchPredictions, k: int, stem: Path, title: str) -> No
         else:
             pixels = np.clip(np.rint(picture), 0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(stem.with_name(f"{stem.name}-{name}.png"))
-
-
-def put_in_place(folder: Path, output: Path) -> None:
-    """Renames a finished folder; one that is there goes only when the new one is complete."""
-    if not output.exists():
-        os.rename(folder, output)
-        return
-    old = folder.with_name(f"{folder.name}-old")
-    shutil.rmtree(old, ignore_errors=True)  # of a process that was killed at the last line
-    os.rename(output, old)
-    os.rename(folder, output)
-    shutil.rmtree(old)

@@ -21,6 +21,7 @@ from cxr_tf.figures.data import data_page
 from cxr_tf.figures.heatmaps import heatmap_overlay, heatmap_sheet, heatmaps_alone, mean_heatmaps
 from cxr_tf.figures.neighbors import knn_grid, neighbor_table, tsne_map
 from cxr_tf.figures.radiographs import radiograph_grid, top_losses
+from cxr_tf.figures.shortcuts import shortcut_audit
 from cxr_tf.figures.style import CLASS_COLOURS, CYCLE, class_colour, drawn
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "roc",
     "score_histogram",
     "shifts",
+    "shortcut_audit",
     "top_losses",
     "training_curves",
     "tsne_map",

@@ -11,7 +11,10 @@ from cxr_tf.metrics.conformal import conformal_thresholds, risk_coverage, set_sc
 from cxr_tf.metrics.detection import detection_scores
 from cxr_tf.metrics.intervals import (
     bootstrap_weights,
+    classification_counts,
+    classification_support,
     confidence_intervals,
+    detection_support,
     intervals,
     with_interval,
 )
@@ -24,25 +27,44 @@ from cxr_tf.metrics.localization import (
 from cxr_tf.metrics.novelty import Gaussian, fit_gaussian, mahalanobis
 from cxr_tf.metrics.operating_point import check_rule, operating_point
 from cxr_tf.metrics.paired_tests import delong_test, mcnemar_test
+from cxr_tf.metrics.plausibility import prediction_warnings
 from cxr_tf.metrics.ranking import average_precision, cumulative_counts, roc_area
+from cxr_tf.metrics.shortcuts import (
+    ShortcutAudit,
+    ShortcutModel,
+    against_shortcut,
+    audit_shortcuts,
+    fit_shortcuts,
+    group_weights,
+    recall_against_shortcut,
+)
 from cxr_tf.metrics.subgroups import gaps, subgroup_scores
 
 __all__ = [
     "CALIBRATION_BINS",
     "Gaussian",
+    "ShortcutAudit",
+    "ShortcutModel",
+    "against_shortcut",
+    "audit_shortcuts",
     "average_precision",
     "bootstrap_weights",
     "check_rule",
+    "classification_counts",
     "classification_scores",
+    "classification_support",
     "confidence_intervals",
     "conformal_thresholds",
     "cumulative_counts",
     "delong_test",
     "detection_scores",
+    "detection_support",
     "expected_calibration_error",
     "fit_gaussian",
+    "fit_shortcuts",
     "fit_temperature",
     "gaps",
+    "group_weights",
     "hottest_pixel",
     "intervals",
     "macro_auroc",
@@ -52,6 +74,8 @@ __all__ = [
     "per_region_overlap",
     "pixel_auroc",
     "pointing_hits",
+    "prediction_warnings",
+    "recall_against_shortcut",
     "reliability",
     "risk_coverage",
     "roc_area",

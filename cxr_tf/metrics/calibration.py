@@ -31,15 +31,18 @@ def reliability(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarr
     return mean, share, counts[nonempty]
 
 
-def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+def fit_temperature(
+    logits: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None
+) -> float:
     """Return the temperature T of least log loss of softmax(logits / T) (Guo et al. 2017).
 
     In 0.05..20: if the logits separate the labels perfectly, the unbounded optimum is 0.
+    weights [N]: how much each row counts.
     """
 
     def loss(log_t: float) -> float:
         scaled = special.log_softmax(logits / np.exp(log_t), axis=1)
-        return float(-scaled[np.arange(len(labels)), labels].mean())
+        return float(np.average(-scaled[np.arange(len(labels)), labels], weights=weights))
 
     optimum = optimize.minimize_scalar(loss, bounds=(np.log(0.05), np.log(20.0)), method="bounded")
     return float(np.exp(optimum.x))

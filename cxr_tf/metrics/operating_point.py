@@ -25,18 +25,23 @@ def check_rule(rule: str) -> tuple[str, float]:
     return name, target
 
 
-def operating_point(labels: np.ndarray, scores: np.ndarray, rule: str) -> float:
+def operating_point(
+    labels: np.ndarray, scores: np.ndarray, rule: str, weights: np.ndarray | None = None
+) -> float:
     """Return the threshold at or above which a score is positive; labels: bool or 0/1 [N].
 
     Rules: `0.5` is that number. `youden` maximises sensitivity + specificity (Youden 1950); between
     equal thresholds it takes the highest. `min-sensitivity:S` is the highest threshold whose
     sensitivity is at least S; `min-specificity:S` the lowest whose specificity is. All but `0.5`
-    lie half-way between two scores. Raises UserError for another rule.
+    lie half-way between two scores. weights [N]: how much each image counts for `youden`; the other
+    two promise a share of the images. Raises UserError for another rule.
     """
     name, target = check_rule(rule)
     if name == "0.5":
         return 0.5
-    false_alarm, sensitivity, thresholds = sk.roc_curve(labels, scores, drop_intermediate=False)
+    false_alarm, sensitivity, thresholds = sk.roc_curve(
+        labels, scores, drop_intermediate=False, sample_weight=weights if name == "youden" else None
+    )
     # The first point is "nothing is positive", at an infinite threshold.
     false_alarm, sensitivity, thresholds = false_alarm[1:], sensitivity[1:], thresholds[1:]
     # Half-way to the next score: at a score itself, rounding errors of the model would decide.

@@ -18,7 +18,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from cxr_tf import figures
+from cxr_tf import figures, metrics
 from cxr_tf.config import FitKnn, check_numbers
 from cxr_tf.data import checks, dataset, loading
 from cxr_tf.errors import UserError
@@ -36,6 +36,7 @@ from cxr_tf.neighbors.storage import check_agreement, write_knn
 from cxr_tf.runs import Run, open_run, reserve_run
 from cxr_tf.scoring import classifier as scoring_classifier
 from cxr_tf.scoring import selection
+from cxr_tf.scoring.groups import against_of_files, shortcuts_of
 from cxr_tf.scoring.predictions import Predictions, paired_tests
 from cxr_tf.serving import export, versions
 
@@ -86,7 +87,12 @@ def fit_knn(settings: FitKnn) -> Run:
     labels = embeddings.labels
 
     # ------------------------------------------------------------------ choice, on validation
-    grid = search(embeddings)
+    shortcuts = shortcuts_of(card)
+    against = {
+        split: against_of_files(catalog.paths[where], labels[where], shortcuts)
+        for split, where in (("val", val), ("test", test))
+    }
+    grid = search(embeddings, metrics.group_weights(labels[val], against["val"]))
     chosen = max(grid, key=lambda c: (c.score, -c.brier))
     log.info(
         "  chosen of %d: k = %d, %s, %s, %s weights (balanced accuracy on validation %.3f, "
@@ -108,7 +114,11 @@ def fit_knn(settings: FitKnn) -> Run:
     probabilities = {}
     for split, where in (("val", val), ("test", test)):
         part = dataset.ImageDataset(
-            catalog.take(range(len(catalog))[where]), thumbnails[where], labels[where], classes
+            catalog.take(range(len(catalog))[where]),
+            thumbnails[where],
+            labels[where],
+            classes,
+            against[split],
         )
         shares = knn.predict_proba(values[where])
         probabilities[split] = shares

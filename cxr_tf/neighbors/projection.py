@@ -9,7 +9,6 @@ are not (Wattenberg et al., "How to Use t-SNE Effectively", Distill 2016). Hence
 """
 
 import re
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,8 @@ from sklearn.manifold import trustworthiness
 from sklearn.metrics import silhouette_score
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
+
+from cxr_tf.files import replace_folder, temporary_sibling
 
 # Time and memory of trustworthiness grow quadratically: beyond this, a sample is drawn.
 MOST_POINTS = 6000
@@ -142,26 +143,23 @@ def write_projector(
     """
     from tensorboard.plugins import projector
 
-    folder, partial = directory / PROJECTOR, directory / f".{PROJECTOR}.writing"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
     config = projector.ProjectorConfig()
-    # The plugin reads tab-separated values without quotes.
-    _write_table(partial / "metadata.tsv", [header, *rows])
     side = thumbnails.shape[1]
-    Image.fromarray(sprite(thumbnails)).save(partial / "sprite.png")
-    for number, (name, values) in enumerate(tensors.items()):
-        np.savetxt(partial / f"tensor-{number}.tsv", values, fmt="%.6g", delimiter="\t")
-        entry = config.embeddings.add()
-        entry.tensor_name = name
-        entry.tensor_shape.extend(values.shape)
-        # Relative to the configuration, so that a run can be moved.
-        entry.tensor_path = f"{PROJECTOR}/tensor-{number}.tsv"
-        entry.metadata_path = f"{PROJECTOR}/metadata.tsv"
-        entry.sprite.image_path = f"{PROJECTOR}/sprite.png"
-        entry.sprite.single_image_dim.extend([side, side])
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    with temporary_sibling(directory / PROJECTOR) as partial:
+        # The plugin reads tab-separated values without quotes.
+        _write_table(partial / "metadata.tsv", [header, *rows])
+        Image.fromarray(sprite(thumbnails)).save(partial / "sprite.png")
+        for number, (name, values) in enumerate(tensors.items()):
+            np.savetxt(partial / f"tensor-{number}.tsv", values, fmt="%.6g", delimiter="\t")
+            entry = config.embeddings.add()
+            entry.tensor_name = name
+            entry.tensor_shape.extend(values.shape)
+            # Relative to the configuration, so that a run can be moved.
+            entry.tensor_path = f"{PROJECTOR}/tensor-{number}.tsv"
+            entry.metadata_path = f"{PROJECTOR}/metadata.tsv"
+            entry.sprite.image_path = f"{PROJECTOR}/sprite.png"
+            entry.sprite.single_image_dim.extend([side, side])
+        replace_folder(partial, directory / PROJECTOR)
     projector.visualize_embeddings(str(directory), config)
 
 

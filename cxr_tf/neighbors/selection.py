@@ -5,7 +5,8 @@
     knn = fit_pipeline(embeddings, chosen)      # a scikit-learn pipeline
 
 The criterion is balanced accuracy, averaged over validation and a stressed copy of it: validation
-alone is nearly separable and ranks nothing. The Brier score breaks ties.
+alone is nearly separable and ranks nothing. Images against the shortcut of their class count as
+much as all others of it. The Brier score breaks ties.
 """
 
 from dataclasses import dataclass
@@ -55,12 +56,16 @@ class Candidate:
         return round((self.balanced_accuracy + self.stressed_balanced_accuracy) / 2, 9)
 
 
-def search(embeddings: Embeddings) -> list[Candidate]:
-    """Evaluate every cell of the grid; one neighbour search per metric and representation."""
+def search(embeddings: Embeddings, weights: np.ndarray | None = None) -> list[Candidate]:
+    """Evaluate every cell of the grid; one neighbour search per metric and representation.
+
+    weights [V]: how much each validation image counts within its class.
+    """
     train, val = slice(0, embeddings.indexed), embeddings.rows("val")
     labels = embeddings.labels
     truth = np.concatenate([labels[val], labels[val]])
     v = val.stop - val.start
+    counts = np.ones(v) if weights is None else weights
     classes = int(labels.max()) + 1
     largest = embeddings.indexed
     candidates = []
@@ -76,18 +81,20 @@ def search(embeddings: Embeddings) -> list[Candidate]:
             ).fit(values[train], labels[train])
             distances, rows = knn.kneighbors(queries)
             del knn, values
-            for weights in WEIGHTS:
+            for voting in WEIGHTS:
                 for k in (k for k in NEIGHBOURS if k <= largest):
-                    shares = vote(distances[:, :k], labels[rows[:, :k]], weights, classes)
+                    shares = vote(distances[:, :k], labels[rows[:, :k]], voting, classes)
                     candidates.append(
                         Candidate(
                             representation=representation,
                             metric=metric,
-                            weights=weights,
+                            weights=voting,
                             k=k,
-                            balanced_accuracy=balanced_accuracy(truth[:v], shares[:v]),
-                            stressed_balanced_accuracy=balanced_accuracy(truth[v:], shares[v:]),
-                            brier=balanced_brier(truth, shares),
+                            balanced_accuracy=balanced_accuracy(truth[:v], shares[:v], counts),
+                            stressed_balanced_accuracy=balanced_accuracy(
+                                truth[v:], shares[v:], counts
+                            ),
+                            brier=balanced_brier(truth, shares, np.tile(counts, 2)),
                         )
                     )
     return candidates
@@ -168,13 +175,25 @@ def vote(distances: np.ndarray, neighbours: np.ndarray, weights: str, classes: i
     return votes / votes.sum(axis=1, keepdims=True)
 
 
-def balanced_accuracy(labels: np.ndarray, shares: np.ndarray) -> float:
-    """Return the mean recall of the classes; labels int [N], shares [N, C]."""
-    correct = shares.argmax(axis=1) == labels
-    return float(np.mean([correct[labels == c].mean() for c in np.unique(labels)]))
+def balanced_accuracy(
+    labels: np.ndarray, shares: np.ndarray, weights: np.ndarray | None = None
+) -> float:
+    """Return the mean recall of the classes; labels int [N], shares [N, C], weights [N]."""
+    return _mean_over_classes(shares.argmax(axis=1) == labels, labels, weights)
 
 
-def balanced_brier(labels: np.ndarray, shares: np.ndarray) -> float:
-    """Return the Brier score, averaged over classes; labels int [N], shares [N, C]."""
+def balanced_brier(
+    labels: np.ndarray, shares: np.ndarray, weights: np.ndarray | None = None
+) -> float:
+    """Return the Brier score, averaged over classes; labels int [N], shares [N, C], weights [N]."""
     squared = ((shares - np.eye(shares.shape[1])[labels]) ** 2).sum(axis=1) / 2
-    return float(np.mean([squared[labels == c].mean() for c in np.unique(labels)]))
+    return _mean_over_classes(squared, labels, weights)
+
+
+def _mean_over_classes(values: np.ndarray, labels: np.ndarray, weights: np.ndarray | None) -> float:
+    """Mean of the classes' weighted means of values [N]."""
+    counts = np.ones(len(labels)) if weights is None else weights
+    means = [
+        np.average(values[labels == c], weights=counts[labels == c]) for c in np.unique(labels)
+    ]
+    return float(np.mean(means))

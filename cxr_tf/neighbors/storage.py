@@ -6,7 +6,6 @@ pipeline.predict_proba(embeddings)          # float32 [N, D] -> shares of the vo
 """
 
 import hashlib
-import json
 import pickle
 import platform
 import warnings
@@ -20,12 +19,21 @@ import tensorflow as tf
 from sklearn.pipeline import Pipeline
 
 from cxr_tf.errors import UserError
-from cxr_tf.files import digest_files, expand_user, write_json
+from cxr_tf.files import digest_files, expand_user, read_json, write_json
 from cxr_tf.neighbors.embeddings import batches, embed_files
 from cxr_tf.neighbors.selection import before_knn
 from cxr_tf.serving import loading, model_config
 
 MANIFEST = "knn.json"
+
+MANIFEST_FIELDS = {
+    "sha256": {"*": str},
+    "embedding_width": int,
+    "scikit-learn": str,
+    "classes": [str],
+    "k": int,
+    "classifier": {"name": str, "version": int},
+}
 
 
 def write_knn(knn: Pipeline, folder: Path, manifest: dict[str, Any]) -> None:
@@ -68,7 +76,7 @@ def load_knn(
         if not numbers or not (folder / str(numbers[-1]) / MANIFEST).exists():
             raise UserError(f"{model} is not a nearest-neighbours model: it has no {MANIFEST}")
         folder = folder / str(numbers[-1])
-    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest = read_json(folder / MANIFEST, MANIFEST_FIELDS)
     name = "knn.skops" if without_code else "knn.pkl"
     file = folder / name
     if not file.exists():
@@ -92,11 +100,15 @@ def load_knn(
             f"{sklearn.__version__}: results may differ",
             stacklevel=2,
         )
-    if without_code:
-        import skops.io
+    try:
+        if without_code:
+            import skops.io
 
-        return skops.io.loads(content), manifest
-    return pickle.loads(content), manifest
+            return skops.io.loads(content), manifest
+        return pickle.loads(content), manifest
+    except Exception as error:  # both raise errors of any kind
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{file} cannot be loaded ({reason}): fit it again") from error
 
 
 def check_agreement(

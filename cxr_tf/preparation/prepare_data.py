@@ -11,14 +11,15 @@ from pathlib import Path
 
 from cxr_tf import figures
 from cxr_tf.config import PrepareData, check_numbers
-from cxr_tf.data.audit import Inspection, inspect_images, warnings
+from cxr_tf.data.audit import Inspection, all_warnings, inspect_images, log_warnings, warnings
 from cxr_tf.data.catalog import Catalog
 from cxr_tf.data.checks import check, describe, notes
 from cxr_tf.data.loading import PHANTOM_COUNT, PHANTOM_SIZE, open_catalog, phantom_folder
 from cxr_tf.data.sources import dicom, downloads, phantoms
 from cxr_tf.errors import UserError
-from cxr_tf.files import expand_user, write_csv, write_json
-from cxr_tf.runs import Run, numbered_names, run_record, to_run_name
+from cxr_tf.files import expand_user, write_csv
+from cxr_tf.preparation.shortcut_audit import audit_inspected, write_audit
+from cxr_tf.runs import Run, numbered_names, run_record, start_run, to_run_name
 
 log = logging.getLogger(__name__)
 
@@ -100,21 +101,20 @@ def _check(settings: PrepareData) -> None:
     catalog = open_catalog(settings.check, seed=settings.seed, task=settings.task)
     log.info(describe(catalog))
     inspection = inspect_images(catalog)
-    lines = warnings(inspection)
+    lines = all_warnings(inspection, settings.task)
     for row, reason in inspection.unreadable.items():
         log.info("  unreadable: %s (%s)", catalog.paths[row], reason)
-    for line in lines:
-        log.info("  warning: %s", line)
+    log_warnings(lines)
     for s in inspection.shortcuts:
         log.info("  %-10s alone: AUROC %.2f for '%s'", s.measure, s.auroc, s.finding)
+    audit = audit_inspected(inspection, settings.task)
+    if audit is not None:
+        log.info("  %s%s", "warning: " if audit.is_warning else "", audit.summary())
 
-    run = _page_run(catalog, Path(settings.logs) / "data")
-    name = run.directory.name
-    run.directory.mkdir(parents=True, exist_ok=True)
+    directory = _page_directory(catalog, Path(settings.logs) / "data")
     # The page shows the present data: an earlier one is replaced.
-    for former in run.directory.glob("events.out.*"):
-        former.unlink()
-    write_json(run.directory / "config.json", run_record("data", name, settings, catalog))
+    record = run_record("data", directory.name, settings, catalog)
+    run = start_run(directory, {**record, "source": _source_of(catalog)})
     write_csv(
         run.directory / "near-duplicates.csv",
         ["path", "label", "split", "other", "other_label", "other_split"],
@@ -128,14 +128,18 @@ def _check(settings: PrepareData) -> None:
         ],
     )
     draw_page(run, inspection)
+    if audit is not None:
+        write_audit(run, inspection, audit)
     run.write_metrics(
         {
-            "source": str(Path(catalog.source).resolve()),
+            "source": _source_of(catalog),
             "images": len(catalog),
             "patients": len(set(catalog.patients)),
             "unreadable": len(inspection.unreadable),
             "near_duplicates": len(inspection.near),
+            "warnings": lines,
             **{f"{s.measure}_auroc/{s.finding}": s.auroc for s in inspection.shortcuts},
+            "shortcuts": audit.as_dict() if audit is not None else {},
             "fingerprint": catalog.fingerprint(),
         }
     )
@@ -169,18 +173,28 @@ def draw_page(run: Run, inspection: Inspection) -> None:
     writer.close()
 
 
-def _page_run(catalog: Catalog, root: Path) -> Run:
-    """Return the run for the page of these data, that of an earlier page of the same source if any.
+def _page_directory(catalog: Catalog, root: Path) -> Path:
+    """Return where to write the page of these data: over an earlier page of the same source.
 
-    A run of a study, or of other data, is never replaced.
+    The earlier page may be unfinished. A run of a study, or of other data, is never replaced.
     """
-    source = str(Path(catalog.source).resolve())
-    runs = (Run(root / name) for name in numbered_names(to_run_name(Path(source).stem) or "data"))
+    source = _source_of(catalog)
+
+    def is_page(run: Run) -> bool:
+        if run.finished:
+            return run.metrics.get("source") == source
+        return (run.directory / "config.json").exists() and run.config.get("source") == source
+
+    names = numbered_names(to_run_name(Path(source).stem) or "data")
     return next(
-        run
-        for run in runs
-        if not run.directory.exists() or (run.finished and run.metrics.get("source") == source)
+        directory
+        for directory in map(root.joinpath, names)
+        if not (directory.exists() and any(directory.iterdir())) or is_page(Run(directory))
     )
+
+
+def _source_of(catalog: Catalog) -> str:
+    return str(Path(catalog.source).resolve())
 
 
 def _stop_if_untrainable(catalog: Catalog, inspection: Inspection, settings: PrepareData) -> None:

@@ -55,14 +55,25 @@ def score(
         )
         if sets is not None:
             values |= metrics.set_scores(part.labels, sets, predicted, part.classes, weights)
+        if part.against is not None:
+            values |= metrics.recall_against_shortcut(
+                part.labels, predicted, part.against, part.classes, weights
+            )
         return values
 
     table: dict[str, Any] = scores()
     if part.catalog.published_split and part.classes == catalog.task_classes("binary"):
         table |= medmnist.scores(part.labels, probabilities)
     table["images"], table["patients"] = len(part.labels), len(set(part.catalog.patients))
+    table["counts"] = metrics.classification_counts(part.labels, predicted, part.classes)
     table["ci95"] = metrics.intervals(
-        scores, part.catalog.patients, bootstrap_samples=bootstrap_samples, seed=seed
+        scores,
+        part.catalog.patients,
+        bootstrap_samples=bootstrap_samples,
+        seed=seed,
+        support=metrics.classification_support(
+            part.labels, predicted, part.catalog.patients, part.classes
+        ),
     )
     return table
 
@@ -176,7 +187,9 @@ def sample_predictions(part: ImageDataset, probabilities: np.ndarray, predicted:
 def result_line(split: str, scores: dict[str, Any]) -> str:
     """Format the headline scores with their intervals as one line."""
     headline = ("auroc", "accuracy", "recall", "specificity", "f1")
-    line = f"{split}: " + ", ".join(f"{m} {metrics.with_interval(scores, m)}" for m in headline)
+    line = f"{split}: " + ", ".join(
+        f"{m} {metrics.with_interval(scores, m, counts=True)}" for m in headline
+    )
     if "coverage" in scores:
         line += (
             f"\n{split}: the prediction set holds the true class of "

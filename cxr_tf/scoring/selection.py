@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 
 from cxr_tf.config import Evaluate
+from cxr_tf.data import audit, checks, decoding, splits
 from cxr_tf.data import catalog as data_catalog
-from cxr_tf.data import checks, decoding, splits
 from cxr_tf.data import loading as data_loading
 from cxr_tf.data.dataset import ImageDataset, decode_catalog
 from cxr_tf.errors import UserError
+from cxr_tf.scoring.groups import shortcuts_of, with_groups
 from cxr_tf.serving import loading
 
 log = logging.getLogger(__name__)
@@ -53,7 +54,8 @@ def open_subset(
     labels = catalog.labels(task, classes)
     if absent := [name for k, name in enumerate(classes) if not np.any(labels == k)]:
         log.info("  note: no image of %s: scores that need one are NaN", " and ".join(absent))
-    return ImageDataset(catalog, images, labels, classes)
+    subset = audit.audited(ImageDataset(catalog, images, labels, classes))
+    return with_groups(subset, shortcuts_of(card))
 
 
 def with_training_splits(
@@ -63,8 +65,11 @@ def with_training_splits(
 
     skip: the training may have left out unreadable files after it had drawn the splits.
     """
-    resolved = splits.resolve_splits(catalog, card.get("seed", 0))
     fingerprint = card.get("data_fingerprint")
+    # Former versions drew splits by finding, whatever the task.
+    tasks = (card.get("task", ""), "")
+    drawn = [splits.resolve_splits(catalog, card.get("seed", 0), task) for task in tasks]
+    resolved = next((c for c in drawn if c.fingerprint() == fingerprint), drawn[0])
     if resolved.fingerprint() != fingerprint and skip:
         _, unreadable = decoding.load_images(resolved.paths, card["image_size"])
         resolved = resolved.take(np.setdiff1d(np.arange(len(resolved)), list(unreadable)))

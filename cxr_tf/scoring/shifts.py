@@ -64,8 +64,8 @@ def under_shifts(
             parts.append(predict([tf.io.encode_png(image).numpy() for image in shifted]))
         outputs = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
         results[name] = {key: float(value) for key, value in scored(outputs).items()}
-    shown = ("auroc", "accuracy", "recall", "specificity")
+    shown = ("auroc", "balanced_accuracy", "recall", "specificity")
     rows = [[name, *(f"{scores[k]:.3f}" for k in shown)] for name, scores in results.items()]
-    header = ["acquisition shift", "AUROC", *shown[1:]]
+    header = ["acquisition shift", "AUROC", "balanced accuracy", *shown[2:]]
     log.info("%s", console.table(header, rows, indent=2))
     return results

@@ -24,8 +24,8 @@ import tensorflow as tf
 from cxr_tf.config import CheckServed
 from cxr_tf.errors import UserError
 from cxr_tf.files import write_json
-from cxr_tf.runs import Run, numbered_names, reserve_run, run_record
-from cxr_tf.serving import versions
+from cxr_tf.runs import Run, is_foreign, numbered_names, reserve_run, run_record, start_run
+from cxr_tf.serving import cards, versions
 from cxr_tf.serving.client import read_image
 from cxr_tf.serving.runtimes import bare_process, cpp_comparison
 
@@ -56,7 +56,8 @@ def check_served(settings: CheckServed) -> Run:
         raise UserError("no run to check: --runs logs/classifier/<name> ...")
     # A check may be repeated, and each has its own record.
     records = Path(settings.logs) / "served"
-    free = (n for n in numbered_names(Path(settings.runs[0]).name) if not (records / n).exists())
+    names = numbered_names(Path(settings.runs[0]).resolve().name)
+    free = (n for n in names if not Run(records / n).finished and not is_foreign(records / n))
     name = settings.name or next(free)
     run = reserve_run(settings.logs, "served", name, settings)
     measurements = [read_measurement(folder) for folder in settings.runs]
@@ -80,8 +81,7 @@ def check_served(settings: CheckServed) -> Run:
                 )
             log.info("%s", result_line(result))
             results.append(result)
-    run.directory.mkdir(parents=True, exist_ok=True)
-    write_json(run.directory / "config.json", run_record("served", name, settings, None))
+    start_run(run.directory, run_record("served", name, settings, None))
     run.write_metrics({"agreed": all(map(agrees, results)), "models": results})
     return run
 
@@ -112,10 +112,12 @@ def read_measurement(folder: str) -> Measurement:
             "neighbours and autoencoders have"
         )
     columns = run.predictions("test")
+    exported = versions.exported_by(run)
+    cards.check_files(exported, cards.read_card(exported))
     return Measurement(
         folder,
         run.config["job"],
-        versions.exported_by(run),
+        exported,
         columns,
         tuple(columns["path"].tolist()),
     )

@@ -1,16 +1,20 @@
 """Predictions of a running TF Serving, over REST or gRPC.
 
-    ask = connect("http://localhost:8501", "vgg16-binary")
-    ask([Path("one.jpeg").read_bytes()])["probabilities"]      # float32 [1, C]
+    predict = connect("http://localhost:8501", "vgg16-binary")
+    predict([Path("one.jpeg").read_bytes()])["probabilities"]      # float32 [1, C]
 
-An `Ask` takes the contents of N image files and returns the outputs of one signature, each an array
-whose first axis is N; strings come as `str`. `serving` has the same for a SavedModel on disk.
+A `PredictFn` takes the contents of N image files and returns the outputs of one signature, each an
+array whose first axis is N; strings are `str`. `serving.loading` has the same for a SavedModel on
+disk. What a server returns is checked against its metadata (see `serving.responses`).
 """
 
 import base64
+import json
 import logging
+import queue
 import random
 import re
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +24,7 @@ from urllib.parse import quote, urlsplit
 import numpy as np
 
 from cxr_tf.errors import UserError
+from cxr_tf.serving import responses
 
 P = ParamSpec("P")
 
@@ -30,16 +35,18 @@ log = logging.getLogger(__name__)
 
 PredictFn = Callable[[Sequence[bytes]], dict[str, np.ndarray]]
 
-# What `serving.decode_images` says of an image: its position, what is wrong, its size.
-FAULT = re.compile(r"image_bytes\[(\d+)\]: ([^;()\[\]]+?) \((\d+) bytes\)")
+# The message of `serving.decode_images` about an image: position, reason, size.
+BAD_IMAGE = re.compile(r"image_bytes\[(\d+)\]: ([^;()\[\]]+?) \((\d+) bytes\)")
 
 FIRST_PAUSE = 0.5  # seconds; doubles with every attempt
 
 RETRIES = 6  # half a minute in all
 
+LARGEST_RESPONSE = 2**30  # bytes: a hundred heatmaps of 600 pixels, as JSON, several times over
+
 
 class BadImages(Exception):
-    """Images of a request that the model refused: {position: reason}."""
+    """Images of a request that the model rejected: {position: reason}."""
 
     def __init__(self, reasons: dict[int, str]) -> None:
         super().__init__(str(reasons))
@@ -47,7 +54,7 @@ class BadImages(Exception):
 
 
 class Overloaded(Exception):
-    """The server cannot answer now, and may in `wait` seconds."""
+    """The server cannot respond now, and may in `wait` seconds."""
 
     def __init__(self, message: str, wait: float = 0.0) -> None:
         super().__init__(message)
@@ -55,7 +62,7 @@ class Overloaded(Exception):
 
 
 class Unreachable(Overloaded):
-    """Nothing answers at the address."""
+    """No server accepts connections at the address."""
 
 
 def connect(
@@ -67,13 +74,14 @@ def connect(
     label: str = "",
     timeout: float = 120.0,
 ) -> PredictFn:
-    """A signature of a model that TF Serving has loaded, at http(s)://host:8501 or grpc://host:8500.
+    """Return a signature of a model that TF Serving serves, as a function of image files.
 
-    `version` or `label` choose among the loaded versions; without them the server takes its newest.
-    `timeout` is of one request, in seconds. Requests that the server is too busy for are sent again
-    after growing pauses.
+    url: http(s)://host:8501 or grpc://host:8500. `version` or `label` choose among the loaded
+    versions; the default is the server's newest. `timeout` limits a whole request, in seconds.
+    Requests are retried with growing pauses where the server is busy or a connection breaks.
 
-    Raises UserError where no server answers, or it has no such model, version, label or signature.
+    Raises UserError where no server responds, or it has no such model, version, label or signature;
+    the function raises it for a response that does not match the metadata.
     """
     if version is not None and label:
         raise UserError("give --version or --label, not both")
@@ -85,74 +93,75 @@ def connect(
     if open_protocol is None or not parts.netloc:
         raise UserError(f"--server {url}: give http://host:8501, https://host or grpc://host:8500")
 
-    def opened() -> tuple[Sequence[str], PredictFn]:
+    def opened() -> tuple[responses.Outputs, PredictFn]:
         try:
             return open_protocol(url, model, signature, version, label, timeout)
         except Unreachable as error:
             raise UserError(f"no TF Serving answers at {url} ({error}): is it running?") from None
 
-    outputs, ask = persistent(opened)()
+    outputs, predict = with_retries(opened)()
     log.debug("%s of %s at %s: %s", signature, model, url, ", ".join(outputs))
-    return persistent(ask)
+    return with_retries(predict)
 
 
-def persistent(ask: Callable[P, T], retries: int = RETRIES) -> Callable[P, T]:
-    """The same, which asks again after a growing pause where the server is overloaded."""
+def with_retries(function: Callable[P, T], retries: int = RETRIES) -> Callable[P, T]:
+    """Wrap a function so that it is called again, after a growing pause, while `Overloaded`."""
 
-    def asked(*args: P.args, **kwargs: P.kwargs) -> T:
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
         pause = FIRST_PAUSE
         for attempt in range(retries + 1):
             try:
-                return ask(*args, **kwargs)
+                return function(*args, **kwargs)
             except Overloaded as error:
                 if attempt == retries:
                     raise UserError(
                         f"gave up after {retries + 1} attempts: {error}; try later, or with a "
                         "smaller --batch-size"
                     ) from None
-                # By chance up to half as long again, or clients refused together return together.
+                # Randomly up to half as long again: clients refused together must not return
+                # together.
                 time.sleep(max(error.wait, pause * random.uniform(1.0, 1.5)))
                 pause *= 2
         raise AssertionError  # the last attempt returns or raises
 
-    return asked
+    return call
 
 
 def bad_images(message: str, contents: Sequence[bytes]) -> dict[int, str]:
-    """{position in `contents`: reason} of the bad images that an error message names.
+    """Return {position in `contents`: reason} of the bad images that an error message names.
 
-    A server that batches puts the images of several clients into one request, and counts through
+    A server that batches merges the images of several clients into one request and counts through
     it. So the size must agree too; where it does not, the image of that size is meant, if there is
-    one, and else the image is another client's.
+    one, and otherwise the image of another client.
     """
-    found = [(int(row), reason, int(size)) for row, reason, size in FAULT.findall(message)]
-    mine = {
+    named = [(int(row), reason, int(size)) for row, reason, size in BAD_IMAGE.findall(message)]
+    own = {
         row: reason
-        for row, reason, size in found
+        for row, reason, size in named
         if row < len(contents) and len(contents[row]) == size
     }
-    if mine:
-        return mine
+    if own:
+        return own
     return {
         row: reason
         for row, content in enumerate(contents)
-        for _, reason, size in found
+        for _, reason, size in named
         if len(content) == size
     }
 
 
 def refusal(message: str, contents: Sequence[bytes]) -> Exception:
-    """What to raise where a server calls a request invalid."""
+    """Return the exception to raise where a server calls a request invalid."""
     if reasons := bad_images(message, contents):
         return BadImages(reasons)
-    if FAULT.search(message):
+    if BAD_IMAGE.search(message):
         return Overloaded("the server batches, and another client sends images it cannot read")
     return UserError(f"the server refuses the request: {_first_line(message)}")
 
 
 def _open_rest(
     url: str, model: str, signature: str, version: int | None, label: str, timeout: float
-) -> tuple[list[str], PredictFn]:
+) -> tuple[responses.Outputs, PredictFn]:
     import requests
 
     session = requests.Session()
@@ -162,29 +171,50 @@ def _open_rest(
     elif label:
         address += f"/labels/{quote(label, safe='')}"
 
+    def request(method: str, suffix: str, body: dict[str, Any]) -> tuple[Any, bytes]:
+        with session.request(
+            method, address + suffix, timeout=timeout, stream=True, allow_redirects=False, **body
+        ) as reply:
+            parts, size = [], 0
+            for part in reply.iter_content(1 << 20):
+                parts.append(part)
+                size += len(part)
+                if size > LARGEST_RESPONSE:
+                    raise UserError(f"{url} sends more than {LARGEST_RESPONSE >> 20} MiB")
+            return reply, b"".join(parts)
+
     def send(method: str, suffix: str, contents: Sequence[bytes] = (), **body: Any) -> Any:
         try:
-            reply = session.request(method, address + suffix, timeout=timeout, **body)
-        except requests.exceptions.Timeout:
+            reply, text = within(timeout, lambda: request(method, suffix, body))
+        except (TimeoutError, requests.exceptions.Timeout):
             raise _too_slow(url, timeout) from None
+        except requests.exceptions.ChunkedEncodingError:
+            raise Overloaded("the connection was closed within the response") from None
         except requests.exceptions.ConnectionError as error:
-            raise Unreachable(_connection_error(error)) from None
+            # One that was established, and broke, may be established again.
+            broken = re.search("reset|aborted|closed|RemoteDisconnected|timed out", str(error))
+            kind = Overloaded if broken else Unreachable
+            raise kind(_connection_error(error)) from None
         except requests.exceptions.RequestException as error:
             raise UserError(f"{url}: {_first_line(str(error))}") from None
         try:
-            answer = reply.json()
-        except ValueError:
+            answer = json.loads(text)
+        except (ValueError, RecursionError):
+            if reply.ok and text.lstrip()[:1] == b"{":
+                raise Overloaded("the response is incomplete") from None
             answer = None
         if not isinstance(answer, dict):
-            answer = {"error": reply.text}
+            answer = {"error": text[:1000].decode(errors="replace")}
+        if reply.is_redirect:
+            target = reply.headers.get("Location", "")
+            raise UserError(f"{url} redirects to {target}: give --server the address itself")
         if reply.ok and "error" not in answer:
             return answer
         message = _first_line(str(answer.get("error", ""))) or reply.reason
         if reply.status_code in (429, 502, 503):
             after = reply.headers.get("Retry-After", "")
-            raise Overloaded(
-                f"{reply.status_code} {message}", float(after if after.isdigit() else 0)
-            )
+            wait = min(float(after), timeout) if re.fullmatch("[0-9]{1,9}", after) else 0.0
+            raise Overloaded(f"{reply.status_code} {message}", wait)
         if reply.status_code in (408, 504):
             raise _too_slow(url, timeout)
         if reply.status_code == 404:
@@ -193,33 +223,22 @@ def _open_rest(
             raise refusal(str(answer.get("error", "")), contents)
         raise UserError(f"{url} answers {reply.status_code}: {message}")
 
-    try:
-        metadata = send("GET", "/metadata")["metadata"]["signature_def"]["signature_def"]
-    except (KeyError, TypeError):
-        raise UserError(f"{url} is no TF Serving: its answer has no signatures") from None
-    chosen = _choose(metadata, signature, model)
-    name = _image_input(
-        {k: v.get("dtype", "") == "DT_STRING" for k, v in chosen["inputs"].items()}, signature
-    )
-    dtypes = {k: v["dtype"] for k, v in chosen["outputs"].items()}
+    signatures = responses.signatures_of_json(send("GET", "/metadata"), url)
+    name, outputs = _choose(signatures, signature, model)
 
-    def ask(contents: Sequence[bytes]) -> dict[str, np.ndarray]:
+    def predict(contents: Sequence[bytes]) -> dict[str, np.ndarray]:
         encoded = [{"b64": base64.b64encode(content).decode()} for content in contents]
         body = {"signature_name": signature, "inputs": {name: encoded}}
-        outputs = send("POST", ":predict", contents, json=body)["outputs"]
-        if len(dtypes) == 1:
-            # A single output comes without its name.
-            outputs = {next(iter(dtypes)): outputs}
-        return {k: np.array(v, _numpy_type(dtypes[k])) for k, v in outputs.items()}
+        answer = send("POST", ":predict", contents, json=body)
+        return responses.arrays_of_json(answer, outputs, len(contents), url)
 
-    return list(dtypes), ask
+    return outputs, predict
 
 
 def _open_grpc(
     url: str, model: str, signature: str, version: int | None, label: str, timeout: float
-) -> tuple[list[str], PredictFn]:
+) -> tuple[responses.Outputs, PredictFn]:
     import grpc
-    import tensorflow as tf
     from tensorflow.core.framework import tensor_pb2, tensor_shape_pb2, types_pb2
     from tensorflow_serving.apis import (
         get_model_metadata_pb2,
@@ -228,9 +247,12 @@ def _open_grpc(
         prediction_service_pb2_grpc,
     )
 
-    # Forty radiographs, or the heatmaps of a batch, are more than the 4 MB that gRPC starts with.
-    unlimited = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
-    channel = grpc.insecure_channel(urlsplit(url).netloc, options=unlimited)
+    # Forty radiographs, or the heatmaps of a batch, exceed the default limit of 4 MB.
+    limits = [
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_receive_message_length", LARGEST_RESPONSE),
+    ]
+    channel = grpc.insecure_channel(urlsplit(url).netloc, options=limits)
     stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
     spec = model_pb2.ModelSpec(name=model, signature_name=signature)
     if version is not None:
@@ -245,11 +267,11 @@ def _open_grpc(
             code, message = error.code(), error.details() or ""
         line = _first_line(message)
         if code == grpc.StatusCode.UNAVAILABLE:
-            down = "connect" in message.lower() or "DNS" in message
+            down = re.search("refused|DNS|resol|[Nn]o route|unreachable", message)
             raise (Unreachable if down else Overloaded)(line) from None
         if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
             if "larger than max" in message:
-                raise UserError(f"{url}: {line}; take a smaller --batch-size") from None
+                raise UserError(f"{url}: {line}; use a smaller --batch-size") from None
             raise Overloaded(line) from None
         if code == grpc.StatusCode.DEADLINE_EXCEEDED:
             raise _too_slow(url, timeout) from None
@@ -259,17 +281,14 @@ def _open_grpc(
             raise refusal(message, contents) from None
         raise UserError(f"{url} answers {code.name}: {line}") from None
 
-    question = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
-    question.model_spec.CopyFrom(spec)
-    answer = send(stub.GetModelMetadata, question)
-    signatures = get_model_metadata_pb2.SignatureDefMap()
-    answer.metadata["signature_def"].Unpack(signatures)
-    chosen = _choose(signatures.signature_def, signature, model)
-    name = _image_input(
-        {k: v.dtype == types_pb2.DT_STRING for k, v in chosen.inputs.items()}, signature
+    metadata_request = get_model_metadata_pb2.GetModelMetadataRequest(
+        metadata_field=["signature_def"]
     )
+    metadata_request.model_spec.CopyFrom(spec)
+    signatures = responses.signatures_of_proto(send(stub.GetModelMetadata, metadata_request), url)
+    name, outputs = _choose(signatures, signature, model)
 
-    def ask(contents: Sequence[bytes]) -> dict[str, np.ndarray]:
+    def predict(contents: Sequence[bytes]) -> dict[str, np.ndarray]:
         request = predict_pb2.PredictRequest(model_spec=spec)
         shape = tensor_shape_pb2.TensorShapeProto(dim=[{"size": len(contents)}])
         request.inputs[name].CopyFrom(
@@ -277,14 +296,38 @@ def _open_grpc(
                 dtype=types_pb2.DT_STRING, tensor_shape=shape, string_val=contents
             )
         )
-        outputs = send(stub.Predict, request, contents).outputs
-        return {k: as_text(tf.make_ndarray(v)) for k, v in outputs.items()}
+        answer = send(stub.Predict, request, contents)
+        return responses.arrays_of_proto(answer.outputs, outputs, len(contents), url)
 
-    return list(chosen.outputs), ask
+    return outputs, predict
+
+
+def within(seconds: float, function: Callable[[], T]) -> T:
+    """Call a function in a thread; TimeoutError where it takes longer than that in all.
+
+    The time limit of `requests` is one for each read from the socket, which a server that sends a
+    byte now and then never reaches.
+    """
+    results: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            results.put((function(), None))
+        except BaseException as error:
+            results.put((None, error))
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        result, error = results.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError from None
+    if error is not None:
+        raise error
+    return result
 
 
 def read_image(path: str) -> bytes:
-    """Contents of an image file as the signatures take it; DICOM becomes PNG on the way."""
+    """Return the content of an image file as the signatures take it; DICOM is converted to PNG."""
     from cxr_tf.data.sources import dicom
 
     file = Path(path)
@@ -292,57 +335,47 @@ def read_image(path: str) -> bytes:
 
 
 def as_text(values: np.ndarray) -> np.ndarray:
-    """Arrays of bytes as arrays of str; others as they are."""
+    """Decode arrays of bytes to arrays of str; return others unchanged."""
     if values.dtype.kind not in "OS":
         return values
     decoded = [v.decode(errors="replace") for v in values.ravel()]
     return np.array(decoded, object).reshape(values.shape)
 
 
-def _choose(signatures: Any, signature: str, model: str) -> Any:
-    known = sorted(k for k in signatures if not k.startswith("__"))
-    if signature not in known:
-        raise UserError(f"{model} has no signature '{signature}'; it has {', '.join(known)}")
-    return signatures[signature]
-
-
-def _image_input(inputs: dict[str, bool], signature: str) -> str:
-    """Name of the only input, which takes strings."""
+def _choose(
+    signatures: dict[str, responses.Signature], signature: str, model: str
+) -> tuple[str, responses.Outputs]:
+    """Return the name of a signature's only input, which takes image files, and its outputs."""
+    if signature not in signatures:
+        known = ", ".join(sorted(signatures))
+        raise UserError(f"{model} has no signature '{signature}'; it has {known}")
+    inputs, outputs = signatures[signature]
     if list(inputs.values()) != [True]:
         raise UserError(f"signature '{signature}' does not take image files, but {list(inputs)}")
-    return next(iter(inputs))
-
-
-def _numpy_type(name: str) -> Any:
-    if name == "DT_STRING":
-        return object
-    import tensorflow as tf
-    from tensorflow.core.framework import types_pb2
-
-    return tf.as_dtype(types_pb2.DataType.Value(name)).as_numpy_dtype
+    return next(iter(inputs)), outputs
 
 
 def _not_served(url: str, model: str, version: int | None, label: str, message: str) -> UserError:
     which = f" version {version}" if version is not None else f" label '{label}'" if label else ""
     return UserError(
-        f"{url} does not serve '{model}'{which}: look into its models.config, or wait until it has "
+        f"{url} does not serve '{model}'{which}: check its models.config, or wait until it has "
         f"loaded ({message})"
     )
 
 
 def _too_slow(url: str, timeout: float) -> UserError:
     return UserError(
-        f"{url} gave no answer within {timeout:g} s: take a longer --timeout or a smaller "
-        "--batch-size (TF Serving's REST gives up on its own after --rest_api_timeout_in_ms)"
+        f"{url} gave no answer within {timeout:g} s: use a longer --timeout or a smaller "
+        "--batch-size (TF Serving's REST API has its own limit, --rest_api_timeout_in_ms)"
     )
 
 
 def _connection_error(error: Exception) -> str:
-    """The reason at the bottom of a nest of exceptions, such as `Connection refused`."""
-    found = re.findall(r"\[Errno -?\d+\] ([^')\"]+)", str(error))
-    return found[-1] if found else _first_line(str(error))
+    """Return the reason at the bottom of nested exceptions, such as `Connection refused`."""
+    reasons = re.findall(r"\[Errno -?\d+\] ([^')\"]+)", str(error))
+    return reasons[-1] if reasons else _first_line(str(error))
 
 
 def _first_line(message: str) -> str:
     lines = message.strip().splitlines()
-    return lines[0][:300] if lines else ""
+    return "".join(c if c.isprintable() else "?" for c in lines[0][:300]) if lines else ""

@@ -2,7 +2,8 @@
 
 import tensorflow as tf
 
-from cxr_tf.data.decoding import CORRUPT, FAULTS, FINE, decode_radiograph, header_fault
+from cxr_tf.data.decoding import decode_checked
+from cxr_tf.data.file_headers import CORRUPT, FAULTS, FINE
 
 # A gRPC status is cut off at a few kilobytes.
 _LARGEST_FAULT_COUNT = 16
@@ -12,19 +13,17 @@ def decode_images(image_bytes: tf.Tensor, size: int) -> tf.Tensor:
     """Decode JPEG or PNG bytes, string [N], with `decode_radiograph` to uint8 [N, size, size, 1].
 
     The first step of every signature that takes files. A request with a bad image fails with an
-    InvalidArgument error that names the positions of all bad images:
-    `image_bytes[3]: truncated or corrupt image (1834 bytes)`. An image is bad if it is empty,
-    neither JPEG nor PNG (GIF and BMP too, which the decoder would accept), larger than 50
-    megapixels, has a side below 16 pixels, or cannot be decoded. Sizes are read from the header
-    before anything is decoded. A JPEG damaged in the middle, which libjpeg decodes, passes.
+    InvalidArgument error that names the positions of all bad images: `image_bytes[3]: truncated or
+    corrupt image (1834 bytes)`. An image is bad if it is empty, neither JPEG nor PNG (GIF and BMP
+    too, which the decoder would accept), larger than 50 megapixels, has a side below 16 pixels, is
+    blank or two-valued, or cannot be decoded. Sizes are read from the header before anything is
+    decoded. A JPEG damaged in the middle, which libjpeg decodes, passes.
     """
     count = tf.size(image_bytes)
     blank = tf.zeros([size, size, 1], tf.uint8)
 
     def read(row: tf.Tensor, encoded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        fault = header_fault(encoded)
-        gray = tf.cond(fault == FINE, lambda: decode_radiograph(encoded, size), lambda: blank)
-        return row, fault, gray
+        return row, *decode_checked(encoded, size)
 
     files = tf.data.Dataset.from_tensor_slices((tf.range(count), image_bytes))
     # In stock TensorFlow only tf.data continues after an op has failed: the image drops out, and

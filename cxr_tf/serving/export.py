@@ -183,9 +183,19 @@ def save(signatures: dict[str, Signature], folder: str) -> None:
     }
     module = tf.Module()
     # Signatures share variables; each is stored once.
-    used = {id(v): v for function in traced.values() for v in function.variables}
+    used = {id(v): v for function in traced.values() for v in variables_in_order(function)}
     module.model_variables = list(used.values())
     tf.saved_model.save(module, folder, signatures=traced)
+
+
+def variables_in_order(function: Any) -> list[tf.Variable]:
+    """Return the variables of a concrete function in the order in which the graph captures them.
+
+    `function.variables` comes from a set of objects by address, whose order differs from process to
+    process: equal trainings would not give equal files.
+    """
+    position = {id(tensor): k for k, tensor in enumerate(function.captured_inputs)}
+    return sorted(function.variables, key=lambda v: position[id(v.handle)])
 
 
 def decide(probabilities: tf.Tensor, threshold: float) -> tf.Tensor:

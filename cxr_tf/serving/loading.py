@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from cxr_tf import legacy
 from cxr_tf.errors import UserError
-from cxr_tf.files import expand_user, read_json
+from cxr_tf.files import expand_user
 from cxr_tf.serving import cards, model_config, versions, warm_up
 from cxr_tf.serving.client import BadImages, PredictFn, as_text, bad_images, read_image
 from cxr_tf.serving.runtimes import openvino_engine
@@ -174,15 +174,17 @@ def load_served(
     if not openvino_engine.takes_openvino(engine, precision):
         engine = "tensorflow"
     folder = find_version(model)
-    card = read_json(folder / cards.CARD)
+    card = cards.read_card(folder)
+    cards.check_files(folder, card)
     if precision != "float32" and card["kind"] != "classifier":
         raise UserError(f"--engine-precision {precision} is for classifiers: leave it out")
     if engine == "auto" and card.get("backbone") in openvino_engine.SLOWER_ON_OPENVINO:
         engine = "tensorflow"
     try:
         loaded = tf.saved_model.load(str(folder))
-    except (OSError, ValueError, IndexError, tf.errors.OpError) as error:
-        raise UserError(f"{folder} cannot be loaded: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # what a damaged graph raises is of any kind
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{folder} cannot be loaded: {reason}") from error
     return ServedModel(folder, card, loaded, engine, precision)
 
 
@@ -206,7 +208,7 @@ def find_version(model: str) -> Path:
 
 def read_card(model: str) -> dict[str, Any]:
     """Return the model card of an exported model; UserError where there is none."""
-    return read_json(find_version(model) / cards.CARD)
+    return cards.read_card(find_version(model))
 
 
 def predict_files(

@@ -67,8 +67,12 @@ def fit_detector(
     count = min(len(train.labels), LARGEST_FIT)
     rows = np.linspace(0, len(train.labels) - 1, count).astype(int)
     embed = compiled(embedding_of(model))
-    batches = evaluation_batches(train.images[rows], batch_size=batch_size)
-    embedding = fit_gaussian(infer(embed, batches), train.labels[rows])
+    # Exposure, framing and sharpness differ between machines: perturbed copies widen both fits.
+    both = [
+        infer(embed, evaluation_batches(train.images[rows], batch_size=batch_size, stress_seed=s))
+        for s in (None, STRESS_SEED)
+    ]
+    embedding = fit_gaussian(np.concatenate(both), np.tile(train.labels[rows], 2))
     val_embeddings = infer(embed, evaluation_batches(val.images, batch_size=batch_size))
     pixels = _fit_pixels(train.images[rows])
     of_pixels = mahalanobis(pixels, statistics_of(val.images))[:, 0]
@@ -106,7 +110,6 @@ def statistics_of(images: np.ndarray, *, stress_seed: int | None = None) -> np.n
 
 
 def _fit_pixels(images: np.ndarray) -> Gaussian:
-    # Exposure, framing and sharpness differ between machines: perturbed copies widen the fit.
     both = [statistics_of(images), statistics_of(images, stress_seed=STRESS_SEED)]
     return fit_gaussian(np.concatenate(both), np.zeros(2 * len(images), int))
 

@@ -1,19 +1,29 @@
 """Versions under `saved_models/<name>/`, which appear whole or not at all."""
 
-import errno
-import json
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import tensorflow as tf
-
 from cxr_tf.errors import UserError
-from cxr_tf.files import exclusive_lock, expand_user, read_json, to_json_types, write_json
+from cxr_tf.files import (
+    disk_errno,
+    exclusive_lock,
+    expand_user,
+    publish,
+    to_json_types,
+    write_json,
+)
 from cxr_tf.runs import Run
-from cxr_tf.serving.cards import CARD, describe_signature, package_versions
+from cxr_tf.serving.cards import (
+    CARD,
+    check_files,
+    describe_signature,
+    file_digests,
+    package_versions,
+    read_card,
+)
 from cxr_tf.serving.model_config import model_versions, read_models_config, write_models_config
 from cxr_tf.serving.warm_up import WARM_UP, signature_defs, write_warm_up
 
@@ -73,18 +83,18 @@ def _write_version(
         (partial / TRAINING_DIGESTS).write_text(
             "\n".join(sorted(complete.pop("training_digests", ()))) + "\n"
         )
-        write_json(partial / CARD, complete)
+        write_json(partial / CARD, {**complete, "files": file_digests(partial)})
         target = base / str(version)
-        os.rename(partial, target)
+        publish(partial, target)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
         if not any(base.iterdir()):
             base.rmdir()
         if is_first and not any(base.parent.iterdir()):
             base.parent.rmdir()
-        if reason := _disk_error(error):
+        if code := disk_errno(error):
             raise UserError(
-                f"{base}: {reason}; nothing was exported. Free space, or choose another "
+                f"{base}: {os.strerror(code)}; nothing was exported. Free space, or choose another "
                 "--saved-models"
             ) from error
         raise
@@ -95,8 +105,9 @@ def _write_version(
 def _has_card(version: Path, card: dict[str, Any]) -> bool:
     """Return whether a version has this card, apart from what `write_version` adds."""
     try:
-        written = json.loads((version / CARD).read_text())
-    except (OSError, ValueError):
+        written = read_card(version)
+        check_files(version, written)
+    except (OSError, UserError):
         return False
     expected = {k: v for k, v in card.items() if k != "training_digests"}
     return to_json_types(expected) == {k: written.get(k) for k in expected}
@@ -125,18 +136,6 @@ def check_saved_models(path: str, name: str = "") -> None:
     read_models_config(root)
 
 
-def _disk_error(error: BaseException) -> str:
-    """Return why the disk refused a file; an empty string for other errors."""
-    if isinstance(error, OSError):
-        return error.strerror or ""
-    if isinstance(error, tf.errors.OpError):
-        # TensorFlow has fewer kinds of errors than the system, but quotes its message.
-        kinds = ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO")
-        messages = [os.strerror(getattr(errno, kind)) for kind in kinds if hasattr(errno, kind)]
-        return next((text for text in messages if text in str(error.message)), "")
-    return ""
-
-
 def exported_by(run: Run) -> Path:
     """Return the folder of the version that a finished run exported.
 
@@ -148,7 +147,7 @@ def exported_by(run: Run) -> Path:
     candidates = [Path(recorded), *(folder / recorded for folder in project)]
     existing = [folder for folder in candidates if (folder / CARD).exists()]
     for folder in existing:
-        card = read_json(folder / CARD)
+        card = read_card(folder)
         scored = card.get("metrics", {}).get("test", {})
         same_data = "data_fingerprint" not in card or (
             card["data_fingerprint"] == run.config["data_fingerprint"]

@@ -8,6 +8,7 @@ from cxr_tf.data import checks
 from cxr_tf.data import splits as data_splits
 from cxr_tf.data.audit import inspect_images, warnings
 from cxr_tf.preparation.prepare_data import draw_page
+from cxr_tf.preparation.shortcut_audit import audit_inspected, write_audit
 from cxr_tf.runs import Run, open_run
 
 log = logging.getLogger(__name__)
@@ -16,12 +17,17 @@ log = logging.getLogger(__name__)
 def inspect_data(settings: PrepareData, catalog: data_catalog.Catalog, name: str) -> Run:
     """Inspect the catalogue and write the results to logs/data/<name>/."""
     inspection = inspect_images(catalog)
+    audit = audit_inspected(inspection, settings.task)
     messages = warnings(inspection)
+    if audit is not None and audit.is_warning:
+        messages.append(audit.summary())
     for line in messages:
         log.info("  warning: %s", line)
     run = open_run(settings.logs, "data", name, settings, catalog)
     rows = catalog.radiographs
     draw_page(run, inspection)
+    if audit is not None:
+        write_audit(run, inspection, audit)
     splits = {split: [r for r in rows if r.split == split] for split in data_catalog.SPLITS}
     run.write_metrics(
         {
@@ -44,6 +50,7 @@ def inspect_data(settings: PrepareData, catalog: data_catalog.Catalog, name: str
             "notes": checks.notes(catalog),
             "warnings": messages,
             **{f"{s.measure}_auroc/{s.finding}": s.auroc for s in inspection.shortcuts},
+            "shortcuts": audit.as_dict() if audit is not None else {},
         }
     )
     return run

@@ -7,8 +7,8 @@ from typing import get_args
 from cxr_tf.anomaly import train_autoencoder
 from cxr_tf.classification import compare_backbones, train_classifier
 from cxr_tf.config import BackboneName, PrepareData, RunStudy, TrainClassifier
+from cxr_tf.data import audit, checks, dataset
 from cxr_tf.data import catalog as data_catalog
-from cxr_tf.data import checks, dataset
 from cxr_tf.errors import UserError
 from cxr_tf.explain import explain
 from cxr_tf.models import backbones
@@ -52,7 +52,8 @@ class Images:
             )
             checks.check(catalog, task="binary", allow_leakage=self._settings.allow_leakage)
             classes = catalog.classes("binary")
-            self._data = dataset.ImageDataset(catalog, images, catalog.labels("binary"), classes)
+            data = dataset.ImageDataset(catalog, images, catalog.labels("binary"), classes)
+            self._data = audit.audited(data)
         return self._data
 
     def of_task(self, task: str) -> dataset.ImageDataset:

@@ -91,6 +91,7 @@ def collect(study: Run) -> dict[str, Any]:
         "contents": contents,
         "data": data,
         "data_figure": picture(runs["data"], "data"),
+        "shortcuts_figure": picture(runs["data"], "shortcuts"),
         "problems": problems(data),
         "prevalence": 100 * (1 - test["normal"] / test["images"]),
         "tasks": tasks,
@@ -241,13 +242,15 @@ def interval(table: dict[str, Any], metric: str) -> str:
 
 
 def percent(table: dict[str, Any], metric: str) -> str:
-    """Format a proportion with its interval, "98 % (97 to 99 %)"."""
+    """Format a proportion with its interval and images, "98 % (97 to 99 %; 98 of 100)"."""
     share = table.get(metric)
     if share is None:
         return "unknown"
     low, high = table["ci95"].get(metric, (None, None))
-    within = "" if low is None or high is None else f" ({100 * low:.0f} to {100 * high:.0f} %)"
-    return f"{100 * share:.0f} %{within}"
+    details = [] if low is None or high is None else [f"{100 * low:.0f} to {100 * high:.0f} %"]
+    if images := table.get("counts", {}).get(metric):
+        details.append(f"{images[0]} of {images[1]}")
+    return f"{100 * share:.0f} %" + (f" ({'; '.join(details)})" if details else "")
 
 
 def weights_name(weights: str) -> str:

@@ -45,6 +45,7 @@ def run_study(settings: RunStudy) -> Path:
     settings = resolve(settings)
     workers = connect(settings.worker_timeout)
     with workers.failing_together():
+        workers.agree_on_settings("run_study", settings)
         path = _run(settings, workers)
         workers.exchange()  # the others wait here until the chief has finished
     return path
@@ -56,7 +57,7 @@ def _run(settings: RunStudy, workers: Workers) -> Path:
     if workers.is_chief:
         versions.check_saved_models(settings.saved_models)
     catalog = read_catalog(settings)
-    workers.agree_on_training("run_study", settings, catalog.fingerprint())
+    workers.agree_on_data(catalog.fingerprint())
     images = Images(settings, catalog)
     if not workers.is_chief:
         follow(settings, images, workers)

@@ -17,11 +17,13 @@ import tensorflow as tf
 
 from cxr_tf.config import RunStudy
 from cxr_tf.data import catalog as data_catalog
-from cxr_tf.files import acquire_lock, digest_files, expand_user, read_json, write_json
+from cxr_tf.files import NUMBER, acquire_lock, digest_files, expand_user, read_json, write_json
 from cxr_tf.runs import NOT_COMPARED, Run, numbered_names, run_record
 from cxr_tf.serving import model_config
 from cxr_tf.study.presets import resolve
 from cxr_tf.study.steps import Step
+
+STUDY_FIELDS = {"runs": {"*": {"step": str, "run": str, "seconds": NUMBER}}}
 
 
 class Study:
@@ -131,7 +133,7 @@ class Study:
         )
 
     def _read(self) -> dict[str, dict[str, Any]]:
-        return read_json(self._file)["runs"] if self._file.exists() else {}
+        return read_json(self._file, STUDY_FIELDS)["runs"] if self._file.exists() else {}
 
     def _save(self) -> None:
         write_json(self._file, {"runs": self._known})

@@ -1,5 +1,8 @@
 """Checkpoints, from which an interrupted training resumes."""
 
+import json
+import re
+import shutil
 import time
 import zipfile
 import zlib
@@ -81,7 +84,7 @@ class TrainingState:
         arrays = {f"v{i:05d}": v for i, v in enumerate(raw)}
         history = {
             "history_keys": np.array(keys),
-            "history": np.array([[h[k] for k in keys] for h in self.history]),
+            "history": np.array([[h.get(k, np.nan) for k in keys] for h in self.history]),
             "seconds": np.array(self.seconds),
         }
         write_arrays(self._checkpoint, history | arrays)
@@ -129,14 +132,36 @@ class TrainingState:
 
 
 def save_keras(model: keras.Model, path: Path) -> None:
-    """Save a model under any name, for `files.write_atomically`."""
-    # Keras requires the suffix, which temporary names lack.
-    suffixed = path.with_suffix(".keras")
+    """Write a model in Keras's format; equal models give equal files.
+
+    To be called by `files.write_atomically`. Keras writes dates and the addresses of objects into
+    its archive, which are replaced: the addresses by running numbers, the dates by none.
+    """
+    archive = path.with_name(f"{path.name}.keras")  # Keras insists on the suffix
+    numbers: dict[str, str] = {}
+
+    def number(match: re.Match[str]) -> str:
+        return match[1] + numbers.setdefault(match[2], str(len(numbers) + 1))
+
     try:
-        keras.saving.save_model(model, suffixed)
-        suffixed.replace(path)
+        keras.saving.save_model(model, archive)
+        with zipfile.ZipFile(archive) as source, zipfile.ZipFile(path, "w") as target:
+            for entry in source.infolist():
+                copy = zipfile.ZipInfo(entry.filename)  # of 1980
+                copy.compress_type, copy.external_attr = entry.compress_type, entry.external_attr
+                copy.file_size = entry.file_size
+                with source.open(entry) as content, target.open(copy, "w") as out:
+                    if entry.filename == "config.json":
+                        text = content.read().decode()
+                        out.write(re.sub(r'("shared_object_id": )(\d+)', number, text).encode())
+                    elif entry.filename == "metadata.json":
+                        metadata = json.loads(content.read())
+                        metadata.pop("date_saved", None)
+                        out.write(json.dumps(metadata).encode())
+                    else:
+                        shutil.copyfileobj(content, out, 1 << 20)
     finally:
-        suffixed.unlink(missing_ok=True)
+        archive.unlink(missing_ok=True)
 
 
 def _load_arrays(file: Path, *names: str) -> dict[str, np.ndarray]:

@@ -37,7 +37,7 @@ SECONDS_TO_END = 5.0
 # What TensorFlow raises if another worker stops: UNAVAILABLE first, then the others.
 LOST = (
     *(tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError),
-    *(tf.errors.DeadlineExceededError, tf.errors.InternalError, tf.errors.FailedPreconditionError),
+    *(tf.errors.DeadlineExceededError, tf.errors.InternalError),
 )
 
 
@@ -70,10 +70,8 @@ class Workers:
     def part(self, count: int, unit: int = 1) -> range:
         """Return this worker's part of so many rows, in multiples of `unit` where possible."""
         units = -(-count // unit)
-        bounds = [
-            min(count, unit * (k * units // self.count)) for k in (self.index, self.index + 1)
-        ]
-        return range(*bounds)
+        first, last = (units * k // self.count for k in (self.index, self.index + 1))
+        return range(min(count, unit * first), min(count, unit * last))
 
     # ------------------------------------------------------------------ communication
 
@@ -83,8 +81,6 @@ class Workers:
         Raises PeerError on every worker if one of them sends an error instead.
         """
         if self.count == 1:
-            if error:
-                raise PeerError(error)
             return [message]
         sent = error.encode() or message
         headers = self._gather(np.array([len(sent), bool(error)], np.int64).view(np.float32))
@@ -146,8 +142,8 @@ class Workers:
                         "all workers with the same command and the same data"
                     )
 
-    def agree_on_training(self, job: str, settings: Any, data_fingerprint: str) -> None:
-        """Raise PeerError on all workers if their settings, data or software differ."""
+    def agree_on_settings(self, job: str, settings: Any) -> None:
+        """Raise PeerError on all workers if their settings or software differ."""
         if self.count > 1:
             flags = {
                 "--" + key.replace("_", "-"): value
@@ -155,7 +151,12 @@ class Workers:
                 if key not in NOT_COMPARED
             }
             software = {"TensorFlow": tf.__version__, "Keras": keras.__version__}
-            self.agree({"the job": job, **flags, **software, "data": data_fingerprint})
+            self.agree({"the job": job, **flags, **software})
+
+    def agree_on_data(self, fingerprint: str) -> None:
+        """Raise PeerError on all workers if labels, splits or files of one differ."""
+        if self.count > 1:
+            self.agree({"data": fingerprint})
 
     def load_images(self, paths: Sequence[str], size: int) -> tuple[np.ndarray, dict[int, str]]:
         """Decode images as `decoding.load_images`, each worker a part of the files."""
@@ -189,8 +190,9 @@ class Workers:
         except PeerError:
             raise
         except UserError as error:
-            with contextlib.suppress(*LOST):
-                self.exchange(error=str(error))
+            if self.count > 1:
+                with contextlib.suppress(PeerError, *LOST):
+                    self.exchange(error=str(error))
             raise
         except LOST as error:
             if self.count == 1:
@@ -242,9 +244,7 @@ def connect(worker_timeout: float = 600.0) -> Workers:
             workers.exchange()
             timer.cancel()
             if not workers.is_chief:
-                log.info(
-                    "worker %d of %d; the chief, %s, writes", index, len(addresses), addresses[0]
-                )
+                log.info("worker %d; the chief is %s and writes the log", index, addresses[0])
                 logging.getLogger("cxr_tf").setLevel(logging.WARNING)
         elif len(tf.config.list_physical_devices("GPU")) > 1:
             workers = Workers(tf.distribute.MirroredStrategy())

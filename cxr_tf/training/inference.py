@@ -12,7 +12,7 @@ from cxr_tf.data.batches import to_rgb
 from cxr_tf.training.distribution import Workers
 
 
-def compiled(model: keras.Model) -> tf.types.experimental.GenericFunction:
+def compiled(model: keras.Model) -> tf.types.experimental.ConcreteFunction:
     """Trace a model in inference as one function of float32 [N, S, S, 1], for any N.
 
     The channel is repeated for a model with three.
@@ -23,11 +23,14 @@ def compiled(model: keras.Model) -> tf.types.experimental.GenericFunction:
         return model(to_rgb(images) if channels == 3 else images, training=False)
 
     # Without autograph, which would only parse Keras's sources: there is nothing to convert.
+    # Traced here: TensorFlow takes the first calls of several such functions for retracing.
     spec = tf.TensorSpec([None, height, width, 1], tf.float32)
-    return tf.function(call, input_signature=[spec], autograph=False)
+    traced = tf.function(call, input_signature=[spec], autograph=False).get_concrete_function()
+    traced.model = model  # a traced function alone does not keep variables alive
+    return traced
 
 
-def infer(function: tf.types.experimental.GenericFunction, batches: tf.data.Dataset) -> np.ndarray:
+def infer(function: tf.types.experimental.ConcreteFunction, batches: tf.data.Dataset) -> np.ndarray:
     """Return the outputs for all batches in order, float32."""
     outputs = [np.asarray(function(batch), np.float32) for batch in batches]
     if not outputs:  # the part of a worker of more than there are batches
@@ -54,7 +57,9 @@ def infer_divided(
     return workers.gather_rows(infer(function, batches))
 
 
-def images_per_second(function: tf.types.experimental.GenericFunction, images: np.ndarray) -> float:
+def images_per_second(
+    function: tf.types.experimental.ConcreteFunction, images: np.ndarray
+) -> float:
     """Measure the inference speed on up to 64 images in batches of 32, after a warm-up."""
     batches = list(data_batches.evaluation_batches(images[:64], batch_size=32))
     function(batches[0])

@@ -264,7 +264,7 @@ def test_unreadable_file_raises_before_anything_is_written(
         ({"epochs": 0}, "--weights none needs --epochs"),
         ({"trainable_blocks": 0}, "--weights none needs"),
         ({"trainable_blocks": 3}, "from 0 to 2"),
-        ({"operating_point": "best"}, "known: half"),
+        ({"operating_point": "best"}, "known: 0.5"),
         ({"operating_point": "youden", "task": "three_class"}, "two classes"),
         ({"name": "a/b"}, "folder"),
         ({"data": "/nowhere"}, "no such folder"),
@@ -383,6 +383,7 @@ def test_threshold_temperature_and_epoch_are_chosen_on_validation(
     from cxr_tf.data import batches as data_batches
     from cxr_tf.data.batches import STRESS_SEED
     from cxr_tf.models.classifier import logits_of
+    from cxr_tf.scoring.groups import with_groups
     from cxr_tf.training.inference import compiled, infer
 
     folder = Path(finished.logs) / "classifier" / finished.name
@@ -390,22 +391,32 @@ def test_threshold_temperature_and_epoch_are_chosen_on_validation(
     data = load_data(finished)
     to_logits = compiled(logits_of(keras.saving.load_model(folder / "model.keras", compile=False)))
 
+    train = data.split("train")
+    shortcuts = metrics_module.fit_shortcuts(train.images, train.labels, train.classes)
+
     def chosen(split: str) -> tuple[float, float, float]:
-        part = data.split(split)
+        part = with_groups(data.split(split), shortcuts)
+        group_weights = metrics_module.group_weights(part.labels, part.against)
         logits = [
             infer(to_logits, data_batches.evaluation_batches(part.images, batch_size=32, **stress))
             for stress in ({}, {"stress_seed": STRESS_SEED})
         ]
         temperature = metrics_module.fit_temperature(
-            np.concatenate(logits), np.concatenate([part.labels, part.labels])
+            np.concatenate(logits),
+            np.concatenate([part.labels, part.labels]),
+            np.tile(group_weights, 2),
         )
         probabilities = [softmax(x / t, axis=1) for x in logits for t in (1.0, temperature)]
         weights = class_weights(data.split("train").labels)
         losses = [
-            log_loss(part.labels, p, sample_weight=[weights[k] for k in part.labels])
+            log_loss(
+                part.labels, p, sample_weight=group_weights * [weights[k] for k in part.labels]
+            )
             for p in probabilities[::2]
         ]
-        threshold = metrics_module.operating_point(part.labels, probabilities[1][:, 1], "youden")
+        threshold = metrics_module.operating_point(
+            part.labels, probabilities[1][:, 1], "youden", group_weights
+        )
         return temperature, threshold, float(np.mean(losses))
 
     model = recorded["model"]

@@ -31,7 +31,7 @@ def test_shifts_return_pixels_and_do_not_depend_on_the_batch(name: str) -> None:
     shifted = acquisition_shifts.SHIFTS[name](images)
     assert shifted.shape == images.shape and shifted.dtype == np.uint8
     np.testing.assert_array_equal(images, before)
-    assert np.abs(shifted.astype(int) - images).mean() > 1 or name == "blurred"
+    assert np.abs(shifted.astype(int) - images).mean() > 1 or "detail" in name or name == "blurred"
     assert (shifted != images).any(axis=(1, 2, 3)).all()
     np.testing.assert_array_equal(acquisition_shifts.SHIFTS[name](images[2:]), shifted[2:])
 
@@ -41,7 +41,7 @@ def test_shifts_return_pixels_and_do_not_depend_on_the_batch(name: str) -> None:
     [
         *(("framed lower", 1.22, 1), ("framed wider", 1, 1 / 1.22)),
         *(("framed narrower", 1, 1.22), ("framed higher", 1 / 1.22, 1)),
-        *(("closer", 1 / 0.85, 1 / 0.85), ("farther", 1 / 1.15, 1 / 1.15)),
+        *(("closer", 1 / 0.85, 1 / 0.85), ("farther", 1 / 1.15, 1 / 1.15), ("margins", 0.6, 0.6)),
     ],
 )
 def test_framing_shifts_move_content_by_the_stated_factor(
@@ -111,3 +111,24 @@ def test_a_third_of_the_copies_is_blurred_and_a_third_noisy() -> None:
     ).numpy()
     contrast = np.abs(np.diff(striped, axis=2)).mean(axis=(1, 2, 3))
     assert np.mean(contrast < 30) == pytest.approx(1 / 6, abs=0.06)
+
+
+def test_margins_surround_the_whole_image() -> None:
+    images = chest()
+    for name, value in (("black margins", 0), ("white margins", 255)):
+        framed = acquisition_shifts.SHIFTS[name](images)
+        assert np.all(framed[:, :10] == value) and np.all(framed[:, :, -10:] == value)
+        inside = framed[:, 10:-10, 10:-10]
+        assert abs(inside.mean() - images.mean()) < 6
+
+
+def test_band_gains_change_their_bands_alone() -> None:
+    images = chest()
+    same = acquisition_shifts.band_gains(images, (1, 1, 1, 1))
+    assert np.abs(same.astype(int) - images).max() <= 1
+    # The edge of the square is fine detail, its surroundings are not.
+    sharp = acquisition_shifts.SHIFTS["fine detail stronger"](images).astype(int)
+    soft = acquisition_shifts.SHIFTS["fine detail weaker"](images).astype(int)
+    step = [x[0, 40, 36, 0] - x[0, 40, 33, 0] for x in (soft, images.astype(int), sharp)]
+    assert step[0] < step[1] - 20
+    assert abs(sharp.mean() - images.mean()) < 1 and abs(soft.mean() - images.mean()) < 1

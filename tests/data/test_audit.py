@@ -10,7 +10,15 @@ from PIL import Image, ImageEnhance
 from PIL.PngImagePlugin import PngInfo
 from ward import draw_phantoms, write_ward
 
-from cxr_tf.data.audit import inspect_images, near_duplicates, perceptual_hash, warnings
+from cxr_tf.data.audit import (
+    audited,
+    inspect_images,
+    margins,
+    near_duplicates,
+    perceptual_hash,
+    warnings,
+)
+from cxr_tf.data.dataset import ImageDataset, decode_catalog
 from cxr_tf.data.loading import open_catalog
 from cxr_tf.data.sources.phantoms import FINDINGS
 
@@ -50,14 +58,14 @@ def test_near_duplicates_finds_copies_and_no_unrelated_pairs(drawn: list[Image.I
 
 
 def test_almost_black_images_are_reported(drawn: list[Image.Image], tmp_path: Path) -> None:
-    """As of 12 bits in a file of 16; and what a file says besides of itself does not matter."""
-    message = PngInfo()
-    message.add_text("note", "x" * 2**21, zip=True)
+    """A large text chunk in a file does not matter."""
+    text = PngInfo()
+    text.add_text("note", "x" * 2**21, zip=True)
     for k, image in enumerate(drawn[:12]):
         folder = tmp_path / FINDINGS[k % 3].upper()
         folder.mkdir(exist_ok=True)
-        values = np.asarray(image, np.uint16) * (16 if k < 5 else 256)
-        Image.fromarray(values).save(folder / f"{k}.png", pnginfo=message if k == 7 else None)
+        values = np.asarray(image) // (12 if k < 5 else 1)
+        Image.fromarray(values).save(folder / f"{k}.png", pnginfo=text if k == 7 else None)
     found = inspect_images(open_catalog(str(tmp_path)))
     assert not found.unreadable
     assert any(line.startswith("5 images are almost black") for line in warnings(found))
@@ -104,3 +112,36 @@ def test_oversized_headers_and_unreadable_folders_are_reported(data: Path) -> No
         path.write_text(f"text of {path.name}")
     found = inspect_images(open_catalog(str(data)))
     assert len(found.unreadable) == len(found.catalog) and not found.near
+
+
+def test_margins_and_inverted_images_are_reported(drawn: list[Image.Image], tmp_path: Path) -> None:
+    for k, image in enumerate(drawn[:20]):
+        folder = tmp_path / ("NORMAL" if k % 3 == 0 else "PNEUMONIA")
+        folder.mkdir(exist_ok=True)
+        pixels = np.asarray(image)
+        if k < 3:
+            pixels = np.pad(pixels, ((0, 0), (20, 20)), constant_values=200)
+        elif k < 7:
+            pixels = 255 - pixels
+        Image.fromarray(pixels).save(folder / f"{k:02d}.png")
+    found = inspect_images(open_catalog(str(tmp_path)))
+    names = [Path(path).stem for path in found.catalog.paths]
+    assert {n for n, m in zip(names, margins(found.thumbnails), strict=True) if m > 0.08} == {
+        "00", "01", "02",
+    }  # fmt: skip
+    lines = " ".join(warnings(found))
+    assert "3 images have uniform margins of 8 % or more" in lines
+    assert "4 images look inverted" in lines
+
+
+def test_warnings_are_recorded_with_the_data(data: Path, caplog: pytest.LogCaptureFixture) -> None:
+    catalog, images = decode_catalog(open_catalog(str(data)), 96, skip=False)
+    labels = catalog.labels("binary")
+    with caplog.at_level("INFO", logger="cxr_tf"):
+        checked = audited(ImageDataset(catalog, images, labels, catalog.classes("binary")))
+    recorded = checked.catalog.about()
+    assert recorded["images_by_finding"]["test"].keys() == {"normal", "pneumonia"}
+    for part in ("aspect alone separates", "2 pairs of images look the same", "the test split has"):
+        assert any(part in line for line in recorded["warnings"]), part
+        assert part in caplog.text
+    assert checked.split("test").catalog.warnings == checked.catalog.warnings

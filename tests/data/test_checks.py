@@ -6,7 +6,7 @@ import pytest
 from catalogs import Write, error_of, write_list
 
 from cxr_tf.data import catalog as data_catalog
-from cxr_tf.data.checks import check, describe
+from cxr_tf.data.checks import check, describe, split_warnings
 from cxr_tf.data.loading import open_catalog
 
 
@@ -78,3 +78,37 @@ def test_the_number_of_labels_is_limited(tmp_path: Path, write: Write) -> None:
         catalog = open_catalog(write_list(tmp_path, text))
         message = error_of(lambda c=catalog: check(c, task="labels"))  # type: ignore[misc]
         assert f"has {count} different labels" in message
+
+
+def test_one_file_under_two_labels_is_an_error(tmp_path: Path, write: Write) -> None:
+    for number in range(9):
+        write(f"NORMAL/{number}.png")
+        write(f"PNEUMONIA/{number}.png")
+    write("NORMAL/a.png", like=1)
+    write("PNEUMONIA/b.png", like=1)
+    catalog = open_catalog(str(tmp_path))
+    message = error_of(lambda: check(catalog, task="binary", allow_leakage=True))
+    assert "a.png (normal) and" in message and "the same file under two labels" in message
+
+
+def test_the_error_about_an_empty_split_gives_the_cause(tmp_path: Path, write: Write) -> None:
+    for number in range(9):
+        write(f"PNEUMONIA/{number}.png")
+        write(f"NORMAL/IM-0001-{number:04d}.png")
+    message = error_of(lambda: check(open_catalog(str(tmp_path)), task="binary"))
+    assert "All 9 'normal' images are of 1 patient (IM-0001)" in message
+
+
+def test_permitted_leakage_and_small_classes_are_warnings(tmp_path: Path, write: Write) -> None:
+    for split in data_catalog.SPLITS:
+        for number in range(60 if split != "test" else 12):
+            write(f"{split}/NORMAL/{split}{number}.png")
+        for number in range(60 if split != "test" else 1):
+            write(f"{split}/PNEUMONIA/{split}{number}.png")
+    write("train/NORMAL/a.png", like=9)
+    write("test/NORMAL/b.png", like=9)
+    catalog = open_catalog(str(tmp_path))
+    lines = split_warnings(catalog, catalog.labels("binary"), catalog.classes("binary"))
+    assert len(lines) == 2
+    assert lines[0].startswith("leakage: 1 patients or identical images")
+    assert lines[1].startswith("the test split has only 1 'pneumonia' images")

@@ -153,3 +153,34 @@ def test_equal_viewer_names_in_two_folders_are_two_patients(tmp_path: Path, writ
     # The folders around the classes tell nothing: a list of the same files has the same patients.
     above = tmp_path.parent
     assert patient_of(tmp_path / "NORMAL/IM-0001-0001.png", above) == "IM-0001"
+
+
+def test_mask_folders_are_left_out(tmp_path: Path, write: Write) -> None:
+    for name in ("Normal", "Viral Pneumonia"):
+        for k in range(3):
+            write(f"{name}/images/{k}.png")
+            write(f"{name}/masks/{k}.png")
+    catalog = open_catalog(str(tmp_path), resplit=False)
+    assert len(catalog) == 3 and not any("masks" in path for path in catalog.paths)
+    notes = " ".join(catalog.notes)
+    assert "in folders of masks: 3 in Normal/masks" in notes
+    assert "read from sub-folders: 3 in Normal/images" in notes
+
+
+def test_class_folders_of_any_name_are_labels(tmp_path: Path, write: Write) -> None:
+    for split in ("train", "val", "test"):
+        for name in ("COVID", "Normal", "0"):
+            write(f"{split}/{name}/images/{split}.png")
+            write(f"{split}/{name}/masks/{split}.png")
+    catalog = open_catalog(str(tmp_path), task="labels", resplit=False)
+    assert len(catalog) == 9
+    assert set(catalog.classes("labels")) == {"COVID", "Normal", "0"}
+    # The usual names keep their meaning.
+    write("usual/NORMAL/1.png")
+    write("usual/VIRUS/1.png")
+    usual = open_catalog(str(tmp_path / "usual"), task="labels", resplit=False)
+    assert usual.classes("labels") == ("normal", "viral")
+    write("other/0/1.png")
+    write("other/1/1.png")
+    message = error_of(lambda: open_catalog(str(tmp_path / "other")))
+    assert "found 0, 1; to use other names as labels, pass --task labels" in message

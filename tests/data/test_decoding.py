@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image
+from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from cxr_tf.data import batches as data_batches
 from cxr_tf.data import decoding
@@ -145,3 +146,99 @@ def test_large_sets_are_kept_in_an_unnamed_file(
     assert list(tmp_path.iterdir()) == []
     kept = list(data_batches.evaluation_batches(on_disk, batch_size=4))
     np.testing.assert_array_equal(np.concatenate(kept), in_memory)
+
+
+# ---------------------------------------------------------------------- content
+
+
+def lung_mask(size: int = 300) -> np.ndarray:
+    return phantom("normal", seed=1, patient=3, size=size).lungs.astype(np.uint8) * 255
+
+
+def test_images_without_content_are_refused(tmp_path: Path) -> None:
+    chest = phantom("viral", seed=1, patient=3, size=300).image
+    faint = np.random.default_rng(0).normal(128, 1, (300, 300)).astype(np.uint8)
+    contents = {
+        "black.png": encoded(Image.new("L", (500, 500)), "PNG"),
+        "white.jpeg": encoded(Image.new("RGB", (500, 500), "white"), "JPEG"),
+        "faint.png": encoded(Image.fromarray(faint), "PNG"),
+        "mask.png": encoded(Image.fromarray(lung_mask()), "PNG"),
+        "mask.jpeg": encoded(Image.fromarray(lung_mask()), "JPEG"),
+        "chest.png": encoded(Image.fromarray(chest), "PNG"),
+        "dim.jpeg": encoded(Image.fromarray(chest // 8 + 20), "JPEG"),
+        "framed.png": encoded(Image.fromarray(np.pad(chest, 100)), "PNG"),
+    }
+    for name, data in contents.items():
+        (tmp_path / name).write_bytes(data)
+    paths = [str(tmp_path / name) for name in contents]
+    _, unreadable = decoding.load_images(paths, 64)
+    assert list(unreadable) == [0, 1, 2, 3, 4]
+    assert set(unreadable.values()) == {"a blank or two-valued image, not a radiograph"}
+    # Lesion masks are images of two values.
+    masks, unreadable = decoding.load_images(paths[3:4], 64, masks=True)
+    assert not unreadable and masks.max() == 255
+
+
+# ---------------------------------------------------------------------- 16 bits
+
+
+def deep(values: np.ndarray, significant: int = 0) -> tf.Tensor:
+    info = PngInfo()
+    if significant:
+        info.add(b"sBIT", bytes([significant]))
+    return tf.constant(encoded(Image.fromarray(values.astype(np.uint16)), "PNG", pnginfo=info))
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+def test_16_bit_pngs_are_scaled_by_the_bits_in_use(bits: int) -> None:
+    chest = phantom("normal", seed=1, patient=3, size=64).image.astype(int)
+    chest[0, 0] = 255
+    values = np.round(chest * ((2**bits - 1) / 255))
+    image = decoding.decode_radiograph(deep(values), 64).numpy()[..., 0]
+    assert np.abs(image - chest).max() <= 1
+
+
+def test_the_sbit_chunk_states_the_bits_of_a_dark_image() -> None:
+    chest = phantom("normal", seed=1, patient=3, size=64).image.astype(int)
+    dark = chest * 3  # of 4,095
+    image = decoding.decode_radiograph(deep(dark, significant=12), 64).numpy()[..., 0]
+    assert np.abs(image - dark * 255 / 4095).max() <= 1
+    # As the PNG specification has it, 12 bits are scaled to 16 and the chunk tells how many there
+    # were.
+    image = decoding.decode_radiograph(deep(chest * 257, significant=12), 64).numpy()[..., 0]
+    assert np.abs(image - chest).max() <= 1
+
+
+# ---------------------------------------------------------------------- orientation
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_the_exif_orientation_is_applied(kind: str, orientation: int) -> None:
+    chest = Image.fromarray(phantom("normal", seed=1, patient=3, size=96).image).resize((120, 96))
+    exif = Image.Exif()
+    exif[0x010F] = "a manufacturer"  # another tag before it
+    exif[0x0112] = orientation
+    data = encoded(chest, kind, exif=exif)
+    with Image.open(io.BytesIO(data)) as read:
+        upright = ImageOps.exif_transpose(read)
+    expected = np.asarray(upright.resize((48, 48), Image.Resampling.BILINEAR), int)
+    image = decoding.decode_radiograph(tf.constant(data), 48).numpy()[..., 0]
+    assert np.abs(image - expected).max() <= 2
+
+
+def test_a_damaged_jpeg_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = bytearray(encoded(Image.fromarray(phantom("normal", seed=1, patient=3).image), "JPEG"))
+    (tmp_path / "sound.jpeg").write_bytes(data)
+    start = len(data) // 2
+    data[start : start + 40] = bytes([0xFF, 0xD0] * 20)  # markers where there should be none
+    (tmp_path / "damaged.jpeg").write_bytes(data)
+    paths = [str(tmp_path / f"{name}.jpeg") for name in ("sound", "damaged")]
+    with caplog.at_level("INFO"):
+        _, unreadable = decoding.load_images(paths, 64)
+    assert not unreadable
+    lines = [r.getMessage() for r in caplog.records if "damaged JPEG" in r.getMessage()]
+    assert len(lines) == 1 and "/damaged.jpeg (Corrupt JPEG data" in lines[0]
+    assert "JPEG" not in capfd.readouterr().err

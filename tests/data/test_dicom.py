@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 pydicom = pytest.importorskip("pydicom", reason="reads no DICOM without requirements-dicom.txt")
 
@@ -18,6 +18,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid  # 
 
 from cxr_tf.config import PrepareData  # noqa: E402
 from cxr_tf.data.loading import open_catalog  # noqa: E402
+from cxr_tf.data.sources import dicom  # noqa: E402
 from cxr_tf.data.sources.dicom import (  # noqa: E402
     convert,
     is_dicom,
@@ -93,6 +94,12 @@ def shown(path: Path) -> np.ndarray:
     return read_radiograph(path).pixels
 
 
+@pytest.fixture
+def any_modality(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accept pydicom's test files, few of which are radiographs."""
+    monkeypatch.setattr(dicom, "refusal", lambda dataset, laterals: "")
+
+
 def expected(share: np.ndarray) -> np.ndarray:
     return np.round(255 * np.clip(share, 0, 1)).astype(np.uint8)
 
@@ -154,12 +161,14 @@ def test_a_voi_lut_takes_precedence_over_a_window(
         *("MR_small_bigendian.dcm", "MR_small_implicit.dcm"),
     ],
 )
+@pytest.mark.usefixtures("any_modality")
 def test_compression_and_byte_order_do_not_change_pixels(name: str) -> None:
     one, other = (shown(Path(str(get_testdata_file(n)))) for n in ("MR_small.dcm", name))
     np.testing.assert_array_equal(one, other)
     assert one.std() > 20
 
 
+@pytest.mark.usefixtures("any_modality")
 def test_pydicom_test_files_are_read_or_refused_with_the_reason() -> None:
     for name, message in {
         "693_J2KI.dcm": "",
@@ -171,7 +180,7 @@ def test_pydicom_test_files_are_read_or_refused_with_the_reason() -> None:
         "test-SR.dcm": "without an image",
         "rtplan.dcm": "without an image",
         "badVR.dcm": "truncated or corrupt",
-        "MR_truncated.dcm": "truncated or corrupt",
+        "MR_truncated.dcm": "truncated",
         "no_meta.dcm": "not a DICOM file",
     }.items():
         path = Path(str(get_testdata_file(name)))
@@ -224,6 +233,107 @@ def test_a_phantom_survives_the_conversion(write: Callable[..., Path], tmp_path:
     assert np.corrcoef(read.ravel(), image.ravel())[0, 1] > 0.9999
 
 
+def test_padding_does_not_enter_the_range(write: Callable[..., Path]) -> None:
+    plain = shown(write("plain"))
+    inside = np.ones(GRAY.shape, bool)
+    inside[:, :6] = False
+    padded = np.where(inside, GRAY, 65535).astype(np.uint16)
+    image = shown(write("a", padded, 16, PixelPaddingValue=65535))
+    low, high = GRAY[inside].min(), GRAY[inside].max()
+    np.testing.assert_array_equal(image, expected((GRAY - float(low)) / (high - low)) * inside)
+    assert np.abs(image[inside].astype(int) - plain[inside]).max() <= 2
+    signed = np.where(inside, GRAY.astype(int), -2000).astype(np.int16)
+    np.testing.assert_array_equal(image, shown(write("b", signed, 16, PixelPaddingValue=-2000)))
+    negative = write(
+        "c", signed, 16, PixelPaddingValue=-2000, PhotometricInterpretation="MONOCHROME1"
+    )
+    assert not shown(negative)[~inside].any()
+
+
+def test_a_bright_marker_leaves_the_contrast_of_the_image(write: Callable[..., Path]) -> None:
+    film = 500 + phantom("normal", seed=1, patient=1, size=128).image.astype(np.uint16)
+    marked = film.copy()
+    marked[4:12, 4:12] = 4095
+    plain, image = shown(write("a", film)), shown(write("b", marked))
+    assert image[20:].std() > 0.7 * plain[20:].std()
+
+
+@pytest.mark.parametrize(
+    ("centre", "width"), [(2000, 0), (2000, -5), (2000, "nan"), (100000, 10), ("", "")]
+)
+def test_an_impossible_window_is_ignored_with_a_note(
+    write: Callable[..., Path], caplog: pytest.LogCaptureFixture, centre: Any, width: Any
+) -> None:
+    with caplog.at_level("INFO"):
+        image = shown(write("a", WindowCenter=centre, WindowWidth=width))
+    np.testing.assert_array_equal(image, shown(write("b")))
+    assert ("an impossible window is ignored" in caplog.text) == (width != "")
+
+
+def test_the_presentation_lut_shape_is_honoured(write: Callable[..., Path]) -> None:
+    plain, inverse = shown(write("a")), shown(write("b", PresentationLUTShape="INVERSE"))
+    np.testing.assert_array_equal(inverse, 255 - plain)
+    both = write("c", PresentationLUTShape="INVERSE", PhotometricInterpretation="MONOCHROME1")
+    np.testing.assert_array_equal(shown(both), 255 - plain)
+
+
+def test_incomplete_headers_are_read(write: Callable[..., Path], tmp_path: Path) -> None:
+    plain = shown(write("plain"))
+    lower = write("lower", PhotometricInterpretation="monochrome2")
+    np.testing.assert_array_equal(shown(lower), plain)
+    made = dataset()
+    del made.PhotometricInterpretation
+    made.save_as(tmp_path / "none", enforce_file_format=True)
+    np.testing.assert_array_equal(shown(tmp_path / "none"), plain)
+    # Neither a preamble nor file meta information.
+    made = dataset()
+    del made.file_meta
+    made.save_as(tmp_path / "bare", implicit_vr=True, little_endian=True)
+    assert is_dicom(tmp_path / "bare")
+    np.testing.assert_array_equal(shown(tmp_path / "bare"), plain)
+    (tmp_path / "text").write_text("neither this nor that" * 20)
+    assert not is_dicom(tmp_path / "text")
+
+
+def test_three_equal_channels_are_gray(write: Callable[..., Path]) -> None:
+    gray = (GRAY >> 4).astype(np.uint8)
+
+    def rgb(pixels: np.ndarray) -> Path:
+        made = dataset(gray, 8, SamplesPerPixel=3, PhotometricInterpretation="RGB")
+        made.PlanarConfiguration, made.PixelData = 0, pixels.tobytes()
+        made.save_as(path := write("a").with_name("rgb"), enforce_file_format=True)
+        return path
+
+    equal = np.repeat(gray[..., None], 3, axis=-1)
+    np.testing.assert_array_equal(shown(rgb(equal)), shown(write("b", gray, 8)))
+    with pytest.raises(UserError, match="a colour image"):
+        shown(rgb(equal * np.array([1, 0, 1], np.uint8)))
+
+
+@pytest.mark.parametrize(
+    ("elements", "message"),
+    [
+        ({"Modality": "CT"}, "not a radiograph: modality CT"),
+        ({"BodyPartExamined": "HAND"}, "not a chest radiograph: body part HAND"),
+        ({"ViewPosition": "LATERAL"}, "a lateral view"),
+        ({"PresentationIntentType": "FOR PROCESSING"}, "raw detector data"),
+        ({"BurnedInAnnotation": "YES"}, "text is burned into the image"),
+    ],
+)
+def test_anything_but_a_frontal_chest_radiograph_is_refused(
+    write: Callable[..., Path], tmp_path: Path, elements: dict[str, Any], message: str
+) -> None:
+    made = dataset()
+    for name, value in elements.items():
+        setattr(made, name, value)
+    made.save_as(tmp_path / "a", enforce_file_format=True)
+    for read in (png_bytes, read_radiograph):
+        with pytest.raises(UserError, match=message):
+            read(tmp_path / "a")
+    usual = {"Modality": "DX", "BodyPartExamined": "CHEST", "ViewPosition": "PA"}
+    assert shown(write("b", PresentationIntentType="FOR PRESENTATION", **usual)).any()
+
+
 # ---------------------------------------------------------------------- the data set
 
 
@@ -236,7 +346,7 @@ def test_no_identifying_metadata_is_written_or_logged(
 ) -> None:
     for number in range(3):
         folder = ("NORMAL", "PNEUMONIA")[number % 2]
-        write(f"ward/{folder}/IM{number}", GRAY + np.uint16(number), **SECRETS)
+        write(f"ward/{folder}/IM{number}", np.roll(GRAY, number), **SECRETS)
     # Files left out are logged, broken ones included.
     write("ward/NORMAL/IM7", ViewPosition="LL", **SECRETS)
     write("ward/NORMAL/IM8", np.stack([GRAY, GRAY]), NumberOfFrames=2, **SECRETS)
@@ -333,3 +443,31 @@ def test_a_failed_conversion_leaves_nothing(write: Callable[..., Path], tmp_path
     (tmp_path / "o").mkdir()
     with pytest.raises(UserError, match="exists"):
         convert(tmp_path / "ward", tmp_path / "o")
+
+
+def test_a_placeholder_patient_id_is_replaced_by_the_study(
+    write: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(12):
+        pixels = np.roll(GRAY, number)
+        path = f"ward/{('NORMAL', 'PNEUMONIA')[number % 2]}/{number}.dcm"
+        write(path, pixels, PatientID="ANON1234", StudyInstanceUID=f"1.2.{number // 2 + 1}")
+    with caplog.at_level("INFO"):
+        catalogue, _ = convert(tmp_path / "ward", tmp_path / "o")
+    assert len({r.patient for r in open_catalog(str(catalogue)).radiographs}) == 6
+    assert "12 of 12 files share one PatientID, taken for a placeholder" in caplog.text
+    assert "ANON1234" not in caplog.text
+
+
+def test_files_with_text_like_marks_are_listed(
+    write: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    chest = phantom("normal", seed=1, patient=1, size=512).image
+    named = Image.fromarray(chest)
+    ImageDraw.Draw(named).text((20, 12), "DOE^JANE", fill=255, font=ImageFont.load_default(16))
+    write("ward/NORMAL/a.dcm", chest.astype(np.uint16) * 16)
+    write("ward/NORMAL/b.dcm", np.asarray(named, np.uint16) * 16)
+    write("ward/NORMAL/c.dcm", np.asarray(named, np.uint16) * 16, BurnedInAnnotation="NO")
+    with caplog.at_level("INFO"):
+        convert(tmp_path / "ward", tmp_path / "o")
+    assert caplog.text.count("possible text in the image") == 1

@@ -41,8 +41,8 @@ def test_a_list_from_a_spreadsheet(tmp_path: Path, write: Write) -> None:
     for name in ("1.png", "2.png"):
         write(name)
     rows = "1.png;normal;train\n2.png;viral;test\n"
-    plain = read_list(Path(write_list(tmp_path, "path;label;split\n" + rows)))
-    marked = read_list(Path(write_list(tmp_path, "sep=;\npath;label;split\n" + rows)))
+    plain, _ = read_list(Path(write_list(tmp_path, "path;label;split\n" + rows)))
+    marked, _ = read_list(Path(write_list(tmp_path, "sep=;\npath;label;split\n" + rows)))
     assert [(r.path.name, r.label, r.split) for r in plain] == [
         ("1.png", "normal", "train"),
         ("2.png", "viral", "test"),
@@ -77,3 +77,76 @@ def test_list_errors_name_the_line(tmp_path: Path, write: Write, text: str, mess
 def test_a_binary_file_is_not_a_list(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(b"path,label\n\xff\xfe\x00,x")
     assert "in UTF-8" in error_of(lambda: open_catalog(str(tmp_path / "a.csv")))
+
+
+def rows_and_notes(tmp_path: Path, text: str, task: str = "labels") -> tuple[list, str]:
+    catalog = open_catalog(write_list(tmp_path, text), task=task, resplit=False)
+    return list(catalog.radiographs), "\n".join(catalog.notes)
+
+
+def test_usual_spellings_of_patient_and_split_are_read(tmp_path: Path, write: Write) -> None:
+    for k in range(4):
+        write(f"{k}.png")
+    lines = [f"{k}.png,{'ab'[k % 2]},p{k // 2},{('train', 'test')[k // 2]},31" for k in range(4)]
+    for header in ("Path,Label,Patient ID,Set,Height", "path,label,PatientID,fold,Height"):
+        rows, notes = rows_and_notes(tmp_path, "\n".join([header, *lines]))
+        assert [r.patient for r in rows] == ["p0", "p0", "p1", "p1"]
+        assert [r.split for r in rows] == ["train", "train", "test", "test"]
+        assert "columns ignored: Height" in notes
+    # A column of this name that holds no splits is none.
+    text = "path,label,dataset\n" + "".join(f"{k}.png,a,NIH\n" for k in range(4))
+    rows, notes = rows_and_notes(tmp_path, text)
+    assert not any(r.split for r in rows) and "columns ignored: dataset" in notes
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("case_number", "12", "case_number looks like the patient"),
+        ("Patient name", "xy", "Patient name looks like the patient"),
+        ("phase", ("train", "test"), "phase looks like the split"),
+    ],
+)
+def test_ignored_columns_that_matter_are_an_error(
+    tmp_path: Path, write: Write, column: str, values: tuple[str, str], message: str
+) -> None:
+    for k in range(2):
+        write(f"{k}.png")
+    lines = [f"{k}.png,a,{values[k]}" for k in range(2)]
+    source = write_list(tmp_path, "\n".join([f"path,label,{column}", *lines]))
+    assert message in error_of(lambda: open_catalog(source))
+
+
+def test_spellings_of_one_label_are_merged(tmp_path: Path, write: Write) -> None:
+    labels = ["NORMAL", "Normal", "NORMAL", "3", "3.0", "3"]
+    for k in range(6):
+        write(f"{k}.png")
+    text = "path,label\n" + "".join(f"{k}.png,{label}\n" for k, label in enumerate(labels))
+    rows, notes = rows_and_notes(tmp_path, text)
+    assert [r.finding for r in rows] == ["NORMAL"] * 3 + ["3"] * 3
+    assert "label 'Normal' (1 rows) read as 'NORMAL'" in notes
+    assert "label '3.0' (1 rows) read as '3'" in notes
+
+
+def test_exports_of_spreadsheets_and_pandas_are_read(tmp_path: Path, write: Write) -> None:
+    write("images/1.png")
+    write("images/2.png")
+    text = "path,label,patient,,\nimages\\1.png,a,nan,,\nimages\\2.png,b,nan,,\n,,,,\n,,,,\n"
+    rows, _ = rows_and_notes(tmp_path, text)
+    assert [r.patient for r in rows] == ["images/1.png", "images/2.png"]
+    utf16 = tmp_path / "utf16.csv"
+    utf16.write_text(text, encoding="utf-16")
+    assert len(open_catalog(str(utf16), resplit=False)) == 2
+    missing = write_list(tmp_path, "path,label\nimages/1.png,nan\n")
+    assert "line 2: no label" in error_of(lambda: open_catalog(missing))
+
+
+def test_a_placeholder_is_not_a_patient(tmp_path: Path, write: Write) -> None:
+    for k in range(20):
+        write(f"{k}.png")
+    text = "path,label,patient\n" + "".join(
+        f"{k}.png,{'ab'[k % 2]},{'p1' if k == 7 else 'ANONYMOUS'}\n" for k in range(20)
+    )
+    rows, notes = rows_and_notes(tmp_path, text)
+    assert len({r.patient for r in rows}) == 20
+    assert "19 of 20 rows have the patient 'ANONYMOUS'" in notes

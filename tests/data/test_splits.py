@@ -82,3 +82,24 @@ def test_a_sufficient_validation_split_is_kept(tmp_path: Path, write: Write) -> 
             write(f"{split}/NORMAL/{split}{number}.png")
             write(f"{split}/PNEUMONIA/{split}{number}.png")
     assert open_catalog(str(tmp_path)) == open_catalog(str(tmp_path), resplit=False)
+
+
+def test_a_binary_task_needs_no_viral_images_in_val(tmp_path: Path, write: Write) -> None:
+    for split, count in (("train", 60), ("val", 50), ("test", 10)):
+        for number in range(count):
+            write(f"{split}/NORMAL/{split}{number}.png")
+            write(f"{split}/BACTERIAL/{split}{number}.png")
+    write("train/VIRAL/1.png")
+    given = open_catalog(str(tmp_path), resplit=False)
+    assert open_catalog(str(tmp_path), task="binary") == given
+    assert "val has no viral image" in describe(open_catalog(str(tmp_path), task="three_class"))
+
+
+def test_a_rare_finding_is_drawn_with_its_class(tmp_path: Path, write: Write) -> None:
+    for number in range(2):
+        write(f"VIRAL/{number}.png")
+        write(f"BACTERIAL/{number}.png")
+    for number in range(8):
+        write(f"NORMAL/{number}.png")
+    for seed in range(5):
+        check(open_catalog(str(tmp_path), seed=seed, task="binary"), task="binary")

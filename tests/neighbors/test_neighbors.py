@@ -251,6 +251,44 @@ def test_tampered_pickle_is_refused_before_it_runs(fitted: Fitted, tmp_path: Pat
         load_knn(str(version), without_code=True)
 
 
+@pytest.mark.filterwarnings("ignore:.*was fitted with scikit-learn")
+def test_damaged_manifest_is_a_user_error(fitted: Fitted, tmp_path: Path) -> None:
+    from benchmarks.faults import wrong_records
+    from cxr_tf.neighbors.storage import load_knn
+
+    version = tmp_path / "1"
+    shutil.copytree(fitted.model / "1", version, ignore=shutil.ignore_patterns("variables"))
+    manifest = json.loads((version / "knn.json").read_text())
+    whole = json.dumps(manifest)
+    texts = [json.dumps(changed) for _, changed in wrong_records(manifest)]
+    refused = 0
+    for text in [*texts, *(whole[:cut] for cut in range(0, len(whole), 40))]:
+        (version / "knn.json").write_text(text)
+        try:
+            load_knn(str(version))
+        except UserError as error:
+            refused += "damaged" in str(error) or "sha256" in str(error)
+    assert refused > len(whole) // 40  # all that were cut off, and changes of what is read
+
+
+def test_damaged_skops_file_with_its_checksum_is_a_user_error(
+    fitted: Fitted, tmp_path: Path
+) -> None:
+    from cxr_tf.files import digest_files
+    from cxr_tf.neighbors.storage import load_knn
+
+    version = tmp_path / "1"
+    shutil.copytree(fitted.model / "1", version, ignore=shutil.ignore_patterns("variables"))
+    manifest = json.loads((version / "knn.json").read_text())
+    for name in ("knn.skops", "knn.pkl"):
+        (version / name).write_bytes((version / name).read_bytes()[:100])
+        manifest["sha256"][name] = digest_files(version / name, algorithm="sha256")
+    (version / "knn.json").write_text(json.dumps(manifest))
+    for without_code in (True, False):
+        with pytest.raises(UserError, match="cannot be loaded"):
+            load_knn(str(version), without_code=without_code)
+
+
 def test_wrong_width_is_refused_and_other_scikit_learn_warns(
     fitted: Fitted, tmp_path: Path
 ) -> None:

@@ -1,6 +1,7 @@
 """What prepare_data.py writes: data sets, and the page of a check."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -8,8 +9,10 @@ import pytest
 from PIL import Image
 from ward import draw_phantoms, write_ward
 
+from cxr_tf import files
 from cxr_tf.config import PrepareData
 from cxr_tf.errors import UserError
+from cxr_tf.preparation import prepare_data as prepare_data_module
 from cxr_tf.preparation.prepare_data import prepare_data
 
 
@@ -121,3 +124,28 @@ def test_phantoms_are_written_to_out(
         prepare_data(PrepareData(count=40))
     with pytest.raises(UserError, match="28, 64, 128 and 224"):
         prepare_data(PrepareData(source="pneumoniamnist", size=32))
+
+
+def test_interrupted_check_is_replaced_by_the_next(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare_data_module, "draw_page", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            check(data, tmp_path)
+    run = tmp_path / "logs" / "data" / data.name
+    assert (run / "near-duplicates.csv").exists() and not (run / "metrics.json").exists()
+    files.release_lock(run)
+    monkeypatch.setattr(prepare_data_module, "draw_page", lambda *arguments: None)
+    # Another process works on it: neither waits for the other, nor does it write a second page.
+    descriptor = files.lock(run, wait=True)
+    if descriptor is not None:
+        with pytest.raises(UserError, match="another process is working on"):
+            check(data, tmp_path)
+        os.close(descriptor)
+    check(data, tmp_path)
+    assert [p.name for p in run.parent.iterdir()] == [data.name]
+    assert (run / "metrics.json").exists()

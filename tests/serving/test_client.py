@@ -370,7 +370,7 @@ def test_timeout_is_one_line(models: Models, address: str, contents: list[bytes]
     over = threading.Event()
     models.before = lambda _: over.wait(30)
     try:
-        with pytest.raises(UserError, match=r"no answer within 0\.3 s: take a longer --timeout"):
+        with pytest.raises(UserError, match=r"no answer within 0\.3 s: use a longer --timeout"):
             client.connect(address, "tiny", timeout=0.3)(contents[:1])
     finally:
         over.set()
@@ -470,7 +470,7 @@ def test_output_must_fit_the_signature(tmp_path: Path) -> None:
         ({"signature": "explain", "output": "x.csv"}, "writes a folder"),
         ({"output": "x"}, "ends in .csv or .json"),
         ({"output": str(tmp_path / "no" / "x.csv")}, "no such folder"),
-        ({"version": 2}, "go with --server"),
+        ({"version": 2}, "need --server"),
     ):
         with pytest.raises(UserError, match=told):
             settings = Predict(model="m", images=("x",), **arguments)

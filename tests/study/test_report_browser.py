@@ -107,6 +107,24 @@ def test_phone_width_has_no_horizontal_scroll(opened: Any) -> None:
     assert tip["x"] >= 0 and tip["x"] + tip["width"] <= 375
 
 
+@pytest.mark.parametrize(
+    "opened, width",
+    [({"viewport": {"width": w, "height": 800}}, w) for w in (1280, 375)],
+    indirect=["opened"],
+)
+def test_long_names_do_not_break_the_layout(opened: Any, width: int) -> None:
+    """A name of a file, class or study may be 200 characters without a space."""
+    opened.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    named = "h1, h2, td.text, tbody th, thead th, figcaption, li, .card span, caption, pre code"
+    opened.eval_on_selector_all(named, "all => all.forEach(e => e.textContent = 'x'.repeat(200))")
+    assert opened.evaluate("document.documentElement.scrollWidth") <= width
+    if width == 1280:
+        tables = opened.eval_on_selector_all(
+            ".scroll", "a => a.map(e => e.scrollWidth - e.clientWidth)"
+        )
+        assert tables and max(tables) <= 0
+
+
 def brightness(page: Any, selector: str, what: str) -> float:
     colour = page.eval_on_selector(selector, f"e => getComputedStyle(e).{what}")
     return sum(map(float, colour[colour.index("(") + 1 : -1].split(",")[:3])) / 765

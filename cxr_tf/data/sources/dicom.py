@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import io
 import logging
-import os
 import secrets
 import warnings
 from collections import Counter
@@ -24,9 +23,11 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from cxr_tf.data.conventions import label_of_folders, visible_files
-from cxr_tf.data.lists import Listed, read_list
+from cxr_tf.data.lists import Listed, placeholder_patient, read_list
+from cxr_tf.data.sources.burned_in_text import has_text
+from cxr_tf.data.sources.dicom_rendering import ELEMENTS, render
 from cxr_tf.errors import UserError
-from cxr_tf.files import temporary_sibling, write_csv
+from cxr_tf.files import publish, temporary_sibling, write_csv
 
 if TYPE_CHECKING:
     import pydicom
@@ -40,27 +41,38 @@ SUFFIXES = (".dcm", ".dicom")
 # patient lying on one side.
 LATERAL_VIEWS = {"LL", "RL", "LATERAL", "LAT"}
 
+# PS3.3 C.7.3.1.1.1: computed and digital radiography, and what scanned films are stored as.
+RADIOGRAPHY = {"CR", "DX", "DR", "RG", "OT", "SC", "XR", "RF"}
+
+# PS3.16, annex L, and common additions.
+CHEST_PARTS = {"CHEST", "THORAX", "LUNG", "LUNGS", "CHESTABDOMEN", "CHEST PA", "CHEST AP", "RIBS"}
+
+# Values of PatientID that identify nobody.
+PLACEHOLDERS = {"ANONYMOUS", "ANON", "ANONYMIZED", "ANONYMISED", "UNKNOWN", "NONE", "NA", "0", "-"}
+
 # The only elements that are read. A name that is not in memory cannot be written.
 _ELEMENTS = [
-    *("PatientID", "StudyInstanceUID", "SOPInstanceUID", "ViewPosition", "BurnedInAnnotation"),
-    *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation"),
-    *("PlanarConfiguration", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
-    *("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "VOILUTSequence"),
-    *("WindowCenter", "WindowWidth", "VOILUTFunction"),
-    *("PixelData", "ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
+    *("PatientID", "StudyInstanceUID", "SOPInstanceUID", "BurnedInAnnotation"),
+    *("Modality", "BodyPartExamined", "ViewPosition", "PresentationIntentType"),
+    *ELEMENTS,
 ]
+
+# A file without a preamble begins with one of these elements, in little endian.
+_FIRST_ELEMENTS = {(2, 0), (2, 1), (2, 2), (8, 0), (8, 1), (8, 5), (8, 8), (8, 0x16), (8, 0x18)}
 
 
 @dataclass(frozen=True)
 class DicomRadiograph:
     """One rendered radiograph.
 
-    pixels: uint8 [H, W], air dark. patient: an identifier that must never be written.
+    pixels: uint8 [H, W], air dark. patient, study: identifiers that must never be written; patient
+    is empty if the file has none. without_text: whether the file states that no text is burned in.
     """
 
     pixels: np.ndarray
     patient: str
-    lateral: bool
+    study: str
+    without_text: bool
 
 
 def is_dicom(path: Path) -> bool:
@@ -69,23 +81,11 @@ def is_dicom(path: Path) -> bool:
         return True
     try:
         with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
+            head = file.read(132)
     except OSError:
         return False
-
-
-def is_lateral(path: Path) -> bool:
-    """Whether a DICOM file is labelled as a lateral view; False where it cannot be read."""
-    pydicom = _pydicom()
-    try:
-        with silent():
-            return _is_lateral(pydicom.dcmread(path, specific_tags=["ViewPosition"]))
-    except Exception:  # what it says could quote the file
-        return False
-
-
-def _is_lateral(dataset: "pydicom.Dataset") -> bool:
-    return str(dataset.get("ViewPosition") or "").strip().upper() in LATERAL_VIEWS
+    first = tuple(int.from_bytes(head[k : k + 2], "little") for k in (0, 2))
+    return head[128:] == b"DICM" or (len(head) == 132 and first in _FIRST_ELEMENTS)
 
 
 def png_bytes(path: Path) -> bytes:
@@ -106,22 +106,26 @@ def png_of_content(content: bytes, name: str) -> bytes:
     return _png(_radiograph(io.BytesIO(content), name).pixels)
 
 
-def read_radiograph(path: Path) -> DicomRadiograph:
+def read_radiograph(path: Path, *, laterals: bool = False) -> DicomRadiograph:
     """Read one file and render it as a workstation does: rescale, VOI LUT or window, polarity.
 
-    Raises UserError that names the file and quotes none of its content.
+    laterals: accept lateral views. Raises UserError for anything but a frontal chest radiograph for
+    presentation; it names the file and the reason, and quotes no identifying content.
     """
     with path.open("rb") as file:
-        return _radiograph(file, path)
+        return _radiograph(file, path, laterals=laterals)
 
 
-def _radiograph(file: IO[bytes], path: Path | str) -> DicomRadiograph:
+def _radiograph(file: IO[bytes], path: Path | str, *, laterals: bool = False) -> DicomRadiograph:
     pydicom = _pydicom()
     try:
         with silent():
-            return _read(pydicom.dcmread(file, specific_tags=_ELEMENTS), path)
-    except pydicom.errors.InvalidDicomError:
-        raise UserError(f"{path}: not a DICOM file") from None
+            try:
+                dataset = pydicom.dcmread(file, specific_tags=_ELEMENTS)
+            except pydicom.errors.InvalidDicomError:
+                file.seek(0)
+                dataset = _without_preamble(file, path)
+            return _read(dataset, path, laterals=laterals)
     except (UserError, MemoryError):
         raise
     except Exception as error:  # its message could quote the file
@@ -131,30 +135,68 @@ def _radiograph(file: IO[bytes], path: Path | str) -> DicomRadiograph:
         raise UserError(f"{path}: truncated or corrupt DICOM file") from None
 
 
-def _read(dataset: "pydicom.Dataset", path: Path | str) -> DicomRadiograph:
+def _without_preamble(file: IO[bytes], path: Path | str) -> "pydicom.Dataset":
+    """Read a file that has no preamble, and perhaps no file meta information."""
+    pydicom = _pydicom()
+    try:
+        dataset = pydicom.dcmread(file, specific_tags=_ELEMENTS, force=True)
+    except Exception:
+        raise UserError(f"{path}: not a DICOM file") from None
+    if not len(dataset):
+        raise UserError(f"{path}: not a DICOM file")
+    if "TransferSyntaxUID" not in dataset.file_meta:
+        implicit, little = dataset.original_encoding
+        uid = pydicom.uid
+        dataset.file_meta.TransferSyntaxUID = (
+            uid.ImplicitVRLittleEndian
+            if implicit
+            else uid.ExplicitVRLittleEndian
+            if little
+            else uid.ExplicitVRBigEndian
+        )
+    return dataset
+
+
+def _read(dataset: "pydicom.Dataset", path: Path | str, *, laterals: bool) -> DicomRadiograph:
     if "PixelData" not in dataset or not dataset.get("Rows"):
         raise UserError(f"{path}: a DICOM file without an image")
     frames = int(dataset.get("NumberOfFrames") or 1)
     if frames > 1:
         raise UserError(f"{path}: {frames} frames; only files with one radiograph are supported")
-    if dataset.get("PhotometricInterpretation") not in ("MONOCHROME1", "MONOCHROME2"):
-        raise UserError(f"{path}: a colour image, no radiograph")
-    if str(dataset.get("BurnedInAnnotation", "")).upper() == "YES":
-        raise UserError(f"{path}: text is burnt into the image, which may tell whose it is")
-    try:
-        pixels = _render(dataset)
-    except Exception:
-        syntax = dataset.file_meta.TransferSyntaxUID
-        if not syntax.is_compressed:
-            raise
-        raise UserError(
-            f"{path}: its pixels are compressed ({syntax.name}) and cannot be decoded: damaged, "
-            "or no installed plug-in can (see requirements-dicom.txt)"
-        ) from None
-    # Without an identity the study keeps the images of one visit together.
-    known = [str(dataset.get(k) or "").strip() for k in ("PatientID", "StudyInstanceUID")]
-    patient = known[0] or known[1] or str(dataset.get("SOPInstanceUID") or path)
-    return DicomRadiograph(pixels, patient, _is_lateral(dataset))
+    if reason := refusal(dataset, laterals=laterals):
+        raise UserError(f"{path}: {reason}")
+    annotation = _word(dataset, "BurnedInAnnotation")
+    if annotation == "YES":
+        raise UserError(f"{path}: text is burned into the image, which may identify the patient")
+    pixels = render(dataset, path)
+    patient = str(dataset.get("PatientID") or "").strip()
+    study = str(dataset.get("StudyInstanceUID") or dataset.get("SOPInstanceUID") or path).strip()
+    if patient.upper() in PLACEHOLDERS:
+        patient = ""
+    return DicomRadiograph(pixels, patient, study, annotation == "NO")
+
+
+def refusal(dataset: "pydicom.Dataset", *, laterals: bool = False) -> str:
+    """Return why a file is not a frontal chest radiograph for presentation; empty if it is.
+
+    Elements that are missing or empty refuse nothing. The rule of conversion and prediction alike.
+    """
+    modality, part = _word(dataset, "Modality"), _word(dataset, "BodyPartExamined")
+    if modality and modality not in RADIOGRAPHY:
+        return (
+            f"not a radiograph: modality {modality}" if modality.isalpha() else "not a radiograph"
+        )
+    if part and part not in CHEST_PARTS and "CHEST" not in part and "THORAX" not in part:
+        return f"not a chest radiograph: body part {part}" if part.isalpha() else "not a chest"
+    if _word(dataset, "ViewPosition") in LATERAL_VIEWS and not laterals:
+        return "a lateral view (see --laterals of prepare_data.py)"
+    if _word(dataset, "PresentationIntentType") == "FOR PROCESSING":
+        return "raw detector data (FOR PROCESSING): export the image FOR PRESENTATION"
+    return ""
+
+
+def _word(dataset: "pydicom.Dataset", name: str) -> str:
+    return str(dataset.get(name) or "").strip().upper()
 
 
 def convert(origin: Path, folder: Path, *, laterals: bool = False) -> tuple[Path, int]:
@@ -169,20 +211,20 @@ def convert(origin: Path, folder: Path, *, laterals: bool = False) -> tuple[Path
         raise UserError(f"{folder} exists; remove it or choose another --out")
     listed = _files_to_convert(origin)
     _pydicom()
+    placeholder = _placeholder([item.path for item in listed])
     # With a discarded key, the hashes cannot be tested against a list of identities.
     key = secrets.token_bytes(32)
     images_of: Counter[str] = Counter()
     rows: list[list[str]] = []
     reasons: list[str] = []
+    with_text: list[str] = []
     with temporary_sibling(folder) as partial:
         if folder.exists():  # written by another process meanwhile
             raise UserError(f"{folder} exists; remove it or choose another --out")
         (partial / "images").mkdir()
         for item in listed:
             try:
-                radiograph = read_radiograph(item.path)
-                if radiograph.lateral and not laterals:
-                    raise UserError(f"{item.path}: a lateral view (see --laterals)")
+                radiograph = read_radiograph(item.path, laterals=laterals)
             except (UserError, OSError) as error:
                 reason = str(error)
                 if isinstance(error, OSError):
@@ -190,7 +232,9 @@ def convert(origin: Path, folder: Path, *, laterals: bool = False) -> tuple[Path
                 reasons.append(reason)
                 log.info("  left out: %s", reason)
                 continue
-            identity = (item.patient or radiograph.patient).encode()
+            known = radiograph.patient if radiograph.patient != placeholder else ""
+            # Without an identity the study keeps the images of one visit together.
+            identity = (item.patient or known or radiograph.study).encode()
             patient = hashlib.blake2b(identity, key=key, digest_size=8).hexdigest()
             images_of[patient] += 1
             name = f"images/{patient}_{images_of[patient]:02d}.png"
@@ -198,6 +242,8 @@ def convert(origin: Path, folder: Path, *, laterals: bool = False) -> tuple[Path
             rows.append([name, item.label, patient, item.split])
             if not item.label:
                 log.info("  no label: %s, now %s", item.path, name)
+            if not radiograph.without_text and has_text(radiograph.pixels):
+                with_text.append(name)
         if not rows:
             raise UserError(
                 reasons[0]
@@ -205,9 +251,40 @@ def convert(origin: Path, folder: Path, *, laterals: bool = False) -> tuple[Path
                 else f"none of {len(reasons)} DICOM files in {origin} could be converted"
             )
         write_csv(partial / "catalogue.csv", ["path", "label", "patient", "split"], rows)
-        os.rename(partial, folder)
+        publish(partial, folder)
     log.info("%d of %d DICOM files converted, to %s", len(rows), len(listed), folder)
+    for name in with_text:
+        log.info(
+            "  possible text in the image, look at it before you pass it on: %s", folder / name
+        )
     return folder / "catalogue.csv", sum(not row[1] for row in rows)
+
+
+def _placeholder(paths: list[Path]) -> str:
+    """Return the PatientID that nearly all files share, or an empty string; says so in the log."""
+    pydicom = _pydicom()
+    patients, studies = [], set()
+    for path in paths:
+        try:
+            with silent():
+                header = pydicom.dcmread(
+                    path,
+                    specific_tags=["PatientID", "StudyInstanceUID"],
+                    stop_before_pixels=True,
+                    force=True,
+                )
+            patients.append(str(header.get("PatientID") or "").strip())
+            studies.add(str(header.get("StudyInstanceUID") or path))
+        except Exception:  # its message could quote the file; the conversion names it
+            continue
+    value = placeholder_patient(patients)
+    count = sum(p.upper() in PLACEHOLDERS for p in patients) or patients.count(value)
+    if (value and len(studies) > 1) or any(p.upper() in PLACEHOLDERS for p in patients):
+        log.info(
+            "  %d of %d files share one PatientID, taken for a placeholder: images are grouped by "
+            "study instead", count, len(patients),
+        )  # fmt: skip
+    return value if len(studies) > 1 else ""
 
 
 def _files_to_convert(origin: Path) -> list[Listed]:
@@ -215,7 +292,10 @@ def _files_to_convert(origin: Path) -> list[Listed]:
     if not origin.exists():
         raise UserError(f"--from {origin}: no such file or folder")
     if origin.suffix.lower() == ".csv":
-        return read_list(origin)
+        listed, notes = read_list(origin)
+        for note in notes:
+            log.info("  note: %s", note)
+        return listed
     if origin.is_file():
         return [Listed(str(origin), origin, "", "", "")]
     files = [path for path in visible_files(origin) if is_dicom(path)]
@@ -223,47 +303,6 @@ def _files_to_convert(origin: Path) -> list[Listed]:
         raise UserError(f"no DICOM file in {origin}")
     rows = [(path, *label_of_folders(path, origin)) for path in files]
     return [Listed(str(path), path, label, "", split) for path, label, split in rows]
-
-
-def _render(dataset: "pydicom.Dataset") -> np.ndarray:
-    """Render uint8 [H, W] by the greyscale pipeline of PS3.3 C.11: modality, VOI, polarity."""
-    from pydicom.pixels import apply_modality_lut, apply_windowing
-
-    values = np.asarray(apply_modality_lut(dataset.pixel_array, dataset))
-    if dataset.get("VOILUTSequence"):
-        table, first = _voi_table(dataset)
-        shown = table[np.clip(np.round(values).astype(np.int64) - first, 0, len(table) - 1)]
-        low, high = float(table.min()), float(table.max())
-    elif dataset.get("WindowCenter") is not None and dataset.get("WindowWidth") is not None:
-        if "VOILUTFunction" in dataset and not dataset.VOILUTFunction:
-            del dataset.VOILUTFunction  # empty means LINEAR, as does absence, which pydicom handles
-        shown = apply_windowing(values, dataset)
-        # The values below and above every window give the output range.
-        with np.errstate(over="ignore"):
-            low, high = apply_windowing(np.array([-1e9, 1e9]), dataset)
-    else:
-        shown, low, high = values, float(values.min()), float(values.max())
-    share = np.clip((shown - low) / (high - low), 0, 1) if high != low else np.zeros(values.shape)
-    if dataset.PhotometricInterpretation == "MONOCHROME1":
-        share = 1 - share
-    return np.round(255 * share).astype(np.uint8)
-
-
-def _voi_table(dataset: "pydicom.Dataset") -> tuple[np.ndarray, int]:
-    """Return the first VOI LUT and the value of its first entry.
-
-    pydicom's `apply_voi` holds the index in the type of the entries, so that an 8-bit table of 4096
-    entries wraps around at 256.
-    """
-    item = dataset.VOILUTSequence[0]
-    count, first, bits = (int(v) for v in item.LUTDescriptor)
-    data = item.LUTData
-    if isinstance(data, bytes):
-        order = "<" if dataset.file_meta.TransferSyntaxUID.is_little_endian else ">"
-        table = np.frombuffer(data, f"{order}u2" if len(data) >= 2 * (count or 65536) else "u1")
-    else:
-        table = np.asarray(data)
-    return table[: count or 65536].astype(np.int64) & (2**bits - 1), first
 
 
 def _png(pixels: np.ndarray) -> bytes:

@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from cxr_tf import console
 from cxr_tf.data.conventions import IMAGE_SUFFIXES
 from cxr_tf.errors import UserError
-from cxr_tf.files import digest_files, expand_user, temporary_sibling, write_atomically
+from cxr_tf.files import digest_files, expand_user, publish, temporary_sibling, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -265,7 +265,7 @@ def unpack(archive: Path, folder: Path, *, inside: str, terms: str) -> None:
                 with content.open(member) as packed, path.open("xb") as out:
                     shutil.copyfileobj(packed, out)
             (partial / "LICENCE.txt").write_text(terms)
-            os.rename(partial, folder)
+            publish(partial, folder)
     except (zipfile.BadZipFile, EOFError, zlib.error, RuntimeError) as error:
         raise UserError(f"{archive} is damaged: {error}") from None
 

@@ -8,7 +8,6 @@ of exported models all read files.
 """
 
 import hashlib
-import os
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from cxr_tf.errors import UserError
-from cxr_tf.files import temporary_sibling
+from cxr_tf.files import publish, temporary_sibling
 
 SPLITS = ("train", "val", "test")
 
@@ -51,7 +50,7 @@ def unpack(file: Path) -> Path:
                     for row, label in enumerate(labels)
                 ]
                 list(pool.map(_write_png, paths, images))
-        os.rename(partial, folder)
+        publish(partial, folder)
     return folder
 
 

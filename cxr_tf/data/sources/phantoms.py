@@ -15,7 +15,6 @@ across the image, so a phantom looks the same at every size. As in every radiogr
 the patient's right is on the image's left.
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from cxr_tf.data.sources.phantom_anatomy import (
     paint_lobar,
     ramp,
 )
-from cxr_tf.files import temporary_sibling
+from cxr_tf.files import publish, temporary_sibling
 
 GENERATOR_VERSION = 1  # part of the folder's name; increase it when any pixel changes
 
@@ -135,7 +134,7 @@ def write_phantoms(folder: Path, *, count: int = 600, size: int = 128, seed: int
             "<split>/<FINDING>/<patient>_<image>.png is a phantom, and the same path under masks/\n"
             "its lesion: 255 where it was painted, 0 elsewhere.\n"
         )
-        os.rename(partial, folder)
+        publish(partial, folder)
 
 
 def _expose(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Archives: time and memory of planning, images per second, Ray's overhead, hours and cost.
 
-python -m benchmarks.archives --work /tmp/archives plan
-python -m benchmarks.archives --work /tmp/archives memory speed ray search
-python -m benchmarks.archives cost --gpu-rate 1200 --decode-rate 110
+python -m benchmarks.archives.measure --work /tmp/archives plan
+python -m benchmarks.archives.measure --work /tmp/archives memory speed ray search
+python -m benchmarks.archives.measure cost --gpu-rate 1200 --decode-rate 110
 
 Ways to the same end are measured in turn, on the same files, without the time that a model takes to
 load; the median of the rounds is told, and the lowest and the highest. Prints tables.
@@ -11,6 +11,7 @@ load; the median of the rounds is told, and the lowest and the highest. Prints t
 import argparse
 import contextlib
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -19,11 +20,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.archive_faults import ROOT, environment
+from benchmarks.archives.campaign import ROOT, environment
 
 SIZE = 224
 BATCH = 32
 FOLDERS, FILES = 1000, 1000
+DIFFERENT = 12
 
 # ---------------------------------------------------------------------- material
 
@@ -55,10 +57,12 @@ def write_phantoms(folder: Path, count: int, size: tuple[int, int], suffix: str)
     from cxr_tf.data.sources.phantoms import FINDINGS, phantom
 
     folder.mkdir(parents=True)
-    for k in range(count):
-        # Twenty different ones: what they show does not matter here.
-        image = phantom(FINDINGS[k % 3], seed=1, patient=k % 20, size=min(size)).image
+    # A few different ones: what they show does not matter here.
+    for k in range(min(count, DIFFERENT)):
+        image = phantom(FINDINGS[k % 3], seed=1, patient=k, size=min(size)).image
         Image.fromarray(image).resize(size).save(folder / f"{k:05d}.{suffix}")
+    for k in range(DIFFERENT, count):
+        shutil.copyfile(folder / f"{k % DIFFERENT:05d}.{suffix}", folder / f"{k:05d}.{suffix}")
 
 
 def export_model(work: Path, backbone: str, size: int) -> Path:
@@ -113,7 +117,7 @@ def plan(given: argparse.Namespace) -> None:
         code = f"""
 import sys, time
 from pathlib import Path
-from benchmarks.archives import new_plan, peak
+from benchmarks.archives.measure import new_plan, peak
 from cxr_tf.archive.listing import list_images
 from cxr_tf.archive.plan import Plan, Recipe
 from cxr_tf.archive.storage import open_storage

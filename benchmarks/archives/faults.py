@@ -1,7 +1,7 @@
 """Kill, fill, refuse: does a disturbed archive end as an undisturbed one, file by file?
 
-python -m benchmarks.archive_faults --work /tmp/faults
-python -m benchmarks.archive_faults --work /tmp/faults --cases workers coordinator
+python -m benchmarks.archives.faults --work /tmp/faults
+python -m benchmarks.archives.faults --work /tmp/faults --cases workers coordinator
 
 Each case runs scripts/score_archive.py as a user does, on phantoms and a small random model, until
 the archive is finished, and compares every shard with those of a run that nothing disturbed. Needs
@@ -10,7 +10,6 @@ Linux, and the optional packages of the case. Prints a table, and writes faults.
 
 import argparse
 import contextlib
-import hashlib
 import json
 import os
 import random
@@ -22,149 +21,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-SUPPORT = ROOT / "tests" / "support"
-
-SHARD_SIZE = 64
-FILES = 100
+from benchmarks.archives.campaign import (
+    SUPPORT,
+    Campaign,
+    digests,
+    environment,
+    finish,
+    is_alive,
+    paths_once,
+    start,
+    workers_of,
+)
 
 random.seed(0)
-
-
-class Campaign:
-    """A folder with images, a model, and the digests of the undisturbed archive."""
-
-    def __init__(
-        self, work: Path, images: int, kills: int, coordinator_kills: int, stand_in: bool
-    ) -> None:
-        self.work = work
-        self.script = ROOT / "scripts/score_archive.py"
-        if stand_in:
-            self.script = SUPPORT / "archive_workers.py"
-        self.seconds = 2 if stand_in else 40
-        """Within which a coordinator is killed after its start."""
-        self.images = work / "images"
-        self.model = work / "models" / "small"
-        self.kills, self.coordinator_kills = kills, coordinator_kills
-        if not self.images.exists():
-            make_images(self.images, images)
-        if not self.model.exists() and not stand_in:
-            make_model(self.model)
-        self.expected = self.undisturbed(work / "undisturbed", [str(self.images)])
-
-    def undisturbed(self, out: Path, images: list[str]) -> dict[str, str]:
-        """The shards of a run that nothing disturbs."""
-        finish(self.command(out, images))
-        return digests(out)
-
-    def command(self, out: Path | str, images: list[str], *more: str) -> list[str]:
-        """The command line of a user."""
-        return [
-            *(sys.executable, str(self.script)),
-            *("--images", *images, "--model", str(self.model), "--out", str(out)),
-            *("--runtime", "tensorflow", "--shard-size", str(SHARD_SIZE)),
-            *("--signatures", "serving_default", "embed"),
-            *(more or ("--workers", "2")),
-        ]
-
-    def check(self, out: Path) -> str:
-        """What differs from the undisturbed archive, in words; empty where nothing does."""
-        found = digests(out)
-        if found != self.expected:
-            different = [k for k in self.expected if found.get(k) != self.expected[k]]
-            return f"{len(different)} shards differ, {len(set(found) - set(self.expected))} more"
-        return paths_once(out)
-
-
-def make_images(folder: Path, count: int) -> None:
-    """So many names of a hundred phantoms, two of which cannot be read."""
-    import io
-
-    from PIL import Image
-
-    from cxr_tf.data.sources.phantoms import FINDINGS, phantom
-
-    folder.mkdir(parents=True)
-    for k in range(FILES):
-        encoded = io.BytesIO()
-        image = phantom(FINDINGS[k % 3], seed=1, patient=k, size=128).image
-        Image.fromarray(image).save(encoded, format="PNG")
-        content = encoded.getvalue()
-        (folder / f"{k:06d}.png").write_bytes({7: b"", 8: content[:200]}.get(k, content))
-    for k in range(FILES, count):
-        os.link(folder / f"{k % FILES:06d}.png", folder / f"{k:06d}.png")
-
-
-def make_model(folder: Path) -> None:
-    """A random AlexNet at 64 pixels, exported in a process of its own."""
-    code = """
-import sys
-from pathlib import Path
-from random_classifier import random_classifier
-from cxr_tf.serving.export import export_classifier
-classes = ("normal", "bacterial", "viral")
-card = {"kind": "classifier", "task": "three_class", "classes": classes, "image_size": 64,
-        "backbone": "alexnet", "threshold": 0.5}
-export_classifier(random_classifier("alexnet", 64), Path(sys.argv[1]), classes=classes,
-                  threshold=0.5, card=card)
-"""
-    subprocess.run([sys.executable, "-c", code, str(folder)], env=environment(), check=True)
-
-
-def environment(**more: str) -> dict[str, str]:
-    """As a user's, with the package of this checkout."""
-    paths = os.pathsep.join([str(ROOT), str(SUPPORT), os.environ.get("PYTHONPATH", "")])
-    return {**os.environ, "PYTHONPATH": paths, "TF_CPP_MIN_LOG_LEVEL": "3", **more}
-
-
-def start(command: list[str], log: Path | None = None) -> subprocess.Popen:
-    """The command, in a session of its own."""
-    output = log.open("ab") if log else subprocess.DEVNULL
-    return subprocess.Popen(
-        command, env=environment(), stdout=output, stderr=output, start_new_session=True
-    )
-
-
-def finish(command: list[str]) -> None:
-    """Runs a command to its end; an error shows what it said."""
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"exit code {done.returncode}: {done.stderr[-2000:]}")
-
-
-def workers_of(process: subprocess.Popen) -> list[int]:
-    """The worker processes of a coordinator."""
-    found = []
-    with contextlib.suppress(OSError):
-        task = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-        for child in task.read_text().split():
-            with contextlib.suppress(OSError):
-                command = Path(f"/proc/{child}/cmdline").read_bytes()
-                if b"spawn_main" in command:
-                    found.append(int(child))
-    return found
-
-
-def digests(out: Path) -> dict[str, str]:
-    """{file: digest} of the shards and lists of an archive, hidden files included."""
-    files = [p for p in out.rglob("*") if p.is_file() and p.name != "summary.json"]
-    return {
-        str(p.relative_to(out)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(files)
-    }
-
-
-def paths_once(out: Path) -> str:
-    """Whether each path of the list occurs once."""
-    import pyarrow.parquet as pq
-
-    found = [p for f in sorted((out / "shards").iterdir()) for p in read_paths(pq, f)]
-    listed = [p for f in sorted((out / "lists").iterdir()) for p in read_paths(pq, f)]
-    return "" if found == listed and len(set(found)) == len(found) else "paths differ"
-
-
-def read_paths(pq: Any, file: Path) -> list[str]:
-    """The paths in a Parquet file."""
-    return pq.read_table(file, columns=["path"])["path"].to_pylist()
 
 
 # ---------------------------------------------------------------------- cases
@@ -233,14 +102,6 @@ def kill_coordinator(campaign: Campaign, how: signal.Signals = signal.SIGKILL) -
         problems.append(f"{orphans} workers outlived the coordinator")
     name = "kill -9" if how == signal.SIGKILL else "SIGTERM"
     return result(f"{name} of the coordinator at a random moment", killed, problems)
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process runs; a zombie does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def two_coordinators(campaign: Campaign) -> dict[str, Any]:
@@ -375,7 +236,7 @@ def actor_processes() -> list[int]:
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             name = (folder / "cmdline").read_bytes()
-            if name.startswith(b"ray::") and b"IDLE" not in name:
+            if name.startswith((b"ray::Worker", b"ray::SlowWorker")):
                 found.append(int(folder.name))
     return found
 

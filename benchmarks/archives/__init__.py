@@ -1,0 +1,1 @@
+"""Archives: the fault campaign, and measurements of speed and memory."""

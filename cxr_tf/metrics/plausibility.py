@@ -1,0 +1,12 @@
+"""Warnings about scores that say more about the data or the network than about radiographs."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def prediction_warnings(split: str, predicted: np.ndarray, classes: Sequence[str]) -> list[str]:
+    """Return a warning where all images of a split get the same class; predicted: int [N]."""
+    if len(predicted) < 2 or len(np.unique(predicted)) > 1:
+        return []
+    return [f"all {len(predicted)} {split} images are classified as '{classes[predicted[0]]}'"]

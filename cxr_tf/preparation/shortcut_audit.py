@@ -1,0 +1,49 @@
+"""The shortcut audit of a catalogue: log line, figure and metrics."""
+
+import numpy as np
+
+from cxr_tf import figures, metrics
+from cxr_tf.data.audit import Inspection
+from cxr_tf.errors import UserError
+from cxr_tf.runs import Run
+
+
+def audit_inspected(found: Inspection, task: str) -> metrics.ShortcutAudit | None:
+    """Return the audit of the readable images for a task; None where its classes are too small.
+
+    Where the labels do not support the task, the findings themselves are the classes.
+    """
+    catalog = found.catalog
+    supported = task != "labels" and _supports(found, task)
+    classes = catalog.classes(task if supported else "labels")
+    labels = catalog.labels(task if supported else "labels", classes)
+    rows = np.setdiff1d(np.arange(len(catalog)), list(found.unreadable))
+    patients = [catalog.patients[row] for row in rows]
+    return metrics.audit_shortcuts(found.thumbnails[rows], labels[rows], patients, classes)
+
+
+def write_audit(run: Run, found: Inspection, audit: metrics.ShortcutAudit) -> None:
+    """Write `figures/shortcuts.png`."""
+    rows = np.setdiff1d(np.arange(len(found.catalog)), list(found.unreadable))
+    writer = run.writer()
+    run.write_figure(
+        "shortcuts",
+        figures.shortcut_audit(
+            audit.by_statistic,
+            audit.labels,
+            audit.probabilities,
+            audit.classes,
+            found.thumbnails[rows],
+            heading=audit.summary(),
+        ),
+        writer,
+    )
+    writer.close()
+
+
+def _supports(found: Inspection, task: str) -> bool:
+    try:
+        labels = found.catalog.labels(task)
+    except UserError:
+        return False
+    return len(set(labels.tolist())) > 1
