@@ -198,7 +198,7 @@ def test_mistakes_are_named_and_nothing_is_written(
         ({"images": ()}, "new archive"),
         ({"model": ""}, "new archive"),
         ({"model": str(tmp_path / "nowhere")}, "no such model"),
-        ({"signatures": ("occlusion",)}, "pictures do not fit into a table"),
+        ({"signatures": ("occlusion",)}, "images do not fit into a table"),
         ({"signatures": ("tensor",)}, "does not take image files"),
         ({"signatures": ("embed", "embed")}, "name each once"),
         ({"only": "3/2"}, "--only 3/2"),

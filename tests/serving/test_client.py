@@ -353,7 +353,7 @@ def test_missing_model_version_or_signature_is_named(address: str) -> None:
 def test_refused_request_reports_the_reason(
     models: Models, address: str, contents: list[bytes]
 ) -> None:
-    for code, told in (("INVALID_ARGUMENT", "refuses the request: odd"), ("INTERNAL", "odd")):
+    for code, told in (("INVALID_ARGUMENT", "rejects the request: odd"), ("INTERNAL", "odd")):
 
         def refuse(_, code=code):
             raise Refused(code, "odd\nand more")
@@ -370,7 +370,9 @@ def test_timeout_is_one_line(models: Models, address: str, contents: list[bytes]
     over = threading.Event()
     models.before = lambda _: over.wait(30)
     try:
-        with pytest.raises(UserError, match=r"no answer within 0\.3 s: use a longer --timeout"):
+        with pytest.raises(
+            UserError, match=r"did not respond within 0\.3 s: use a longer --timeout"
+        ):
             client.connect(address, "tiny", timeout=0.3)(contents[:1])
     finally:
         over.set()
@@ -392,7 +394,7 @@ def test_unreachable_server_is_one_line_with_exit_code_2(
             runpy.run_path(str(SCRIPT), run_name="__main__")
     lines = capsys.readouterr().err.splitlines()
     assert stop.value.code == 2 and len(lines) == 1, lines
-    assert lines[0].startswith(f"error: no TF Serving answers at {url} (")
+    assert lines[0].startswith(f"error: no TF Serving responds at {url} (")
     assert "onnection refused" in lines[0]
 
 

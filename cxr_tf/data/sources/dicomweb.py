@@ -174,6 +174,6 @@ def _errors(url: str) -> Iterator[None]:
             raise UserError(f"{address} answers 404: no such study, series or instance") from None
         raise UserError(f"{address} answers {status}: {str(error).splitlines()[0]}") from None
     except requests.exceptions.ConnectionError:
-        raise UserError(f"no DICOMweb service answers at {address}: is it running?") from None
+        raise UserError(f"no DICOMweb service responds at {address}: is it running?") from None
     except requests.exceptions.RequestException as error:
         raise UserError(f"{address}: {str(error).splitlines()[0]}") from None
