@@ -151,7 +151,7 @@ def test_a_better_score_is_told_from_the_default(material: Any) -> None:
         "perfect": autoencoder_material.Row(None, sick.astype(float)),
         "opposite": autoencoder_material.Row(-1.0 * sick, None),
     }
-    tables = compare_autoencoders.judge(rows, material.val, bootstrap_samples=50)
+    tables = compare_autoencoders.evaluate_rows(rows, material.val, bootstrap_samples=50)
     assert tables[autoencoder_material.DEFAULT]["difference"] == 0
     assert tables[autoencoder_material.DEFAULT]["ci95"]["difference"] == [0, 0]
     assert tables["perfect"]["joined"] == 1 and "alone" not in tables["perfect"]

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from benchmarks import benchmark, bounds, embeddings, material, measurement, tables, training
 from benchmarks.config import Benchmark
-from benchmarks.measurement import Cost, Found, Memory, Row, Skipped, Timing
+from benchmarks.measurement import Cost, Memory, Results, Row, Skipped, Timing
 from cxr_tf.errors import UserError
 from cxr_tf.neighbors import projection, selection
 
@@ -157,7 +157,7 @@ def _peak_with(megabytes: int) -> float:
 
 def test_the_peak_of_a_new_process_is_its_own() -> None:
     if not measurement.memory_of_process("VmHWM"):
-        pytest.skip("this system does not tell the peak memory of a process")
+        pytest.skip("this system does not report the peak memory of a process")
     # What this process holds, or held once, must not be in it.
     held = _peak_with(600)
     with_little, with_much = (measurement.in_new_process(_peak_with, n) for n in (1, 301))
@@ -188,7 +188,7 @@ def test_one_job_from_the_command_line_to_the_file(tmp_path, monkeypatch, capsys
 
 
 def test_an_interrupted_run_keeps_what_it_has(tmp_path, monkeypatch) -> None:
-    def interrupted(settings: Benchmark, place: Path) -> Found:
+    def interrupted(settings: Benchmark, place: Path) -> Results:
         yield row([1.0], [4.0])
         yield Memory("training", "ours", 3500, "MB", 3000)
         yield Cost("t-SNE", "points", [200, 400], [1.0, 2.0])
@@ -282,7 +282,7 @@ def test_settled_norms_give_features_of_mean_0_and_spread_1() -> None:
     scaled = keras.layers.BatchNormalization(trainable=False)(images * 50 + 20)
     model = keras.Model(images, scaled)
     batch = np.random.default_rng(0).normal(3, 2, (16, 8, 8, 3)).astype(np.float32)
-    material.settle_norms(model, batch)
+    material.set_norm_statistics(model, batch)
     features = np.asarray(model(batch, training=False))
     assert features.mean((0, 1, 2)) == pytest.approx(0, abs=1e-3)
     assert features.std((0, 1, 2)) == pytest.approx(1, abs=1e-3)
