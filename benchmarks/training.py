@@ -136,7 +136,7 @@ def transfer(settings: Benchmark, place: Path) -> Results:
 
 
 def _bare_vgg16(weights: list[np.ndarray], size: int) -> keras.Model:
-    """Return a VGG16 from [N, S, S, 3] in 0..255 to pooled features [N, 512] with the first `weights`."""
+    """Return VGG16 with the first `weights`: [N, S, S, 3] in 0..255 -> features [N, 512]."""
     images = keras.Input((size, size, 3))
     model = keras.Model(images, backbones.backbone("vgg16").features(images))
     model.set_weights(weights[: len(model.weights)])
