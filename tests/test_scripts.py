@@ -248,7 +248,7 @@ def test_mistake_gets_one_line_and_leaves_nothing(here, capsys, message, argumen
 
 
 def test_real_process_prints_one_line_only(here):
-    # As from a user's shell, where nobody has set TensorFlow's log level.
+    # As from a user's shell, where TensorFlow's log level is not set.
     environment = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
     done = subprocess.run(
         [sys.executable, SCRIPTS / "train_classifier.py", "--data", "nowhere"],
