@@ -5,8 +5,8 @@
 
 The largest of two Mahalanobis distances, each divided by its limit: of the embedding from the
 nearest class, and of simple statistics of the pixels (layout, contrast, symmetry, sharpness). The
-first depends on the features of the network, the second responds to images that these ignore, such
-as a blank image or one that is upside down. docs/out-of-distribution.md compares it with alternatives.
+first depends on the features of the network, the second detects what these ignore, such as blank
+images or images upside down. docs/out-of-distribution.md compares it with alternatives.
 """
 
 from dataclasses import dataclass

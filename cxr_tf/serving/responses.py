@@ -1,7 +1,7 @@
 """Responses of TF Serving, checked against the metadata that the server gives of a signature.
 
 A prediction must have every output of the signature, with one row per image, of the type and shape
-in the metadata, and finite numbers, so that a wrong server or a proxy never results in a wrong table.
+in the metadata, and finite numbers, so that a wrong server or proxy never yields a wrong table.
 All functions raise UserError with the reason.
 """
 

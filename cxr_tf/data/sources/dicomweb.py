@@ -3,7 +3,7 @@
     with downloaded(("dicomweb://localhost:8042/dicom-web/studies/1.2.3",)) as (images, urls): ...
     store("dicomweb://localhost:8042/dicom-web", [Path("report.dcm")])
 
-dicomweb:// is http, dicomwebs:// is https. User name and password are read from the URL or ~/.netrc.
+dicomweb:// is http, dicomwebs:// is https. User name and password come from the URL or ~/.netrc.
 Needs dicomweb-client (requirements-dicom.txt).
 """
 
@@ -168,7 +168,7 @@ def _errors(url: str) -> Iterator[None]:
         status = error.response.status_code if error.response is not None else 0
         if status in (401, 403):
             raise UserError(
-                f"{address} returned {status}: give user name and password in the URL or in ~/.netrc"
+                f"{address} returned {status}: give user name and password in the URL or ~/.netrc"
             ) from None
         if status == 404:
             raise UserError(f"{address} returned 404: no such study, series or instance") from None
