@@ -309,7 +309,8 @@ def kill_trainings(settings: Campaign) -> Iterator[Row]:
                 process = subprocess.Popen(
                     command(*arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
                 )
-                time.sleep(rng.uniform(0.2, 1.0) * seconds)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(rng.uniform(0.2, 1.0) * seconds)
                 tried += process.poll() is None
                 process.kill()
                 process.wait()

@@ -218,7 +218,7 @@ def fit_knn(settings: FitKnn) -> Run:
         classifier.served,
         Path(settings.saved_models) / settings.name,
         pipeline=knn,
-        index=knn[-1]._fit_X,
+        index=before_knn(knn, values[: embeddings.indexed]),
         index_labels=labels[: embeddings.indexed],
         index_paths=catalog.paths[: embeddings.indexed],
         novelty_limit=limit,

@@ -453,3 +453,10 @@ def test_bfloat16_is_close_but_not_float32(models: Path, others: list[bytes]) ->
     rough = served.predictor("serving_default")(others)
     difference = np.abs(rough["probabilities"] - exact["probabilities"]).max()
     assert 1e-4 < difference < 0.1
+
+
+def test_tensorflow_still_has_the_private_names_that_freezing_needs() -> None:
+    from tensorflow.python.framework import convert_to_constants as freezing
+
+    for name in ("_FunctionConverterDataInEager", "_replace_variables_by_constants"):
+        assert hasattr(freezing, name), f"{name} is gone: see openvino_engine._inlined"
