@@ -1,15 +1,15 @@
-"""Our speed against what a user would otherwise write: measured in turn, with equal results.
+"""Benchmark the package against the alternatives that a user would write, with equal results.
 
     python scripts/benchmark.py knn savedmodel
 
-How it measures. Ours and the alternatives run in one process, in turn, after a warm-up: A B, B A,
-A B, ... What else the machine does then slows both alike. A ratio is taken in each round; the
-median of the rounds is told, and the lowest and the highest. The alternatives are written as their
-own documentation shows them, at the same precision where they offer it, and what comes out is
-compared. Peaks of memory are those of fresh processes. What is written in TensorFlow gets the
-allocator that our scripts switch on (see `cli`), which its users would not have.
+The package and the alternatives run in one process, alternately, after a warm-up: A B, B A, A B,
+..., so that other load on the machine slows both alike. A ratio is computed in each round; the
+median, the lowest and the highest of the rounds are reported. The alternatives are written as in
+their documentation, at the same precision where they offer it, and the outputs are compared. Peak
+memory is measured in fresh processes. Alternatives in TensorFlow use the allocator that the scripts
+enable (see `cli`), which users would not have by default.
 
-Each job is a generator of rows: a row that is measured is told at once.
+Each job is a generator of rows, and each row is reported as soon as it is measured.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ import keras
 from benchmarks.bounds import bounds
 from benchmarks.config import Benchmark
 from benchmarks.embeddings import knn, tsne
-from benchmarks.measurement import Bound, Cost, Found, Memory, Row, Skipped, load, machine
+from benchmarks.measurement import Bound, Cost, Memory, Results, Row, Skipped, load, machine
 from benchmarks.memory import peaks_of_memory
 from benchmarks.occlusion import occlusion_maps
 from benchmarks.reading import reading, startup
@@ -43,7 +43,7 @@ from cxr_tf.runs import check_name
 log = logging.getLogger(__name__)
 
 
-JOBS: dict[str, Callable[[Benchmark, Path], Found]] = {
+JOBS: dict[str, Callable[[Benchmark, Path], Results]] = {
     "bounds": bounds,
     "startup": startup,
     "knn": knn,
@@ -60,7 +60,7 @@ JOBS: dict[str, Callable[[Benchmark, Path], Found]] = {
 
 
 def benchmark(settings: Benchmark) -> Path:
-    """Measures the jobs asked for, prints the tables, returns the JSON file.
+    """Run the selected jobs, print the tables, and return the path of the JSON file.
 
     Raises UserError on a user's mistake, before anything is measured.
     """
@@ -72,7 +72,7 @@ def benchmark(settings: Benchmark) -> Path:
         raise UserError(f"{file} exists: choose another --name")
     keras.utils.set_random_seed(settings.seed)
 
-    found: list[Row | Memory | Cost | Bound | Skipped] = []
+    results: list[Row | Memory | Cost | Bound | Skipped] = []
     about: dict[str, Any] = {
         "settings": dataclasses.asdict(settings),
         "machine": machine(),
@@ -80,33 +80,33 @@ def benchmark(settings: Benchmark) -> Path:
     }
 
     def write(finished: bool) -> None:
-        results = {
+        record = {
             "finished": finished,
             "load_after": load(),
-            "rows": [x.record() for x in found if isinstance(x, Row)],
-            "memory": [x.record() for x in found if isinstance(x, Memory)],
-            "costs": [x.record() for x in found if isinstance(x, Cost)],
-            "bounds": [x.record() for x in found if isinstance(x, Bound)],
-            "skipped": [dataclasses.asdict(x) for x in found if isinstance(x, Skipped)],
+            "rows": [x.record() for x in results if isinstance(x, Row)],
+            "memory": [x.record() for x in results if isinstance(x, Memory)],
+            "costs": [x.record() for x in results if isinstance(x, Cost)],
+            "bounds": [x.record() for x in results if isinstance(x, Bound)],
+            "skipped": [dataclasses.asdict(x) for x in results if isinstance(x, Skipped)],
         }
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, {**about, **results})
+        write_json(file, {**about, **record})
 
-    with tempfile.TemporaryDirectory(prefix="benchmark-") as place:
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as directory:
         for job in settings.jobs or tuple(JOBS):
             log.info("%s ...", job)
-            for row in JOBS[job](settings, Path(place)):
-                found.append(row)
+            for row in JOBS[job](settings, Path(directory)):
+                results.append(row)
                 log.info("  %s", line(row))
-                write(finished=False)  # an interrupted run of an hour keeps what it has
+                write(finished=False)  # so that an interrupted run keeps its results
     write(finished=True)
-    print(table(found, about["machine"]))
+    print(table(results, about["machine"]))
     log.info("written:     %s", file)
     return file
 
 
 def check(settings: Benchmark) -> None:
-    """Raises UserError for an unknown job and for a number out of its range, naming the flag."""
+    """Raise UserError for an unknown job or a number out of range, naming the flag."""
     check_numbers(settings)
     if unknown := [job for job in settings.jobs if job not in JOBS]:
         raise UserError(f"unknown job '{unknown[0]}'; known: {', '.join(JOBS)}")

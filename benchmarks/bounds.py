@@ -1,8 +1,7 @@
-"""What bounds the ratios: the machine's arithmetic, what networks ask of it, the JPEG decoder.
+"""Lower bounds of computation times: arithmetic, memory bandwidth, and the JPEG decoder.
 
-No way of computing the same thing takes less than its multiplications at the speed of a bare
-product of matrices, or than it takes to fetch the weights from memory, or reads a file in less than
-the decoder takes.
+A computation takes at least as long as its multiplications at the speed of a bare matrix product,
+as reading its weights from memory, and as decoding its files.
 """
 
 import functools
@@ -15,24 +14,24 @@ import tensorflow as tf
 
 from benchmarks.config import Benchmark
 from benchmarks.material import radiographs
-from benchmarks.measurement import Bound, Found, Skipped, Way, timed
+from benchmarks.measurement import Bound, Results, Skipped, Way, timed
 from cxr_tf.data import decoding
 from cxr_tf.models import backbones
 from cxr_tf.models.layer_graph import read_network
 from cxr_tf.models.occlusion import occluder, windows
 from cxr_tf.training.precision import resolve_precision
 
-# Side of the matrices: large enough that the product waits for arithmetic, not for memory.
+# Side of the matrices, large enough that the product is bound by arithmetic, not by memory.
 SIDE = 2048
 
-# Numbers that are read to see how fast memory is: more than any cache holds.
+# Count of numbers read to measure the memory bandwidth, more than any cache holds.
 READ = 2**26
 
 FILES = 16
 
 
-def bounds(settings: Benchmark, place: Path) -> Found:
-    """Arithmetic of this machine and of the networks, and the parts of reading a JPEG."""
+def bounds(settings: Benchmark, place: Path) -> Results:
+    """Measure the arithmetic of machine and networks, and the parts of reading a JPEG."""
     repeats = settings.repeats or 9
     speeds = {"float32": products_a_second(tf.float32, repeats)}
     if resolve_precision("auto") == "mixed_bfloat16":
@@ -47,7 +46,7 @@ def bounds(settings: Benchmark, place: Path) -> Found:
 
 
 def products_a_second(dtype: tf.DType, repeats: int) -> float:
-    """Multiplications a second of a product of two square matrices, by the fastest call."""
+    """Return the multiplications per second of a square matrix product, by the fastest call."""
     a, b = (tf.cast(tf.random.stateless_normal([SIDE, SIDE], [k, 0]), dtype) for k in (0, 1))
 
     def multiply() -> None:
@@ -57,13 +56,13 @@ def products_a_second(dtype: tf.DType, repeats: int) -> float:
 
 
 def bytes_a_second(repeats: int) -> float:
-    """Bytes a second at which memory is read, by the fastest call."""
+    """Return the bytes per second at which memory is read, by the fastest call."""
     values = tf.ones([READ])
     return 4 * READ / fastest(lambda: tf.reduce_sum(values).numpy(), repeats)
 
 
 def fastest(way: Way, repeats: int) -> float:
-    """Seconds of the fastest call after a warm-up: a bound is what goes undisturbed."""
+    """Return the seconds of the fastest, least disturbed call after a warm-up."""
     way()
     return min(timed(way) for _ in range(repeats))
 
@@ -73,11 +72,11 @@ def _network(name: str, size: int, speeds: dict[str, float], reading: float) -> 
     features = backbones.backbone(name).features(images)
     model = keras.Model(images, keras.layers.Dense(2, "softmax")(features))
     network = read_network(model)
-    wanted = sum(step.multiplications for step in network.after)
+    multiplications = sum(step.multiplications for step in network.after)
     job = f"one image through {name} at {size}"
-    yield Bound(job, "multiplications", wanted / 1e9, "billion")
+    yield Bound(job, "multiplications", multiplications / 1e9, "billion")
     for precision, speed in speeds.items():
-        yield Bound(job, f"at that speed, {precision}", 1000 * wanted / speed, "ms")
+        yield Bound(job, f"at that speed, {precision}", 1000 * multiplications / speed, "ms")
     weights = 4 * model.count_params()
     yield Bound(job, "weights, float32", weights / 1e6, "MB")
     yield Bound(job, "weights read from memory", 1000 * weights / reading, "ms")
@@ -87,7 +86,7 @@ def _network(name: str, size: int, speeds: dict[str, float], reading: float) -> 
     yield Bound(job, f"{name} at {size}", 100 * share, "%")
 
 
-def _jpeg(settings: Benchmark, place: Path, repeats: int) -> Found:
+def _jpeg(settings: Benchmark, place: Path, repeats: int) -> Results:
     size = settings.image_size
     folder = radiographs(settings, place)
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg"))
@@ -97,7 +96,7 @@ def _jpeg(settings: Benchmark, place: Path, repeats: int) -> Found:
         return
 
     def decoded(ratio: int) -> list[tf.Tensor]:
-        # Gray, and as accurately as ours: see `pipeline.decode_radiograph`.
+        # Greyscale and accurate, as in `decoding.decode_radiograph`.
         decode = functools.partial(
             tf.io.decode_jpeg, channels=1, ratio=ratio, dct_method="INTEGER_ACCURATE"
         )

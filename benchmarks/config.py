@@ -1,4 +1,4 @@
-"""Settings of the benchmarks: the flags of the scripts that compare things."""
+"""Settings of the benchmarks, which are the flags of their scripts."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -15,35 +15,36 @@ AutoencoderVariant = Literal[
 
 @dataclass(frozen=True)
 class CompareAutoencoders:
-    """Train variants of the autoencoder alike, and compare what finds the sick on validation.
+    """Train variants of the autoencoder alike and compare their detection of anomalies.
 
-    Writes logs/compare/<name>/. Exports nothing; test is not looked at.
+    Evaluates on validation; test is not used. Writes logs/compare/<name>/, and exports nothing.
     """
 
     data: str = "phantom"
     """Folder of radiographs, .csv list, .npz of PneumoniaMNIST, or `phantom`."""
     variants: tuple[AutoencoderVariant, ...] = ()
-    """Train only these beside the default, instead of all."""
+    """Train only the default and these variants; default: all."""
     vgg16_weights: str = "none"
-    """imagenet or a file, for the rows on features of a pretrained VGG16; none leaves them out."""
+    """imagenet or a file, for the variants on features of a pretrained VGG16; none: leave them
+    out."""
     image_size: int = 224
-    """Side of the square that images are resized to, in pixels: a multiple of 32 from 128 on, of
-    which the networks see half."""
+    """Side of the square that images are resized to, in pixels: a multiple of 32, at least 128. The
+    networks see half of it."""
     batch_size: int = 16
     epochs: int | None = None
-    """For each of the networks but the one that is trained four times as long. Default: that of
+    """Epochs of each network, except the one trained four times as long; default: that of
     train_autoencoder.py."""
     bootstrap_samples: int = 1000
-    """Bootstrap resamples (of patients) behind each 95 % interval."""
+    """Bootstrap samples (over patients) for each 95 % interval."""
     seed: int = 0
     name: str = "autoencoders"
     logs: str = "logs"
     resume: bool = False
-    """Go on with the interrupted comparison of this name: networks that are done are kept."""
+    """Resume the interrupted comparison of this name; finished networks are kept."""
     allow_leakage: bool = False
-    """Go on although a patient or an identical image stands in two splits."""
+    """Continue although a patient or an identical image appears in two splits."""
     skip_unreadable: bool = False
-    """Leave out files that cannot be decoded, instead of stopping."""
+    """Leave out files that cannot be decoded instead of stopping."""
 
 
 @dataclass(frozen=True)
@@ -58,46 +59,46 @@ class CompareNovelty:
     data: str = ""
     """Folder of radiographs, or `phantom`; default: the classifier's training data."""
     count: int = 300
-    """Images in each set; as many test images are changed."""
+    """Number of images in each set, and of transformed test images."""
     save_features: str = ""
-    """File (.npz) to write with the features of all images, to compare detectors again."""
+    """Output file (.npz) for the features of all images, to be read with --features."""
     features: str = ""
     """Read the features from this file instead of running the network."""
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Our speed against what a user would otherwise write, measured in turn; memory; cost by size.
+    """Benchmark the package against alternatives; measure memory, and time by size.
 
     Prints tables, and writes logs/benchmark/<name>.json.
     """
 
     jobs: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Which rows: bounds, startup, knn, tsne, input, occlusion, savedmodel, folder, finetuning,
-    transfer, memory, scaling; default all whose alternatives are installed."""
+    """Benchmarks to run: bounds, startup, knn, tsne, input, occlusion, savedmodel, folder,
+    finetuning, transfer, memory, scaling; default: all whose alternatives are installed."""
     data: str = ""
-    """Folder of radiographs to measure bounds, input, folder and transfer on; default: phantoms of
-    realistic size (1300 x 900 pixels, JPEG)."""
+    """Folder of radiographs for bounds, input, folder and transfer; default: phantoms of realistic
+    size (1300 x 900 pixels, JPEG)."""
     images: int = 160
-    """How many images folder and transfer take; input takes four times as many, bounds few."""
+    """Number of images for folder and transfer; input uses four times as many, bounds few."""
     image_size: int = 224
     points: int = 5000
-    """How many embeddings knn and tsne take."""
+    """Number of embeddings for knn and tsne."""
     width: int = 512
-    """How many numbers one of those embeddings has."""
+    """Width of these embeddings."""
     backbones: tuple[BackboneName, ...] = ("vgg16", "resnet50", "alexnet")
-    """Which networks bounds, occlusion, savedmodel, folder and finetuning take, with random
-    weights: they cost the same."""
+    """Networks for bounds, occlusion, savedmodel, folder and finetuning, with random weights, which
+    do not affect the speed."""
     vgg16_weights: str = "none"
-    """What transfer starts from, and VGG16 has in savedmodel and folder: imagenet, none (random),
-    or a weights file; both sides alike."""
+    """Weights of VGG16 in transfer, savedmodel and folder: imagenet, none (random), or a file; the
+    same for all alternatives."""
     sizes: tuple[int, ...] = (500, 1000, 2000, 4000)
-    """How many images or embeddings scaling takes, in turn."""
+    """Numbers of images or embeddings for scaling."""
     repeats: int | None = None
-    """How often each way is timed, after a warm-up; default by job."""
+    """Number of timed rounds after a warm-up; default: by benchmark."""
     seed: int = 0
     name: str = ""
-    """Name of the file; default: the time."""
+    """Name of the output file; default: date and time."""
     logs: str = "logs"
 
 
@@ -109,16 +110,16 @@ class LoadTest:
     """
 
     backbones: tuple[BackboneName, ...] = ("vgg16", "resnet50", "alexnet")
-    """Which networks, with random weights: they cost the same."""
+    """Networks, with random weights, which do not affect the speed."""
     precisions: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
     image_size: int = 224
     requests: int = 160
-    """Requests to each backend, for one client and again for all."""
+    """Requests to each backend, for one client and for all clients."""
     clients: int = 8
-    """Clients that send at the same time."""
+    """Number of concurrent clients."""
     batch: int = 8
-    """Most images that run together, where requests are batched."""
+    """Largest batch, for backends that batch requests."""
     seed: int = 0
     name: str = ""
-    """Name of the file; default: the time."""
+    """Name of the output file; default: date and time."""
     logs: str = "logs"

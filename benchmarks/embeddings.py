@@ -1,4 +1,4 @@
-"""Embeddings: choosing the nearest neighbours' settings, and t-SNE."""
+"""Benchmarks on embeddings: selection of nearest neighbours, and t-SNE."""
 
 import tempfile
 from pathlib import Path
@@ -8,18 +8,18 @@ import numpy as np
 
 from benchmarks.config import Benchmark
 from benchmarks.material import catalog_of, embeddings
-from benchmarks.measurement import Found, Row, in_turn
+from benchmarks.measurement import Results, Row, in_turn
 from cxr_tf.neighbors import projection, selection
 from cxr_tf.neighbors.embeddings import Embeddings
 
-# By how much the trustworthiness of scikit-learn differs from its own when it starts at random, not
-# from the PCA: root mean square over 8 sets of 1,000 such embeddings. On the same sets ours came
-# out 0.004 (standard error 0.002) below it, with approximate neighbours as with exact ones.
+# Difference in trustworthiness of scikit-learn's t-SNE between random and PCA initialisation: root
+# mean square over 8 sets of 1,000 such embeddings. On the same sets this package was 0.004
+# (standard error 0.002) below it, with approximate and with exact neighbours.
 TRUST_NOISE = 0.006
 
 
-def given_embeddings(points: int, width: int, seed: int, place: Path) -> Embeddings:
-    """So many embeddings to search, made up, and a tenth of them beside as validation."""
+def random_embeddings(points: int, width: int, seed: int, place: Path) -> Embeddings:
+    """Generate random embeddings to search, and a tenth as many for validation."""
     held_out = max(20, points // 10)
     values, labels = embeddings(points + held_out, width, seed)
     noise = np.random.default_rng(seed).normal(0, 0.3, (held_out, width))
@@ -36,18 +36,18 @@ def given_embeddings(points: int, width: int, seed: int, place: Path) -> Embeddi
     )
 
 
-def knn(settings: Benchmark, place: Path) -> Found:
-    """Choosing k, metric, weights and representation for nearest neighbours."""
+def knn(settings: Benchmark, place: Path) -> Results:
+    """Benchmark the selection of k, metric, weights and representation of nearest neighbours."""
     from sklearn.decomposition import PCA
     from sklearn.model_selection import GridSearchCV
     from sklearn.neighbors import KNeighborsClassifier
     from sklearn.pipeline import Pipeline
     from sklearn.preprocessing import Normalizer, StandardScaler
 
-    given = given_embeddings(settings.points, settings.width, settings.seed, place)
-    values, labels, stressed = given.read(), given.labels, given.stressed
+    data = random_embeddings(settings.points, settings.width, settings.seed, place)
+    values, labels, stressed = data.read(), data.labels, data.stressed
     train, val = np.arange(settings.points), np.arange(settings.points, len(values))
-    # The same two validation sets, the second the stressed one.
+    # Two validation folds: the validation embeddings, and the stressed ones.
     x = np.concatenate([values, stressed])
     y = np.concatenate([labels, labels[val]])
     folds = [(train, val), (train, np.arange(len(values), len(x)))]
@@ -69,20 +69,20 @@ def knn(settings: Benchmark, place: Path) -> Found:
         }
         for name in shown
     ]
-    found: dict[str, Any] = {}
+    results_of: dict[str, Any] = {}
 
     def ours() -> None:
-        found["ours"] = selection.search(given)
+        results_of["ours"] = selection.search(data)
 
     def theirs() -> None:
-        # With its cache, so that it does not fit the same PCA for every number of neighbours.
+        # With a cache, so that it does not fit the same PCA for every number of neighbours.
         with tempfile.TemporaryDirectory(dir=place) as cache:
             steps = [(name, "passthrough") for name in ("scale", "project", "unit")]
             pipe = Pipeline([*steps, ("knn", KNeighborsClassifier())], memory=cache)
             search = GridSearchCV(pipe, grid, scoring="balanced_accuracy", cv=folds, refit=False)
-            found["theirs"] = search.fit(x, y).cv_results_
+            results_of["theirs"] = search.fit(x, y).cv_results_
 
-    # No warm-up: nothing here is compiled, and theirs takes a minute.
+    # No warm-up: nothing is compiled here, and the alternative takes a minute.
     timings = in_turn({"ours": ours, "theirs": theirs}, settings.repeats or 3, warm_up=False)
 
     def cell(row: dict[str, Any]) -> tuple[str, str, str, int]:
@@ -94,10 +94,13 @@ def knn(settings: Benchmark, place: Path) -> Found:
             row["knn__n_neighbors"],
         )
 
-    results = zip(found["theirs"]["params"], found["theirs"]["mean_test_score"], strict=True)
+    results = zip(
+        results_of["theirs"]["params"], results_of["theirs"]["mean_test_score"], strict=True
+    )
     scores = {cell(row): score for row, score in results}
     differences = [
-        abs(scores[c.representation, c.metric, c.weights, c.k] - c.score) for c in found["ours"]
+        abs(scores[c.representation, c.metric, c.weights, c.k] - c.score)
+        for c in results_of["ours"]
     ]
     equal = float(np.mean(np.array(differences) < 1e-6))
     yield Row(
@@ -108,14 +111,14 @@ def knn(settings: Benchmark, place: Path) -> Found:
         theirs=timings["theirs"],
         unit="s",
         count=1,
-        # One neighbour more or less may follow from the last bit of a distance.
+        # Rounding of a distance may change one neighbour, and so one prediction.
         same=len(differences) == len(scores) and max(differences) <= 1.01 / len(val),
         check=f"scores equal in {equal:.0%} of the grid, else within {max(differences):.1g}",
     )
 
 
-def tsne(settings: Benchmark, place: Path) -> Found:
-    """Embeddings to the plane, PCA included."""
+def tsne(settings: Benchmark, place: Path) -> Results:
+    """Benchmark t-SNE including PCA."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE, trustworthiness
     from sklearn.preprocessing import StandardScaler

@@ -1,4 +1,4 @@
-"""Faults to test against: kills before a file operation, flipped bits, a full disk, wrong records.
+"""Fault injection: kills before a file operation, flipped bits, a full disk, invalid records.
 
 A job is a function without arguments that works in the current directory. Jobs run in forked
 processes, so that a killed or aborting one leaves this process alone.
@@ -31,8 +31,8 @@ CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.chmo
 def run(job: Job, *, kill_before: int = 0, log: Path | None = None) -> str:
     """Run a job in a child process and return how it ended.
 
-    kill_before: the number of the file operation, from 1, before which the process is killed by
-    SIGKILL. log: a file for what the job prints.
+    kill_before: send SIGKILL before the file operation of this number, counted from 1. log: file
+    for the output of the job.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -82,7 +82,7 @@ def arm_kill(number: int) -> None:
             written = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
             changes = bool(written) and not str(path).startswith(("/dev/", "/proc/"))
         elif event == "ctypes.dlsym":
-            changes = arguments[1] == "renameat2"  # which exchanges two names
+            changes = arguments[1] == "renameat2"  # exchanges two names
         else:
             changes = event in CHANGES
         count += changes
@@ -105,7 +105,7 @@ def working_directory() -> Iterator[Path]:
 
 
 def hidden_files(directory: Path) -> list[str]:
-    """Return what begins with a dot below a directory: temporary files that were left behind."""
+    """Return the hidden files below a directory, which are leftover temporary files."""
     return sorted(str(p.relative_to(directory)) for p in directory.rglob(".*"))
 
 

@@ -1,4 +1,4 @@
-"""A server that speaks REST like TF Serving, and answers wrongly in one of many ways."""
+"""A server with the REST API of TF Serving that returns wrong responses of many kinds."""
 
 import contextlib
 import http.server
@@ -107,7 +107,7 @@ TRANSPORT = ("redirect", "HTML", "invalid UTF-8", "cut once", "cut always", "clo
 
 @contextlib.contextmanager
 def hostile_server(fault: str, where: str = "prediction") -> Iterator[str]:
-    """Yield the address of a server that is correct but for one fault.
+    """Yield the address of a server that is correct except for one fault.
 
     where: the request that a fault of the connection concerns, metadata or prediction.
     """

@@ -1,4 +1,4 @@
-"""What the benchmarks work on: phantoms as files, embeddings, networks with random weights."""
+"""Data of the benchmarks: phantoms as files, embeddings, networks with random weights."""
 
 from pathlib import Path
 
@@ -26,9 +26,9 @@ SMALL_SIZE = 224
 
 
 def embeddings(count: int, width: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings float32 [count, width] as of a backbone, and labels int64 [count].
+    """Generate embeddings float32 [count, width] like a backbone's, and labels int64 [count].
 
-    Never negative, of some thirty true dimensions, the classes overlapping.
+    They are non-negative and of intrinsic dimension 32; the classes overlap.
     """
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 2, count)
@@ -38,7 +38,7 @@ def embeddings(count: int, width: int, seed: int) -> tuple[np.ndarray, np.ndarra
 
 
 def catalog_of(splits: list[str]) -> data_catalog.Catalog:
-    """A catalogue of nothing but splits."""
+    """Return a catalogue in which only the splits are meaningful."""
     rows = tuple(
         data_catalog.Radiograph(
             path=f"{k}.png", finding="normal", patient=str(k), split=s, digest=""
@@ -49,10 +49,10 @@ def catalog_of(splits: list[str]) -> data_catalog.Catalog:
 
 
 def radiographs(settings: Benchmark, place: Path, times: int = 1) -> Path:
-    """<place>/radiographs-<count>/{train,val}/{NORMAL,PNEUMONIA}/: as many of each, once a run.
+    """Create <place>/radiographs-<count>/{train,val}/{NORMAL,PNEUMONIA}/ once, with equal classes.
 
-    `times` as many as --images. Links to files of --data, or phantoms as 8-bit gray JPEG of 1300 x
-    900 pixels, 200 kB each, as the radiographs of children that Kermany published.
+    Contains `times` --images images: links to files of --data, or phantoms as 8-bit grey JPEG of
+    1300 x 900 pixels and 200 kB, like the radiographs of the Kermany data.
     """
     images = times * settings.images
     root = place / f"radiographs-{images}"
@@ -76,7 +76,7 @@ def radiographs(settings: Benchmark, place: Path, times: int = 1) -> Path:
     rng = np.random.default_rng(settings.seed)
     number = 0
     for split, count in parts.items():
-        # Patients are drawn once and exposed anew: drawing costs more than all that is measured.
+        # Few phantoms with many exposures, because drawing takes longer than the benchmark.
         drawn = [
             phantom(FINDINGS[k % 2], seed=settings.seed, patient=number + k, size=512).image
             for k in range(min(count, 8))
@@ -95,10 +95,10 @@ def radiographs(settings: Benchmark, place: Path, times: int = 1) -> Path:
 
 
 def small_files(folder: Path, count: int, seed: int) -> list[str]:
-    """`count` gray JPEG of 224 x 224 pixels, 10 kB each, under <folder>/{NORMAL,PNEUMONIA}/.
+    """Write `count` grey JPEG of 224 x 224 pixels and 10 kB to <folder>/{NORMAL,PNEUMONIA}/.
 
-    A few drawn phantoms, each file shifted by a pixel more: no two are the same. Files that stand
-    are kept. Returns the paths, the classes in turn.
+    They are shifted copies of a few phantoms, no two of them equal. Existing files are kept.
+    Returns the paths, with alternating classes.
     """
     drawn = [
         phantom(FINDINGS[k % 2], seed=seed, patient=k, size=SMALL_SIZE).image for k in range(8)
@@ -116,7 +116,7 @@ def small_files(folder: Path, count: int, seed: int) -> list[str]:
 
 
 def plain_classifier(name: str, image: np.ndarray) -> keras.Model:
-    """A backbone behind its own preprocessing, without our standardisation, as users have it.
+    """Build a backbone with its original preprocessing, without standardisation.
 
     Random weights, scaled to probabilities far from 0 and 1 on `image`: float32 [1, S, S, 3].
     """
@@ -129,10 +129,10 @@ def plain_classifier(name: str, image: np.ndarray) -> keras.Model:
     return model
 
 
-def settle_norms(model: keras.Model, images: np.ndarray) -> None:
-    """Gives BatchNorm layers the statistics of `images`, float32 [N, S, S, 3].
+def set_norm_statistics(model: keras.Model, images: np.ndarray) -> None:
+    """Set the statistics of BatchNorm layers to those of `images`, float32 [N, S, S, 3].
 
-    With those that they begin with, features double from block to block of a ResNet.
+    With the initial statistics, features double from block to block of a ResNet.
     """
     norms = [x for x in model.layers if isinstance(x, keras.layers.BatchNormalization)]
     before = [(x.trainable, x.momentum) for x in norms]
@@ -145,7 +145,7 @@ def settle_norms(model: keras.Model, images: np.ndarray) -> None:
 
 
 def spread_logits(model: keras.Model, images: np.ndarray) -> None:
-    """Scales the last kernel to logits one apart: equal results at 0 or 1 would prove nothing."""
+    """Scale the last kernel so that logits differ by 1: equal outputs of 0 or 1 prove nothing."""
     layer = model.get_layer("logits")
     features = np.asarray(keras.Model(model.input, layer.input)(images, training=False))
     apart = np.ptp(features @ np.asarray(layer.kernel), axis=1).mean()
@@ -155,9 +155,9 @@ def spread_logits(model: keras.Model, images: np.ndarray) -> None:
 def exported(
     name: str, settings: Benchmark, place: Path
 ) -> tuple[keras.Model, serving_loading.ServedModel]:
-    """One of our classifiers and its SavedModel, written once a run.
+    """Return a classifier and its SavedModel, which is exported once.
 
-    Weights are random, but for VGG16 those of --vgg16-weights.
+    Weights are random, except those of --vgg16-weights for VGG16.
     """
     keras.utils.set_random_seed(settings.seed)  # so that it is the same model for every job
     model = build_classifier(name, classes=2, image_size=settings.image_size)

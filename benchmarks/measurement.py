@@ -1,4 +1,4 @@
-"""What is measured and how: ways in turn, peaks of memory, time against size, and the machine."""
+"""Measurements: alternating timings, peak memory, time by size, and the machine."""
 
 import dataclasses
 import importlib.util
@@ -21,8 +21,8 @@ from cxr_tf.runs import RECORDED_PACKAGES
 T = TypeVar("T")
 
 
-# One measured call: returns the seconds that count as a float, where only a part of it does; what
-# else it returns is let go.
+# A measured call. It may return its seconds as a float, if only a part of it counts; any other
+# return value is ignored.
 Way = Callable[[], object]
 
 ALTERNATIVES = ("torch", "captum", "monai", "tf-explain", "openvino")
@@ -30,7 +30,7 @@ ALTERNATIVES = ("torch", "captum", "monai", "tf-explain", "openvino")
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Seconds of each round, and by how many MB a call made the process grow at most."""
+    """Seconds of each round, and the largest growth of the process in MB during a call."""
 
     seconds: list[float]
     grown_mb: float
@@ -38,7 +38,7 @@ class Timing:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Ours against one alternative. `count` things are done in `ours` and in `theirs` seconds."""
+    """This package against one alternative; both process `count` items in their seconds."""
 
     job: str
     alternative: str
@@ -53,7 +53,7 @@ class Row:
 
     @property
     def ratios(self) -> list[float]:
-        """How many times as fast ours is, round by round."""
+        """Speed-up over the alternative in each round."""
         return [b / a for a, b in zip(self.ours.seconds, self.theirs.seconds, strict=True)]
 
     @property
@@ -62,7 +62,7 @@ class Row:
         return float(np.median(self.ratios))
 
     def record(self) -> dict[str, Any]:
-        """What JSON holds of it."""
+        """Return the record for JSON."""
         return {
             **dataclasses.asdict(self),
             "ratio": self.ratio,
@@ -74,7 +74,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Memory that one way takes; `at_most` is the limit, and None where nothing is asked."""
+    """Memory of one implementation; `at_most` is the limit, or None."""
 
     job: str
     way: str
@@ -85,17 +85,17 @@ class Memory:
 
     @property
     def reached(self) -> bool:
-        """Whether it keeps to the limit."""
+        """Whether the value is within the limit."""
         return self.at_most is None or self.value <= self.at_most
 
     def record(self) -> dict[str, Any]:
-        """What JSON holds of it."""
+        """Return the record for JSON."""
         return {**dataclasses.asdict(self), "reached": self.reached}
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Seconds that one of our jobs takes, by size; `what` is counted."""
+    """Seconds of a job by size; `what` names the counted items."""
 
     job: str
     what: str
@@ -104,17 +104,17 @@ class Cost:
 
     @property
     def slope(self) -> float:
-        """Exponent p of seconds ~ size^p, the least-squares line through the logarithms."""
+        """Exponent p of seconds ~ size^p, by least squares on the logarithms."""
         return float(np.polyfit(np.log(self.sizes), np.log(self.seconds), 1)[0])
 
     def record(self) -> dict[str, Any]:
-        """What JSON holds of it."""
+        """Return the record for JSON."""
         return {**dataclasses.asdict(self), "slope": self.slope}
 
 
 @dataclasses.dataclass(frozen=True)
 class Bound:
-    """What bounds a ratio: of the machine, a network or a file."""
+    """A lower bound, or a quantity it depends on, of the machine, a network or a file."""
 
     job: str
     of: str
@@ -122,24 +122,24 @@ class Bound:
     unit: str
 
     def record(self) -> dict[str, Any]:
-        """What JSON holds of it."""
+        """Return the record for JSON."""
         return dataclasses.asdict(self)
 
 
 @dataclasses.dataclass(frozen=True)
 class Skipped:
-    """A row that could not be measured, and why."""
+    """A benchmark that could not be run, with the reason."""
 
     job: str
     alternative: str
     reason: str
 
 
-Found = Iterator[Row | Memory | Cost | Bound | Skipped]
+Results = Iterator[Row | Memory | Cost | Bound | Skipped]
 
 
 def in_turn(ways: dict[str, Way], repeats: int, warm_up: bool = True) -> dict[str, Timing]:
-    """Times every way `repeats` times, one after the other, the order reversed every round."""
+    """Time all implementations alternately for `repeats` rounds, in reversed order every other."""
     names = list(ways)
     seconds: dict[str, list[float]] = {n: [] for n in names}
     grown = dict.fromkeys(names, 0.0)
@@ -147,21 +147,21 @@ def in_turn(ways: dict[str, Way], repeats: int, warm_up: bool = True) -> dict[st
         for name in names if number % 2 == 0 else names[::-1]:
             before = memory_of_process("VmRSS")
             _reset_peak()
-            spent = timed(ways[name])
+            elapsed = timed(ways[name])
             grown[name] = max(grown[name], memory_of_process("VmHWM") - before)
             if number >= 0:
-                seconds[name].append(spent)
+                seconds[name].append(elapsed)
     return {n: Timing(seconds[n], grown[n]) for n in names}
 
 
 def by_size(
     prepare: Callable[[int], Way], job: str, what: str, sizes: Sequence[int], repeats: int
 ) -> Cost:
-    """Times what `prepare(size)` returns for each size: the fastest of `repeats` calls.
+    """Time the function `prepare(size)` for each size: the fastest of `repeats` calls.
 
-    Of short calls there are more, a second of them. The smallest size goes first, uncounted: it is
-    the warm-up. The fastest and not the median, because a size has no partner in the same round
-    with which it would share a disturbance.
+    Short calls are repeated for a second. An additional call of the smallest size is the warm-up.
+    The fastest call is used and not the median, because the sizes are not timed alternately and so
+    do not share disturbances.
     """
     timed(prepare(sizes[0]))
     seconds = []
@@ -175,15 +175,15 @@ def by_size(
 
 
 def timed(way: Way) -> float:
-    """Seconds that a call takes, or those that it tells."""
+    """Return the seconds that a call takes, or those that it returns."""
     started = time.perf_counter()
-    told = way()
-    spent = time.perf_counter() - started
-    return told if isinstance(told, float) else spent
+    result = way()
+    elapsed = time.perf_counter() - started
+    return result if isinstance(result, float) else elapsed
 
 
 def memory_of_process(field: str) -> float:
-    """VmRSS or VmHWM, the present and the highest resident memory, in MB; 0 where not told."""
+    """Return VmRSS or VmHWM, the current or peak resident memory, in MB; 0 if unavailable."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
@@ -192,9 +192,9 @@ def memory_of_process(field: str) -> float:
 
 
 def in_new_process(function: Callable[..., T], *given: Any) -> T:
-    """Calls a function of a module in a fresh process; what it raises is raised here.
+    """Call a function of a module in a fresh process; exceptions are raised here.
 
-    A fresh one, because a forked child begins with the memory, and the peak, of its parent.
+    The process is not forked, because a forked child starts with the peak memory of its parent.
     """
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max_workers=1, mp_context=context) as processes:
@@ -205,16 +205,16 @@ def _reset_peak() -> None:
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
-        return  # then VmHWM is that of the whole run
+        return  # VmHWM then is the peak of the whole run
 
 
 def load() -> float:
-    """How many processes wanted the processor in the last minute."""
+    """Return the load average of the last minute."""
     return os.getloadavg()[0]
 
 
 def machine() -> dict[str, Any]:
-    """What it ran on, as a table of results has to say."""
+    """Describe the machine, for the table of results."""
     model = platform.processor()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -233,24 +233,24 @@ def machine() -> dict[str, Any]:
 
 
 def missing(*modules: str) -> str:
-    """Why an alternative cannot be measured here; an empty string where it can."""
+    """Return why an alternative cannot be measured here, or an empty string if it can."""
     absent = [m for m in modules if importlib.util.find_spec(m) is None]
     if absent:
         return f"{absent[0]} is not installed (requirements-benchmark.txt)"
     if "torch" in modules and _is_cuda_build():
-        return "the CUDA build of PyTorch ends a process with TensorFlow in it; take the CPU build"
+        return "the CUDA build of PyTorch crashes a process with TensorFlow; install the CPU build"
     if "torch" in modules and tf.config.list_physical_devices("GPU"):
-        return "PyTorch's ways are written for the CPU, and TensorFlow would take the GPU here"
+        return "the PyTorch benchmarks are written for the CPU, and TensorFlow would use the GPU"
     return ""
 
 
 def _is_cuda_build() -> bool:
-    """Whether PyTorch is; read, because importing it would end the process ("LLVM ERROR")."""
-    found = importlib.util.find_spec("torch")
-    if found is None or found.origin is None:
+    """Read from its files whether PyTorch is a CUDA build; an import would crash ("LLVM ERROR")."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
         return False
-    told = Path(found.origin).with_name("version.py").read_text()
-    return not re.search(r"^cuda\b.*= None$", told, re.MULTILINE)
+    version = Path(spec.origin).with_name("version.py").read_text()
+    return not re.search(r"^cuda\b.*= None$", version, re.MULTILINE)
 
 
 def _version(package: str) -> str:

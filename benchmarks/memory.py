@@ -1,6 +1,6 @@
-"""Peaks of memory: of training, and of the way from files to batches as the images grow in number.
+"""Peak memory of training, and of input by the number of images.
 
-Each is measured in a fresh process, which holds nothing of what was measured before.
+Each is measured in a fresh process.
 """
 
 from pathlib import Path
@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.config import Benchmark
 from benchmarks.material import BATCH, small_files
-from benchmarks.measurement import Found, Memory, Skipped, in_new_process, memory_of_process
+from benchmarks.measurement import Memory, Results, Skipped, in_new_process, memory_of_process
 from cxr_tf.config import TrainClassifier
 from cxr_tf.data import batches as data_batches
 from cxr_tf.data import decoding, loading
@@ -19,23 +19,23 @@ from cxr_tf.data.sources.phantoms import write_phantoms
 # Peak of training VGG16 at 224, batch 32.
 TRAINING_MB = 3000
 
-# What an image may cost beside its pixels in the cache: its row in the catalogue, and its path in
-# the stream.
+# Limit of memory per image besides its cached pixels: its row in the catalogue, and its path in the
+# input pipeline.
 BESIDE_KB = 4
 
 FEW, MANY = 1_000, 10_000
 
 
-def peaks_of_memory(settings: Benchmark, place: Path) -> Found:
-    """Training VGG16 at its costliest, and catalogue and input by the number of images."""
+def peaks_of_memory(settings: Benchmark, place: Path) -> Results:
+    """Measure training of all layers of VGG16, and catalogue and input by the number of images."""
     if not memory_of_process("VmHWM"):
-        yield Skipped("memory", "all", "this system does not tell the peak memory of a process")
+        yield Skipped("memory", "all", "this system does not report the peak memory of a process")
         return
     yield from _training(settings, place)
     yield from _growth(settings, place)
 
 
-def _training(settings: Benchmark, place: Path) -> Found:
+def _training(settings: Benchmark, place: Path) -> Results:
     size = settings.image_size
     folder = place / "phantoms"
     write_phantoms(folder, count=96, size=128, seed=settings.seed)  # 67 to train on: two steps
@@ -56,14 +56,14 @@ def _training(settings: Benchmark, place: Path) -> Found:
 
 
 def train(folder: str, place: str, size: int) -> float:
-    """Peak MB of one epoch of our training, and all that comes before and after it."""
+    """Return the peak MB of `train_classifier` with one epoch, from files to SavedModel."""
     from cxr_tf.classification.train_classifier import train_classifier
     from cxr_tf.training.precision import resolve_precision
 
     settings = TrainClassifier(
         data=folder,
         backbone="vgg16",
-        weights="none",  # so that all blocks are trained; else as from pretrained ones
+        weights="none",  # so that all blocks are trained
         precision=resolve_precision("auto"),
         image_size=size,
         batch_size=BATCH,
@@ -78,7 +78,7 @@ def train(folder: str, place: str, size: int) -> float:
 
 
 def train_by_keras(folder: str, size: int) -> float:
-    """Peak MB of one epoch on the same images, as Keras's pages show it."""
+    """Return the peak MB of one epoch on the same images, as in the Keras documentation."""
     batches = keras.utils.image_dataset_from_directory(
         f"{folder}/train", image_size=(size, size), batch_size=BATCH, verbose=False
     )
@@ -95,7 +95,7 @@ def train_by_keras(folder: str, size: int) -> float:
     return memory_of_process("VmHWM")
 
 
-def _growth(settings: Benchmark, place: Path) -> Found:
+def _growth(settings: Benchmark, place: Path) -> Results:
     size, folder = settings.image_size, place / "small"
     peaks = {}
     for count in (FEW, MANY):
@@ -120,7 +120,7 @@ def _growth(settings: Benchmark, place: Path) -> Found:
 
 
 def read_through(folder: str, size: int) -> dict[str, float]:
-    """MB by which the catalogue makes a process grow, and its peak after an epoch of batches."""
+    """Return the growth in MB by the catalogue, and the peak after an epoch of batches."""
     before = memory_of_process("VmRSS")
     catalog = loading.open_catalog(folder)
     grown = memory_of_process("VmHWM") - before

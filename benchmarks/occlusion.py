@@ -9,14 +9,14 @@ import tensorflow as tf
 
 from benchmarks.config import Benchmark
 from benchmarks.material import BATCH, plain_classifier
-from benchmarks.measurement import Found, Row, Skipped, Timing, Way, in_turn, missing
+from benchmarks.measurement import Results, Row, Skipped, Timing, Way, in_turn, missing
 from benchmarks.pytorch import as_torch
 from cxr_tf.data.sources.phantoms import phantom
 from cxr_tf.models.occlusion import occluder
 
 
-def occlusion_maps(settings: Benchmark, place: Path) -> Found:
-    """One map of each network: grey patches, the network's input taken as it is."""
+def occlusion_maps(settings: Benchmark, place: Path) -> Results:
+    """Benchmark one map of each network, with grey patches."""
     size = settings.image_size
     image = np.repeat(
         phantom("bacterial", seed=settings.seed, patient=1, size=size).image[None, ..., None], 3, 3
@@ -25,7 +25,7 @@ def occlusion_maps(settings: Benchmark, place: Path) -> Found:
         yield from _occlusion_of(name, image, settings)
 
 
-def _occlusion_of(name: str, image: np.ndarray, settings: Benchmark) -> Found:
+def _occlusion_of(name: str, image: np.ndarray, settings: Benchmark) -> Results:
     model = plain_classifier(name, image)
     target, size = 1, settings.image_size
     grid = occluder.make_grid(size)
@@ -47,7 +47,7 @@ def _occlusion_of(name: str, image: np.ndarray, settings: Benchmark) -> Found:
 
     def note(which: occluder.Grid) -> str:
         plan = occluder.make_occluder(model, which).plan
-        return f"{plan.share:.0%} of the multiplications" if plan else "the plain way"
+        return f"{plan.share:.0%} of the multiplications" if plan else "plain computation"
 
     job = f"occlusion map, {name} at {size}, patch {grid.patch}"
     at_least = {"vgg16": 8.0}.get(name, 3.0)
@@ -106,7 +106,7 @@ def _occlusion_of(name: str, image: np.ndarray, settings: Benchmark) -> Found:
         ablator = Occlusion(lambda x: torch.softmax(network(x), 1))
 
         def captum() -> None:
-            found = ablator.attribute(
+            attributions = ablator.attribute(
                 tensor,
                 sliding_window_shapes=(3, grid.patch, grid.patch),
                 strides=(3, grid.stride, grid.stride),
@@ -114,7 +114,7 @@ def _occlusion_of(name: str, image: np.ndarray, settings: Benchmark) -> Found:
                 target=target,
                 perturbations_per_eval=BATCH,
             )
-            maps["Captum"] = found[0, 0].numpy()
+            maps["Captum"] = attributions[0, 0].numpy()
 
         torch_ways["Captum"] = captum
     if reason := missing("monai"):

@@ -1,4 +1,4 @@
-"""Counterparts in PyTorch: a network of ours, and training as PyTorch's pages show it."""
+"""Counterparts in PyTorch: the networks, and training as in the PyTorch documentation."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,10 +12,10 @@ from cxr_tf.models.layer_graph import read_network
 
 
 def as_torch(model: keras.Model) -> Any:
-    """The same network with the same weights in PyTorch: [N, 3, S, S] in 0..255 -> logits [N, C].
+    """Convert a network to PyTorch: [N, 3, S, S] in 0..255 -> logits [N, C].
 
-    For flat float32 models up to their softmax; what is frozen in Keras is frozen here. In
-    inference as it is returned. ValueError for a layer without a counterpart.
+    Supports flat float32 models up to their softmax, and keeps frozen layers frozen. Returned in
+    inference mode. Raises ValueError for a layer without a counterpart.
     """
     import torch
     from torch import nn
@@ -59,7 +59,7 @@ def as_torch(model: keras.Model) -> Any:
             relu = operation.activation is keras.activations.relu
             return nn.Sequential(dense, nn.ReLU()) if relu else dense
         if isinstance(operation, layers.MaxPooling2D):
-            # Behind a ReLU, padding with 0 and with minus infinity are the same.
+            # After a ReLU, padding with 0 and with minus infinity are equivalent.
             return nn.MaxPool2d(operation.pool_size, operation.strides, padding)
         if isinstance(operation, layers.GlobalAveragePooling2D):
             return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -79,7 +79,7 @@ def as_torch(model: keras.Model) -> Any:
         k for k, s in enumerate(steps)
         if isinstance(s.operation, (keras.layers.Conv2D, keras.layers.ZeroPadding2D))
     )  # fmt: skip
-    # What comes before, standardisation aside, is affine in the colours; four colours tell it.
+    # The preprocessing, except standardisation, is affine in the colours: four colours define it.
     before = keras.Model(read.standardised, steps[first].inputs[0])
     colours = np.zeros((4, *model.input_shape[1:]), np.float32)
     colours[1:] = 255 * np.eye(3, dtype=np.float32)[:, None, None]
@@ -126,12 +126,12 @@ def as_torch(model: keras.Model) -> Any:
 
 
 class Fit:
-    """Fine-tuning on one batch, as PyTorch's pages on autocast and channels_last show it.
+    """Fine-tuning on one batch, as in PyTorch's documentation of autocast and channels_last.
 
     https://docs.pytorch.org/docs/stable/amp.html (CPU, bfloat16) and
-    https://docs.pytorch.org/tutorials/intermediate/memory_format_tutorial.html. `network` is of
-    `as_torch`; images float32 [N, S, S, 3] in 0..255, labels int [N]; without `autocast` in
-    float32, as on machines that do not calculate in bfloat16.
+    https://docs.pytorch.org/tutorials/intermediate/memory_format_tutorial.html. `network` is
+    from `as_torch`; images float32 [N, S, S, 3] in 0..255, labels int [N]. Without `autocast` it
+    runs in float32, for machines without bfloat16.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class Fit:
         self._optimizer = torch.optim.AdamW(moving, lr=rate, weight_decay=decay)
 
     def steps(self, count: int) -> None:
-        """So many steps of training."""
+        """Train this many steps."""
         from torch import nn
 
         self._network.train()
@@ -170,7 +170,7 @@ class Fit:
             self._optimizer.step()
 
     def loss(self) -> float:
-        """Cross-entropy of the batch in inference."""
+        """Return the cross-entropy of the batch in inference mode."""
         import torch
 
         self._network.eval()
@@ -185,9 +185,9 @@ class Fit:
 
 
 class Files:
-    """Image files with labels, as PyTorch's loaders take them: Pillow decodes and resizes.
+    """A PyTorch dataset of image files with labels; Pillow decodes and resizes.
 
-    Row: float32 [3, S, S] in 0..255, label.
+    Item: float32 [3, S, S] in 0..255, label.
     """
 
     def __init__(self, files: Sequence[tuple[str, int]], size: int) -> None:
@@ -209,12 +209,12 @@ class Files:
 def transfer(
     backbone: Any, train: Files, val: Files, *, width: int, batch: int, epochs: int
 ) -> np.ndarray:
-    """A new linear layer on a frozen backbone, 10 epochs of Adam; logits [N] of `val`.
+    """Train a linear layer on a frozen backbone with Adam; return the logits [N] of `val`.
 
-    As https://docs.pytorch.org/tutorials/beginner/transfer_learning_tutorial.html has it, with the
-    dropout, the loss and the optimizer of Keras's guide: each epoch decodes the files and runs the
-    backbone, and validation follows. The loader is the default one, in this process: decoding is a
-    few hundredths of the time that the backbone takes.
+    As in https://docs.pytorch.org/tutorials/beginner/transfer_learning_tutorial.html, with the
+    dropout, loss and optimizer of Keras's guide: each epoch decodes the files, runs the backbone,
+    and validates. The loader is the default one, in this process: decoding takes a few hundredths
+    of the time of the backbone.
     """
     import torch
     from torch import nn

@@ -1,4 +1,4 @@
-"""Start-up of the scripts, and radiographs from files to batches."""
+"""Benchmarks of script start-up, and of reading radiographs into batches."""
 
 import dataclasses
 import subprocess
@@ -12,13 +12,13 @@ import tensorflow as tf
 
 from benchmarks.config import Benchmark
 from benchmarks.material import BATCH, radiographs
-from benchmarks.measurement import Found, Row, Skipped, in_turn
+from benchmarks.measurement import Results, Row, Skipped, in_turn
 from cxr_tf.data import batches as data_batches
 from cxr_tf.data import decoding
 
 
-def startup(settings: Benchmark, place: Path) -> Found:
-    """`--help` of the slowest script against the import that every one of them needs later."""
+def startup(settings: Benchmark, place: Path) -> Results:
+    """Benchmark `--help` of the slowest script against the import of TensorFlow."""
     scripts = sorted((Path(__file__).parents[2] / "scripts").glob("*.py"))
     if not scripts:
         yield Skipped("startup", "import tensorflow", "the scripts are not beside the package")
@@ -49,12 +49,12 @@ def startup(settings: Benchmark, place: Path) -> Found:
     )
 
 
-def reading(settings: Benchmark, place: Path) -> Found:
-    """Files of original size to batches float32 [B, S, S, 1]: the first epoch, and later ones.
+def reading(settings: Benchmark, place: Path) -> Results:
+    """Benchmark files of original size to batches float32 [B, S, S, 1]: first and later epochs.
 
-    One channel on every side: radiographs have no more, and the network's graph makes three of it.
+    All use one channel, since radiographs are greyscale; the network repeats it three times.
     """
-    # Four times as many as elsewhere: of a third of a second a good part would be the start.
+    # Four times as many as elsewhere, because the start-up would dominate a third of a second.
     folder = radiographs(settings, place, times=4)
     size = settings.image_size
     by_keras = keras.utils.image_dataset_from_directory(

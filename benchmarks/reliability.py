@@ -6,8 +6,8 @@
 Parts: files (a kill before every file operation of the jobs that write files), commands (the same
 before every k-th operation of commands), trainings (kills at random moments, then --resume),
 records (JSON with missing or wrong fields), bits (flipped bits in exported models), disk (a full
-file system; needs root) and server (wrong answers of a server). After a kill the job runs again;
-what it leaves must be what an undisturbed job leaves.
+file system; needs root) and server (wrong responses of a server). After a kill the job runs again,
+and its output must equal that of an undisturbed job.
 """
 
 import collections
@@ -39,7 +39,7 @@ ROOT = Path(__file__).parents[1]
 
 @dataclass(frozen=True)
 class Campaign:
-    """Which faults to try, and how often."""
+    """Faults to inject, and how often."""
 
     parts: tuple[str, ...] = (
         "files", "records", "server", "disk", "bits", "commands", "trainings",
@@ -49,7 +49,7 @@ class Campaign:
     kills: int = 5
     """Kills per training."""
     every: int = 5
-    """Kill commands before every so many file operations."""
+    """Kill commands before every file operation of a multiple of this number."""
     seed: int = 0
 
 
@@ -97,7 +97,7 @@ def write_config() -> None:
 
 
 def restart_run() -> None:
-    """Start an interrupted run anew."""
+    """Restart an interrupted run."""
     run = runs.start_run(Path("logs"), {"settings": {}})
     (run.directory / "figures").mkdir()
     (run.directory / "figures" / "new.png").write_text("new")
@@ -105,25 +105,25 @@ def restart_run() -> None:
 
 
 def prepare_file(here: Path) -> None:
-    """Put a former file there."""
+    """Create an earlier file."""
     (here / "metrics.json").write_text('{"auroc": 0.1}')
 
 
 def prepare_folder(here: Path) -> None:
-    """Put a former folder there."""
+    """Create an earlier folder."""
     (here / "maps").mkdir()
     (here / "maps" / "predictions.csv").write_text("old")
     (here / "maps" / "old.png").write_text("old")
 
 
 def prepare_config(here: Path) -> None:
-    """Put an exported model there."""
+    """Create an exported model."""
     (here / "saved_models" / "lungs" / "1").mkdir(parents=True)
     (here / "saved_models" / "lungs" / "1" / "saved_model.pb").touch()
 
 
 def prepare_run(here: Path) -> None:
-    """Put an interrupted run there, with a figure."""
+    """Create an interrupted run with a figure."""
     (here / "logs" / "figures").mkdir(parents=True)
     (here / "logs" / "figures" / "old.png").write_text("old")
     (here / "logs" / "config.json").write_text('{"settings": {}}')
@@ -209,7 +209,7 @@ def records_with_wrong_fields(settings: Campaign) -> Iterator[Row]:
 
 
 def use_record(path: Path, fields: dict[str, Any], use: Callable[[Any], Any]) -> None:
-    """Read a record, and look up what the package looks up."""
+    """Read a record, and use its fields as the package does."""
     use(files.read_json(path, fields))
 
 
@@ -223,7 +223,7 @@ def _row(fault: str, ended: collections.Counter[str]) -> Row:
 
 
 def predict_from(url: str, images: int = 3, timeout: float = 2.0) -> None:
-    """Predict images that a hostile server never looks at; check what it lets through."""
+    """Predict with a hostile server; assert that accepted predictions are correct."""
     from cxr_tf.serving import client
 
     with mock.patch.object(client, "FIRST_PAUSE", 0.01):
@@ -232,7 +232,7 @@ def predict_from(url: str, images: int = 3, timeout: float = 2.0) -> None:
 
 
 def hostile_servers(settings: Campaign) -> Iterator[Row]:
-    """Ask servers that answer wrongly: one line each, or the right table after a retry."""
+    """Predict with wrong servers: an error of one line, or correct results after a retry."""
     os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1"
     kinds = {
         "wrong predictions": [(f, "prediction") for f in hostile_server.WRONG_PREDICTIONS],
@@ -254,7 +254,7 @@ def hostile_servers(settings: Campaign) -> Iterator[Row]:
 
 
 def outcome_of(job: Callable[[], Any]) -> str:
-    """Run a job in this process, which it cannot crash, and return how it ended."""
+    """Run a job that cannot crash this process, and return how it ended."""
     with contextlib.redirect_stderr(io.StringIO()) as messages:
         outcome = faults.EXIT_CODES[faults.exit_code(job)]
     if outcome == faults.TRACEBACK:
@@ -266,7 +266,7 @@ def outcome_of(job: Callable[[], Any]) -> str:
 
 
 def command(*arguments: object) -> list[str]:
-    """Return the command line of a script, with every default that makes it small."""
+    """Return the command line of a script."""
     return [sys.executable, str(ROOT / "scripts" / str(arguments[0])), *map(str, arguments[1:])]
 
 
@@ -288,8 +288,8 @@ def write_phantoms(here: Path) -> None:
 def results(here: Path) -> dict[str, bytes]:
     """Return the files that a seed determines: weights, predictions, graphs."""
     patterns = ("**/model.keras", "**/predictions-*.csv", "**/saved_model.pb", "**/variables.*")
-    found = sorted(p for pattern in patterns for p in here.glob(pattern))
-    return {str(p.relative_to(here)): p.read_bytes() for p in found}
+    paths = sorted(p for pattern in patterns for p in here.glob(pattern))
+    return {str(p.relative_to(here)): p.read_bytes() for p in paths}
 
 
 def kill_trainings(settings: Campaign) -> Iterator[Row]:
@@ -348,7 +348,7 @@ def kill_commands(settings: Campaign) -> Iterator[Row]:
         for name, (job, flags, output) in commands.items():
             killed = failed = 0
             for number in range(1, 2000, settings.every):
-                if job != "predict":  # which is to overwrite what is there
+                if job != "predict":  # which overwrites existing output
                     shutil.rmtree(here / output, ignore_errors=True)
                 code = (
                     f"import sys; from benchmarks import faults; faults.arm_kill({number});"

@@ -1,8 +1,8 @@
-"""How the time of each of our jobs grows with the number of images.
+"""Growth of the time of each job with the number of images.
 
-Small networks and images, so that thousands go through in seconds: it is the growth that is shown,
-not the speed. A job that does the same to each image has a slope of 1, less where a part of it
-costs the same however many there are.
+Networks and images are small, so that thousands take seconds: the growth is measured, not the
+speed. A job that processes each image alike has a slope of 1, or less if a part of its time is
+constant.
 """
 
 import dataclasses
@@ -14,9 +14,9 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks.config import Benchmark
-from benchmarks.embeddings import given_embeddings
+from benchmarks.embeddings import random_embeddings
 from benchmarks.material import BATCH, embeddings, exported, small_files
-from benchmarks.measurement import Found, Way, by_size
+from benchmarks.measurement import Results, Way, by_size
 from cxr_tf.anomaly import fitting
 from cxr_tf.config import TrainAutoencoder
 from cxr_tf.data import batches as data_batches
@@ -30,12 +30,12 @@ from cxr_tf.training import optimizer
 
 SIZE = 64
 
-# Of the images, so many get an occlusion map: a map costs as much as a hundred predictions.
+# Share of the images that get an occlusion map, which takes as long as a hundred predictions.
 MAPPED = 1 / 100
 
 
-def costs(settings: Benchmark, place: Path) -> Found:
-    """Seconds for each of `--sizes`, job by job."""
+def costs(settings: Benchmark, place: Path) -> Results:
+    """Measure the seconds of each job for each of `--sizes`."""
     small = dataclasses.replace(settings, image_size=SIZE)
     for prepare, job, what in (
         (_catalogue, "reading the catalogue", "files"),
@@ -60,7 +60,7 @@ def costs(settings: Benchmark, place: Path) -> Found:
 
 
 def _images(settings: Benchmark, place: Path) -> tuple[np.ndarray, np.ndarray]:
-    """As many as the largest size: uint8 [N, S, S, 1], and labels int64 [N]."""
+    """Return images for the largest size, uint8 [N, S, S, 1], and labels int64 [N]."""
     paths = small_files(place / "scaling", settings.sizes[-1], settings.seed)
     images, _ = decoding.load_images(paths, SIZE)
     return images, np.arange(len(paths), dtype=np.int64) % 2
@@ -126,7 +126,7 @@ def _classifier(settings: Benchmark, place: Path) -> Callable[[int], Way]:
 
 def _autoencoder(settings: Benchmark, place: Path) -> Callable[[int], Way]:
     images, _ = _images(settings, place)
-    # Images of this size are what the network sees, half the side of the radiographs.
+    # The network sees images of this size, half the side of the radiographs.
     job = TrainAutoencoder(image_size=2 * SIZE)
     network = autoencoder.build_network(job.model, job.image_size)
     network.compile(
@@ -138,7 +138,7 @@ def _autoencoder(settings: Benchmark, place: Path) -> Callable[[int], Way]:
 
     def prepare(count: int) -> Way:
         def way() -> None:
-            # Of the images half are healthy, as elsewhere here.
+            # Half of the images are healthy, as in the other jobs.
             healthy = images[:count:2]
             batches = fitting.training_batches(healthy, job, job.batch_size, range(1))
             steps = data_batches.steps_per_epoch(count // 2, job.batch_size)
@@ -165,7 +165,7 @@ def _predictions(settings: Benchmark, place: Path) -> Callable[[int], Way]:
 
 def _knn(settings: Benchmark, place: Path) -> Callable[[int], Way]:
     def prepare(count: int) -> Way:
-        given = given_embeddings(count, settings.width, settings.seed, place)
+        given = random_embeddings(count, settings.width, settings.seed, place)
         return lambda: selection.search(given)
 
     return prepare
@@ -191,7 +191,7 @@ def _occlusion(settings: Benchmark, place: Path) -> Callable[[int], Way]:
         grey = occluder.cover_images(chosen, "gray", grid.patch)
 
         def way() -> None:
-            # Image by image, as scripts/explain.py runs.
+            # One image at a time, as in scripts/explain.py.
             for k in range(len(chosen)):
                 plain, covered = function(chosen[k : k + 1], grey[k : k + 1], places)
                 drops = occluder.drop(plain, covered, [1], "probability")

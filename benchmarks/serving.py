@@ -1,4 +1,4 @@
-"""Exported models: the SavedModel called directly, and on a folder of files."""
+"""Benchmarks of exported models: the SavedModel called directly, and on a folder of files."""
 
 import functools
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from benchmarks.config import Benchmark
 from benchmarks.material import BATCH, exported, radiographs
-from benchmarks.measurement import Found, Row, Skipped, in_turn
+from benchmarks.measurement import Results, Row, Skipped, in_turn
 from cxr_tf.data.sources.phantoms import FINDINGS, phantom
 from cxr_tf.errors import UserError
 from cxr_tf.models.batch_norm_folding import fold_norms
@@ -22,10 +22,10 @@ from cxr_tf.serving.client import PredictFn
 from cxr_tf.training.precision import resolve_precision
 
 
-def savedmodel(settings: Benchmark, place: Path) -> Found:
-    """The exported model called on one image and on 32, in float32 and in bfloat16."""
+def savedmodel(settings: Benchmark, place: Path) -> Results:
+    """Benchmark the exported model on one image and on 32, in float32 and in bfloat16."""
     size = settings.image_size
-    # Of phantoms, because of noise a network with random weights is sure, and equal answers of 0
+    # Phantoms, because a network with random weights saturates on noise, and equal outputs of 0
     # and 1 would prove nothing.
     drawn = [
         phantom(FINDINGS[k % 3], seed=settings.seed, patient=k, size=size).image
@@ -37,8 +37,8 @@ def savedmodel(settings: Benchmark, place: Path) -> Found:
         model, served = exported(name, settings, place)
         ways = {"float32": (model, served.signature("tensor"), 1e-5)}
         if resolve_precision("auto") == "mixed_bfloat16":
-            # Ours are exported in float32. The same network in bfloat16 shows what of the gain is
-            # the export's and what the precision's.
+            # Models are exported in float32. The same network in bfloat16 separates the gain of
+            # the export from that of the precision.
             short, loaded = _in_bfloat16(name, model, place)
             ways["bfloat16"] = (short, loaded.signatures["serving_default"], 0.02)
         else:
@@ -54,7 +54,7 @@ def savedmodel(settings: Benchmark, place: Path) -> Found:
 
 
 def _in_bfloat16(name: str, model: keras.Model, place: Path) -> tuple[keras.Model, Any]:
-    """The same network under mixed_bfloat16, and its SavedModel, loaded back."""
+    """Return the network under mixed_bfloat16, and its SavedModel, exported and loaded."""
     size = int(model.input_shape[1])
     short = build_classifier(name, classes=2, image_size=size, precision="mixed_bfloat16")
     short.set_weights(model.get_weights())
@@ -80,28 +80,28 @@ def _served_row(
     exact: keras.Model,
     most: float,
 ) -> Row:
-    """`signature` against `model`; `exact` is the model in float32."""
+    """Benchmark `signature` against `model`; `exact` is the model in float32."""
     count = len(images)
     calls, at_least = (20, 3.0) if count == 1 else (1, 1.2)
-    found: dict[str, np.ndarray] = {}
+    outputs_of: dict[str, np.ndarray] = {}
 
     def ours() -> None:
         for _ in range(calls):
-            found["ours"] = signature(images=tf.constant(images))["probabilities"].numpy()
+            outputs_of["ours"] = signature(images=tf.constant(images))["probabilities"].numpy()
 
     def theirs() -> None:
         for _ in range(calls):
-            found["theirs"] = model.predict(images, verbose=0)
+            outputs_of["theirs"] = model.predict(images, verbose=0)
 
     timings = in_turn({"ours": ours, "theirs": theirs}, repeats)
-    difference = float(np.abs(found["ours"] - found["theirs"]).max())
+    difference = float(np.abs(outputs_of["ours"] - outputs_of["theirs"]).max())
     check = (
         f"probabilities differ by at most {difference:.0e} "
-        f"(from {found['ours'].min():.2f} to {found['ours'].max():.2f})"
+        f"(from {outputs_of['ours'].min():.2f} to {outputs_of['ours'].max():.2f})"
     )
     if model is not exact:
         in_float32 = exact.predict(images, verbose=0)
-        off = [float(np.abs(found[k] - in_float32).max()) for k in ("ours", "theirs")]
+        off = [float(np.abs(outputs_of[k] - in_float32).max()) for k in ("ours", "theirs")]
         check += f"; from those of float32 by {off[0]:.0e} and {off[1]:.0e}"
     return Row(
         job=job,
@@ -111,13 +111,13 @@ def _served_row(
         theirs=timings["theirs"],
         unit="ms" if count == 1 else "images/s",
         count=calls if count == 1 else count,
-        same=bool(difference < most and found["ours"].min() > 1e-3),
+        same=bool(difference < most and outputs_of["ours"].min() > 1e-3),
         check=check,
     )
 
 
-def folder(settings: Benchmark, place: Path) -> Found:
-    """Embeddings and predictions of files of original size, by each engine, against float32."""
+def folder(settings: Benchmark, place: Path) -> Results:
+    """Benchmark embeddings and predictions of original files by each engine against float32."""
     paths = sorted(str(p) for p in radiographs(settings, place).rglob("*.*"))
     for name in settings.backbones:
         model, served = exported(name, settings, place)
@@ -131,32 +131,32 @@ def _folder_of(
     served: loading.ServedModel,
     paths: list[str],
     repeats: int,
-) -> Found:
+) -> Results:
     answer, what = {
         "embed": ("embedding", "embeddings"),
         "serving_default": ("probabilities", "predictions"),
     }[signature]
     side = network.input_shape[1:3]
     job = f"{what} of a folder, {network.name} at {side[0]}"
-    found: dict[str, np.ndarray] = {}
+    outputs_of: dict[str, np.ndarray] = {}
 
     def by_keras(files: list[str]) -> None:
         results = []
         for start in range(0, len(files), BATCH):
             images = [
-                # Pillow's bilinear filter is antialiased, as ours is.
+                # Pillow's bilinear filter is antialiased, as in this package.
                 keras.utils.img_to_array(
                     keras.utils.load_img(path, target_size=side, interpolation="bilinear")
                 )
                 for path in files[start : start + BATCH]
             ]
             results.append(network.predict(np.stack(images), verbose=0))
-        found["Keras"] = np.concatenate(results)
+        outputs_of["Keras"] = np.concatenate(results)
 
     def asking(engine: str, ask: PredictFn) -> Callable[[list[str]], None]:
         def way(files: list[str]) -> None:
             answers = predict_in_batches(ask, files, BATCH, "error")
-            found[engine] = np.concatenate([a.outputs[answer] for a in answers])
+            outputs_of[engine] = np.concatenate([a.outputs[answer] for a in answers])
 
         return way
 
@@ -175,11 +175,11 @@ def _folder_of(
     timings = in_turn(
         {k: functools.partial(way, paths) for k, way in ways.items()}, repeats, warm_up=False
     )
-    exact = found["Keras"]
+    exact = outputs_of["Keras"]
     for engine in [x for x in ways if x != "Keras"]:
-        # Ours has the JPEG decoder halve large images: their pixels differ by half a grey level.
+        # The JPEG decoder of this package halves large images: pixels differ by half a level.
         most = 0.05 if "float32" in engine or engine == "TensorFlow" else 0.1
-        off = np.sqrt(np.mean((found[engine] - exact) ** 2))
+        off = np.sqrt(np.mean((outputs_of[engine] - exact) ** 2))
         difference = float(off / exact.std())
         yield Row(
             job=f"{job}, ours with {engine}",

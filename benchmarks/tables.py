@@ -1,4 +1,4 @@
-"""What was measured, in words: a line of the log for each row, and the table at the end."""
+"""Report of the results: a log line for each row, and the tables at the end."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,49 +8,51 @@ import numpy as np
 from benchmarks.measurement import Bound, Cost, Memory, Row, Skipped, Timing
 
 
-def line(found: Row | Memory | Cost | Bound | Skipped) -> str:
-    """One row in a line of the log."""
-    if isinstance(found, Row):
-        lowest, highest = min(found.ratios), max(found.ratios)
+def line(result: Row | Memory | Cost | Bound | Skipped) -> str:
+    """Format one row as a log line."""
+    if isinstance(result, Row):
+        lowest, highest = min(result.ratios), max(result.ratios)
         return (
-            f"{found.job}: {found.ratio:.2f} times as fast as {found.alternative} "
-            f"({lowest:.2f} to {highest:.2f}; asked for {found.at_least:g}); {found.check}"
+            f"{result.job}: {result.ratio:.2f} times as fast as {result.alternative} "
+            f"({lowest:.2f} to {highest:.2f}; target {result.at_least:g}); {result.check}"
         )
-    if isinstance(found, Memory):
-        return f"{found.job}: {found.way}: {number(found.value)} {found.unit}{_limit(found)}"
-    if isinstance(found, Cost):
-        pairs = zip(found.seconds, found.sizes, strict=True)
+    if isinstance(result, Memory):
+        return f"{result.job}: {result.way}: {number(result.value)} {result.unit}{_limit(result)}"
+    if isinstance(result, Cost):
+        pairs = zip(result.seconds, result.sizes, strict=True)
         spent = ", ".join(f"{s:.3g} s for {n:,}" for s, n in pairs)
-        return f"{found.job}: {spent} {found.what}; slope {found.slope:.2f}"
-    if isinstance(found, Bound):
-        return f"{found.job}: {found.of}: {number(found.value)} {found.unit}"
-    return f"left out: {found.alternative}: {found.reason}"
+        return f"{result.job}: {spent} {result.what}; slope {result.slope:.2f}"
+    if isinstance(result, Bound):
+        return f"{result.job}: {result.of}: {number(result.value)} {result.unit}"
+    return f"left out: {result.alternative}: {result.reason}"
 
 
-def table(found: Sequence[Row | Memory | Cost | Bound | Skipped], about: dict[str, Any]) -> str:
-    """Markdown: what it ran on, a table for each kind of row there is, and what was left out."""
+def table(results: Sequence[Row | Memory | Cost | Bound | Skipped], about: dict[str, Any]) -> str:
+    """Format the machine, a table for each kind of row, and the skipped benchmarks as Markdown."""
     lines = [
         f"{about['processor']}, {about['cores']} cores, {about['memory_gb']} GB, "
         f"{about['gpus'] or 'no'} GPU; TensorFlow {about['packages']['tensorflow']}, "
         f"Python {about['python']}"
     ]
-    if rows := [x for x in found if isinstance(x, Row)]:
+    if rows := [x for x in results if isinstance(x, Row)]:
         lines += _speed(rows)
-    if memory := [x for x in found if isinstance(x, Memory)]:
+    if memory := [x for x in results if isinstance(x, Memory)]:
         lines += _memory(memory)
-    for sizes in dict.fromkeys(tuple(x.sizes) for x in found if isinstance(x, Cost)):
-        lines += _costs([x for x in found if isinstance(x, Cost)], sizes)
-    if bounds := [x for x in found if isinstance(x, Bound)]:
-        lines += ["", "| what bounds the ratios | of | is |", "| --- | --- | --- |"]
+    for sizes in dict.fromkeys(tuple(x.sizes) for x in results if isinstance(x, Cost)):
+        lines += _costs([x for x in results if isinstance(x, Cost)], sizes)
+    if bounds := [x for x in results if isinstance(x, Bound)]:
+        lines += ["", "| bound | of | value |", "| --- | --- | --- |"]
         lines += [f"| {x.job} | {x.of} | {number(x.value)} {x.unit} |" for x in bounds]
     lines += [
-        f"\nleft out: {x.job}, {x.alternative}: {x.reason}" for x in found if isinstance(x, Skipped)
+        f"\nleft out: {x.job}, {x.alternative}: {x.reason}"
+        for x in results
+        if isinstance(x, Skipped)
     ]
     return "\n".join(lines)
 
 
 def amount(row: Row, timing: Timing) -> str:
-    """The median of the rounds in the row's unit: seconds of one, or how many in a time."""
+    """Format the median of the rounds in the unit of the row: time per item, or items per time."""
     seconds = float(np.median(timing.seconds))
     value = {
         "s": seconds / row.count,
@@ -62,14 +64,14 @@ def amount(row: Row, timing: Timing) -> str:
 
 
 def number(value: float) -> str:
-    """Three digits, or all before the point."""
+    """Format with three significant digits, or without decimals from 100 on."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _speed(rows: Sequence[Row]) -> list[str]:
     lines = [
         "",
-        "| job | alternative | ours | theirs | times as fast (lowest to highest) | asked for "
+        "| job | alternative | ours | theirs | times as fast (lowest to highest) | target "
         "| same result | MB more while it runs: ours, theirs |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
@@ -86,7 +88,7 @@ def _speed(rows: Sequence[Row]) -> list[str]:
 
 
 def _memory(rows: Sequence[Memory]) -> list[str]:
-    lines = ["", "| memory | of | takes | asked for |", "| --- | --- | --- | --- |"]
+    lines = ["", "| memory | of | takes | target |", "| --- | --- | --- | --- |"]
     for row in rows:
         limit = _limit(row).removeprefix(", ")
         lines.append(f"| {row.job} | {row.way} | {number(row.value)} {row.unit} | {limit} |")

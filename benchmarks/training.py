@@ -1,4 +1,4 @@
-"""Training: transfer learning on a frozen backbone, and steps of fine-tuning."""
+"""Benchmarks of transfer learning on a frozen backbone, and of fine-tuning steps."""
 
 import functools
 from collections.abc import Callable
@@ -10,8 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks.config import Benchmark
-from benchmarks.material import BATCH, catalog_of, radiographs, settle_norms, spread_logits
-from benchmarks.measurement import Found, Row, Skipped, Way, in_turn, missing
+from benchmarks.material import BATCH, catalog_of, radiographs, set_norm_statistics, spread_logits
+from benchmarks.measurement import Results, Row, Skipped, Way, in_turn, missing
 from cxr_tf.data import batches as data_batches
 from cxr_tf.data import decoding, tf_data
 from cxr_tf.data.sources.phantoms import FINDINGS, phantom
@@ -22,18 +22,18 @@ from cxr_tf.training.inference import compiled, infer
 from cxr_tf.training.optimizer import averaged_adamw
 from cxr_tf.training.precision import resolve_precision
 
-EPOCHS = 10  # of transfer learning, theirs
+EPOCHS = 10  # of transfer learning by the alternatives
 
-# Of fine-tuning: steps of one timed call; steps before, which are the warm-up, and after which the
-# loss must have fallen; learning rate and weight decay. Far below the rate for pretrained weights,
-# because random ones have features ten times as large.
+# Fine-tuning: steps per timed call; steps of the warm-up, after which the loss must have decreased;
+# learning rate and weight decay. The rate is far below that for pretrained weights, because random
+# weights give features ten times as large.
 STEPS, CHECKED = 4, 8
 
 RATE, DECAY = 3e-6, 0.05
 
 
-def transfer(settings: Benchmark, place: Path) -> Found:
-    """From files to a trained head on frozen VGG16, and its AUROC on validation."""
+def transfer(settings: Benchmark, place: Path) -> Results:
+    """Benchmark training a head on frozen VGG16, from files to AUROC on validation."""
     from sklearn.metrics import roc_auc_score
 
     from cxr_tf.classification.fitting import fit_head
@@ -114,7 +114,7 @@ def transfer(settings: Benchmark, place: Path) -> Found:
 
         by_pytorch(epochs=1)
         ways["PyTorch"] = by_pytorch
-    # One epoch of theirs is warm-up enough: ten take minutes.
+    # One epoch of the alternatives suffices as warm-up; ten take minutes.
     by_keras(epochs=1)
     timings = in_turn(ways, settings.repeats or 2, warm_up=False)
     recipes = {
@@ -136,15 +136,15 @@ def transfer(settings: Benchmark, place: Path) -> Found:
 
 
 def _bare_vgg16(weights: list[np.ndarray], size: int) -> keras.Model:
-    """Images [N, S, S, 3] in 0..255 -> pooled features [N, 512], with the first of `weights`."""
+    """Return VGG16 with the first `weights`: [N, S, S, 3] in 0..255 -> features [N, 512]."""
     images = keras.Input((size, size, 3))
     model = keras.Model(images, backbones.backbone("vgg16").features(images))
     model.set_weights(weights[: len(model.weights)])
     return model
 
 
-def finetuning(settings: Benchmark, place: Path) -> Found:
-    """Steps of fine-tuning on one batch in memory: forward, backward, AdamW."""
+def finetuning(settings: Benchmark, place: Path) -> Results:
+    """Benchmark fine-tuning steps on one batch in memory: forward, backward, AdamW."""
     size = settings.image_size
     drawn = [
         phantom(FINDINGS[k % 2], seed=settings.seed, patient=k, size=size).image
@@ -156,7 +156,9 @@ def finetuning(settings: Benchmark, place: Path) -> Found:
         yield from _finetuning_of(name, images, labels, settings)
 
 
-def _finetuning_of(name: str, images: np.ndarray, labels: np.ndarray, settings: Benchmark) -> Found:
+def _finetuning_of(
+    name: str, images: np.ndarray, labels: np.ndarray, settings: Benchmark
+) -> Results:
     from cxr_tf.classification.fitting import training_model
 
     size, repeats = settings.image_size, settings.repeats or 3
@@ -166,7 +168,7 @@ def _finetuning_of(name: str, images: np.ndarray, labels: np.ndarray, settings: 
 
     def build(dtype: str) -> keras.Model:
         model = build_classifier(name, classes=2, image_size=size, precision=dtype)
-        # As from pretrained weights: their last blocks move, BatchNorm does not.
+        # As from pretrained weights: the last blocks are trained, BatchNorm is frozen.
         blocks = backbones.backbone(name).tuned_blocks
         backbones.freeze(model, name, trainable_blocks=blocks, batch_norm=False)
         return model
@@ -174,10 +176,10 @@ def _finetuning_of(name: str, images: np.ndarray, labels: np.ndarray, settings: 
     keras.utils.set_random_seed(settings.seed)
     start = build("float32")
     models_weights.load_weights(start, name, "none")
-    settle_norms(start, images)
+    set_norm_statistics(start, images)
     spread_logits(start, images[:4])
     weights = start.get_weights()
-    # For both: see `ahead`. A fit of seconds would else be timed to a power of two.
+    # For both: see `ahead`. Otherwise a fit of seconds would be timed to a power of two.
     batches = tf_data.prefetch(tf.data.Dataset.from_tensors((images, labels)).repeat())
     common: dict[str, Any] = {
         "loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -192,8 +194,8 @@ def _finetuning_of(name: str, images: np.ndarray, labels: np.ndarray, settings: 
     models["Keras"].compile(keras.optimizers.AdamW(RATE, weight_decay=DECAY), **common)
     models["ours"].compile(
         averaged_adamw(RATE, steps=20, weight_decay=DECAY),
-        # Training switches op determinism on, under which Keras compiles nothing by XLA. The switch
-        # is the whole process's, and would do the same to Keras's way.
+        # Training enables op determinism, under which Keras does not use XLA. The switch applies to
+        # the whole process, and would also affect the Keras alternative.
         jit_compile=False,
         **common,
     )
@@ -239,7 +241,7 @@ def _finetuning_of(name: str, images: np.ndarray, labels: np.ndarray, settings: 
     }
     for other in [x for x in steps if x != "ours"]:
         alternative, at_least = recipes[other]
-        # The rounding of bfloat16 through a deep network is in the difference.
+        # The difference includes bfloat16 rounding through a deep network.
         begin_alike = abs(before["ours"] - before[other]) < 0.05 * before[other]
         yield Row(
             job=job,

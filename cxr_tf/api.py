@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 def open_catalog(
     data: str | Path, *, task: str = "binary", positive: str = "", seed: int = 0
 ) -> "Catalog":
-    """Read a folder, a .csv list or a .npz of radiographs, and draw the splits it does not give.
+    """Read a folder, a .csv list or a .npz of radiographs; split by patient if it has no splits.
 
     Args:
         data: folder, list or file; `"phantom"` for synthetic radiographs.
-        task: `"binary"`, `"three_class"`, or `"labels"` for the labels as they are.
-        positive: of two labels the positive one; with `task="labels"` only.
-        seed: seed of the splits that are drawn.
+        task: `"binary"`, `"three_class"`, or `"labels"` for any labels.
+        positive: the positive of two labels; with `task="labels"` only.
+        seed: seed of the splits.
 
     Returns:
         The catalogue: `catalog.radiographs`, `catalog.paths`, `catalog.rows("train")`.
@@ -79,12 +79,12 @@ def train_classifier(**settings: Any) -> "Run":
 
 
 def compare_backbones(**settings: Any) -> "Run":
-    """Train three backbones alike and choose by validation; see `config.CompareBackbones`."""
+    """Train three backbones alike and select one on validation; see `config.CompareBackbones`."""
     return _call("compare_backbones", settings)
 
 
 def fit_knn(**settings: Any) -> "Run":
-    """Fit nearest neighbours on the embedding of a classifier; see `config.FitKnn`."""
+    """Fit nearest neighbours in a classifier's embedding; see `config.FitKnn`."""
     return _call("fit_knn", settings)
 
 
@@ -94,7 +94,7 @@ def train_autoencoder(**settings: Any) -> "Run":
 
 
 def explain(**settings: Any) -> "Run":
-    """Draw heatmaps of what a classifier's decisions rest on; see `config.Explain`."""
+    """Explain a classifier's predictions by heatmaps; see `config.Explain`."""
     return _call("explain", settings)
 
 
@@ -104,9 +104,9 @@ def evaluate(**settings: Any) -> "Run":
 
 
 def predict(**settings: Any) -> None:
-    """Predict images, printed or written to a file; see `config.Predict`.
+    """Predict images, and print or write the predictions; see `config.Predict`.
 
-    In a notebook `load_model(...).predict(paths)` is handier: it returns arrays.
+    In a notebook, `load_model(...).predict(paths)` returns arrays instead.
     """
     _call("predict", settings)
 
@@ -117,7 +117,7 @@ def score_archive(**settings: Any) -> None:
 
 
 def prepare_data(**settings: Any) -> None:
-    """Get a data set, or check one; see `config.PrepareData`."""
+    """Download, generate or convert a data set, or check one; see `config.PrepareData`."""
     _call("prepare_data", settings)
 
 
@@ -135,24 +135,24 @@ def export(**settings: Any) -> Path:
 
 
 def run_study(**settings: Any) -> Path:
-    """Do all five jobs on one catalogue; returns the path of the report; see `config.RunStudy`."""
+    """Train and evaluate all models; return the path of the report. See `config.RunStudy`."""
     return _call("run_study", settings)
 
 
 def compare_studies(*studies: str | Path, logs: str = "logs") -> str:
-    """Return what changed between two finished studies, metric by metric."""
+    """Return the differences between two finished studies, metric by metric."""
     from cxr_tf.study.compare_studies import compare_studies
 
     return compare_studies(RunStudy(compare=tuple(map(str, studies)), logs=logs))
 
 
 def _call(command: str, given: dict[str, Any]) -> Any:
-    """Call a command; UserError for a setting that it does not have, or that is missing."""
+    """Call a command; raise UserError for an unknown or a missing setting."""
     kind = COMMANDS[command][0]
     known = [field.name for field in dataclasses.fields(kind)]
     if unknown := [name for name in given if name not in known]:
         raise UserError(f"no such setting: {', '.join(unknown)}; known: {', '.join(known)}")
-    # A path is as good as its name.
+    # The fields are strings, but callers may pass paths.
     plain = {k: os.fspath(v) if isinstance(v, os.PathLike) else v for k, v in given.items()}
     try:
         settings = kind(**plain)

@@ -235,10 +235,10 @@ def _locked_and_empty(partial: Path) -> tuple[Path, int | None]:
             partial.mkdir(exist_ok=True)
             descriptor = lock(partial, wait=True)
         except (FileExistsError, FileNotFoundError):
-            continue  # whoever had it has just renamed or removed it
+            continue  # another process has just renamed or removed it
         if descriptor is None:
             unique = Path(tempfile.mkdtemp(prefix=f"{partial.name}-", dir=partial.parent))
-            unique.chmod(0o755)  # mkdtemp lets nobody else in, which would outlive the renaming
+            unique.chmod(0o755)  # mkdtemp allows no other user, also after the rename
             with contextlib.suppress(OSError):  # another process's, perhaps
                 partial.rmdir()
             return unique, None
@@ -305,7 +305,7 @@ def read_json(path: Path, fields: Mapping[str, Any] | None = None) -> Record:
     """Read a JSON object that this package wrote.
 
     fields: the types of fields, as far as they are present: a type or several, [type] for a list, a
-    mapping for an object, in which "*" stands for all other keys. Raises UserError for content that
+    mapping for an object, in which "*" matches all other keys. Raises UserError for content that
     is no JSON object or has a field of another type, and later for a missing key that is looked up.
     """
     try:
@@ -393,8 +393,8 @@ def to_json_types(value: Any) -> Any:
 def replace_text(path: Path, text: str) -> None:
     """Write a file that several processes may write at the same time, whole or not at all.
 
-    Each process locks a temporary file of its own; those that nobody locks are remains of killed
-    processes, and are removed.
+    Each process locks a separate temporary file; unlocked ones are remains of killed processes, and
+    are removed.
     """
     for remains in path.parent.glob(f".{path.name}-*"):
         with contextlib.suppress(FileNotFoundError, BlockingIOError):
@@ -409,7 +409,7 @@ def replace_text(path: Path, text: str) -> None:
             with os.fdopen(handle, "w") as file, naming_file(path):
                 descriptor = lock(partial, wait=True)
                 file.write(text)
-            os.chmod(partial, 0o644)  # mkstemp lets nobody else read it, TF Serving included
+            os.chmod(partial, 0o644)  # mkstemp allows no other user to read it, such as TF Serving
             publish(partial, path)
             return
         except FileNotFoundError:

@@ -1,9 +1,9 @@
-"""Our speed against what a user would otherwise write, in one run.
+"""Benchmark the package against the alternatives that a user would write.
 
 pip install -r requirements-benchmark.txt           # the alternatives
-python scripts/benchmark.py                         # all rows; minutes each
-python scripts/benchmark.py knn occlusion           # these rows
-python scripts/benchmark.py memory scaling          # ours alone: peaks of memory, time against size
+python scripts/benchmark.py                         # all benchmarks; minutes each
+python scripts/benchmark.py knn occlusion           # these only
+python scripts/benchmark.py memory scaling          # no alternative: peak memory, time by size
 python scripts/benchmark.py input --data chest_xray --images 500
 """
 

@@ -1,4 +1,4 @@
-"""Verify exported models: predict all test images again, and compare with what was measured.
+"""Verify exported models: repeat the predictions on all test images and compare.
 
 python scripts/check_served.py --runs logs/classifier/vgg16-binary logs/knn/vgg16-binary-knn
 python scripts/check_served.py --runs logs/classifier/vgg16-binary --runtime c++

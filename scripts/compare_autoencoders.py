@@ -1,4 +1,4 @@
-"""Train variants of the autoencoder alike, and compare what finds the sick on validation.
+"""Train variants of the autoencoder alike and compare their detection of anomalies on validation.
 
 python scripts/compare_autoencoders.py --data chest_xray
 """

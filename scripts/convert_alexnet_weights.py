@@ -1,4 +1,4 @@
-"""Turn torchvision's AlexNet weights into a file for --weights.
+"""Convert torchvision's AlexNet weights to a file for --weights.
 
 pip install torch
 curl -LO https://download.pytorch.org/models/alexnet-owt-7be5be79.pth

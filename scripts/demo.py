@@ -1,4 +1,4 @@
-"""A web page for one radiograph or a few: prediction, heatmap, similar cases, anomaly map.
+"""Serve a web page that shows prediction, heatmap, similar cases and anomaly map of radiographs.
 
 python scripts/demo.py                                     # models under saved_models/
 python scripts/demo.py --server http://localhost:8501 --classifier vgg16-binary

@@ -1,4 +1,4 @@
-"""Score a SavedModel of ours on any folder of radiographs.
+"""Evaluate an exported SavedModel on any labelled folder of radiographs.
 
 python scripts/evaluate.py --model saved_models/vgg16-binary --data other_hospital
 """

@@ -1,4 +1,4 @@
-"""Heatmaps of what a classifier's decisions rest on: occlusion, class activation maps, SmoothGrad.
+"""Explain a classifier's predictions by heatmaps: occlusion, class activation maps, SmoothGrad.
 
 python scripts/explain.py --classifier logs/classifier/vgg16-binary
 python scripts/explain.py --classifier logs/classifier/vgg16-binary --method all --count 24

@@ -1,4 +1,4 @@
-"""Nearest neighbours in the embedding of a trained classifier: pickle, SavedModel, t-SNE.
+"""Fit nearest neighbours in a classifier's embedding and export them: pickle, SavedModel, t-SNE.
 
 python scripts/fit_knn.py --classifier logs/classifier/vgg16-binary
 python scripts/fit_knn.py --classifier saved_models/vgg16-binary --data chest_xray --name mine

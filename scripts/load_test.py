@@ -1,4 +1,4 @@
-"""Latency and throughput of exported models on the C++ runtime, against Keras's `predict`.
+"""Measure latency and throughput of exported models on the C++ runtime and of Keras `predict`.
 
 python scripts/load_test.py                                  # all networks, in both precisions
 python scripts/load_test.py --backbones vgg16 --requests 200

@@ -1,10 +1,10 @@
-"""Get a data set, or check one.
+"""Download, generate or convert a data set, or check one.
 
 python scripts/prepare_data.py                                         # phantoms, offline
 python scripts/prepare_data.py --source kermany                        # 1.2 GB from Mendeley Data
 python scripts/prepare_data.py --source pneumoniamnist --size 64       # 21 MB from Zenodo
 python scripts/prepare_data.py --source dicom --from ward/ --out data/ward
-python scripts/prepare_data.py --check data/kermany                    # and a picture of it
+python scripts/prepare_data.py --check data/kermany                    # and draw a sample
 """
 
 from cxr_tf.commands import run

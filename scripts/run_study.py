@@ -1,8 +1,8 @@
-"""All five jobs on one catalogue, and a report of them.
+"""Train, evaluate and export all models on one data set, and write a report.
 
 python scripts/run_study.py --preset quickstart                        # phantoms, minutes
-python scripts/run_study.py --data chest_xray --name mine              # overnight; again: goes on
-python scripts/run_study.py --compare mine other                       # what changed, by metric
+python scripts/run_study.py --data chest_xray --name mine              # overnight; resumes
+python scripts/run_study.py --compare mine other                       # differences by metric
 """
 
 from cxr_tf.commands import run

@@ -1,4 +1,4 @@
-"""Train an autoencoder on healthy radiographs and detect anomalies by what it restores.
+"""Train an autoencoder on healthy radiographs and detect anomalies by its residuals.
 
 python scripts/train_autoencoder.py --data chest_xray
 python scripts/train_autoencoder.py --data chest_xray --max-false-alarm 0.05

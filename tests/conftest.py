@@ -1,4 +1,4 @@
-"""What several test modules share: one folder of phantoms, one small network, one finished run."""
+"""Shared fixtures: a folder of phantoms, a small network, a finished run."""
 
 import os
 import shutil
@@ -89,7 +89,7 @@ def tiny_backbone() -> Iterator[str]:
 def small_models(
     tiny_backbone: str, phantoms: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """Exported models of every kind, which nobody trained: three classes, two, KNN, autoencoder."""
+    """Exported models of every kind, all untrained: three classes, two, KNN, autoencoder."""
     import small_models
 
     root = tmp_path_factory.mktemp("small_models") / "saved_models"

@@ -1,4 +1,4 @@
-"""The wheel works outside the checkout, and the tutorial runs as it is."""
+"""The wheel works outside the checkout, and the tutorial runs unchanged."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_wheel_trains_in_an_environment_of_its_own(tmp_path: Path) -> None:
+def test_wheel_trains_in_a_separate_environment(tmp_path: Path) -> None:
     """The dependencies are those of this environment; the package comes from the wheel alone."""
     subprocess.run(
         [
@@ -74,7 +74,7 @@ def test_the_wheel_trains_in_an_environment_of_its_own(tmp_path: Path) -> None:
     assert (work / "saved_models/wheel/1/saved_model.pb").exists()
 
 
-def test_the_tutorial_runs_and_shows_its_pictures(
+def test_tutorial_runs_and_shows_its_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import nbformat

@@ -240,7 +240,7 @@ def test_locked_run_is_refused(tmp_path: Path) -> None:
         assert sorted(p.name for p in run.directory.iterdir()) == before
         other.stdin.close()
     resumed = cxr_tf_runs.open_run(str(tmp_path), "job", "a", Settings(resume=True), CATALOG)
-    # The same process may open it twice; once it is finished, nobody keeps it.
+    # The same process may open it twice; once it is finished, the lock is released.
     cxr_tf_runs.open_run(str(tmp_path), "job", "a", Settings(resume=True), CATALOG)
     resumed.write_metrics({"auroc": 1.0})
     assert files.identity(resumed.directory) not in files.held_locks

@@ -1,4 +1,4 @@
-"""Every script as a user would run it: flags in, files and exit codes out."""
+"""Tests of the scripts as users run them: flags, files and exit codes."""
 
 import csv
 import json
@@ -39,7 +39,7 @@ def place(tmp_path_factory):
     """A working directory with phantoms and the comparison of three backbones on them.
 
     Small ones under their names; `make quickstart` has the real ones. In bfloat16, because what is
-    measured and served is float32 all the same.
+    measured and served is still float32.
     """
     from tiny_backbone import in_place_of
 
@@ -87,7 +87,7 @@ def test_help_of_every_script_without_tensorflow():
     assert done.stdout.count("usage:") == len(scripts)
 
 
-def test_comparison_writes_what_is_promised(here):
+def test_comparison_writes_its_documented_files(here):
     metrics = json.loads((here / "logs/compare/tiny/metrics.json").read_text())
     assert set(metrics["models"]) == {"tiny-resnet50", "tiny-vgg16", "tiny-alexnet"}
     losses = {n: m["model"]["selection_loss"] for n, m in metrics["models"].items()}
@@ -125,7 +125,7 @@ def test_comparing_finished_runs(here, capsys):
     assert set(two["models"]) == {"tiny-vgg16", "tiny-alexnet"}
     config = json.loads((here / "logs/compare/two/config.json").read_text())["settings"]
     assert (config["data"], config["task"]) == ("xrays", "binary")
-    for second, told in (
+    for second, message in (
         ("logs/compare/tiny", "another job"),
         ("copies/tiny-vgg16", "two of the runs are called tiny-vgg16"),
     ):
@@ -133,7 +133,7 @@ def test_comparing_finished_runs(here, capsys):
             shutil.copytree(folders[0], second)
         mistake = ("--runs", folders[0], second, "--name", "three")
         code, _, err = run("compare_backbones.py", *mistake, capsys=capsys)
-        assert code == 2 and told in err and len(err.splitlines()) == 1
+        assert code == 2 and message in err and len(err.splitlines()) == 1
     assert not Path("logs/compare/three").exists()
 
 
@@ -144,12 +144,12 @@ def test_evaluate_gives_the_measured_scores(here, capsys):
     from cxr_tf.data.loading import open_catalog
 
     model = "saved_models/tiny-alexnet"
-    code, told, _ = run("evaluate.py", "--model", model, "--data", "xrays", "--split", "test",
+    code, output, _ = run("evaluate.py", "--model", model, "--data", "xrays", "--split", "test",
                      "--bootstrap-samples", 20, "--name", "again", "--shifts",
                      capsys=capsys)  # fmt: skip
     assert code == 0
     assert (
-        "framed lower" in told and (here / "logs/evaluate/again/figures/shifts-test.png").exists()
+        "framed lower" in output and (here / "logs/evaluate/again/figures/shifts-test.png").exists()
     )
     written = json.loads((here / "logs/evaluate/again/metrics.json").read_text())
     again, shifted = written["test"], written["shifts"]
@@ -233,9 +233,9 @@ def mistakes():
 
 
 @pytest.mark.parametrize(
-    "told, arguments", mistakes(), ids=lambda v: v if isinstance(v, str) else ""
+    "message, arguments", mistakes(), ids=lambda v: v if isinstance(v, str) else ""
 )
-def test_mistake_gets_one_line_and_leaves_nothing(here, capsys, told, arguments):
+def test_mistake_gets_one_line_and_leaves_nothing(here, capsys, message, arguments):
     (here / "out.txt").write_text("text")
     (here / "text.jpeg").write_text("this is no image")
     (here / "empty").mkdir(exist_ok=True)
@@ -243,12 +243,12 @@ def test_mistake_gets_one_line_and_leaves_nothing(here, capsys, told, arguments)
     code, _, err = run(*arguments, capsys=capsys)
     lines = [line for line in err.splitlines() if line]
     assert code == 2
-    assert len(lines) == 1 and lines[0].startswith("error: ") and told in lines[0], err
+    assert len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0], err
     assert sorted(p for p in here.rglob("*")) == before
 
 
 def test_real_process_prints_one_line_only(here):
-    # As from a user's shell, where nobody has set TensorFlow's log level.
+    # As from a user's shell, where TensorFlow's log level is not set.
     environment = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
     done = subprocess.run(
         [sys.executable, SCRIPTS / "train_classifier.py", "--data", "nowhere"],
@@ -261,7 +261,7 @@ def test_real_process_prints_one_line_only(here):
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_script_keeps_the_memory_it_let_go():
+def test_script_reuses_freed_memory():
     """Arrays of 64 MB, made again and again, are not fetched from the system each time."""
     job = """
 import dataclasses, resource

@@ -1,4 +1,4 @@
-"""What the fault campaign works on: images, a model, the command, and how archives are compared."""
+"""Material of the fault campaign: images, a model, the command, comparison of archives."""
 
 import contextlib
 import hashlib
@@ -27,7 +27,7 @@ class Campaign:
         if stand_in:
             self.script = SUPPORT / "archive_workers.py"
         self.seconds = 2 if stand_in else 40
-        """Within which a coordinator is killed after its start."""
+        """A coordinator is killed within this many seconds after its start."""
         self.images = work / "images"
         self.model = work / "models" / "small"
         self.kills, self.coordinator_kills = kills, coordinator_kills
@@ -38,12 +38,12 @@ class Campaign:
         self.expected = self.undisturbed(work / "undisturbed", [str(self.images)])
 
     def undisturbed(self, out: Path, images: list[str]) -> dict[str, str]:
-        """The shards of a run that nothing disturbs."""
+        """Compute an undisturbed archive, and return its digests."""
         finish(self.command(out, images))
         return digests(out)
 
     def command(self, out: Path | str, images: list[str], *more: str) -> list[str]:
-        """The command line of a user."""
+        """Return the command line."""
         return [
             *(sys.executable, str(self.script)),
             *("--images", *images, "--model", str(self.model), "--out", str(out)),
@@ -53,16 +53,16 @@ class Campaign:
         ]
 
     def check(self, out: Path) -> str:
-        """What differs from the undisturbed archive, in words; empty where nothing does."""
-        found = digests(out)
-        if found != self.expected:
-            different = [k for k in self.expected if found.get(k) != self.expected[k]]
-            return f"{len(different)} shards differ, {len(set(found) - set(self.expected))} more"
+        """Return the differences from the undisturbed archive in words, or an empty string."""
+        actual = digests(out)
+        if actual != self.expected:
+            different = [k for k in self.expected if actual.get(k) != self.expected[k]]
+            return f"{len(different)} shards differ, {len(set(actual) - set(self.expected))} more"
         return paths_once(out)
 
 
 def make_images(folder: Path, count: int) -> None:
-    """So many names of a hundred phantoms, two of which cannot be read."""
+    """Write `count` links to a hundred phantoms, two of which are unreadable."""
     from PIL import Image
 
     from cxr_tf.data.sources.phantoms import FINDINGS, phantom
@@ -79,7 +79,7 @@ def make_images(folder: Path, count: int) -> None:
 
 
 def make_model(folder: Path) -> None:
-    """A random AlexNet at 64 pixels, exported in a process of its own."""
+    """Export a random AlexNet at 64 pixels, in a separate process."""
     code = """
 import sys
 from pathlib import Path
@@ -95,13 +95,13 @@ export_classifier(random_classifier("alexnet", 64), Path(sys.argv[1]), classes=c
 
 
 def environment(**more: str) -> dict[str, str]:
-    """As a user's, with the package of this checkout."""
+    """Return the environment of the commands, with the package of this checkout."""
     paths = os.pathsep.join([str(ROOT), str(SUPPORT), os.environ.get("PYTHONPATH", "")])
     return {**os.environ, "PYTHONPATH": paths, "TF_CPP_MIN_LOG_LEVEL": "3", **more}
 
 
 def start(command: list[str], log: Path | None = None) -> subprocess.Popen:
-    """The command, in a session of its own."""
+    """Start a command in a new session."""
     output = log.open("ab") if log else subprocess.DEVNULL
     return subprocess.Popen(
         command, env=environment(), stdout=output, stderr=output, start_new_session=True
@@ -109,27 +109,27 @@ def start(command: list[str], log: Path | None = None) -> subprocess.Popen:
 
 
 def finish(command: list[str]) -> None:
-    """Runs a command to its end; an error shows what it said."""
+    """Run a command to its end; raise RuntimeError with its messages if it fails."""
     done = subprocess.run(command, env=environment(), capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"exit code {done.returncode}: {done.stderr[-2000:]}")
 
 
 def workers_of(process: subprocess.Popen) -> list[int]:
-    """The worker processes of a coordinator."""
-    found = []
+    """Return the worker processes of a coordinator."""
+    workers = []
     with contextlib.suppress(OSError):
         task = Path(f"/proc/{process.pid}/task/{process.pid}/children")
         for child in task.read_text().split():
             with contextlib.suppress(OSError):
                 command = Path(f"/proc/{child}/cmdline").read_bytes()
                 if b"spawn_main" in command:
-                    found.append(int(child))
-    return found
+                    workers.append(int(child))
+    return workers
 
 
 def digests(out: Path) -> dict[str, str]:
-    """{file: digest} of the shards and lists of an archive, hidden files included."""
+    """Return {file: digest} of the shards and lists of an archive, including hidden files."""
     files = [p for p in out.rglob("*") if p.is_file() and p.name != "summary.json"]
     return {
         str(p.relative_to(out)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(files)
@@ -137,21 +137,21 @@ def digests(out: Path) -> dict[str, str]:
 
 
 def paths_once(out: Path) -> str:
-    """Whether each path of the list occurs once."""
+    """Return an empty string if each path of the lists occurs once, or else a message."""
     import pyarrow.parquet as pq
 
-    found = [p for f in sorted((out / "shards").iterdir()) for p in read_paths(pq, f)]
+    scored = [p for f in sorted((out / "shards").iterdir()) for p in read_paths(pq, f)]
     listed = [p for f in sorted((out / "lists").iterdir()) for p in read_paths(pq, f)]
-    return "" if found == listed and len(set(found)) == len(found) else "paths differ"
+    return "" if scored == listed and len(set(scored)) == len(scored) else "paths differ"
 
 
 def read_paths(pq: Any, file: Path) -> list[str]:
-    """The paths in a Parquet file."""
+    """Return the paths in a Parquet file."""
     return pq.read_table(file, columns=["path"])["path"].to_pylist()
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process runs; a zombie does not."""
+    """Return whether a process is running and not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:

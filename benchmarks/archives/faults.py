@@ -1,11 +1,11 @@
-"""Kill, fill, refuse: does a disturbed archive end as an undisturbed one, file by file?
+"""A campaign of faults against archives, which must end equal to an undisturbed one.
 
 python -m benchmarks.archives.faults --work /tmp/faults
 python -m benchmarks.archives.faults --work /tmp/faults --cases workers coordinator
 
-Each case runs scripts/score_archive.py as a user does, on phantoms and a small random model, until
-the archive is finished, and compares every shard with those of a run that nothing disturbed. Needs
-Linux, and the optional packages of the case. Prints a table, and writes faults.json.
+Each case runs scripts/score_archive.py on phantoms and a small random model until the archive is
+finished, and compares every shard with those of an undisturbed run. Requires Linux and the optional
+packages of the case. Prints a table, and writes faults.json.
 """
 
 import argparse
@@ -40,7 +40,7 @@ random.seed(0)
 
 
 def kill_workers(campaign: Campaign) -> dict[str, Any]:
-    """kill -9 of a random worker, after every few shards."""
+    """Kill a random worker with SIGKILL after every few shards."""
     killed = runs = 0
     problems = []
     while killed < campaign.kills:
@@ -52,7 +52,7 @@ def kill_workers(campaign: Campaign) -> dict[str, Any]:
             time.sleep(random.uniform(0.5, 4))
             now = len(list((out / "shards").glob("[0-9]*")))
             workers = workers_of(process)
-            # Whatever it is doing, loading or computing; but not so often that nothing moves.
+            # At any moment, loading or computing, but seldom enough that shards are finished.
             if workers and now > finished and killed < campaign.kills:
                 finished = now
                 with contextlib.suppress(ProcessLookupError):
@@ -65,7 +65,7 @@ def kill_workers(campaign: Campaign) -> dict[str, Any]:
 
 
 def kill_coordinator(campaign: Campaign, how: signal.Signals = signal.SIGKILL) -> dict[str, Any]:
-    """The coordinator is killed at a random moment after its start, and started again."""
+    """Kill the coordinator at a random moment after its start, and start it again."""
     out = campaign.work / f"coordinator-{how.name}"
     times = campaign.coordinator_kills if how == signal.SIGKILL else 3
     problems, killed, orphans = [], 0, 0
@@ -82,7 +82,7 @@ def kill_coordinator(campaign: Campaign, how: signal.Signals = signal.SIGKILL) -
                 problems.append(f"exit code {process.returncode}")
             if killed >= times:
                 break
-            # Finished before it was killed: some of it is taken away again, to have more to kill.
+            # Finished before it was killed: remove some shards, to continue with the kills.
             for shard in random.sample(sorted((out / "shards").iterdir()), k=40):
                 shard.unlink()
             continue
@@ -90,7 +90,7 @@ def kill_coordinator(campaign: Campaign, how: signal.Signals = signal.SIGKILL) -
         process.send_signal(how)
         killed += 1
         process.wait()
-        # 130 from our handler; before that is installed, in the first second, the signal itself.
+        # 130 from the signal handler, or the signal itself before the handler is installed.
         if how == signal.SIGTERM and process.returncode not in (130, -signal.SIGTERM):
             problems.append(f"SIGTERM: exit code {process.returncode}")
         deadline = time.monotonic() + 60
@@ -105,7 +105,7 @@ def kill_coordinator(campaign: Campaign, how: signal.Signals = signal.SIGKILL) -
 
 
 def two_coordinators(campaign: Campaign) -> dict[str, Any]:
-    """Two start at the same moment on one folder."""
+    """Start two coordinators at the same moment on one folder."""
     out = campaign.work / "two"
     both = [start(campaign.command(out, [str(campaign.images)])) for _ in range(2)]
     codes = [process.wait() for process in both]
@@ -114,7 +114,7 @@ def two_coordinators(campaign: Campaign) -> dict[str, Any]:
 
 
 def full_disk(campaign: Campaign) -> dict[str, Any]:
-    """The output is a disk of a few hundred kilobytes, and is enlarged when it is full."""
+    """Write to a disk of a few hundred kilobytes, which is enlarged when it is full."""
     disk = campaign.work / "disk"
     disk.mkdir(exist_ok=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(disk)], check=True)
@@ -142,7 +142,7 @@ def full_disk(campaign: Campaign) -> dict[str, Any]:
 
 
 def object_store(campaign: Campaign) -> dict[str, Any]:
-    """Images and results in S3 (moto): 503, cut downloads, and listings that lag behind."""
+    """Use S3 (moto) with 503 responses, interrupted downloads, and delayed listings."""
     sys.path[:0] = [str(SUPPORT)]
     from flaky_s3 import flaky_s3
 
@@ -169,7 +169,7 @@ def object_store(campaign: Campaign) -> dict[str, Any]:
 
         store.choose = choose
         store.late = {f"{k:05d}.parquet" for k in range(0, 100, 3)}
-        for _ in range(2):  # the second computes again what the first does not see
+        for _ in range(2):  # the second one recomputes shards that its listing does not show
             finish(campaign.command("s3://pacs/scores", images))
         store.choose, store.late = (lambda: None), set()
         copy = campaign.work / "store"
@@ -184,7 +184,7 @@ def object_store(campaign: Campaign) -> dict[str, Any]:
 
 
 def ray_node(campaign: Campaign) -> dict[str, Any]:
-    """A whole node of a cluster of two goes, and another comes."""
+    """Remove one of two nodes of a cluster, and add another."""
     with cluster() as nodes:
         out = campaign.work / "ray-node"
         command = campaign.command(out, [str(campaign.images)], *ray_flags(nodes))
@@ -203,7 +203,7 @@ def ray_node(campaign: Campaign) -> dict[str, Any]:
 
 
 def ray_actors(campaign: Campaign) -> dict[str, Any]:
-    """kill -9 of a random actor, and of the driver."""
+    """Kill random actors and the driver with SIGKILL."""
     with cluster() as nodes:
         out = campaign.work / "ray-actors"
         command = campaign.command(out, [str(campaign.images)], *ray_flags(nodes))
@@ -231,19 +231,19 @@ def ray_actors(campaign: Campaign) -> dict[str, Any]:
 
 
 def actor_processes() -> list[int]:
-    """Processes in which an actor of ours computes."""
-    found = []
+    """Return the processes of the worker actors."""
+    actors = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             name = (folder / "cmdline").read_bytes()
             if name.startswith((b"ray::Worker", b"ray::SlowWorker")):
-                found.append(int(folder.name))
-    return found
+                actors.append(int(folder.name))
+    return actors
 
 
 @contextlib.contextmanager
 def cluster() -> Iterator[Any]:
-    """A Ray cluster of two nodes on this machine."""
+    """Run a Ray cluster of two nodes on this machine."""
     os.environ.update(environment())
     from ray.cluster_utils import Cluster
 
@@ -258,14 +258,14 @@ def cluster() -> Iterator[Any]:
 
 
 def ray_flags(nodes: Any) -> list[str]:
-    """The flags that join the cluster."""
+    """Return the flags that connect to the cluster."""
     return ["--engine", "ray", "--address", nodes.address, "--workers", "2"]
 
 
 def result(case: str, times: int, problems: list[str], note: str = "") -> dict[str, Any]:
-    """A row of the table."""
-    found = [p for p in problems if p]
-    return {"case": case, "times": times, "equal": not found, "problems": found, "note": note}
+    """Return a row of the table."""
+    actual = [p for p in problems if p]
+    return {"case": case, "times": times, "equal": not actual, "problems": actual, "note": note}
 
 
 CASES: dict[str, Callable[[Campaign], dict[str, Any]]] = {

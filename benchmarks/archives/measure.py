@@ -4,8 +4,8 @@ python -m benchmarks.archives.measure --work /tmp/archives plan
 python -m benchmarks.archives.measure --work /tmp/archives memory speed ray search
 python -m benchmarks.archives.measure cost --gpu-rate 1200 --decode-rate 110
 
-Ways to the same end are measured in turn, on the same files, without the time that a model takes to
-load; the median of the rounds is told, and the lowest and the highest. Prints tables.
+Alternatives are measured alternately on the same files, without the time to load a model. Prints
+tables with the median, the lowest and the highest of the rounds.
 """
 
 import argparse
@@ -31,7 +31,7 @@ DIFFERENT = 12
 
 
 def many_paths(work: Path) -> Path:
-    """A thousand folders, all of them links to one with a thousand phantoms: a million paths."""
+    """Create a thousand links to a folder with a thousand phantoms: a million paths."""
     root = work / "many"
     if not root.exists():
         write_phantoms(root / "real", FILES, (64, 64), "png")
@@ -41,7 +41,7 @@ def many_paths(work: Path) -> Path:
 
 
 def list_of(work: Path, count: int) -> Path:
-    """A list of so many of the paths."""
+    """Write a list of `count` of these paths."""
     root = many_paths(work)
     path = work / f"list-{count}.txt"
     if not path.exists():
@@ -51,13 +51,13 @@ def list_of(work: Path, count: int) -> Path:
 
 
 def write_phantoms(folder: Path, count: int, size: tuple[int, int], suffix: str) -> None:
-    """Phantoms as files of a width and a height in pixels."""
+    """Write phantoms as files of a width and a height in pixels."""
     from PIL import Image
 
     from cxr_tf.data.sources.phantoms import FINDINGS, phantom
 
     folder.mkdir(parents=True)
-    # A few different ones: what they show does not matter here.
+    # Only a few different ones, because their content does not matter.
     for k in range(min(count, DIFFERENT)):
         image = phantom(FINDINGS[k % 3], seed=1, patient=k, size=min(size)).image
         Image.fromarray(image).resize(size).save(folder / f"{k:05d}.{suffix}")
@@ -66,7 +66,7 @@ def write_phantoms(folder: Path, count: int, size: tuple[int, int], suffix: str)
 
 
 def export_model(work: Path, backbone: str, size: int) -> Path:
-    """A random classifier as a SavedModel, and as `<folder>.keras` for a plain loop."""
+    """Export a random classifier as a SavedModel, and as `<folder>.keras` for a plain loop."""
     folder = work / f"{backbone}-{size}"
     if not folder.exists():
         code = f"""
@@ -86,7 +86,7 @@ export_classifier(model, Path(sys.argv[1]), classes=classes, threshold=0.5, card
 
 
 def new_plan(out: Path, model: Path, images: list[str], shard_size: int) -> Any:
-    """A plan for these images."""
+    """Create a plan for these images."""
     from cxr_tf.archive.listing import list_images
     from cxr_tf.archive.plan import Plan, Recipe
     from cxr_tf.archive.storage import open_storage
@@ -109,7 +109,7 @@ def new_plan(out: Path, model: Path, images: list[str], shard_size: int) -> Any:
 
 
 def plan(given: argparse.Namespace) -> None:
-    """Seconds and memory of planning a list, and of looking for what is new in it."""
+    """Measure time and memory of planning a list, and of searching it for new paths."""
     print("| paths | planned in (CPU) | again, nothing new | peak memory |")
     print("| --- | --- | --- | --- |")
     for count in (10_000, 100_000, 1_000_000):
@@ -132,14 +132,14 @@ assert plan.images == {count}
 print(*times, peak(__import__("os").getpid()))
 """
         out = given.work / f"plan-{count}-{time.time_ns()}"
-        told = subprocess.run(
+        done = subprocess.run(
             [sys.executable, "-c", code, str(out)],
             env=environment(),
             capture_output=True,
             text=True,
             check=True,
         )
-        first, cpu, second, cpu_second, megabytes = map(float, told.stdout.split())
+        first, cpu, second, cpu_second, megabytes = map(float, done.stdout.split())
         print(
             f"| {count:,} | {first:.1f} s ({cpu:.1f} s) | {second:.1f} s ({cpu_second:.1f} s) | "
             f"{megabytes:.0f} MB |",
@@ -148,7 +148,7 @@ print(*times, peak(__import__("os").getpid()))
 
 
 def memory(given: argparse.Namespace) -> None:
-    """Peak memory of coordinator and workers: 10,000 images, of a list of 10,000 or a million."""
+    """Measure the peak memory of coordinator and workers for lists of 10,000 and a million."""
     model = export_model(given.work, "alexnet", 64)
     print("| paths | computed | coordinator | worker |\n| --- | --- | --- | --- |")
     for count, part in ((10_000, "1/1"), (1_000_000, "1/100")):
@@ -175,7 +175,7 @@ def memory(given: argparse.Namespace) -> None:
 
 
 def peak(pid: int) -> float:
-    """The most memory that a process ever had, in MB."""
+    """Return the peak memory of a process in MB."""
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
             if line.startswith("VmHWM"):
@@ -184,7 +184,7 @@ def peak(pid: int) -> float:
 
 
 def children(pid: int) -> list[int]:
-    """The processes that a process started."""
+    """Return the child processes of a process."""
     with contextlib.suppress(OSError):
         return [int(c) for c in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     return []
@@ -194,7 +194,7 @@ def children(pid: int) -> list[int]:
 
 
 def speed(given: argparse.Namespace) -> None:
-    """Images per second: two workers, one worker, predict.py, and a plain Keras loop."""
+    """Measure images per second of two workers, one worker, predict.py, and a Keras loop."""
     folder = given.work / f"films-{given.images}" / "films"
     if not folder.exists():
         write_phantoms(folder, given.images, (1300, 900), "jpeg")
@@ -209,7 +209,7 @@ def speed(given: argparse.Namespace) -> None:
 
 
 def ray(given: argparse.Namespace) -> None:
-    """Images per second of the same two workers on the same shards, by Ray and without it."""
+    """Measure images per second of two workers on the same shards, with and without Ray."""
     folder = given.work / f"films-{given.images}" / "films"
     if not folder.exists():
         write_phantoms(folder, given.images, (1300, 900), "jpeg")
@@ -222,20 +222,20 @@ def ray(given: argparse.Namespace) -> None:
 
 
 def table(ways: dict[str, Callable[[], float]], rounds: int, title: str) -> None:
-    """The ways in turn, the order reversed every round."""
+    """Measure alternately, in reversed order every other round, and print a table."""
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for k in range(rounds):
         for name in list(ways)[:: -1 if k % 2 else 1]:
             rates[name].append(ways[name]())
             print(f"  round {k + 1}: {name}: {rates[name][-1]:.1f}/s", file=sys.stderr, flush=True)
     print(f"| {title} | images/s | lowest and highest of {rounds} |\n| --- | --- | --- |")
-    for name, found in rates.items():
-        middle = statistics.median(found)
-        print(f"| {name} | {middle:.1f} | {min(found):.1f} to {max(found):.1f} |", flush=True)
+    for name, values in rates.items():
+        middle = statistics.median(values)
+        print(f"| {name} | {middle:.1f} | {min(values):.1f} to {max(values):.1f} |", flush=True)
 
 
 def rate_of(steps: Any) -> float:
-    """Images per second between the first shard that is finished and the last."""
+    """Return the images per second between the first finished shard and the last."""
     started, images = 0.0, 0
     for step in steps:
         if step.finished:
@@ -246,7 +246,7 @@ def rate_of(steps: Any) -> float:
 
 
 def by_processes(given: argparse.Namespace, model: Path, folder: Path, workers: int) -> float:
-    """The default engine."""
+    """Measure the default engine."""
     from cxr_tf.archive import processes
     from cxr_tf.archive.worker import WorkerSettings
 
@@ -256,7 +256,7 @@ def by_processes(given: argparse.Namespace, model: Path, folder: Path, workers: 
 
 
 def by_ray(given: argparse.Namespace, model: Path, folder: Path) -> float:
-    """Ray on this machine; one thread of TensorFlow to an actor, as the other engine has it."""
+    """Measure Ray on this machine, with one TensorFlow thread per actor like the other engine."""
     os.environ.update(environment())
     from cxr_tf.archive import ray_cluster
     from cxr_tf.archive.worker import WorkerSettings
@@ -298,23 +298,23 @@ print(images / (time.perf_counter() - started))
 
 
 def by_code(code: str, model: Path, folder: Path) -> float:
-    """A program of its own, which prints its images per second."""
-    told = subprocess.run(
+    """Run a program that prints its images per second, and return these."""
+    done = subprocess.run(
         [sys.executable, "-c", code, str(model), str(folder)],
         env=environment(),
         capture_output=True,
         text=True,
     )
-    if told.returncode:
-        raise RuntimeError(told.stderr[-2000:])
-    return float(told.stdout.split()[-1])
+    if done.returncode:
+        raise RuntimeError(done.stderr[-2000:])
+    return float(done.stdout.split()[-1])
 
 
 # ---------------------------------------------------------------------- search, cost
 
 
 def search(given: argparse.Namespace) -> None:
-    """Exact and approximate search in 200,000 embeddings of 128 numbers."""
+    """Measure exact and approximate search in 200,000 embeddings of 128 numbers."""
     import numpy as np
 
     from cxr_tf.archive import similar_cases
@@ -354,7 +354,7 @@ def search(given: argparse.Namespace) -> None:
 
 
 def cost(given: argparse.Namespace) -> None:
-    """Hours and cost of an archive, from the rates of its parts."""
+    """Calculate hours and cost of an archive from the rates of its parts."""
     per_gpu = min(given.gpu_rate, given.decode_rate * given.cores)
     hours = given.films / (given.gpus * per_gpu) / 3600
     bound = "the GPU" if given.gpu_rate <= given.decode_rate * given.cores else "decoding"

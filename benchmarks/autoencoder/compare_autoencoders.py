@@ -1,4 +1,4 @@
-"""The comparison of `anomaly_variants`: every row judged on validation, interrupted or not.
+"""Compare variants of the autoencoder on validation; an interrupted comparison resumes.
 
     python scripts/compare_autoencoders.py --data chest_xray
     python scripts/compare_autoencoders.py --data chest_xray --vgg16-weights imagenet
@@ -37,12 +37,12 @@ from cxr_tf.runs import Run, open_run, reserve_run
 log = logging.getLogger(__name__)
 
 
-# Of validation, healthy and sick each: they are divided into five parts.
+# Least number of healthy and of sick validation patients, for five-fold cross-fitting.
 FEWEST_PATIENTS = 5
 
 
 def compare_autoencoders(settings: CompareAutoencoders) -> Run:
-    """Trains and scores all variants, writes the comparison, returns its run.
+    """Train and score all variants, write the comparison, and return its run.
 
     Raises UserError on a user's mistake, before anything is written.
     """
@@ -51,11 +51,13 @@ def compare_autoencoders(settings: CompareAutoencoders) -> Run:
     if "features" in settings.variants and settings.vgg16_weights == "none":
         raise UserError("--variants features needs --vgg16-weights: imagenet or a file")
     autoencoder.check_size("denoising", settings.image_size)
-    # Many functions are traced; TensorFlow takes that for one traced in a loop.
+    # Many functions are traced, which TensorFlow mistakes for retracing in a loop.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     keras.utils.set_random_seed(settings.seed)
     tf.config.experimental.enable_op_determinism()
-    features = feature_maps(settings)  # weights that cannot be had are known before the hours
+    features = feature_maps(
+        settings
+    )  # first, so that missing weights fail before hours of training
     data = load_data(settings)
     train, val = data.split("train"), data.split("val")
     healthy = train.take(np.flatnonzero(train.labels == 0))
@@ -73,7 +75,7 @@ def compare_autoencoders(settings: CompareAutoencoders) -> Run:
     for name, make in variants(material, features).items():
         if not settings.variants or name in (DEFAULT, *settings.variants):
             rows.add(name, make)
-    tables = judge(rows.all(), val, bootstrap_samples=settings.bootstrap_samples)
+    tables = evaluate_rows(rows.all(), val, bootstrap_samples=settings.bootstrap_samples)
     _write(run, tables, val)
     rows.remove()
     log.info("\n%s\ncomparison: %s", table(tables, val), run.directory)
@@ -81,7 +83,7 @@ def compare_autoencoders(settings: CompareAutoencoders) -> Run:
 
 
 def load_data(settings: CompareAutoencoders) -> ImageDataset:
-    """The checked data; UserError for what an autoencoder cannot learn from, or be compared on."""
+    """Return the checked data; raise UserError if they do not suffice to train or compare."""
     names = {f.name for f in dataclasses.fields(TrainAutoencoder)} - {"name"}
     shared = {k: v for k, v in dataclasses.asdict(settings).items() if k in names}
     data = train_autoencoder.load_data(TrainAutoencoder(**shared))
@@ -90,14 +92,14 @@ def load_data(settings: CompareAutoencoders) -> ImageDataset:
     healthy, sick = (len(set(patients[val.labels == k])) for k in (0, 1))
     if min(healthy, sick) < FEWEST_PATIENTS:
         raise UserError(
-            f"{data.catalog.source}: {healthy} healthy and {sick} sick patients in validation; to "
-            f"compare by them takes at least {FEWEST_PATIENTS} of each"
+            f"{data.catalog.source}: {healthy} healthy and {sick} sick patients in validation; the "
+            f"comparison needs at least {FEWEST_PATIENTS} of each"
         )
     return data
 
 
 class Rows:
-    """The rows that are done, in `rows.json` of the run directory until all are.
+    """The finished rows, kept in `rows.json` of the run directory until all are finished.
 
     {name of a training: {row: {"alone", "joined", "seconds"}}}.
     """
@@ -110,7 +112,7 @@ class Rows:
             self._done = json.loads(self._file.read_text())
 
     def add(self, name: str, make: Callable[[], Iterator[tuple[str, Row]]]) -> None:
-        """Makes the rows of a training, unless they were made before."""
+        """Compute the rows of a training, unless they are already there."""
         if name in self._done:
             return
         self._done[name] = {}
@@ -125,16 +127,18 @@ class Rows:
         keras.backend.clear_session()
 
     def _areas(self, scores: Row) -> str:
-        found = (("alone", scores.alone), ("joined", scores.joined))
+        pairs = (("alone", scores.alone), ("joined", scores.joined))
         return ", ".join(
-            f"{name} {metrics.roc_area(self._sick, own):.3f}"
-            for name, own in found
-            if own is not None
+            f"{name} {metrics.roc_area(self._sick, values):.3f}"
+            for name, values in pairs
+            if values is not None
         )
 
     def all(self) -> dict[str, Row]:
-        """Every row, in order; with the mean of the two seeds where both were trained."""
-        rows = {name: _row(own) for group in self._done.values() for name, own in group.items()}
+        """Return all rows in order, and the mean of the two seeds if both were trained."""
+        rows = {
+            name: _row(record) for group in self._done.values() for name, record in group.items()
+        }
         if NEXT_SEED not in rows:
             return rows
         first, second = rows[DEFAULT].joined, rows[NEXT_SEED].joined
@@ -142,7 +146,7 @@ class Rows:
         return {**rows, "both seeds averaged": Row(None, (first + second) / 2)}
 
     def remove(self) -> None:
-        """Deletes the file; the run is done."""
+        """Delete the file once the run is finished."""
         self._file.unlink()
 
 
@@ -153,13 +157,13 @@ def _row(written: dict[str, Any]) -> Row:
     return Row(alone, joined, written["seconds"])
 
 
-def judge(
+def evaluate_rows(
     rows: dict[str, Row], val: ImageDataset, *, bootstrap_samples: int
 ) -> dict[str, dict[str, Any]]:
-    """AUROC on validation of every row, with intervals, for `metrics.json`.
+    """Compute the AUROC on validation of every row, with intervals, for `metrics.json`.
 
-    `alone`, `joined`: AUROC, with `ci95`. `difference`: of the joined one, or where there is none
-    of the row alone, to the default's joined one on the same images.
+    `alone`, `joined`: AUROC, with `ci95`. `difference`: of the joined score, or else of the row
+    alone, to the joined score of the default on the same images.
     """
     sick, patients = val.labels == 1, val.catalog.patients
     default = rows[DEFAULT].joined
@@ -185,7 +189,7 @@ def _areas(
 
 
 def table(tables: dict[str, dict[str, Any]], val: ImageDataset) -> str:
-    """The comparison for the screen."""
+    """Format the comparison as a table for the terminal."""
     sick = int((val.labels == 1).sum())
     heading = f"AUROC on {len(val.labels) - sick} healthy and {sick} sick validation images"
     rows = []

@@ -13,33 +13,33 @@ from cxr_tf.models import autoencoder, weights
 from cxr_tf.models.classifier import build_classifier
 from cxr_tf.training import inference
 
-# Numbers that a linear autoencoder of features squeezes an image into.
+# Code size of the linear autoencoder of features.
 FEATURE_CODE = 400
 
-# Healthy images that features are taken of, evenly: each is a third of a megabyte of them.
+# Number of healthy images, evenly sampled: the features of each take a third of a megabyte.
 MOST_FEATURED = 2000
 
 
 def feature_maps(
     settings: CompareAutoencoders,
 ) -> Callable[[np.ndarray, int], np.ndarray] | None:
-    """Images uint8 [N, S, S, 1] and a block's number -> the block's features float32 [N, D].
+    """Return a function from images uint8 [N, S, S, 1] and a block to features float32 [N, D].
 
-    Of VGG16; None where no weights are given, or these rows are not asked for. Raises UserError
-    for weights that cannot be had.
+    The network is VGG16; None if there are no weights or these variants are not selected. Raises
+    UserError for weights that cannot be loaded.
     """
-    asked = not settings.variants or "features" in settings.variants
-    if settings.vgg16_weights == "none" or not asked:
+    is_selected = not settings.variants or "features" in settings.variants
+    if settings.vgg16_weights == "none" or not is_selected:
         return None
     model = build_classifier("vgg16", classes=2, image_size=settings.image_size // 2)
     weights.load_weights(model, "vgg16", settings.vgg16_weights)
 
     def features(images: np.ndarray, block: int) -> np.ndarray:
         end = model.get_layer(f"block{block}_pool").output
-        ask = inference.compiled(keras.Model(model.input, end))
+        predict = inference.compiled(keras.Model(model.input, end))
         seen = autoencoder.as_network_sees(images, "denoising")
-        found = [ask(tf.constant(part, tf.float32)).numpy() for part in batches(seen)]
-        return np.concatenate([x.reshape(len(x), -1) for x in found])
+        parts = [predict(tf.constant(part, tf.float32)).numpy() for part in batches(seen)]
+        return np.concatenate([x.reshape(len(x), -1) for x in parts])
 
     return features
 
@@ -47,7 +47,7 @@ def feature_maps(
 def of_features(
     material: Material, features: Callable[[np.ndarray, int], np.ndarray]
 ) -> Iterator[tuple[str, Row]]:
-    """What a linear autoencoder cannot rebuild of the features, and how far the nearest are."""
+    """Yield scores by the residual of a linear autoencoder, and by nearest neighbours."""
     from sklearn.decomposition import PCA
     from sklearn.neighbors import NearestNeighbors
 

@@ -10,7 +10,7 @@ from cxr_tf.figures.style import CYCLE
 
 
 def variants(tables: Mapping[str, Mapping[str, Any]], default: str) -> Figure:
-    """AUROC of every anomaly score with its 95 % interval: alone, and joined with the context."""
+    """AUROC of every anomaly score with its 95 % interval: alone, and in the combined score."""
     figure, axes = plt.subplots(figsize=(8, 0.32 * len(tables) + 1.2), layout="constrained")
     for k, (score, colour) in enumerate((("alone", "0.5"), ("joined", CYCLE[0]))):
         rows = [(row, t) for row, t in enumerate(tables.values()) if score in t]

@@ -1,4 +1,4 @@
-"""What all variants are trained and scored on."""
+"""Data and scores that all variants share."""
 
 import functools
 import time
@@ -24,7 +24,7 @@ DEFAULT, NEXT_SEED = "default", "the next seed"
 
 @dataclass(frozen=True)
 class Row:
-    """Anomaly scores float32 [N] of the validation images, and the seconds they took to learn."""
+    """Anomaly scores float32 [N] of the validation images, and the seconds of training."""
 
     alone: np.ndarray | None
     joined: np.ndarray | None
@@ -33,10 +33,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Material:
-    """What all variants are made from and judged on.
+    """Data that all variants are trained and evaluated on.
 
-    healthy: the healthy images of the train split; seen and lungs: uint8 [N, T, T, 1], those as the
-    networks see them, and where their lungs are.
+    healthy: the healthy images of the train split; seen, lungs: uint8 [N, T, T, 1], the network
+    input of these and their lung masks.
     """
 
     settings: CompareAutoencoders
@@ -48,14 +48,14 @@ class Material:
 
     @property
     def epochs(self) -> int:
-        """Of a network's training."""
+        """Epochs of training a network."""
         assert self.settings.epochs is not None
         return self.settings.epochs
 
     @functools.cached_property
     def shown(self) -> np.ndarray:
-        """Validation images, then the healthy ones of them in three versions, which set the scale
-        of a joined score: float32 [M, T, T, 1], as the served network sees them."""
+        """Validation images, then the healthy ones in three versions, which set the scale of
+        a joined score: float32 [M, T, T, 1], the input of the served network."""
         healthy = perturbed_copies.perturbed_copies(
             fitting.healthy_images(self.val), perturbed_copies.VALIDATION_SEED
         )
@@ -66,23 +66,23 @@ class Material:
 
     @functools.cached_property
     def context_score(self) -> np.ndarray:
-        """Score of the context alone, float32 [N] of the validation images."""
+        """Score of the lung appearance model, float32 [N] of the validation images."""
         size = self.val.images.shape[1]
         return self.score(autoencoder.build_network("denoising", size), "appearance")
 
     @property
     def sick(self) -> np.ndarray:
-        """bool, of the validation images."""
+        """bool [N] of the validation images."""
         return self.val.labels == 1
 
     def score(self, network: keras.Model, name: str) -> np.ndarray:
-        """Scores of the validation images, as `train_autoencoder.py` would give them."""
+        """Return the scores of the validation images as in `train_autoencoder.py`."""
         healthy = fitting.healthy_images(self.val)
         model = scoring.scoring_model(network, self.context, healthy, name)
         return perturbed_copies.predict_fn(model, ("score",))(self.val.images)["score"]
 
     def row(self, network: keras.Model, seconds: float = 0.0) -> Row:
-        """What the network removes, and that joined with the context."""
+        """Return the residual and the combined score of a network."""
         return Row(self.score(network, "residual"), self.score(network, "combined"), seconds)
 
     def measured(
@@ -92,9 +92,9 @@ class Material:
         *,
         least: float = autoencoder.LEAST_RESIDUAL,
     ) -> Row:
-        """Another measure of what fails, in the place of what is removed in the joined score.
+        """Return another measure of the error, which replaces the residual in the joined score.
 
-        amounts: float [M], not negative, of the images `shown`; least: less than this is nothing.
+        amounts: float [M], non-negative, of the images `shown`; least: smaller values count as 0.
         """
         count = len(self.sick)
         logarithms = np.log(amounts + least)
@@ -106,7 +106,7 @@ class Material:
 def make_material(
     settings: CompareAutoencoders, healthy: ImageDataset, val: ImageDataset
 ) -> Material:
-    """Everything that the variants share, of images of any size."""
+    """Prepare the data that the variants share, at any image size."""
     seen = autoencoder.as_network_sees(healthy.images, "denoising")
     context = fitting.fit_appearance_model(healthy.images)
     return Material(settings, healthy, seen, opacities.lung_fields(seen), val, context)
@@ -121,7 +121,7 @@ def trained(
     epochs: int | None = None,
     pair: opacities.Pair | None = None,
 ) -> tuple[keras.Model, list[np.ndarray], float]:
-    """A restoring network; the weights of its last step, before averaging; the seconds it took.
+    """Train a network; return it, its last weights before averaging, and the seconds.
 
     images, lungs: uint8 [N, T, T, 1]. As `anomaly.fit` does, without the choice of an epoch.
     """
@@ -147,7 +147,7 @@ def trained(
         epochs=epochs,
         steps_per_epoch=steps,
         callbacks=[
-            # `fit` puts the averages in their place when it ends.
+            # `fit` replaces them by the averages at its end.
             keras.callbacks.LambdaCallback(
                 on_epoch_end=lambda epoch, logs: weights.append(network.get_weights())
             )
@@ -156,7 +156,7 @@ def trained(
         verbose=0,
     )
     if not all(np.isfinite(w).all() for w in network.get_weights()):
-        raise UserError("a weight of a network became no finite number; try another --seed")
+        raise UserError("the weights of a network are not finite; try another --seed")
     return network, weights[-1], time.perf_counter() - started
 
 

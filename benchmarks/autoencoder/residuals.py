@@ -1,4 +1,4 @@
-"""Other measures of what the network changes."""
+"""Other measures of the residual."""
 
 from collections.abc import Iterator
 
@@ -15,7 +15,7 @@ from cxr_tf.models.lung_appearance import LungAppearanceModel
 
 
 class GreyContext(LungAppearanceModel):
-    """A context whose detail is that of grey levels."""
+    """A lung appearance model whose detail is that of grey levels."""
 
     def detailed(
         self, images: keras.KerasTensor, standardised: keras.KerasTensor
@@ -25,7 +25,7 @@ class GreyContext(LungAppearanceModel):
 
 
 def other_residuals(network: keras.Model, material: Material) -> Iterator[tuple[str, Row]]:
-    """Other measures of what the default network changes."""
+    """Yield other measures of the residual of the default network."""
     maps, marks, similar = [], [], []
     for part in batches(material.shown):
         x = local_contrast(tf.constant(part))
@@ -54,16 +54,16 @@ def other_residuals(network: keras.Model, material: Material) -> Iterator[tuple[
 
 
 def highest_tenth(maps: np.ndarray) -> np.ndarray:
-    """Mean of the highest tenth of each map, float32 [N]; maps: float32 [N, T, T, 1]."""
+    """Return the mean of the highest tenth of each map, float32 [N], of maps [N, T, T, 1]."""
     flat = np.sort(maps.reshape(len(maps), -1), axis=1)
     return flat[:, -int(autoencoder.SCORED_SHARE * flat.shape[1]) :].mean(axis=1)
 
 
 def by_pixel(maps: np.ndarray, material: Material) -> np.ndarray:
-    """Maps of the images `shown` in deviations of healthy validation images, clipped at 0.
+    """Standardise maps of the images `shown` by healthy validation images, clipped at 0.
 
-    Pixel by pixel. Healthy patients are measured by the half of them that they are not in, the sick
-    by one half.
+    Mean and deviation are by pixel. They are cross-fitted: healthy patients are standardised by the
+    half of them that they are not in, sick ones by one half.
     """
     patients, sick = np.array(material.val.catalog.patients), material.sick
     known = np.unique(patients[~sick])
@@ -79,7 +79,7 @@ def by_pixel(maps: np.ndarray, material: Material) -> np.ndarray:
 
 
 def shifts(images: np.ndarray, share: float = 0.03) -> Iterator[np.ndarray]:
-    """The images shifted towards each corner, float32; what comes from outside is black."""
+    """Yield the images shifted towards each corner, float32, filled with black."""
     count, size = images.shape[:2]
     zeros, ones = tf.zeros(count), tf.ones(count)
     for down in (-share, share):
@@ -95,7 +95,7 @@ def shifts(images: np.ndarray, share: float = 0.03) -> Iterator[np.ndarray]:
 
 
 def fitted_together(model: keras.Model, material: Material) -> np.ndarray:
-    """The four errors weighed by a logistic regression, fitted to the other patients' images."""
+    """Combine the four errors by a logistic regression, cross-fitted by patient."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 

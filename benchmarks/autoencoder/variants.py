@@ -1,11 +1,11 @@
-"""Variants of the autoencoder on the same data: what the default is made of, and what was left out.
+"""Variants of the autoencoder on the same data: parts of the default, and alternatives.
 
     material = make_material(settings, healthy, val)
     for name, rows in variants(material, feature_maps(settings)).items():
         for row, scores in rows(): ...
 
-Every row is an anomaly score: `alone`, and `joined` with the context of healthy lungs as the
-default joins the two. Networks are trained on healthy images of the train split, with the same
+Every row is an anomaly score: `alone`, and `joined` with the lung appearance model as in the
+default. Networks are trained on healthy images of the train split, with the same
 number of steps but for one, which is trained longer.
 """
 
@@ -42,14 +42,14 @@ from cxr_tf.data.restoration.local_contrast import WINDOW, local_contrast
 from cxr_tf.data.sources import phantom_anatomy
 from cxr_tf.errors import UserError
 
-# A side of the image is this many cells when they are covered in turn.
+# Number of cells along a side of the image, for masked inpainting.
 CELLS = 8
 
 
 def variants(
     material: Material, features: Callable[[np.ndarray, int], np.ndarray] | None
 ) -> dict[str, Callable[[], Iterator[tuple[str, Row]]]]:
-    """By name, what yields the rows of one training, or of features that need none."""
+    """Return by name the functions that train a variant and yield its rows."""
     seen, lungs = material.seen, material.lungs
     next_seed = (material.settings.seed + 1) % (LARGEST_SEED + 1)
     average = np.round(lungs.mean(axis=0, keepdims=True)).astype(np.uint8)
@@ -66,7 +66,7 @@ def variants(
             healthy, opacities.paint(healthy, lungs, seed, **how)
         )
 
-    found: dict[str, Callable] = {
+    functions: dict[str, Callable] = {
         DEFAULT: lambda: of_default(material),
         "seed": retrained(NEXT_SEED, seen, lungs, seed=next_seed),
         "long": retrained("trained four times as long", seen, lungs, epochs=4 * material.epochs),
@@ -90,12 +90,12 @@ def variants(
         "larger": lambda: of_larger_images(material),
     }
     if features is not None:
-        found["features"] = lambda: of_features(material, features)
-    return found
+        functions["features"] = lambda: of_features(material, features)
+    return functions
 
 
 def of_default(material: Material) -> Iterator[tuple[str, Row]]:
-    """The default network by its own scores and by others."""
+    """Yield the default network with its scores and alternative ones."""
     network, last, seconds = trained(material, material.seen, material.lungs)
     default = material.row(network, seconds)
     yield DEFAULT, default
@@ -126,14 +126,16 @@ def of_default(material: Material) -> Iterator[tuple[str, Row]]:
 
 
 def rescanned_pair(healthy: tf.Tensor, lungs: tf.Tensor, seed: tf.Tensor) -> tuple:
-    """Another tone and light, blur or noise, then the default's paint."""
+    """Perturb tone and light, blur or noise, then paint the opacities of the default."""
     rescanned = acquisition_shifts.simulate_scanner(healthy, seed)
     return opacities.restoration_pair(rescanned, lungs, seed)
 
 
 def of_phantom_lesions(material: Material) -> Iterator[tuple[str, Row]]:
-    """The opacities that phantoms are painted with, on real lungs; two for each image, where that
-    many epochs of twice the images are as many steps."""
+    """Train on opacities of the phantom generator painted on real lungs.
+
+    For an even number of epochs two per image, with half the epochs: the same number of steps.
+    """
     epochs = material.epochs
     copies = 2 - epochs % 2
     painted = [phantom_lesions(material, copy) for copy in range(copies)]
@@ -149,7 +151,7 @@ def of_phantom_lesions(material: Material) -> Iterator[tuple[str, Row]]:
 
 
 def phantom_lesions(material: Material, copy: int) -> np.ndarray:
-    """By how many grey levels each image is raised, uint8 [N, T, T, 1]; every fifth is not."""
+    """Return the grey levels added to each image, uint8 [N, T, T, 1]; every fifth has none."""
     raised = np.zeros_like(material.seen)
     for i, (image, lungs) in enumerate(zip(material.seen, material.lungs, strict=True)):
         rng = np.random.default_rng((material.settings.seed, copy, i))
@@ -166,7 +168,7 @@ def phantom_lesions(material: Material, copy: int) -> np.ndarray:
 
 
 def of_covered(material: Material) -> Iterator[tuple[str, Row]]:
-    """Masked inpainting: a quarter of the cells is covered, and told from the others."""
+    """Train masked inpainting: predict a quarter of the cells from the others."""
 
     def pair(healthy: tf.Tensor, lungs: tf.Tensor, seed: tf.Tensor) -> tuple:
         batch, size = tf.shape(healthy)[0], healthy.shape[1]
@@ -195,7 +197,7 @@ def of_covered(material: Material) -> Iterator[tuple[str, Row]]:
 
 
 def of_grey_levels(material: Material) -> Iterator[tuple[str, Row]]:
-    """Each image in deviations of the whole of it, in the place of its local contrast."""
+    """Standardise by the whole image instead of by local contrast."""
 
     def pair(healthy: tf.Tensor, lungs: tf.Tensor, seed: tf.Tensor) -> tuple:
         painted = opacities.paint(healthy, lungs, seed)
@@ -207,7 +209,7 @@ def of_grey_levels(material: Material) -> Iterator[tuple[str, Row]]:
 
 
 def of_surroundings(times: float, material: Material) -> Iterator[tuple[str, Row]]:
-    """Local contrast in surroundings of another width."""
+    """Use local contrast with a window of another width."""
     see = functools.partial(local_contrast, share=times * WINDOW)
 
     def pair(healthy: tf.Tensor, lungs: tf.Tensor, seed: tf.Tensor) -> tuple:
@@ -217,7 +219,7 @@ def of_surroundings(times: float, material: Material) -> Iterator[tuple[str, Row
 
 
 def seen_as(see: Callable[[tf.Tensor], tf.Tensor], pair: opacities.Pair, material: Material) -> Row:
-    """What a network removes that sees images otherwise, as it has learnt from the pairs."""
+    """Score by the residual of a network trained on pairs with other preprocessing."""
     network, _, seconds = trained(material, material.seen, material.lungs, pair=pair)
     amounts = []
     for part in batches(material.shown):
@@ -227,12 +229,12 @@ def seen_as(see: Callable[[tf.Tensor], tf.Tensor], pair: opacities.Pair, materia
 
 
 def of_larger_images(material: Material) -> Iterator[tuple[str, Row]]:
-    """Network and context on images of 10/7 of the side: 320 pixels for 224."""
+    """Train on images of 10/7 of the side: 320 pixels instead of 224."""
     size = round(material.settings.image_size * 10 / 7 / 32) * 32
     parts = []
     for part in (material.healthy, material.val):
         images, unreadable = decoding.load_images(part.catalog.paths, size)
-        for row, reason in unreadable.items():  # it was read when this began
+        for row, reason in unreadable.items():  # it was readable at the start
             raise UserError(f"{part.catalog.paths[row]}: {reason}")
         parts.append(dataclasses.replace(part, images=images))
     larger = make_material(material.settings, *parts)

@@ -1,4 +1,4 @@
-"""Latency and throughput of exported models on the C++ runtime, against Keras's `predict`.
+"""Measure latency and throughput of exported models on the C++ runtime and of Keras `predict`.
 
     python scripts/load_test.py
     python scripts/load_test.py --backbones vgg16 --requests 200
@@ -61,7 +61,7 @@ class Result:
 
 
 def load_test(settings: LoadTest) -> Path:
-    """Measure all backbones and backends, print a table, return the JSON file.
+    """Measure all backbones and backends, print a table, and return the path of the JSON file.
 
     Raises UserError for a number out of its range.
     """
@@ -91,7 +91,7 @@ def load_test(settings: LoadTest) -> Path:
 
 
 def write_model(folder: Path, backbone: str, precision: str, size: int) -> None:
-    """A classifier with random weights, as `model.keras` and as the SavedModel `1/`."""
+    """Export a classifier with random weights as `model.keras` and as the SavedModel `1/`."""
     policy = {"float32": "float32", "bfloat16": "mixed_bfloat16"}[precision]
     model = build_classifier(backbone, classes=2, image_size=size, precision=policy)
     folder.mkdir(parents=True)
@@ -109,7 +109,7 @@ def write_model(folder: Path, backbone: str, precision: str, size: int) -> None:
 def measure_model(
     folder: Path, backbone: str, precision: str, files: Sequence[bytes], settings: LoadTest
 ) -> Iterator[Result]:
-    """The rows of one model: each backend alone, then under all clients."""
+    """Measure one model: each backend with one client, then with all clients."""
     expected: np.ndarray | None = None
     batched = f"batches of {settings.batch}"
     for backend, name, batch in (
@@ -120,7 +120,7 @@ def measure_model(
     ):
         model = folder / ("1" if backend == "c++" else "model.keras")
         with server(backend, model, batch) as port:
-            # Also the warm-up: every size of a batch is traced or planned once.
+            # Also the warm-up: every batch size is traced or planned once.
             _, predictions = send(port, files, settings.clients, 2 * len(files))
             expected = predictions if expected is None else expected
             difference = float(np.abs(predictions - expected).max())
@@ -139,7 +139,7 @@ def measure_model(
 
 @contextlib.contextmanager
 def server(backend: str, model: Path, batch: int) -> Iterator[int]:
-    """The server in a process of its own; yields its port, and ends it."""
+    """Run the server in a separate process; yield its port, and stop it afterwards."""
     process = subprocess.Popen(
         [
             sys.executable,
@@ -161,17 +161,17 @@ def server(backend: str, model: Path, batch: int) -> Iterator[int]:
         port = process.stdout.readline()
         if not port:
             raise RuntimeError(f"the server did not start: {process.stderr.read()[-1000:]}")
-        # What it logs from now on is read, so that it never waits for its reader.
+        # Read its log continuously, so that it never blocks on a full pipe.
         threading.Thread(target=process.stderr.read, daemon=True).start()
         yield int(port)
     finally:
-        process.communicate()  # closes its standard input, with which it ends
+        process.communicate()  # closes its standard input, at the end of which it exits
 
 
 def send(
     port: int, files: Sequence[bytes], clients: int, requests: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Send `requests` images from concurrent clients, each over a connection of its own.
+    """Send `requests` images from concurrent clients, each over a separate connection.
 
     Returns the seconds of each request, float [requests], and the probabilities of each file,
     float [len(files), C], where all were sent.
@@ -199,7 +199,7 @@ def send(
                     raise RuntimeError(f"status {response.status}")
                 predictions[number % len(files)] = json.loads(body)
             connection.close()
-        except BaseException as error:  # raised in the thread that waits
+        except BaseException as error:  # raised again in the main thread
             errors.append(error)
 
     threads = [threading.Thread(target=client) for _ in range(clients)]
@@ -213,13 +213,13 @@ def send(
 
 
 def row(result: Result) -> str:
-    """One result as a row of a Markdown table."""
+    """Format one result as a row of a Markdown table."""
     cells: list[Any] = [result.backbone, result.precision, result.backend, result.clients]
     cells += [f"{v:.1f}" for v in (result.p50, result.p95, result.p99, result.images_per_second)]
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
 def table(results: Sequence[Result]) -> str:
-    """All results as a Markdown table."""
+    """Format all results as a Markdown table."""
     head = "| network | precision | backend | clients | p50, ms | p95, ms | p99, ms | images/s |"
     return "\n".join([head, "| --- " * 8 + "|", *map(row, results)])

@@ -3,7 +3,7 @@
     python -m benchmarks.load.server c++ saved_models/vgg16-binary/1 --batch 8
 
 The same front end for every backend: POST the bytes of an image, get its probabilities as JSON. It
-prints its port when it is ready, and ends with its standard input.
+prints its port when it is ready, and exits at the end of its standard input.
 """
 
 import argparse
@@ -18,15 +18,15 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-# Image files -> probabilities, one list for each.
+# A function from image files to a list of probabilities for each.
 Predict = Callable[[Sequence[bytes]], list[list[float]]]
 
-# How long the first request of a batch waits for others.
+# Seconds that the first request of a batch waits for others.
 BATCH_WAIT_SECONDS = 0.005
 
 
 def cpp_backend(folder: Path) -> Predict:
-    """The C++ runtime, in a process without TensorFlow's Python package."""
+    """Return a predictor on the C++ runtime, without TensorFlow's Python package."""
     from cxr_tf.serving.runtimes.cpp_runtime import load_session
 
     session = load_session(folder)
@@ -38,7 +38,7 @@ def cpp_backend(folder: Path) -> Predict:
 
 
 def keras_backend(file: Path) -> Predict:
-    """Keras's `predict` of a .keras file, on images that Keras's own loader reads."""
+    """Return the Keras `predict` of a .keras file, on images read by the loader of Keras."""
     import io
 
     import keras
@@ -62,7 +62,7 @@ def keras_backend(file: Path) -> Predict:
 
 
 def in_batches(predict: Predict, batch: int) -> Callable[[bytes], list[float]]:
-    """One file -> its probabilities, computed together with those of other threads.
+    """Predict one file in a batch with those of other threads.
 
     Requests that arrive within five milliseconds run together, `batch` of them at most: the rule of
     TF Serving's batching with `batch_timeout_micros { value: 5000 }`.
@@ -97,11 +97,11 @@ def in_batches(predict: Predict, batch: int) -> Callable[[bytes], list[float]]:
 
 
 def serve(predict_one: Callable[[bytes], list[float]]) -> http.server.ThreadingHTTPServer:
-    """A server on a free port of 127.0.0.1, a thread for each connection."""
+    """Create a server on a free port of 127.0.0.1 with a thread for each connection."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"  # connections stay open
-        # Else an answer of two small packets waits 40 ms for the client's acknowledgement.
+        # Otherwise a response of two small packets waits 40 ms for an acknowledgement.
         wbufsize = -1
 
         def log_message(self, *arguments: Any) -> None:

@@ -1,4 +1,4 @@
-"""Candidate scores of novelty: functions of what one run of the network gives.
+"""Candidate novelty scores, computed from the outputs of one run of the network.
 
 Each is fitted on training images and returns one number per image, larger for stranger ones.
 """
@@ -11,7 +11,7 @@ from scipy import special
 
 from cxr_tf.metrics.novelty import fit_gaussian, mahalanobis
 
-# The k-th neighbour among at most so many training images (Sun et al. 2022 take 1 % of them).
+# The k-th neighbour among at most this many training images (Sun et al. 2022 take 1 % of them).
 NEIGHBOUR, LARGEST_INDEX = 10, 4096
 
 

@@ -1,4 +1,4 @@
-"""Images that a classifier of chest radiographs should refuse, and some that it should answer.
+"""Images that a chest radiograph classifier should refuse, and shifts that it should accept.
 
 All sets are uint8 [N, S, S, 1] at the classifier's size.
 """
@@ -9,7 +9,7 @@ from scipy import ndimage
 from cxr_tf.data.acquisition_shifts import SHIFTS
 from cxr_tf.data.sources.phantoms import FINDINGS, phantom
 
-# Acquisition shifts after which a radiograph should still be answered.
+# Acquisition shifts under which a radiograph should still be accepted.
 MILD = ("brighter", "darker", "blurred", "lit from below", "closer", "farther")
 
 # Photographs that are installed with scikit-image.
@@ -20,7 +20,7 @@ PHOTOGRAPHS = (
 
 
 def to_refuse(images: np.ndarray, *, count: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Return sets of images unlike radiographs uint8 [N, S, S, 1], some of them made of these."""
+    """Return sets of images unlike radiographs, uint8 [N, S, S, 1], some derived from these."""
     size = images.shape[1]
     rng = np.random.default_rng(seed)
     return {
@@ -45,13 +45,13 @@ def to_answer(images: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def blank(size: int) -> np.ndarray:
-    """Images of one grey level, 26 levels from black to white."""
+    """Return uniform images of 26 grey levels from black to white."""
     levels = np.linspace(0, 255, 26).round().astype(np.uint8)
     return np.broadcast_to(levels[:, None, None, None], (26, size, size, 1))
 
 
 def noise(size: int, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Noise: uniform, Gaussian around the middle grey, and smooth, a third of each."""
+    """Return noise: a third each of uniform, Gaussian around mid-grey, and smooth."""
     third = -(-count // 3)
     shape = (third, size, size)
     uniform = rng.uniform(0, 255, shape)
@@ -62,7 +62,7 @@ def noise(size: int, count: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def photographs(size: int, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Random square crops of photographs, in grey; needs scikit-image."""
+    """Return random square crops of greyscale photographs; needs scikit-image."""
     import skimage.data
     from PIL import Image
 
@@ -82,13 +82,13 @@ def photographs(size: int, count: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def frontal_phantoms(size: int, count: int, seed: int) -> np.ndarray:
-    """Synthetic frontal radiographs."""
+    """Return synthetic frontal radiographs."""
     images = [phantom(FINDINGS[k % 3], seed=seed, patient=k, size=size).image for k in range(count)]
     return np.stack(images)[..., None]
 
 
 def lateral_phantoms(size: int, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Crude lateral chests: one dark thorax, the spine bright behind it, heart and diaphragm."""
+    """Return simple lateral phantoms: dark thorax, bright spine, heart and diaphragm."""
     v, u = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
     images = []
     for _ in range(count):
@@ -106,7 +106,7 @@ def lateral_phantoms(size: int, count: int, rng: np.random.Generator) -> np.ndar
 
 
 def magnified(images: np.ndarray, top: float, left: float, side: float) -> np.ndarray:
-    """A square of the images, given as shares of the side, at the full size."""
+    """Crop a square, given in shares of the side, and resize it to the full size."""
     size = images.shape[1]
     first, second, length = (round(x * size) for x in (top, left, side))
     crop = images[:, first : first + length, second : second + length].astype(np.float32)

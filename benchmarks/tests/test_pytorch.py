@@ -22,12 +22,12 @@ Both = tuple[keras.Model, torch.nn.Module, np.ndarray]
 
 @pytest.fixture(scope="module", params=["vgg16", "resnet50"])
 def both(request: pytest.FixtureRequest) -> Both:
-    """Our classifier up to its logits, its last block trainable; its counterpart; four images."""
+    """A classifier up to its logits with a trainable last block, its counterpart, four images."""
     keras.utils.set_random_seed(3)
     images = np.random.default_rng(0).uniform(0, 255, (4, 64, 64, 3)).astype(np.float32)
     model = build_classifier(request.param, classes=2, image_size=64)
     weights.load_weights(model, request.param, "none")
-    material.settle_norms(model, images)
+    material.set_norm_statistics(model, images)
     material.spread_logits(model, images)
     backbones.freeze(model, request.param, trainable_blocks=1, batch_norm=False)
     return logits_of(model), pytorch.as_torch(logits_of(model)), images

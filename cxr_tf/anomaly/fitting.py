@@ -180,7 +180,7 @@ class ValidationEvaluator:
         workers: Workers | None = None,
     ) -> None:
         self._workers = workers or connect()
-        # The appearance model is not trained by epochs, so the residual stands for its scores.
+        # The appearance model is not trained by epochs, so its scores are replaced by the residual.
         score = settings.score or known_scores(settings)[0]
         score = "residual" if score in ("combined", "appearance") else score
         model = autoencoder.build_autoencoder(network, score)

@@ -1,7 +1,7 @@
-"""What engines have in common: they take shard numbers, and report progress.
+"""Queue and progress records that all engines share.
 
-An engine decides nothing but who computes which shard next. It holds no results, and whatever it
-loses, the files say what is left to do.
+An engine only decides which worker computes which shard next. It holds no results; after any
+failure, the files on disk determine which shards are missing.
 """
 
 from collections import Counter
@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from cxr_tf.archive.plan import shard_name
 from cxr_tf.errors import UserError
 
-# A shard whose workers die so often is left out: a file in it may end every process that opens it.
+# Attempts at a shard whose workers die: one of its files may crash every process that opens it.
 ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
 class Progress:
-    """So many images of a shard are done; `finished` when its file is there."""
+    """Number of processed images of a shard; `finished` once its file is written."""
 
     shard: int
     images: int
@@ -26,7 +26,7 @@ class Progress:
 
 @dataclass
 class Queue:
-    """Numbers of the shards that nobody is working on, and how often their workers died."""
+    """Numbers of the waiting shards, and how often the workers of each shard died."""
 
     waiting: list[int]
     deaths: Counter[int] = field(default_factory=Counter)
@@ -34,15 +34,15 @@ class Queue:
 
     @staticmethod
     def of(shards: Sequence[int]) -> "Queue":
-        """A queue of these shards, in this order."""
+        """Return a queue of these shards, in this order."""
         return Queue(list(reversed(shards)))
 
     def take(self) -> int | None:
-        """The next shard; None where none is waiting."""
+        """Return the next shard, or None if none is waiting."""
         return self.waiting.pop() if self.waiting else None
 
     def return_(self, shard: int, reason: str) -> None:
-        """Gives a shard whose worker died to the next worker that is free."""
+        """Return a shard whose worker died to the queue, or give it up after ATTEMPTS."""
         self.deaths[shard] += 1
         if self.deaths[shard] < ATTEMPTS:
             self.waiting.append(shard)
@@ -50,11 +50,11 @@ class Queue:
             self.given_up[shard] = reason
 
     def check(self) -> None:
-        """Raises UserError where shards were given up, at the end."""
+        """Raise UserError if shards were given up."""
         if self.given_up:
             shard, reason = min(self.given_up.items())
             raise UserError(
                 f"{len(self.given_up)} shards could not be computed: {shard_name(shard)} ended "
-                f"{ATTEMPTS} workers ({reason}). All others are finished; fix or remove its file "
-                "that does so, or give workers more memory, and run the same command again"
+                f"{ATTEMPTS} workers ({reason}). All others are finished; fix or remove the file "
+                "that causes it, or give workers more memory, and run the same command again"
             )

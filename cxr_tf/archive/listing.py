@@ -1,9 +1,9 @@
-"""What to score: folders, lists, patterns, URLs and archives, as one stream of images.
+"""List the images of folders, lists, patterns, URLs and archives, as one stream.
 
     for image in list_images(("ward/", "list.csv", "s3://pacs/2025/", "films.tar")): ...
 
-Nothing is held but one folder at a time, so that memory does not grow with the number of images.
-The order is that of `predict.py`, and the same each time.
+Only one folder is held at a time, so that memory does not grow with the number of images. The order
+is reproducible, and the same as that of `predict.py`.
 """
 
 import csv
@@ -33,21 +33,21 @@ log = logging.getLogger(__name__)
 LIST_SUFFIXES = (".csv", ".txt")
 ARCHIVE_SUFFIXES = (".tar", ".zip")
 
-# Headers of a .tar are read in pieces of this size, and the images between them skipped.
+# Headers of a .tar are read in blocks of this many bytes; the images between them are skipped.
 HEADER_BLOCK = 64 * 1024
 
 
 def list_images(wanted: tuple[str, ...]) -> Iterator[Image]:
-    """The images that paths and URLs name, in order; one that is named twice comes twice.
+    """Yield the images that paths and URLs name, in order and with repetitions.
 
     wanted: files, folders (read recursively), patterns, .csv lists with a column `path` (relative
     to the list), .txt lists with one path to a line, .tar and .zip archives; on disk or behind a
-    URL of fsspec. Raises UserError for one that names no image.
+    URL of fsspec. Raises UserError for an item without images.
     """
     others = Counter[str]()
     for item in wanted:
         if not item:
-            raise UserError("--images names no image: one of its values is empty")
+            raise UserError("--images: one of its values is empty")
         empty = True
         for image in _images_of(item, others):
             empty = False
@@ -57,16 +57,16 @@ def list_images(wanted: tuple[str, ...]) -> Iterator[Image]:
             raise UserError(f"no JPEG, PNG or DICOM image in {item}")
     if others:
         named = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common())
-        log.info("left out, being neither JPEG, PNG nor DICOM: %s", named)
+        log.info("left out (not JPEG, PNG or DICOM): %s", named)
 
 
 def _images_of(item: str, others: Counter[str]) -> Iterator[Image]:
-    """The images of one value of --images."""
+    """Yield the images of one value of --images."""
     fs, path = filesystem(item)
     local = "://" not in item
     try:
         if fs.isfile(path):
-            # With the protocol again, without which a path in a bucket is one on disk.
+            # With the protocol: without it, a path in a bucket would be one on disk.
             yield from _images_of_file(path if local else item, others)
         elif fs.isdir(path):
             yield from _walk_local(path, others, set()) if local else _walk(fs, path, others)
@@ -95,7 +95,7 @@ def _matches(fs: Any, pattern: str, local: bool) -> list[str]:
 
 
 def _images_of_file(path: str, others: Counter[str]) -> Iterator[Image]:
-    """The images that a file holds or lists; whatever else it is, it is an image."""
+    """Yield the images that a list or archive contains, or else the file itself."""
     suffix = posixpath.splitext(path)[1].lower()
     if suffix in LIST_SUFFIXES:
         yield from _read_list(path)
@@ -106,7 +106,7 @@ def _images_of_file(path: str, others: Counter[str]) -> Iterator[Image]:
 
 
 def _check(image: Image) -> None:
-    """Raises UserError for a path that no table could hold."""
+    """Raise UserError for a path that is not valid UTF-8, which no table can hold."""
     try:
         image.path.encode()
     except UnicodeEncodeError:
@@ -119,26 +119,26 @@ def _check(image: Image) -> None:
 def _walk_local(
     folder: str, others: Counter[str], entered: set[tuple[int, int]]
 ) -> Iterator[Image]:
-    """As `conventions.visible_files`, in the same order, one folder at a time."""
+    """Yield the images that `conventions.visible_files` lists, one folder at a time."""
     state = os.stat(folder)
     identity = (state.st_dev, state.st_ino)
-    if identity in entered:  # by a link, perhaps to a folder around it
+    if identity in entered:  # through a link, perhaps to a parent folder
         return
     entered.add(identity)
     with os.scandir(folder) as entries:
-        found = sorted((e for e in entries if e.name[:1] != "."), key=lambda e: e.name)
-    for entry in found:
+        visible = sorted((e for e in entries if e.name[:1] != "."), key=lambda e: e.name)
+    for entry in visible:
         if entry.is_dir():
             yield from _walk_local(entry.path, others, entered)
         elif entry.is_file():
             is_dicom = functools.partial(dicom.is_dicom, Path(entry.path))
             yield from _if_image(entry.path, others, is_dicom)
         elif entry.is_symlink():
-            raise UserError(f"{entry.path}: a link that leads nowhere; is a disk missing?")
+            raise UserError(f"{entry.path}: a broken link; is a disk missing?")
 
 
 def _walk(fs: Any, folder: str, others: Counter[str]) -> Iterator[Image]:
-    """The same behind a URL, where no file is opened: DICOM is known by its name."""
+    """Yield the images of a remote folder. No file is opened: DICOM is recognised by its name."""
     entries = sorted(fs.ls(folder, detail=True), key=lambda e: e["name"])
     for entry in entries:
         path = entry["name"]
@@ -160,7 +160,7 @@ def _if_image(path: str, others: Counter[str], is_dicom: Any) -> Iterator[Image]
 
 
 def _may_be_dicom(name: str) -> bool:
-    """Whether a file may be DICOM by its name: often a UID, which ends in digits, or no suffix."""
+    """Return whether a file may be DICOM by its name, often a UID (ends in digits) or no suffix."""
     suffix = posixpath.splitext(name)[1].lower()
     return suffix in dicom.SUFFIXES or not suffix or re.fullmatch(r"\.\d+", suffix) is not None
 
@@ -169,7 +169,7 @@ def _may_be_dicom(name: str) -> bool:
 
 
 def _read_list(path: str) -> Iterator[Image]:
-    """The images of a list, line by line; whether they exist is known when they are read."""
+    """Yield the images of a list, line by line, without checking that they exist."""
     fs, inner = filesystem(path)
     with fs.open(inner, "rb") as binary, io.TextIOWrapper(binary, "utf-8-sig", newline="") as lines:
         try:
@@ -182,7 +182,7 @@ def _read_list(path: str) -> Iterator[Image]:
 
 
 def _listed(path: str, lines: IO[str]) -> Iterator[tuple[int, str]]:
-    """(line number, path as written) of each line."""
+    """Yield (line number, path as written) of each line."""
     if path.lower().endswith(".txt"):
         for number, line in enumerate(lines, 1):
             if line.strip():
@@ -192,7 +192,7 @@ def _listed(path: str, lines: IO[str]) -> Iterator[tuple[int, str]]:
     skipped = 1
     if header.lower().startswith("sep="):  # a hint to Excel
         header, skipped = lines.readline(), 2
-    delimiter = max(",;\t", key=header.count)  # spreadsheets of half the world write semicolons
+    delimiter = max(",;\t", key=header.count)  # spreadsheets write semicolons in many locales
     columns = [c.strip().lower() for c in next(csv.reader([header], delimiter=delimiter), [])]
     if "path" not in columns:
         raise UserError(
@@ -206,13 +206,13 @@ def _listed(path: str, lines: IO[str]) -> Iterator[tuple[int, str]]:
 
 
 def _joined(path: str, name: str) -> str:
-    """A path as a list has it, from the folder of the list on."""
+    """Return a path of a list, resolved against the folder of the list."""
     if "://" in name:
         return name
     if "://" in path:
         return posixpath.join(posixpath.dirname(path), name)
     joined = name if name[:1] == "/" else os.path.join(os.path.dirname(path), name)
-    # A list of millions is read faster where most of its paths are plain.
+    # Most paths need no normalisation, which would slow down a list of millions.
     return os.path.normpath(joined) if "/." in joined or "//" in joined else joined
 
 
@@ -220,12 +220,12 @@ def _joined(path: str, name: str) -> str:
 
 
 def _members(archive: str, others: Counter[str]) -> Iterator[Image]:
-    """The images in a .tar or .zip, in their order there."""
+    """Yield the images in a .tar or .zip, in the order of the archive."""
     fs, path = filesystem(archive)
     kind = posixpath.splitext(archive)[1].lower()[1:]
     try:
-        found = _tar_members(fs, path) if kind == "tar" else _zip_members(fs, path)
-        for name, offset, length in found:
+        members = _tar_members(fs, path) if kind == "tar" else _zip_members(fs, path)
+        for name, offset, length in members:
             parts = name.split("/")
             if any(p.startswith((".", "__MACOSX")) for p in parts if p not in ("", ".")):
                 continue
@@ -240,11 +240,11 @@ def _members(archive: str, others: Counter[str]) -> Iterator[Image]:
 
 
 def _tar_members(fs: Any, path: str) -> Iterator[tuple[str, int, int]]:
-    # Through buffers of 64 KB: of a remote archive the headers are fetched, and not the images.
+    # With small buffers only the headers of a remote archive are fetched, and not the images.
     options = {} if "file" in fs.protocol else {"block_size": HEADER_BLOCK}
     with fs.open(path, "rb", **options) as file, tarfile.open(fileobj=file, mode="r:") as members:
         for member in members:
-            # Else tarfile keeps all that it has seen.
+            # Otherwise tarfile keeps all members in memory.
             members.members = []  # type: ignore[attr-defined]
             if member.isreg():
                 yield member.name, member.offset_data, member.size

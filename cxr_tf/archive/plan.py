@@ -1,12 +1,12 @@
-"""What is to be computed: settings in `plan.json`, paths in `lists/`, shards by number.
+"""The plan of an archive: settings in `plan.json`, paths in `lists/`, shards by number.
 
     plan = Plan.read(storage)
     plan.images_of(42)                       # the images of shard 42, in order
-    missing = plan.missing()                 # numbers of the shards that are not there yet
+    missing = plan.missing()                 # numbers of the shards to compute
 
-`plan.json` is written once and says with what every shard is computed. Each file in `lists/` holds
-paths, and each of its row groups is a shard; shards are numbered through all lists. When there are
-new images, another list is added, and no earlier file changes.
+`plan.json` is written once and holds the model and settings of all shards. Each file in `lists/`
+holds paths, and each of its row groups is a shard; shards are numbered consecutively over all
+lists. New images are added as another list; earlier files never change.
 """
 
 import contextlib
@@ -32,8 +32,8 @@ PLAN = "plan.json"
 LISTS = "lists"
 SHARDS = "shards"
 
-# Digests of paths that are sorted at a time, which bounds the memory of planning; and the most
-# files that they are put into for it.
+# Number of path digests sorted at a time, which bounds the memory of planning, and the largest
+# number of temporary files that they are divided among.
 SORTED_AT_A_TIME = 1 << 17
 MOST_PARTS = 256
 
@@ -43,10 +43,10 @@ ENTRY = np.dtype([("digest", DIGEST), ("row", "<i8")])
 
 @dataclass(frozen=True)
 class Recipe:
-    """With what every shard of an archive is computed.
+    """The model and settings that all shards of an archive are computed with.
 
-    model: the version's folder; digest: of its files. signatures: {name: what runs it}, tensorflow
-    or openvino. precision: of OpenVINO. shard_size, batch_size: in images.
+    model: folder of the version; digest: of its files. signatures: {name: runtime}, tensorflow or
+    openvino. precision: of OpenVINO. shard_size, batch_size: in images.
     """
 
     model: str
@@ -57,17 +57,19 @@ class Recipe:
     batch_size: int
 
     def differences(self, other: "Recipe") -> list[str]:
-        """What another one would change, in words. The same model elsewhere is no change."""
-        found = []
+        """Return the differences from another recipe in words; the model folder may differ."""
+        differences = []
         if self.digest != other.digest:
-            found.append(
+            differences.append(
                 f"model {self.model} ({self.digest[:8]}), not {other.model} ({other.digest[:8]})"
             )
         for name in ("signatures", "precision", "shard_size", "batch_size"):
             before, after = getattr(self, name), getattr(other, name)
             if before != after:
-                found.append(f"{name.replace('_', ' ')} {_shown(before)}, not {_shown(after)}")
-        return found
+                differences.append(
+                    f"{name.replace('_', ' ')} {_shown(before)}, not {_shown(after)}"
+                )
+        return differences
 
 
 def _shown(value: Any) -> str:
@@ -80,24 +82,24 @@ def _shown(value: Any) -> str:
 class Plan:
     """A recipe and the lists of images.
 
-    Images of one list stand in its row groups; only their numbers are held.
+    Paths are read from the row groups of the lists as needed; only counts are held in memory.
     """
 
     storage: Storage
     recipe: Recipe
     model: str = ""
-    """Where the model lies on this machine, if not where the recipe says."""
+    """Folder of the model on this machine, if other than that of the recipe."""
 
     # ------------------------------------------------------------------ settings
 
     @staticmethod
     def exists(storage: Storage) -> bool:
-        """Whether the folder has a plan."""
+        """Return whether the folder has a plan."""
         return storage.exists(PLAN)
 
     @staticmethod
     def read(storage: Storage) -> "Plan":
-        """The plan of a folder; UserError where there is none, or a damaged one."""
+        """Read the plan of a folder; raise UserError if it is missing or damaged."""
         try:
             content = storage.read(PLAN)
         except FileNotFoundError:
@@ -111,9 +113,9 @@ class Plan:
 
     @staticmethod
     def create(storage: Storage, recipe: Recipe) -> "Plan":
-        """The plan of a folder, written if it is the first.
+        """Create the plan of a folder, or read the one that exists.
 
-        Raises UserError that names the difference where the folder has another one.
+        Raises UserError with the differences if the existing plan has another recipe.
         """
         content = json.dumps(asdict(recipe), indent=2) + "\n"
         if storage.create(PLAN, content.encode()):
@@ -121,8 +123,8 @@ class Plan:
         plan = Plan.read(storage)
         if differences := plan.recipe.differences(recipe):
             raise UserError(
-                f"{storage.url} is computed with {'; '.join(differences)}: give the same, or "
-                "choose another --out"
+                f"{storage.url} is computed with {'; '.join(differences)}: use the same "
+                "settings, or choose another --out"
             )
         return Plan(storage, plan.recipe, recipe.model)
 
@@ -130,28 +132,28 @@ class Plan:
 
     @functools.cached_property
     def lists(self) -> list[tuple[str, int, int]]:
-        """(name, shards, images) of each list that there is, in order."""
-        found: list[tuple[str, int, int]] = []
+        """(name, shards, images) of each existing list, in order."""
+        lists: list[tuple[str, int, int]] = []
         while True:
-            # Asked one by one, because listings of some stores lag behind.
-            name = f"{LISTS}/{len(found):05d}.parquet"
+            # Looked up one by one, because directory listings of some stores lag behind.
+            name = f"{LISTS}/{len(lists):05d}.parquet"
             if not self.storage.exists(name):
-                return found
+                return lists
             metadata = self._list(name).metadata
-            found.append((name, metadata.num_row_groups, metadata.num_rows))
+            lists.append((name, metadata.num_row_groups, metadata.num_rows))
 
     @functools.cached_property
     def shards(self) -> int:
-        """How many shards there are in all."""
+        """Number of shards in all lists."""
         return sum(shards for _, shards, _ in self.lists)
 
     @functools.cached_property
     def images(self) -> int:
-        """How many images there are in all."""
+        """Number of images in all lists."""
         return sum(images for _, _, images in self.lists)
 
     def images_of(self, shard: int) -> list[Image]:
-        """The images of a shard, in order."""
+        """Return the images of a shard, in order."""
         first = 0
         for name, shards, _ in self.lists:
             if shard < first + shards:
@@ -161,7 +163,7 @@ class Plan:
         raise IndexError(shard)
 
     def size_of(self, shard: int) -> int:
-        """How many images a shard has."""
+        """Return the number of images in a shard."""
         first = 0
         for name, shards, _ in self.lists:
             if shard < first + shards:
@@ -170,16 +172,16 @@ class Plan:
         raise IndexError(shard)
 
     def finished(self) -> set[int]:
-        """Numbers of the shards that are there."""
+        """Return the numbers of the shards that exist."""
         names = self.storage.names(SHARDS)
         return {int(name[:-8]) for name in names if name[:-8].isdigit()} & set(range(self.shards))
 
     def has(self, shard: int) -> bool:
-        """Whether the shard is there, by its name and not by a listing."""
+        """Return whether a shard exists, looked up by name and not in a directory listing."""
         return self.storage.exists(shard_name(shard))
 
     def missing(self) -> list[int]:
-        """Numbers of the shards that are not there, ascending."""
+        """Return the numbers of the shards that do not exist, ascending."""
         return sorted(set(range(self.shards)) - self.finished())
 
     @functools.cached_property
@@ -194,13 +196,13 @@ class Plan:
         return self._files[name]
 
     def refreshed(self) -> "Plan":
-        """The same plan, its lists looked up again."""
+        """Return the plan with its lists read again."""
         return Plan(self.storage, self.recipe, self.model)
 
     def extended(self, images: Iterable[Image]) -> tuple["Plan", int]:
-        """The plan with a further list of those images that it does not have; how many they are.
+        """Return the plan with a further list of the images that are new, and their number.
 
-        Each path is taken once. Memory does not grow with their number.
+        Repeated paths are listed once. Memory does not grow with the number of images.
         """
         with tempfile.TemporaryDirectory() as work:
             listed = Path(work) / "listed.parquet"
@@ -224,12 +226,12 @@ class Plan:
                 name = f"{LISTS}/{len(plan.lists):05d}.parquet"
                 if plan.storage.create(name, new):
                     return plan.refreshed(), fresh
-                # Another process has added a list in the meantime: what is in it is not new.
+                # Another process has added a list in the meantime; its images are no longer new.
                 plan = plan.refreshed()
                 known = _rewrite_digests(digests, plan, listed)
 
     def paths(self) -> Iterator[str]:
-        """All paths, in order, a shard at a time."""
+        """Yield all paths in order, read one shard at a time."""
         for name, shards, _ in self.lists:
             for group in range(shards):
                 yield from self._list(name).read_row_group(group, ["path"])["path"].to_pylist()
@@ -245,20 +247,20 @@ def _rewrite_digests(digests: Path, plan: Plan, listed: Path) -> int:
 
 
 def shard_name(shard: int) -> str:
-    """The file of a shard: the same number, the same name, always."""
+    """Return the file name of a shard, which depends on its number only."""
     return f"{SHARDS}/{shard:05d}.parquet"
 
 
 def digest_of(path: str) -> bytes:
-    """16 bytes by which paths are compared: no two of any number will ever share them."""
+    """Return a digest of 16 bytes by which paths are compared; collisions are negligible."""
     return hashlib.blake2b(path.encode(), digest_size=16).digest()
 
 
 def repeats(digests: Path) -> np.ndarray:
-    """bool [N]: whether the same digest stands earlier in a file of N digests.
+    """Return bool [N]: whether a digest occurs earlier in a file of N digests.
 
-    Parts of the range of values go into files of their own, and are sorted one by one: memory is N
-    bytes and a constant.
+    The digests are partitioned by value into temporary files, which are sorted one by one: memory
+    is N bytes plus a constant.
     """
     count = digests.stat().st_size // DIGEST.itemsize
     repeated = np.zeros(count, bool)
@@ -278,7 +280,7 @@ def repeats(digests: Path) -> np.ndarray:
         for file in files:
             file.seek(0)
             part = np.frombuffer(file.read(), ENTRY)
-            # By value, and of equal ones the first in the list first.
+            # By value; equal digests in the order of the list.
             digest = part["digest"]
             order = np.lexsort((part["row"], digest["low"], digest["high"]))
             same = digest[order[1:]] == digest[order[:-1]]
@@ -302,7 +304,7 @@ def _schema() -> Any:
 
 
 def _write(path: Path, images: Iterable[Image], group: int, digest: Any = None) -> None:
-    """Writes a list, `group` images to a row group."""
+    """Write a list with `group` images to a row group."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

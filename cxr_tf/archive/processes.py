@@ -1,10 +1,10 @@
-"""The default engine: processes on this machine.
+"""The default engine: worker processes on this machine.
 
     for progress in run(settings, shards=[3, 4, 5], workers=2): ...
 
-Each worker is a fresh interpreter, because TensorFlow does not survive a fork. A pipe joins it to
-the coordinator. When either side is killed, the other reads the end of the pipe: the coordinator
-gives the shard to another worker, and the worker ends.
+Each worker is a fresh interpreter, because TensorFlow does not survive a fork. A pipe connects
+it to the coordinator. When either side is killed, the other reads the end of the pipe: the
+coordinator gives the shard to another worker, and a worker exits.
 """
 
 import contextlib
@@ -25,12 +25,12 @@ from cxr_tf.errors import UserError
 
 log = logging.getLogger(__name__)
 
-# As many workers that end before their model is loaded, and it is no accident.
+# Give up after this many consecutive workers end before their model is loaded.
 FAILED_STARTS = 5
 
 
 def default_workers() -> int:
-    """One per GPU; on CPUs one, which uses all cores."""
+    """Return one worker per GPU, or one that uses all cores if there is no GPU."""
     return max(len(_gpus()), 1)
 
 
@@ -41,15 +41,15 @@ def run(
     *,
     make_worker: Callable[[WorkerSettings], Worker] = Worker,
 ) -> Iterator[Progress]:
-    """Compute shards on so many processes, and report.
+    """Compute shards on this many processes, and yield the progress.
 
-    Raises UserError for a user's mistake that a worker met, and at the end where a shard ends every
-    worker; RuntimeError for an error of ours.
+    Raises UserError for a user's mistake reported by a worker, and at the end if workers died on a
+    shard repeatedly; RuntimeError for any other error in a worker.
     """
     queue = Queue.of(shards)
     workers = min(workers, len(shards))
     if not settings.threads and workers > 1:
-        # Threads of several workers would only wait for each other. No number depends on it.
+        # More threads than cores only wait for each other. Results do not depend on the number.
         threads = max(_cores() // workers, 1)
         settings = dataclasses.replace(settings, threads=threads)
     gpus = _gpus()
@@ -61,7 +61,7 @@ def run(
             for process in idle:
                 shard = queue.take()
                 if shard is not None:
-                    with contextlib.suppress(OSError):  # it just died, which is read below
+                    with contextlib.suppress(OSError):  # it just died: handled below
                         process.connection.send(shard)
                     process.shard = shard
             busy = sum(p.shard is not None for p in crew.values())
@@ -82,14 +82,16 @@ def run(
                     process.process.join()
                     reason = _exit_reason(process.process.exitcode)
                     if process.shard is not None:
-                        log.info("a worker ended (%s): its shard goes to another", reason)
+                        log.info(
+                            "a worker ended (%s); its shard is computed by another one", reason
+                        )
                         queue.return_(process.shard, reason)
                     elif not process.ready:
                         failed_starts += 1
                         if failed_starts == FAILED_STARTS:
                             raise UserError(
                                 f"{FAILED_STARTS} workers ended while they loaded the model "
-                                f"({reason}): is there enough memory? Take fewer --workers"
+                                f"({reason}): is there enough memory? Use fewer --workers"
                             ) from None
                     continue
                 if kind == "ready":
@@ -108,7 +110,7 @@ def run(
 
 
 def describe_model(request: ModelRequest) -> dict[str, Any]:
-    """`worker.describe` in a process of its own: the coordinator stays small."""
+    """Call `worker.describe` in a separate process, to keep TensorFlow out of the coordinator."""
     ours, theirs = _context().Pipe()
     process = _context().Process(target=_describe, args=(theirs, request), daemon=True)
     process.start()
@@ -149,7 +151,7 @@ def _start(
         target=_work, args=(theirs, make_worker, settings, gpu), daemon=True
     )
     process.start()
-    theirs.close()  # else its end would not be read here when the worker dies
+    theirs.close()  # otherwise the death of the worker would not be noticed
     return _Process(process, ours, number)
 
 
@@ -159,7 +161,7 @@ def _work(
     settings: WorkerSettings,
     gpu: str | None,
 ) -> None:
-    """A worker's life: load, then compute what the pipe says until its end."""
+    """Load the model, then compute the shards that the pipe names until it is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the coordinator
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
@@ -194,9 +196,9 @@ def _describe(connection: Connection, request: ModelRequest) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Drops what TensorFlow's libraries print while they load, before any log level applies.
+    """Discard what TensorFlow's libraries print while they load, before any log level applies.
 
-    What goes wrong is an exception, and goes through the pipe.
+    Errors are exceptions, which are sent through the pipe.
     """
     sys.stderr.flush()
     saved = os.dup(2)
@@ -215,7 +217,7 @@ def _send_error(connection: Connection, error: Exception) -> None:
     if isinstance(error, UserError):
         connection.send(("user error", str(error)))
     elif isinstance(error, OSError) and error.errno is not None:
-        # A full disk, a missing permission: the user's to fix.
+        # Such as a full disk or a missing permission, which the user can fix.
         where = error.filename or "while writing"
         connection.send(("user error", f"{error.strerror}: {where}"))
     else:
@@ -257,7 +259,7 @@ def _cores() -> int:
 
 
 def _gpus() -> list[str]:
-    """The GPUs of this machine, as CUDA_VISIBLE_DEVICES names them, without loading TensorFlow."""
+    """Return the GPUs as CUDA_VISIBLE_DEVICES names them, without loading TensorFlow."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [gpu for gpu in visible.split(",") if gpu not in ("", "-1")]

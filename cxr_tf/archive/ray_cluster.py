@@ -1,10 +1,10 @@
-"""The engine for many machines: Ray actors, each with one loaded model, that take shard numbers.
+"""The engine for many machines: Ray actors with one loaded model each.
 
     python scripts/score_archive.py ... --engine ray --address auto --workers 16 --gpus-per-worker 1
 
-Actors wait until the cluster has room for them, so it may grow. When a node leaves, its actors are
-started elsewhere, and their shards go to others. All nodes need this package, the model's folder
-and --out under the same paths (a shared disk or an object store).
+Actors wait for free resources, so the cluster may grow. When a node leaves, its actors are started
+elsewhere, and their shards are computed by other actors. All nodes need this package, and the
+model's folder and --out under the same paths (a shared disk or an object store).
 """
 
 import logging
@@ -22,7 +22,7 @@ FAILED_STARTS = 10
 
 
 def connect(address: str) -> Any:
-    """Joins a cluster, or starts one on this machine; UserError where that fails."""
+    """Connect to a cluster, or start one on this machine; raise UserError if that fails."""
     try:
         import ray
     except ImportError:
@@ -43,7 +43,7 @@ def connect(address: str) -> Any:
 def describe_model(
     request: ModelRequest, *, address: str, cpus: float, gpus: float
 ) -> dict[str, Any]:
-    """`worker.describe` on a node of the cluster, which decides what runs the network."""
+    """Call `worker.describe` on a node of the cluster, on which the runtime depends."""
     ray = connect(address)
     task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=2)(describe)
     return _get(ray, task.remote(request))
@@ -59,9 +59,9 @@ def run(
     gpus: float,
     make_worker: type[Worker] = Worker,
 ) -> Iterator[Progress]:
-    """Compute shards on so many actors, and report; 0 workers are as many as the cluster holds now.
+    """Compute shards on this many actors, and yield the progress.
 
-    Raises as `processes.run` does.
+    workers: 0 for as many as the cluster has resources for now. Raises as `processes.run` does.
     """
     ray = connect(address)
     workers = min(workers or _room(ray, cpus, gpus), len(shards))
@@ -69,7 +69,7 @@ def run(
     actor_class = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0)(
         make_worker
     )
-    # What each awaited reference is: the actor, and its shard, or None while it starts.
+    # The actor of each awaited reference, and its shard, or None while it starts.
     awaited: dict[Any, tuple[Any, int | None]] = {}
     failed_starts = 0
 
@@ -97,19 +97,19 @@ def run(
                 except ray.exceptions.RayTaskError as error:
                     raise _error(error) from None
                 except ray.exceptions.RayActorError as error:
-                    # In the constructor it is wrapped into the actor's death.
+                    # An error in the constructor is the cause of the actor's death.
                     cause = getattr(error, "cause", None) or error.__cause__
                     if isinstance(cause, UserError):
                         raise UserError(str(cause)) from None
                     reason = "its node or process died"
                     if shard is not None:
-                        log.info("a worker ended: its shard goes to another")
+                        log.info("a worker ended; its shard is computed by another one")
                         queue.return_(shard, reason)
                     else:
                         failed_starts += 1
                         if failed_starts == FAILED_STARTS:
                             text = str(error).strip().splitlines()[-1]
-                            raise UserError(f"workers end while they start: {text}") from None
+                            raise UserError(f"workers ended while starting: {text}") from None
                         time.sleep(1)
                     continue
                 if shard is not None:
@@ -124,7 +124,7 @@ def run(
 
 
 def _room(ray: Any, cpus: float, gpus: float) -> int:
-    """How many workers the cluster has room for."""
+    """Return the number of workers that the cluster has resources for."""
     resources = ray.cluster_resources()
     by_gpu = resources.get("GPU", 0) / gpus if gpus else float("inf")
     return max(int(min(resources.get("CPU", 1) / max(cpus, 1e-9), by_gpu)), 1)
@@ -138,7 +138,7 @@ def _get(ray: Any, reference: Any) -> Any:
 
 
 def _error(error: Any) -> Exception:
-    """What a worker raised, in this process."""
+    """Return the exception of a worker as one to raise in this process."""
     cause = error.cause
     if isinstance(cause, UserError):
         return UserError(str(cause))

@@ -1,9 +1,9 @@
-"""What an archive holds: its status while it is computed, its summary, and one file of all shards.
+"""Status and summary of an archive, and the merge of its shards into one file.
 
     summarize(plan)                            # printed, and summary.json
     merge(plan, "scores.parquet")
 
-Each goes through the shards one by one, so that memory does not grow with their number.
+All read the shards one by one, so that memory does not grow with their number.
 """
 
 import csv
@@ -30,15 +30,15 @@ SUMMARY = "summary.json"
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
-# Quantiles are read off a histogram, to a thousandth of the range.
+# Quantiles are estimated from a histogram, to a thousandth of the range.
 BINS = 1000
 
-# The speed is that of the shards that were written so many seconds before the last.
+# The speed is measured over the shards written in this many seconds before the last one.
 RECENT = 600
 
 
 def print_status(plan: Plan) -> None:
-    """How far an archive is, and how fast: read off its files."""
+    """Print the progress and speed of an archive, read from its files."""
     finished = plan.finished()
     images = sum(map(plan.size_of, finished))
     recipe = plan.recipe
@@ -56,7 +56,7 @@ def print_status(plan: Plan) -> None:
     recent = sorted((t, s) for s, t in times.items() if t > last - RECENT)
     seconds = recent[-1][0] - recent[0][0]
     if len(finished) < plan.shards and seconds > 0:
-        # The first was begun before the span.
+        # Without the first, which was started before this period.
         rate = sum(plan.size_of(s) for _, s in recent[1:]) / seconds
         left = (plan.images - images) / rate
         log.info("speed:   %.1f images/s, %s left", rate, time_span(left))
@@ -66,7 +66,7 @@ def print_status(plan: Plan) -> None:
 
 
 def summarize(plan: Plan) -> dict[str, Any]:
-    """What a finished archive holds: printed, and written as `summary.json`."""
+    """Summarise a finished archive; print the summary and write it as `summary.json`."""
     columns, flags = _columns(plan)
     ranges = dict.fromkeys(columns, (np.inf, -np.inf))
     for file in _shards(plan):
@@ -109,18 +109,18 @@ def _print_summary(plan: Plan, summary: dict[str, Any]) -> None:
         log.info("    %d  %s", count, reason)
     for label, count in [*summary["labels"].items(), *summary["flags"].items()]:
         log.info("  %s: %d (%.1f %%)", label, count, 100 * count / max(plan.images, 1))
-    for name, told in summary["scores"].items():
-        quantiles = "  ".join(f"{q} {told[q]:.3g}" for q in told if q.endswith("%"))
+    for name, values in summary["scores"].items():
+        quantiles = "  ".join(f"{q} {values[q]:.3g}" for q in values if q.endswith("%"))
         log.info("  distribution of %s: %s", name, quantiles)
 
 
 def _kind(reason: str) -> str:
-    """A reason without what differs from file to file."""
+    """Return a reason without the details of the file."""
     return "unreachable" if reason.startswith("unreachable: ") else reason
 
 
 def _columns(plan: Plan) -> tuple[list[str], list[str]]:
-    """Names of the columns of numbers, and of those that are true or false."""
+    """Return the names of the floating-point columns and of the boolean columns."""
     import pyarrow.types as kinds
 
     schema = next(_shards(plan)).schema_arrow
@@ -129,15 +129,15 @@ def _columns(plan: Plan) -> tuple[list[str], list[str]]:
 
 
 def _ranges(file: Any, columns: list[str]) -> dict[str, tuple[float, float]]:
-    """Lowest and highest value of columns, from the file's footer."""
+    """Return lowest and highest value of columns, from the footer of the file."""
     group = file.metadata.row_group(0)
-    found = {}
+    ranges = {}
     for k in range(group.num_columns):
         column = group.column(k)
         statistics = column.statistics
         if column.path_in_schema in columns and statistics is not None and statistics.has_min_max:
-            found[column.path_in_schema] = (statistics.min, statistics.max)
-    return found
+            ranges[column.path_in_schema] = (statistics.min, statistics.max)
+    return ranges
 
 
 def _edges(span: tuple[float, float]) -> tuple[float, float]:
@@ -155,20 +155,20 @@ def _distribution(counts: np.ndarray, span: tuple[float, float]) -> dict[str, fl
 
 
 def unreachable_shards(plan: Plan) -> list[int]:
-    """Shards in which a file could not be reached."""
-    found = []
+    """Return the shards in which a file could not be reached."""
+    shards = []
     for shard in sorted(plan.finished()):
         reasons = _open(plan, shard).read(columns=["reason"])["reason"].drop_null().to_pylist()
         if any(_kind(reason) == "unreachable" for reason in reasons):
-            found.append(shard)
-    return found
+            shards.append(shard)
+    return shards
 
 
 # ---------------------------------------------------------------------- one file
 
 
 def merge(plan: Plan, output: str) -> None:
-    """Writes all shards into one .parquet or .csv, whole or not at all.
+    """Write all shards into one .parquet or .csv, whole or not at all.
 
     A .csv has the columns of `predict.py`'s; an embedding is a cell of JSON. Raises UserError for
     an archive that is not finished, and for a file that exists.
@@ -202,7 +202,9 @@ def _merge_parquet(plan: Plan, path: Path) -> None:
 def _merge_csv(plan: Plan, path: Path) -> None:
     template = next((p for _, p, _ in _predictions(plan) if p), None)
     if template is None:
-        raise UserError("--merge: no image could be read, so a .csv has no columns; take .parquet")
+        raise UserError(
+            "--merge: no image could be read, so a .csv would have no columns: use .parquet"
+        )
     unread = cells(blank(template))
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -213,7 +215,7 @@ def _merge_csv(plan: Plan, path: Path) -> None:
 
 
 def _predictions(plan: Plan) -> Iterator[tuple[str, dict[str, Any] | None, str]]:
-    """(path, predictions as `predict.py` has them or None, reason) of each image."""
+    """Yield (path, predictions in the form of `predict.py` or None, reason) of each image."""
     for file in _shards(plan):
         table = file.read()
         outputs = outputs_of(table)

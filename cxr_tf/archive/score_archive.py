@@ -1,10 +1,10 @@
-"""Score an archive: plan once, compute what is missing, and sum up.
+"""Score an archive: plan once, compute the missing shards, and summarise.
 
     python scripts/score_archive.py --images ward/ --model saved_models/vgg16-binary --out scores/
 
-The guarantee lies in the files. `plan.json` and `lists/` say what is to be computed; a shard is
-done when its file exists, and files appear whole or not at all. So any process may be killed at any
-moment, and several coordinators may work on one folder.
+All state is in files. `plan.json` and `lists/` define what to compute; a shard is finished when its
+file exists, and files appear whole or not at all. So any process may be killed at any moment, and
+several coordinators may work on one folder.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ BATCH_SIZE = 32
 def score_archive(settings: ScoreArchive) -> None:
     """Score an archive, print its status, or merge it, as the settings say.
 
-    Raises UserError on a user's mistake; what was finished before stays finished.
+    Raises UserError on a user's mistake; finished shards are kept.
     """
     check_numbers(settings)
     storage = open_storage(settings.out)
@@ -59,12 +59,12 @@ def score_archive(settings: ScoreArchive) -> None:
 
 
 def parse_part(text: str) -> tuple[int, int]:
-    """`3/16` -> (2, 16): which of how many parts, from 0; everything is (0, 1)."""
+    """Parse `3/16` as (2, 16): index from 0, and number of parts. Empty text is (0, 1)."""
     if not text:
         return 0, 1
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
-        raise UserError(f"--only {text}: give a part and their number, from 1/16 to 16/16")
+        raise UserError(f"--only {text}: give part/parts, such as 1/16 to 16/16")
     return int(match[1]) - 1, int(match[2])
 
 
@@ -72,10 +72,10 @@ def parse_part(text: str) -> tuple[int, int]:
 
 
 def make_plan(settings: ScoreArchive, storage: Storage) -> Plan:
-    """The plan of the folder, with whatever is new in --images.
+    """Create or read the plan of the folder, and add new files of --images.
 
-    Raises UserError, with nothing written, where the folder has a plan with another model,
-    signatures, precision or sizes.
+    Raises UserError and writes nothing if the folder has a plan with another model, signatures,
+    precision or sizes.
     """
     if settings.model:
         plan = Plan.create(storage, resolve(settings, storage))
@@ -89,12 +89,12 @@ def make_plan(settings: ScoreArchive, storage: Storage) -> Plan:
         seconds = time.monotonic() - started
         log.info("%d new images, planned in %.1f s", added, seconds)
     if not plan.shards:
-        raise UserError(f"{settings.out} has no image planned: give --images")
+        raise UserError(f"{settings.out} has no images in its plan: give --images")
     return plan
 
 
 def resolve(settings: ScoreArchive, storage: Storage) -> Recipe:
-    """The recipe that the settings ask for; what they leave open is that of an existing plan."""
+    """Return the recipe of the settings; sizes default to those of an existing plan."""
     if not settings.signatures or len(set(settings.signatures)) < len(settings.signatures):
         raise UserError("--signatures: name each once, such as serving_default embed")
     shard_size, batch_size = SHARD_SIZE, BATCH_SIZE
@@ -126,22 +126,22 @@ def resolve(settings: ScoreArchive, storage: Storage) -> Recipe:
 
 
 def compute(settings: ScoreArchive, plan: Plan, part: tuple[int, int]) -> None:
-    """Compute the missing shards of a part, with a line of progress."""
+    """Compute the missing shards of a part, and show the progress."""
     mine = range(part[0], plan.shards, part[1])
     missing = sorted(set(plan.missing()) & set(mine))
     if not missing:
-        log.info("nothing to compute: all %d shards are there", len(mine))
+        log.info("nothing to compute: all %d shards exist", len(mine))
         return
     total = sum(map(plan.size_of, mine))
     done = total - sum(map(plan.size_of, missing))
-    log.info("%d images in %d shards, %d images done before", total, len(mine), done)
-    # From a random shard on, so that two coordinators on one folder seldom compute the same.
+    log.info("%d images in %d shards, %d images already done", total, len(mine), done)
+    # Start at a random shard, so that two coordinators on one folder rarely compute the same.
     start = random.randrange(len(missing))
     show = None
     running: dict[int, int] = {}
     with contextlib.ExitStack() as stack:
         for step in run_engine(settings, plan, missing[start:] + missing[:start]):
-            # The time that models took to load says nothing of the speed.
+            # Started only now, because loading the models would distort the speed.
             show = show or stack.enter_context(progress(total, before=done + step.images))
             if step.finished:
                 done += step.images
@@ -149,17 +149,17 @@ def compute(settings: ScoreArchive, plan: Plan, part: tuple[int, int]) -> None:
             else:
                 running[step.shard] = step.images
             show(done + sum(running.values()))
-    # One by one, since listings of some stores lag behind.
+    # One by one, since directory listings of some stores lag behind.
     lost = [s for s in plan.missing() if s in set(missing) and not plan.has(s)]
     if lost:
         raise UserError(
-            f"{shard_name(lost[0])} was written, but is not in {settings.out}: do all workers have "
-            "the same folder there?"
+            f"{shard_name(lost[0])} was written, but is not in {settings.out}: do all workers see "
+            "the same folder?"
         )
 
 
 def run_engine(settings: ScoreArchive, plan: Plan, shards: Sequence[int]) -> Iterator[Progress]:
-    """The progress of the engine of the settings."""
+    """Run the engine of the settings, and yield its progress."""
     worker = WorkerSettings(
         out=plan.storage.absolute,
         model=plan.model or plan.recipe.model,

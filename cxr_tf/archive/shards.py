@@ -1,12 +1,12 @@
 """One shard: a Parquet file with one row per image, in the order of the list.
 
-    columns = columns_of([answer to one image per signature])
+    columns = columns_of([outputs for one image per signature])
     content = encode(columns, images, rows, reasons, recipe_digest)
 
-Columns: `path`; then, of a classifier, `label` and one float32 per class; then the model's other
-outputs by name, such as `embedding`, a list of fixed length, and `remarks`, which says in words
-what `is_novel` and `prediction_set` mean; last `reason`, which is null for an image that was read,
-while all others are null for one that was not. Numbers are stored as the model gave them. Parquet,
+Columns: `path`; for classifiers `label` and one float32 per class; the other outputs of the model
+by name, such as `embedding`, a list of fixed length, and `remarks`, which states in words what
+`is_novel` and `prediction_set` mean; last `reason`, which is null for an image that was read, while
+all others are null for one that was not. Numbers are stored without loss. The format is Parquet,
 because its types are exact, columns can be read one by one, and pandas, DuckDB, Spark and BigQuery
 open it; pyarrow writes equal bytes for equal rows.
 """
@@ -20,7 +20,7 @@ import numpy as np
 
 from cxr_tf.evaluation.prediction_output import image_predictions
 
-# Columns that every shard has. An output of that name would hide one.
+# Columns of every shard. Outputs of the same name are left out.
 RESERVED = ("path", "reason")
 
 REMARKS = "remarks"
@@ -31,10 +31,10 @@ MODEL, CLASSES = "cxr_tf.model", "cxr_tf.classes"
 
 @dataclass(frozen=True)
 class Column:
-    """A column of numbers or text: [N] in an output, or one class of it, or rows of a list.
+    """A column: an output [N], one class of an output [N, C], or an output [N, L] as lists.
 
-    output: name of the model's output; index: of the class in [N, C], else None. length: of the
-    list in each row, else None. dtype: as NumPy names it, or "str".
+    output: name of the output; index: of the class in [N, C], else None. length: L of lists, else
+    None. dtype: name of a NumPy type, or "str".
     """
 
     name: str
@@ -45,15 +45,15 @@ class Column:
 
 
 def columns_of(samples: Sequence[dict[str, np.ndarray]]) -> list[Column]:
-    """The columns for the outputs of several signatures, read off their answers to one image.
+    """Return the columns for several signatures, from the outputs of each for one image.
 
-    Of outputs that several signatures have, the first counts.
+    An output that several signatures have is stored once.
     """
-    found: dict[str, Column] = {}
+    columns: dict[str, Column] = {}
 
     def add(column: Column) -> None:
         if column.name not in RESERVED:
-            found.setdefault(column.name, column)
+            columns.setdefault(column.name, column)
 
     for outputs in samples:
         classes: list[str] = []
@@ -69,11 +69,11 @@ def columns_of(samples: Sequence[dict[str, np.ndarray]]) -> list[Column]:
             dtype = "str" if values.dtype == object else str(values.dtype)
             length = values.shape[1] if values.ndim == 2 else None
             add(Column(name, name, None, length, dtype))
-    return list(found.values())
+    return list(columns.values())
 
 
 def schema_of(columns: Sequence[Column], digest: str) -> Any:
-    """The Arrow schema of a shard; the model's digest stands in its metadata."""
+    """Return the Arrow schema of a shard, with the digest of the model in its metadata."""
     import pyarrow as pa
 
     fields = [pa.field("path", pa.string(), nullable=False)]
@@ -95,10 +95,10 @@ def encode(
     reasons: dict[int, str],
     digest: str,
 ) -> bytes:
-    """The content of a shard.
+    """Return the content of a shard.
 
-    rows: which of the N `paths` have outputs, ascending, in the order of the outputs' first axis;
-    reasons: of the others.
+    rows: indices of the `paths` that have outputs, ascending, in the order of the first axis of the
+    outputs; reasons: of the others.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -115,7 +115,7 @@ def encode(
         pa.table(arrays, schema=schema),
         sink,
         compression="zstd",
-        # Numbers seldom repeat.
+        # A dictionary saves nothing for numbers, which rarely repeat.
         use_dictionary=[c.name for c in columns if c.dtype == "str" and c.length is None],
     )
     return sink.getvalue().to_pybytes()
@@ -130,8 +130,8 @@ def _array(
     shape = (count,) if length is None else (count, length)
     values = np.full(shape, "", object) if column.dtype == "str" else np.zeros(shape, column.dtype)
     if len(rows):
-        found = outputs[column.output]
-        values[rows] = found if column.index is None else found[:, column.index]
+        output = outputs[column.output]
+        values[rows] = output if column.index is None else output[:, column.index]
     if length is None:
         return pa.array(values, kind, mask=missing)
     flat = pa.array(values.ravel(), kind.value_type)
@@ -139,7 +139,7 @@ def _array(
 
 
 def outputs_of(table: Any) -> dict[str, np.ndarray]:
-    """The model's outputs for the images of a shard that could be read, each [N, ...]."""
+    """Return the outputs of the model for the readable images of a shard, each [N, ...]."""
     import pyarrow.compute as pc
 
     table = table.filter(pc.is_null(table["reason"]))
@@ -160,7 +160,7 @@ def outputs_of(table: Any) -> dict[str, np.ndarray]:
 
 
 def with_remarks(outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The outputs, and in words what `is_novel` and `prediction_set` mean, where there are any."""
+    """Return the outputs with `remarks` on `is_novel` and `prediction_set`, if it has these."""
     if not {"is_novel", "prediction_set"} & outputs.keys():
         return outputs
     count = len(next(iter(outputs.values())))
@@ -169,7 +169,7 @@ def with_remarks(outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def open_shard(file: IO[bytes]) -> Any:
-    """A shard, opened as `pyarrow.parquet.ParquetFile`."""
+    """Open a shard as `pyarrow.parquet.ParquetFile`."""
     import pyarrow.parquet as pq
 
     return pq.ParquetFile(file)

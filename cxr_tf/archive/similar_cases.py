@@ -1,11 +1,11 @@
-"""Similar cases in an archive, by the distance of their embeddings.
+"""Find similar cases in an archive by the distance of their embeddings.
 
     python scripts/fit_knn.py --archive scores/ --query new.png --neighbors 5 --output similar.csv
 
-Embeddings are compared at unit length, as cosine similarity does. Below 200,000 the search is
-exact, and goes through the shards one by one. From there on it is an inverted file of faiss
-(IndexIVFScalarQuantizer: the nearest lists of 1,024 or more, 8 bits a number), which is built once
-and kept beside the shards; how many of the true neighbours it finds is measured and reported.
+The distance is the cosine distance. Below 200,000 embeddings the search is exact and reads the
+shards one by one. Above, it uses an inverted file of faiss (IndexIVFScalarQuantizer with 1,024
+lists or more and 8 bits per number), which is built once and stored beside the shards; its recall
+is measured and reported.
 """
 
 import logging
@@ -36,10 +36,10 @@ APPROXIMATE_FROM = 200_000
 
 LEAST_LISTS = 1024
 
-# Of this many embeddings for each list are the lists' centres learnt.
+# Embeddings per list that the centroids of the lists are trained on.
 TRAINED_PER_LIST = 64
 
-# Queries drawn from the archive, on which the recall is measured.
+# Number of embeddings of the archive that serve as queries to measure the recall.
 SAMPLE = 200
 
 RECALL = 0.98
@@ -58,7 +58,7 @@ class Neighbors:
 def fit_knn(settings: FitKnn) -> dict[str, Any]:
     """Find the nearest cases of each query image, or only build the index and measure it.
 
-    Returns the numbers that it reports. Raises UserError for an archive that is not finished or
+    Returns the reported numbers. Raises UserError for an archive that is not finished or
     has no embeddings, and for a query that cannot be read.
     """
     check_numbers(settings, neighbors=1)
@@ -78,7 +78,7 @@ def fit_knn(settings: FitKnn) -> dict[str, Any]:
     if index is not None:
         report |= measure(plan, index, k)
         log.info(
-            "recall@%d against exact search on %d of the archive's own: %.3f, %.3f ms a query "
+            "recall@%d against exact search on %d images of the archive: %.3f, %.3f ms per query "
             "(nprobe %d)",
             *(k, report["sample"], report["recall"], report["milliseconds"], index.nprobe),
         )
@@ -86,8 +86,8 @@ def fit_knn(settings: FitKnn) -> dict[str, Any]:
         log.info("%d embeddings: the search is exact", count)
     if settings.query:
         paths, queries = embed_queries(plan, settings)
-        found = search(plan, index, queries, k)
-        write_neighbors(plan, paths, found, settings.output)
+        neighbors = search(plan, index, queries, k)
+        write_neighbors(plan, paths, neighbors, settings.output)
     return report
 
 
@@ -95,9 +95,9 @@ def fit_knn(settings: FitKnn) -> dict[str, Any]:
 
 
 def embeddings(plan: Plan) -> Iterator[tuple[int, np.ndarray]]:
-    """(row of the first, embeddings at unit length float32 [n, D]) of each shard.
+    """Yield (row of the first image, unit-length embeddings float32 [n, D]) of each shard.
 
-    Rows count the images that could be read.
+    Rows count readable images only.
     """
     first = 0
     for shard in range(plan.shards):
@@ -110,13 +110,13 @@ def embeddings(plan: Plan) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def unit_length(values: np.ndarray) -> np.ndarray:
-    """Rows float32 [N, D] over their norms; a row of zeros stays one."""
+    """Divide rows, float32 [N, D], by their norms; rows of zeros stay zero."""
     norms = np.linalg.norm(values, axis=1, keepdims=True)
     return np.divide(values, norms, out=np.zeros_like(values), where=norms > 0)
 
 
 def embed_queries(plan: Plan, settings: FitKnn) -> tuple[list[str], np.ndarray]:
-    """The query images and their embeddings, by the archive's model."""
+    """Return paths of the query images and their embeddings by the model of the archive."""
     recipe = plan.recipe
     predictors = load_predictors(WorkerSettings(settings.archive, recipe.model), recipe)
     embed = predictors[list(recipe.signatures).index("embed")]
@@ -132,10 +132,10 @@ def embed_queries(plan: Plan, settings: FitKnn) -> tuple[list[str], np.ndarray]:
             except (UserError, OSError, Unreachable) as error:
                 reason = reason_of(error, image.path)
                 raise UserError(f"--query {image.path}: {reason}") from None
-        answer = predict_readable(embed, list(range(len(batch))), contents)
-        for row, reason in answer.reasons.items():
+        result = predict_readable(embed, list(range(len(batch))), contents)
+        for row, reason in result.reasons.items():
             raise UserError(f"--query {batch[row].path}: {reason}")
-        parts.append(answer.outputs["embedding"])
+        parts.append(result.outputs["embedding"])
     return [image.path for image in images], unit_length(np.concatenate(parts))
 
 
@@ -143,7 +143,7 @@ def embed_queries(plan: Plan, settings: FitKnn) -> tuple[list[str], np.ndarray]:
 
 
 def search(plan: Plan, index: Any, queries: np.ndarray, k: int) -> Neighbors:
-    """The k nearest of each query, float32 [Q, D] at unit length; exact where there is no index."""
+    """Find the k nearest of each query, unit-length float32 [Q, D]; exact without an index."""
     if index is None:
         return exact(plan, queries, k)
     squared, rows = index.search(queries, k)
@@ -151,14 +151,14 @@ def search(plan: Plan, index: Any, queries: np.ndarray, k: int) -> Neighbors:
 
 
 def exact(plan: Plan, queries: np.ndarray, k: int) -> Neighbors:
-    """The k nearest of each query, a shard at a time."""
+    """Find the k nearest of each query exactly, one shard at a time."""
     best = np.full((len(queries), k), np.inf, np.float32)
     rows = np.full((len(queries), k), -1)
     for first, values in embeddings(plan):
         distances = np.concatenate([best, 1 - queries @ values.T], axis=1)
         numbers = np.arange(first, first + len(values))
         candidates = np.concatenate([rows, np.tile(numbers, (len(queries), 1))], axis=1)
-        # Stable, so that of equally near cases the first in the archive comes first.
+        # Stable: equidistant cases keep the order of the archive.
         order = np.argsort(distances, axis=1, kind="stable")[:, :k]
         best = np.take_along_axis(distances, order, axis=1)
         rows = np.take_along_axis(candidates, order, axis=1)
@@ -166,7 +166,7 @@ def exact(plan: Plan, queries: np.ndarray, k: int) -> Neighbors:
 
 
 def open_index(plan: Plan, count: int) -> Any:
-    """The index of an archive, built unless it is there; UserError where faiss is missing."""
+    """Load or build the index of an archive; raise UserError if faiss is not installed."""
     try:
         import faiss
     except ImportError:
@@ -188,7 +188,7 @@ def open_index(plan: Plan, count: int) -> Any:
 
 
 def build_index(plan: Plan, count: int) -> Any:
-    """An inverted file of all embeddings, with as many lists probed as the recall takes."""
+    """Build an inverted file of all embeddings that probes enough lists to reach RECALL."""
     import faiss
 
     lists = max(LEAST_LISTS, 2 ** round(math.log2(math.sqrt(count))))
@@ -208,18 +208,18 @@ def build_index(plan: Plan, count: int) -> Any:
 
 
 def measure(plan: Plan, index: Any, k: int) -> dict[str, Any]:
-    """Recall@k of an index against exact search, and its time, on embeddings of the archive."""
+    """Measure recall@k of an index against exact search, and its time, on archive embeddings."""
     rng = np.random.default_rng(1)
     count = index.ntotal
     chosen = np.sort(rng.choice(count, min(SAMPLE, count), replace=False))
     queries = np.concatenate(
         [v[chosen[(chosen >= f) & (chosen < f + len(v))] - f] for f, v in embeddings(plan)]
     )
-    right = exact(plan, queries, k)
+    expected = exact(plan, queries, k)
     started = time.perf_counter()
-    found = search(plan, index, queries, k)
+    result = search(plan, index, queries, k)
     seconds = time.perf_counter() - started
-    hits = [len(set(a) & set(b)) / k for a, b in zip(found.rows, right.rows, strict=True)]
+    hits = [len(set(a) & set(b)) / k for a, b in zip(result.rows, expected.rows, strict=True)]
     return {
         "recall": float(np.mean(hits)),
         "milliseconds": 1000 * seconds / len(queries),
@@ -231,16 +231,16 @@ def measure(plan: Plan, index: Any, k: int) -> dict[str, Any]:
 # ---------------------------------------------------------------------- output
 
 
-def write_neighbors(plan: Plan, paths: list[str], found: Neighbors, output: str) -> None:
-    """Writes or prints query, rank, path, label and distance of each neighbour."""
-    wanted: set[Any] = set(found.rows.ravel()) - {-1}
+def write_neighbors(plan: Plan, paths: list[str], neighbors: Neighbors, output: str) -> None:
+    """Write or print query, rank, path, label and distance of each neighbour."""
+    wanted: set[Any] = set(neighbors.rows.ravel()) - {-1}
     known = dict(_cases(plan, wanted))
     header = ["query", "rank", "path", "label", "distance"]
     table: list[list[Any]] = []
     for query, path in enumerate(paths):
-        for rank, row in enumerate(found.rows[query].tolist()):
-            if row >= 0:  # faiss gives -1 where the probed lists hold too few
-                distance = max(float(found.distances[query, rank]), 0.0)
+        for rank, row in enumerate(neighbors.rows[query].tolist()):
+            if row >= 0:  # faiss returns -1 if the probed lists hold too few
+                distance = max(float(neighbors.distances[query, rank]), 0.0)
                 table.append([path, rank + 1, *known[row], f"{distance:.6g}"])
     if output:
         write_csv(Path(output), header, table)
@@ -251,7 +251,7 @@ def write_neighbors(plan: Plan, paths: list[str], found: Neighbors, output: str)
 
 
 def _cases(plan: Plan, wanted: set[Any]) -> Iterator[tuple[int, tuple[str, str]]]:
-    """(row, (path, label)) of some rows; a label is empty where the model gives none."""
+    """Yield (row, (path, label)) of these rows; the label is empty if the model has none."""
     first = 0
     for shard in range(plan.shards):
         file = open_shard(plan.storage.open(shard_name(shard)))

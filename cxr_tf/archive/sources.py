@@ -1,11 +1,10 @@
-"""The content of one image, wherever it is: on disk, behind a URL, or in a .tar or .zip.
+"""Read images from disk, from URLs, and from .tar and .zip archives.
 
     read = Reader(retries=6)
     content = read(Image("s3://pacs/2025/a.png"))        # JPEG or PNG; DICOM becomes PNG
 
-A path is what `predict.py` takes, a URL, or a member of an archive in the notation of fsspec,
-`zip://inside.png::s3://pacs/films.zip`. What fails for a passing reason is tried again after
-growing pauses.
+A path is a file, a URL, or a member of an archive in the notation of fsspec,
+`zip://inside.png::s3://pacs/films.zip`. Transient failures are retried after growing pauses.
 """
 
 import errno
@@ -27,17 +26,17 @@ from cxr_tf.serving.client import FIRST_PAUSE, RETRIES, read_image
 
 log = logging.getLogger(__name__)
 
-# Archives that a process keeps open: each costs its table of contents.
+# Number of archives kept open by a process; each holds its table of contents in memory.
 OPEN_ARCHIVES = 4
 
 TAR_BLOCK = 512
 
-# No number of attempts makes these succeed; all else, such as a stale network share, may pass.
+# Permanent errors. All others, such as a stale network share, may be transient.
 LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 
 
 class Image(NamedTuple):
-    """An image to score: its path, and the bytes of its archive that hold it, where they are known.
+    """An image to score: its path, and its byte range in a .tar archive.
 
     offset: of the member's data in a .tar, else -1. length: in bytes, likewise.
     """
@@ -52,7 +51,7 @@ class Unreachable(Exception):
 
 
 class Reader:
-    """Reads images; one for all threads of a process, so that archives are opened once."""
+    """Reader of images, shared by all threads of a process so that archives are opened once."""
 
     def __init__(self, retries: int = RETRIES) -> None:
         self.retries = retries
@@ -60,18 +59,18 @@ class Reader:
         self._open_zip = functools.lru_cache(OPEN_ARCHIVES)(_open_zip)
 
     def __call__(self, image: Image) -> bytes:
-        """The content as a JPEG or PNG.
+        """Return the content of an image as JPEG or PNG.
 
-        Raises UserError or OSError for what no further attempt changes, Unreachable for the rest.
+        Raises UserError or OSError for permanent errors, Unreachable if all attempts failed.
         """
         if "://" not in image.path:
             return self._persistently(lambda: read_image(image.path))
         try:
             content = self._persistently(lambda: self._fetch(image))
         except PermissionError:
-            # More often than not a token that has expired: the image is not to blame.
+            # Usually an expired token, and not a fault of the image.
             raise Unreachable(f"unreachable: {os.strerror(errno.EACCES)}") from None
-        except FileNotFoundError:  # of which fsspec tells the path alone
+        except FileNotFoundError:  # the message of fsspec is only the path
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) from None
         if dicom.has_dicom_content(content, image.path):
             return dicom.png_of_content(content, image.path)
@@ -85,7 +84,7 @@ class Reader:
         kind, _, name = member.partition("://")
         if kind == "tar":
             return _tar_member(image, archive, name)
-        with self._lock:  # else several threads would open the same one
+        with self._lock:  # otherwise several threads would open the same archive
             opened = self._open_zip(archive)
         try:
             return opened.read(name)
@@ -104,8 +103,7 @@ class Reader:
                 if attempt == self.retries:
                     raise Unreachable(f"unreachable: {reason}") from None
                 log.debug("attempt %d: %s", attempt + 1, reason)
-            # Up to half as long again, at random: workers that were refused together must not
-            # come back together.
+            # Randomised, so that workers that failed together do not retry together.
             time.sleep(pause * random.uniform(1.0, 1.5))
             pause *= 2
         raise AssertionError  # the last attempt returns or raises
@@ -120,7 +118,7 @@ def _open_zip(archive: str) -> zipfile.ZipFile:
 
 
 def _tar_member(image: Image, archive: str, name: str) -> bytes:
-    """One range of the file, from the member's header on: no index is read again."""
+    """Read the byte range of a member with its header; the archive is not indexed again."""
     fs, path = filesystem(archive)
     start = image.offset - TAR_BLOCK
     content = fs.cat_file(path, start=start, end=image.offset + image.length)

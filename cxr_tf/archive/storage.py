@@ -3,9 +3,9 @@
     storage = open_storage("scores/")                 # or s3://bucket/scores
     storage.create("shards/00042.parquet", content)   # False where it exists already
 
-Files are created once and never changed, and appear whole or not at all. That is what makes it safe
-to kill any process at any moment, and to run several at once: whoever creates a file first has won,
-and the others have computed the same.
+Files are created once and never changed, and appear whole or not at all. So any
+process may be killed at any moment, and several may run at once: the first to create a file wins,
+and the others have computed the same content.
 """
 
 import contextlib
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 # Unfinished files of other machines, whose processes cannot be looked up, are removed after a day.
 STALE_SECONDS = 24 * 3600
 
-# A file in an object store is read in pieces of so many bytes.
+# Bytes per read from an object store.
 READ_BLOCK = 1 << 20
 
 _number = itertools.count()
 
 
 def require() -> None:
-    """Raises UserError where the optional requirements are missing."""
+    """Raise UserError if the optional requirements are missing."""
     try:
         import fsspec  # noqa: F401
         import pyarrow  # noqa: F401
@@ -48,7 +48,7 @@ def require() -> None:
 
 
 def filesystem(url: str) -> tuple["AbstractFileSystem", str]:
-    """The file system behind a path or a URL, and the path within it.
+    """Return the file system of a path or URL, and the path within it.
 
     Listings are not cached: other processes write to the same folder. Raises UserError for a
     protocol that is unknown, or that needs a package which is not installed.
@@ -56,7 +56,7 @@ def filesystem(url: str) -> tuple["AbstractFileSystem", str]:
     import fsspec
 
     if "://" not in url:
-        # For fsspec a name with "::" is a chain of file systems; on disk it is a name.
+        # fsspec would read "::" in a local name as a chain of file systems.
         return fsspec.filesystem("file"), os.path.abspath(expand_user(url))
     try:
         return fsspec.core.url_to_fs(url, use_listings_cache=False)
@@ -74,41 +74,41 @@ class Storage:
 
     @property
     def is_local(self) -> bool:
-        """Whether the folder is on a disk of this machine, a network share included."""
+        """Whether the folder is on a local disk or a network share."""
         return "file" in (self.fs.protocol if isinstance(self.fs.protocol, tuple) else ())
 
     @property
     def absolute(self) -> str:
-        """The folder, as a worker with another working directory finds it."""
+        """The folder as an absolute path or URL, for workers with another working directory."""
         return self.root if self.is_local else self.url
 
     def path(self, name: str) -> str:
-        """The path of a file in the folder, as the file system takes it."""
+        """Return the path of a file in the folder, in the notation of the file system."""
         return posixpath.join(self.root, name)
 
     def exists(self, name: str) -> bool:
-        """Whether the file exists. Asked directly: the listings of some stores lag behind."""
+        """Return whether a file exists, without a directory listing: those of some stores lag."""
         return bool(self.fs.exists(self.path(name)))
 
     def names(self, folder: str) -> list[str]:
-        """Names of the files in a subfolder, sorted, without unfinished ones."""
+        """Return the names of the finished files in a subfolder, sorted."""
         try:
-            found = self.fs.ls(self.path(folder), detail=False)
+            paths = self.fs.ls(self.path(folder), detail=False)
         except FileNotFoundError:
             return []
-        return sorted(n for n in (posixpath.basename(f.rstrip("/")) for f in found) if n[:1] != ".")
+        return sorted(n for n in (posixpath.basename(p.rstrip("/")) for p in paths) if n[:1] != ".")
 
     def read(self, name: str) -> bytes:
-        """The content of a file."""
+        """Return the content of a file."""
         return self.fs.cat_file(self.path(name))
 
     def open(self, name: str) -> IO[bytes]:
-        """A file opened for reading at any position."""
+        """Open a file for random access."""
         options = {} if self.is_local else {"block_size": READ_BLOCK}
         return self.fs.open(self.path(name), "rb", **options)
 
     def modified(self, folder: str) -> dict[str, float]:
-        """When the files of a subfolder were written: {name: seconds since 1970}."""
+        """Return the modification times of the files of a subfolder: {name: seconds since 1970}."""
         try:
             entries = self.fs.ls(self.path(folder), detail=True)
         except FileNotFoundError:
@@ -123,7 +123,7 @@ class Storage:
         }
 
     def create(self, name: str, content: bytes | Path) -> bool:
-        """Writes a new file, whole or not at all; False where one of that name exists.
+        """Write a new file, whole or not at all; return False if one of that name exists.
 
         content: its bytes, or a local file to copy.
         """
@@ -149,7 +149,7 @@ class Storage:
         return True
 
     def replace(self, name: str, content: bytes) -> None:
-        """Writes a file, whole or not at all, in the place of an earlier one."""
+        """Write or replace a file, whole or not at all."""
         if not self.is_local:
             self.fs.pipe_file(self.path(name), content)
             return
@@ -158,12 +158,12 @@ class Storage:
             _sync_folder(path.parent)
 
     def remove(self, name: str) -> None:
-        """Removes a file that exists."""
+        """Remove an existing file."""
         self.fs.rm_file(self.path(name))
 
     @contextlib.contextmanager
     def _aside(self, name: str, content: bytes | Path) -> Iterator[tuple[Path, Path]]:
-        """The content in a hidden file beside its place, which is removed at the end."""
+        """Write the content to a hidden file in the same folder, which is removed at the end."""
         path = Path(self.path(name))
         path.parent.mkdir(parents=True, exist_ok=True)
         owner = f"{socket.gethostname()}-{os.getpid()}-{next(_number)}"
@@ -182,9 +182,9 @@ class Storage:
             unfinished.unlink(missing_ok=True)
 
     def clear_unfinished(self) -> None:
-        """Removes what killed processes left: of this machine if they are dead, else after a day.
+        """Remove unfinished files of dead processes on this machine, and others after a day.
 
-        An object store leaves nothing visible.
+        Unfinished uploads to an object store are not visible.
         """
         if not self.is_local:
             return
@@ -201,7 +201,7 @@ class Storage:
 
 
 def open_storage(url: str) -> Storage:
-    """The output folder at a local path or a URL; it need not exist."""
+    """Return the output folder at a local path or a URL; it need not exist."""
     require()
     fs, root = filesystem(url)
     storage = Storage(url, fs, root.rstrip("/") or "/")
@@ -221,7 +221,7 @@ def _is_alive(pid: int) -> bool:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Puts the new names of a folder on disk, where the file system can."""
+    """Sync the directory entries of a folder to disk, if the file system supports it."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -1,10 +1,10 @@
-"""What a worker does, whichever engine started it: load the model once, compute shards by number.
+"""The worker of all engines: load the model once, compute shards by number.
 
     worker = Worker(WorkerSettings(out="scores/", model="saved_models/vgg16-binary/1"))
     worker.score(42)                                  # writes shards/00042.parquet
 
-While a batch is computed the next two are read, and no more: memory depends on the size of a batch
-and of a shard, not on the number of images.
+While a batch is computed, at most the next two are read: memory depends on the size of a batch and
+of a shard, not on the number of images.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ BATCHES_AHEAD = 2
 
 @dataclass(frozen=True)
 class ModelRequest:
-    """Which model is to be used, and how; see `config.ScoreArchive` for the fields."""
+    """A model and how to run it; see `config.ScoreArchive` for the fields."""
 
     model: str
     signatures: tuple[str, ...]
@@ -49,10 +49,10 @@ class ModelRequest:
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """What a worker needs besides the plan.
+    """Settings of a worker besides the plan.
 
-    model: where it lies, if not where the plan says. readers: files that are read at a time.
-    retries: further attempts at an unreachable file. threads: of TensorFlow, 0 for all cores.
+    model: its folder, if other than that of the plan. readers: files that are read at a time.
+    retries: further attempts at an unreachable file. threads: of TensorFlow; 0 for all cores.
     """
 
     out: str
@@ -63,9 +63,9 @@ class WorkerSettings:
 
 
 def describe(request: ModelRequest) -> dict[str, Any]:
-    """The fields of a `Recipe` that the model decides: its version's folder, digest, engines.
+    """Load a model, and return the fields of a `Recipe` that depend on it.
 
-    Loads the model. Raises UserError for one that cannot do what is requested.
+    Raises UserError for a model without the requested signatures or runtime.
     """
     served = _load(request.model, request.runtime, request.precision)
     for signature in request.signatures:
@@ -81,7 +81,7 @@ def describe(request: ModelRequest) -> dict[str, Any]:
 def load_predictors(settings: WorkerSettings, recipe: Recipe) -> "list[PredictFn]":
     """Load the model, and return a function from image files to outputs for each signature.
 
-    Raises UserError where this machine lacks the model of the recipe, or what runs it.
+    Raises UserError if this machine lacks the model of the recipe or its runtime.
     """
     _prepare_tensorflow(settings.threads)
     model = settings.model or recipe.model
@@ -111,7 +111,7 @@ class Worker:
         self.storage = open_storage(settings.out)
         self.plan = Plan.read(self.storage)
         self.predictors = load(settings, self.plan.recipe)
-        # One image decides which columns there are, because all of a shard may be unreadable.
+        # The columns come from a sample image, because all of a shard may be unreadable.
         sample = [phantom_png()]
         self.columns: list[Column] = columns_of(
             [with_remarks(predict(sample)) for predict in self.predictors]
@@ -119,10 +119,10 @@ class Worker:
         self.read = Reader(settings.retries)
 
     def score(self, shard: int, report: Callable[[int], object] = lambda images: None) -> int:
-        """Compute a shard unless it exists; how many images it has.
+        """Compute a shard unless it exists, and return its number of images.
 
-        report: called with how many are done, after each batch. Raises UserError where no image
-        of the shard could be reached: then the store is down or a disk missing, and no image bad.
+        report: called after each batch with the number of processed images. Raises UserError if no
+        image of the shard could be reached: then the store is down or a disk is missing.
         """
         if shard >= self.plan.shards:
             self.plan = self.plan.refreshed()
@@ -136,7 +136,7 @@ class Worker:
     def compute(
         self, images: Sequence[Image], report: Callable[[int], object] = lambda images: None
     ) -> bytes:
-        """The content of a shard of these images."""
+        """Return the content of a shard of these images."""
         rows: list[int] = []
         reasons: dict[int, str] = {}
         unreachable: list[int] = []
@@ -176,7 +176,7 @@ class Worker:
     def _batches(
         self, images: Sequence[Image], size: int
     ) -> Iterator[tuple[int, list[bytes | Exception]]]:
-        """(first row, contents or errors) of each batch, the next ones being read meanwhile."""
+        """Yield (first row, contents or errors) of each batch while the next ones are read."""
         with contextlib.ExitStack() as stack:
             pool = ThreadPoolExecutor(self.settings.readers)
             stack.callback(pool.shutdown, wait=False, cancel_futures=True)
@@ -199,19 +199,19 @@ class Worker:
 
 
 def _check_folder(paths: Sequence[str]) -> None:
-    """Raises UserError where the folder of images that are all missing is missing too."""
+    """Raise UserError if the folder of these missing images is missing as well."""
     if any("://" in path for path in paths):
         return
     folder = os.path.commonpath([os.path.dirname(path) for path in paths])
     if not os.path.isdir(folder):
         raise UserError(
-            f"{folder} is gone, with all {len(paths)} images of a shard: is a disk missing? If it "
-            "was removed, create it empty, and its images are recorded as missing"
+            f"{folder} is gone, with all {len(paths)} images of a shard: is a disk missing? If the "
+            "folder was removed, create it empty: its images are then recorded as missing"
         )
 
 
 def phantom_png() -> bytes:
-    """A phantom as the content of a PNG file."""
+    """Return a phantom as the content of a PNG file."""
     image = phantom("bacterial", seed=0, patient=0, size=128).image
     encoded = io.BytesIO()
     PIL.Image.fromarray(image).save(encoded, format="PNG")
@@ -219,15 +219,15 @@ def phantom_png() -> bytes:
 
 
 def _prepare_tensorflow(threads: int) -> None:
-    """Import TensorFlow with so many threads, and no start-up messages."""
+    """Import TensorFlow with this many threads and without start-up messages."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import tensorflow as tf
 
     if threads:
-        # In a process that has used TensorFlow already it is too late, and harmless.
+        # Fails, without harm, in a process that has already used TensorFlow.
         with contextlib.suppress(RuntimeError):
             tf.config.threading.set_intra_op_parallelism_threads(threads)
-    # Else the first of several workers takes the whole GPU.
+    # Otherwise the first of several workers takes the whole GPU.
     for gpu in tf.config.list_physical_devices("GPU"):
         with contextlib.suppress(RuntimeError):
             tf.config.experimental.set_memory_growth(gpu, True)
@@ -239,7 +239,7 @@ def _load(model: str, runtime: str, precision: str) -> "ServedModel":
     try:
         return load_served(model, engine=runtime, precision=precision)
     except UserError as error:
-        # `--engine` means another thing here.
+        # `--engine` has another meaning in this command.
         text = str(error).replace("--engine-precision", "--runtime-precision")
         raise UserError(text.replace("--engine ", "--runtime ")) from None
 
@@ -248,9 +248,7 @@ def _predictor(served: "ServedModel", signature: str) -> "PredictFn":
     call: Any = served.signature(signature)
     outputs = call.structured_outputs
     if any(tensor.shape.rank is not None and tensor.shape.rank > 2 for tensor in outputs.values()):
-        raise UserError(
-            f"--signatures {signature}: pictures do not fit into a table; use predict.py for them"
-        )
+        raise UserError(f"--signatures {signature}: images do not fit into a table; use predict.py")
     return served.predictor(signature)
 
 

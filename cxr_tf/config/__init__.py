@@ -1,7 +1,7 @@
 """One frozen dataclass per command: the flags of its script, and what `config.json` records.
 
-Flags that several commands share stand once, in the base classes of `flags`; a command that
-documents a shared flag differently declares it again.
+Shared flags are declared once, in the base classes of `flags`. A command that documents a shared
+flag differently declares it again.
 """
 
 from cxr_tf.config.data import ConvertAlexNetWeights, PrepareData

@@ -23,7 +23,7 @@ EnginePrecision = Literal["float32", "bfloat16", "int8"]
 Split = Literal["train", "val", "test", "all"]
 
 
-# The smallest value allowed, wherever a command has a flag of that name.
+# Smallest allowed values by flag, for every command that has the flag.
 LEAST = {
     **{"seed": 0, "batch_size": 1, "epochs": 0, "patience": 1, "bootstrap_samples": 1, "count": 0},
     **{"augmentation": 0, "autoencoder_epochs": 1, "shard_size": 1, "workers": 1, "readers": 1},
@@ -40,7 +40,8 @@ LARGEST_SEED = 2**32 - 1
 def check_numbers(settings: Any, **least: int) -> None:
     """Raise UserError for a number out of its range or not finite, naming the flag.
 
-    least: where a command needs more than LEAST. None is a default that is resolved later.
+    least: limits of this command that replace those of LEAST. A value of None is not checked: its
+    default is resolved later.
     """
 
     def refuse(field: str, expected: str) -> None:
@@ -64,43 +65,43 @@ def check_numbers(settings: Any, **least: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class RunFlags:
-    """Where a run is written."""
+    """Flags of the run directory."""
 
     name: str = ""
-    """Name of the run; the default is built from what the run is of."""
+    """Name of the run; default: built from the other settings."""
     logs: str = "logs"
-    """Folder of all runs, and TensorBoard's --logdir."""
+    """Folder of all runs (the --logdir of TensorBoard)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataFlags:
-    """Which radiographs."""
+    """Flags that select the radiographs."""
 
     data: str = "phantom"
     """Folder of radiographs, .csv list (path, label, and optionally patient and split), .npz of
     PneumoniaMNIST, or `phantom` for synthetic ones (see prepare_data.py)."""
     skip_unreadable: bool = False
-    """Leave out files that cannot be decoded, instead of stopping."""
+    """Leave out files that cannot be decoded instead of stopping."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreFlags:
-    """How scores are computed."""
+    """Flags of the evaluation."""
 
     bootstrap_samples: int = 1000
-    """Bootstrap samples (of patients) behind each 95 % interval."""
+    """Bootstrap samples (over patients) for each 95 % interval."""
     seed: int = 0
-    """Seed of everything random: splits, training, bootstrap."""
+    """Seed of splits, training and bootstrap."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingFlags(RunFlags, DataFlags, ScoreFlags):
-    """A job that trains on a catalogue and exports a model."""
+    """Flags of the commands that train and export a model."""
 
     saved_models: str = "saved_models"
     """Folder of all exported models, which TF Serving serves."""
     resume: bool = False
-    """Continue the interrupted run of this name; a finished one is left as it is."""
+    """Resume the interrupted run of this name; a finished run is left unchanged."""
     allow_leakage: bool = False
     """Continue although a patient or an identical image appears in two splits."""
     worker_timeout: float = 600.0

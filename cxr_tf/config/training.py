@@ -1,4 +1,4 @@
-"""Settings of the commands that train, and of the study that runs all of them."""
+"""Settings of the training commands and of the study."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -16,14 +16,14 @@ from cxr_tf.config.flags import (
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingBudget(TrainingFlags):
-    """What training one classifier takes, the same for every backbone that is compared."""
+    """Flags of classifier training, shared by all compared backbones."""
 
     task: Task = "binary"
-    """binary: normal / pneumonia. three_class: normal / bacterial / viral. labels: the labels of
-    --data as they are, two to twenty."""
+    """binary: normal / pneumonia. three_class: normal / bacterial / viral. labels: the two to
+    twenty labels of --data, unchanged."""
     positive: str = ""
-    """Of two labels the positive one, which recall, AUROC and the operating point refer to;
-    default: the second in alphabetical order, and never normal. --task labels only."""
+    """The positive of two labels, which recall, AUROC and the operating point refer to; default:
+    the second in alphabetical order, and never normal. --task labels only."""
     image_size: int = 224
     """Side of the square that images are resized to, in pixels; at least 64."""
     batch_size: int = 32
@@ -31,23 +31,23 @@ class TrainingBudget(TrainingFlags):
     epochs: int = 8
     """Epochs of fine-tuning; 0 trains the head alone."""
     trainable_blocks: int | None = None
-    """How many blocks, counted from the last, are fine-tuned; default by backbone, and all
-    of them from scratch."""
+    """Number of last blocks that are fine-tuned; default: by backbone, and all from scratch."""
     learning_rate: float | None = None
-    """Peak learning rate of AdamW; default 1e-4 from pretrained weights, else by backbone."""
+    """Peak learning rate of AdamW; default: 1e-4 from pretrained weights, by backbone from
+    scratch."""
     augmentation: float = 1.0
-    """Strength of the random exposure, framing and cutout, and of MixStyle; 0 is none."""
+    """Strength of random exposure, framing and cutout, and of MixStyle; 0: none."""
     patience: int = 5
     """Stop after this many epochs without a better validation loss."""
     operating_point: str = "0.5"
     """Threshold on the probability of pneumonia, chosen on validation: 0.5, youden,
     min-sensitivity:0.95 or min-specificity:0.95. Two classes only."""
     coverage: float = 0.95
-    """Share of the images of each class whose prediction set, the classes that cannot be excluded,
-    is to hold the true class; from 0.5 to below 1. Calibrated on validation."""
+    """Target share, in each class, of images whose prediction set (the classes that cannot be
+    excluded) holds the true class; from 0.5 to below 1. Calibrated on validation."""
     precision: Precision = "auto"
-    """Floating-point precision of training; auto is bfloat16 from pretrained weights, where this
-    machine is faster with it. The exported model is always float32."""
+    """Floating-point precision of training; auto: bfloat16 from pretrained weights if this machine
+    is faster with it. The exported model is always float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,16 +58,16 @@ class TrainClassifier(TrainingBudget):
     """
 
     backbone: BackboneName = "vgg16"
-    """The network below the last layer."""
+    """Network below the classification head."""
     weights: str = "imagenet"
-    """imagenet, none (from scratch), or a weights file: .weights.h5 without the top, or .keras."""
+    """imagenet, none (from scratch), or a file: .weights.h5 without the top layers, or .keras."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompareBackbones(TrainingBudget):
-    """Train the three backbones alike, choose by validation, report once on test.
+    """Train the three backbones alike, select one on validation, and evaluate once on test.
 
-    Writes logs/compare/<name>/, and for each backbone what train_classifier.py writes, under
+    Writes logs/compare/<name>/, and a run of train_classifier.py for each backbone, named
     <name>-<backbone>.
     """
 
@@ -82,7 +82,8 @@ class CompareBackbones(TrainingBudget):
 
 @dataclass(frozen=True, kw_only=True)
 class FitKnn(RunFlags):
-    """Fit k-nearest neighbours on the embedding of a trained classifier: pickle, SavedModel, t-SNE.
+    """Fit nearest neighbours in a classifier's embedding and export them: pickle, SavedModel,
+    t-SNE.
 
     Writes logs/knn/<name>/ and saved_models/<name>/<version>/.
     """
@@ -90,85 +91,86 @@ class FitKnn(RunFlags):
     classifier: str = ""
     """Folder of a finished run, logs/classifier/<name>, or of an exported classifier."""
     archive: str = ""
-    """Fit nothing: find similar cases in this archive of score_archive.py, which has embeddings."""
+    """Find similar cases in this archive of score_archive.py, which must have embeddings; nothing
+    is fitted."""
     query: tuple[str, ...] = ()
-    """With --archive: the images to find similar cases of; without them its index is built and
-    measured."""
+    """With --archive: images to find similar cases of; default: only build the index and measure
+    it."""
     neighbors: int = 10
-    """With --archive: how many cases to find for each image."""
+    """With --archive: number of cases for each image."""
     output: str = ""
-    """With --archive: .csv to write; without it a table is printed."""
+    """With --archive: output file, .csv; default: a printed table."""
     data: str = ""
-    """Folder of radiographs, or `phantom`; default: what the classifier was trained on."""
+    """Folder of radiographs, or `phantom`; default: the training data of the classifier."""
     engine: Engine = "tensorflow"
-    """What computes the embeddings; auto: OpenVINO where it is installed and there is no GPU. The
-    exported model computes its own with TensorFlow, which differ from OpenVINO's by up to 1e-4: of
-    two equally distant neighbours the other may then come first."""
+    """Runtime that computes the embeddings; auto: OpenVINO if it is installed and there is no GPU.
+    The exported model uses TensorFlow, whose embeddings differ from those of OpenVINO by up to
+    1e-4, so that nearly equidistant neighbours may change places."""
     batch_size: int = 32
     """Images per batch."""
     bootstrap_samples: int = 1000
-    """Bootstrap samples (of patients) behind each 95 % interval."""
+    """Bootstrap samples (over patients) for each 95 % interval."""
     seed: int | None = None
-    """Seed of the splits (where the folder has none), t-SNE and bootstrap; default: the
-    classifier's own, so that its test images stay test images."""
+    """Seed of the splits (where the folder has none), t-SNE and bootstrap; default: that of the
+    classifier, so that its test images remain test images."""
     saved_models: str = "saved_models"
     resume: bool = False
-    """Continue the interrupted run of this name; a finished one is left as it is."""
+    """Resume the interrupted run of this name; a finished run is left unchanged."""
     allow_leakage: bool = False
     """Continue although a patient or an identical image appears in two splits."""
     skip_unreadable: bool = False
-    """Leave out files that cannot be decoded, instead of stopping."""
+    """Leave out files that cannot be decoded instead of stopping."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainAutoencoder(TrainingFlags):
-    """Train an autoencoder on healthy radiographs, and choose its anomaly threshold.
+    """Train an autoencoder on healthy radiographs and choose its anomaly threshold.
 
     Writes logs/autoencoder/<name>/ and saved_models/<name>/<version>/.
     """
 
     model: Literal["denoising", "plain"] = "denoising"
     """denoising: removes synthetic opacities from healthy lungs. plain: compresses the image to a
-    code of 128 numbers; far weaker here, kept for comparison."""
+    code of 128 numbers; far less accurate, for comparison."""
     score: Literal["", "combined", "appearance", "residual", "lesion_mask", "mse", "ssim"] = ""
     """The anomaly score. denoising: combined, appearance, residual or lesion_mask. plain: mse or
-    ssim. Default: the one with the highest AUROC on validation; the first of them where there is no
-    sick image."""
+    ssim. Default: the one with the highest AUROC on validation, or the first if there is no sick
+    image."""
     image_size: int = 224
-    """Side of the square that images are resized to, in pixels. denoising: a multiple of 32 from
-    128 on, of which the network sees half. plain: a multiple of 16 from 64 on."""
+    """Side of the square that images are resized to, in pixels. denoising: a multiple of 32, at
+    least 128; the network sees half of it. plain: a multiple of 16, at least 64."""
     batch_size: int = 16
     """Images per training step."""
     epochs: int | None = None
-    """Default: 8, and up to 60 where healthy images are so few that training would take fewer than
-    500 steps; plain: 30."""
+    """Default: 8, or up to 60 for fewer healthy images, to reach 500 steps; plain: 30."""
     learning_rate: float = 2e-3
     """Peak learning rate of AdamW."""
     augmentation: float = 1.0
-    """Strength of the random framing and exposure in the training of the network; 0 is none."""
+    """Strength of random framing and exposure in training; 0: none."""
     operating_point: str = "youden"
     """Threshold on the score, chosen on validation: youden, min-sensitivity:0.95 or
-    min-specificity:0.95. youden takes the validation images as they are and their perturbed copies
-    together (plain: as they are); without sick images it becomes min-specificity:0.95."""
+    min-specificity:0.95. youden uses the validation images together with their perturbed copies
+    (plain: the images only); without sick images it becomes min-specificity:0.95."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunStudy(RunFlags, DataFlags):
-    """Do all five jobs on one catalogue, and write a report: logs/study/<name>/report.html.
+    """Train, evaluate and export all models on one data set, and write a report.
 
-    Compares the backbones for both tasks, fits nearest neighbours and t-SNE on the chosen
-    classifiers, trains the autoencoder, draws heatmaps, exports everything. The same command
-    resumes an interrupted study, and repeats only what a changed setting affects.
+    Compares the backbones for both tasks, fits nearest neighbours and t-SNE on the selected
+    classifiers, trains the autoencoder, draws heatmaps, exports and verifies all models. Writes
+    logs/study/<name>/report.html. The same command resumes an interrupted study and repeats only
+    the steps that a changed setting affects.
     """
 
     preset: Literal["quickstart", "full"] = "full"
-    """quickstart: 64 pixels, few epochs, from scratch: minutes, to see everything once. full: the
-    defaults of the jobs, ImageNet weights: overnight."""
+    """quickstart: 64 pixels, few epochs, from scratch; takes minutes. full: the defaults of the
+    commands, with ImageNet weights; takes a night."""
     resnet50_weights: str = ""
     vgg16_weights: str = ""
     alexnet_weights: str = ""
-    """imagenet, none, or a file, for each; default by preset: full takes imagenet, and none for
-    AlexNet, for which Keras has none; quickstart none."""
+    """imagenet, none, or a file, for each; default by preset: full imagenet (AlexNet: none, since
+    Keras has no weights for it), quickstart none."""
     image_size: int | None = None
     """Side of the square that classifiers see, in pixels; default by preset: 224 or 64."""
     batch_size: int | None = None
@@ -178,7 +180,7 @@ class RunStudy(RunFlags, DataFlags):
     autoencoder_epochs: int | None = None
     """Default by preset: that of train_autoencoder.py, or 5."""
     bootstrap_samples: int | None = None
-    """Bootstrap samples (of patients) behind each 95 % interval; default by preset: 1000 or 200."""
+    """Bootstrap samples (over patients) for each 95 % interval; default by preset: 1000 or 200."""
     seed: int = 0
     saved_models: str = "saved_models"
     allow_leakage: bool = False
@@ -186,4 +188,4 @@ class RunStudy(RunFlags, DataFlags):
     worker_timeout: float = 600.0
     """With several workers (TF_CONFIG): seconds to wait until all of them have started."""
     compare: tuple[str, ...] = ()
-    """Run nothing: print what changed between these two finished studies, by name or folder."""
+    """Only print the differences between these two finished studies, by name or folder."""

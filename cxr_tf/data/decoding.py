@@ -32,7 +32,7 @@ MIN_CONTRAST = 3.0
 # 5,304 radiographs is 0.44, and 0.11 with a margin of 20 % on every side.
 MIN_INTERMEDIATE = 0.05
 
-# Pixels per side that the content of an image is judged by.
+# Side in pixels of the sample that decides whether an image has content.
 _SAMPLES = 64
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ def decode_checked(encoded: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]
 
 
 def _decode(encoded: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """Decode to uint8 [size, size, 1], and tell whether the image has content."""
+    """Decode to uint8 [size, size, 1], and return whether the image has content."""
     image, sides, is_gray = tf.cond(
         is_jpeg(encoded), lambda: _decode_jpeg(encoded, size), lambda: _decode_png(encoded)
     )

@@ -1,5 +1,5 @@
-"""A web page for one radiograph or a few: prediction, heatmap, similar cases, anomaly map.
+"""A web page that shows prediction, heatmap, similar cases and anomaly map of radiographs.
 
-`models` loads SavedModels or opens a server, `analysis` makes the results, `html` writes fragments
-of the page, and `page` puts them together with Gradio, which nothing else here needs.
+`models` loads SavedModels or connects to a server, `analysis` computes the results, `html` renders
+them, and `page` builds the page with Gradio, which no other module needs.
 """

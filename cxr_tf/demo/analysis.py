@@ -1,4 +1,4 @@
-"""What the page shows of an image, without the page.
+"""Results for the images on the page, independent of the page.
 
 images = [read_upload(Path("one.dcm"), "one.dcm")]
 predict(model, images)
@@ -24,7 +24,7 @@ from cxr_tf.serving.remarks import remarks
 
 BATCH = 8
 
-# As many as fit into memory and on a page; predict.py has no limit.
+# Limit of the page, which holds all images in memory; predict.py has none.
 MOST_IMAGES = 100
 
 EXAMPLES = ("normal", "bacterial", "viral")
@@ -35,11 +35,11 @@ MODEL_SEES_PHANTOMS = "The model was trained on synthetic phantoms: it cannot be
 
 @dataclass
 class Image:
-    """An image and what is known of it so far.
+    """An image and its results so far.
 
-    content: the JPEG or PNG that the models get; prediction: outputs of the classifier in plain
-    types; reason: why there is none; neighbors, anomaly: outputs of the other models; heat, anomaly
-    map: float [S, S].
+    content: JPEG or PNG for the models; prediction: outputs of the classifier in plain types;
+    reason: why there is none; neighbors, anomaly: outputs of the other models; heat, anomaly_map:
+    float [S, S].
     """
 
     name: str
@@ -54,7 +54,7 @@ class Image:
 
 
 def read_upload(path: Path, name: str) -> Image:
-    """Read a file that was dropped; what is wrong with it becomes its `reason`."""
+    """Read an uploaded file; an error becomes its `reason`."""
     try:
         return Image(name, read_image(str(path)))
     except (UserError, OSError) as error:
@@ -62,46 +62,46 @@ def read_upload(path: Path, name: str) -> Image:
 
 
 def example(finding: str) -> Image:
-    """A synthetic phantom as an image that was dropped."""
+    """Return a synthetic phantom as an uploaded image."""
     drawn = phantom(finding, seed=EXAMPLE_SEED, patient=EXAMPLES.index(finding), size=512)
     return Image(f"phantom, {finding}", png(drawn.image))
 
 
 def predict(model: Model, images: Sequence[Image]) -> None:
-    """Fill in `prediction`, or the `reason` why the model does not take an image."""
+    """Set `prediction`, or the `reason` why the model rejects an image."""
     readable = [image for image in images if image.content]
     for start in range(0, len(readable), BATCH):
         batch = readable[start : start + BATCH]
-        found = predict_readable(
+        result = predict_readable(
             model.predict, list(range(len(batch))), [image.content for image in batch], alone=True
         )
-        for row, reason in found.reasons.items():
+        for row, reason in result.reasons.items():
             batch[row].reason, batch[row].content = reason, b""
-        for k, row in enumerate(found.rows):
-            batch[row].prediction = image_predictions(found.outputs, k)
+        for k, row in enumerate(result.rows):
+            batch[row].prediction = image_predictions(result.outputs, k)
             batch[row].heat = None
 
 
 def find_neighbors(model: Model, image: Image) -> None:
-    """Fill in `neighbors`."""
+    """Set `neighbors`."""
     image.neighbors = image_predictions(model.predict([image.content]), 0)
 
 
 def detect_anomaly(model: Model, image: Image) -> None:
-    """Fill in `anomaly` and, where the model draws one, `anomaly_map`."""
+    """Set `anomaly` and, if the model has a signature for it, `anomaly_map`."""
     image.anomaly = image_predictions(model.predict([image.content]), 0)
     if model.draw:
         image.anomaly_map = np.squeeze(model.draw([image.content])["anomaly_map"][0])
 
 
 def explain(model: Model, image: Image) -> None:
-    """Fill in `heat`, the occlusion heatmap."""
+    """Set `heat`, the occlusion heatmap."""
     if model.draw:
         image.heat = np.squeeze(model.draw([image.content])["heatmap"][0])
 
 
 def label_at(image: Image, threshold: float | None) -> str:
-    """The label at an operating point of a two-class model; None: the label that the model gave."""
+    """Return the label at an operating point of a two-class model; None: the model's own label."""
     probabilities: dict[str, float] = image.prediction["probabilities"]
     if threshold is None or len(probabilities) != 2:
         return str(image.prediction["label"])
@@ -110,38 +110,38 @@ def label_at(image: Image, threshold: float | None) -> str:
 
 
 def warnings_of(image: Image, model: Model, threshold: float | None = None) -> list[str]:
-    """What a reader must know besides the numbers, in sentences."""
-    found = list(image.notes)
+    """Return the warnings that accompany the prediction, as sentences."""
+    warnings = list(image.notes)
     if model.card.get("data_is_phantom"):
-        found.append(MODEL_SEES_PHANTOMS)
-    found += [f"{text[0].upper()}{text[1:]}." for text in remarks(image.prediction)]
+        warnings.append(MODEL_SEES_PHANTOMS)
+    warnings += [f"{text[0].upper()}{text[1:]}." for text in remarks(image.prediction)]
     if image.neighbors.get("novelty", 0) > 1:
-        found.append("No similar case: this image is unlike those that are compared with it.")
+        warnings.append("No similar case: this image is unlike all training images.")
     if "is_anomaly" in image.anomaly:
         label = label_at(image, threshold)
         if image.anomaly["is_anomaly"] and label == "normal":
-            found.append("The anomaly detector disagrees: it finds this image abnormal.")
+            warnings.append("The anomaly detector disagrees: it classifies this image as abnormal.")
         elif not image.anomaly["is_anomaly"] and label != "normal":
-            found.append("The anomaly detector disagrees: it finds nothing abnormal here.")
-    return found
+            warnings.append("The anomaly detector disagrees: it classifies this image as normal.")
+    return warnings
 
 
 def thumbnails(paths: Sequence[str], roots: Sequence[Path], size: int = 192) -> list[Any]:
-    """The images at these paths as uint8 [S, S], None where a file is missing or unreadable.
+    """Return the images at these paths as uint8 [S, S], or None for missing or unreadable files.
 
-    Relative paths are looked for below each of `roots`.
+    Relative paths are resolved against each of `roots`.
     """
-    places = [next((r / p for r in roots if (r / p).is_file()), None) for p in paths]
-    present = [str(place) for place in places if place]
+    files = [next((r / p for r in roots if (r / p).is_file()), None) for p in paths]
+    present = [str(file) for file in files if file]
     images, reasons = load_images(present, size) if present else (np.empty(0), {})
     shown = iter(None if row in reasons else np.squeeze(images[row]) for row in range(len(present)))
-    return [next(shown) if place else None for place in places]
+    return [next(shown) if file else None for file in files]
 
 
 def table(
     images: Sequence[Image], threshold: float | None = None
 ) -> tuple[list[str], list[list[Any]]]:
-    """Header and rows: number, file, label, probabilities, and what is wrong with the file."""
+    """Return header and rows: number, file, label, probabilities, and the reason of a failure."""
     predicted = next((image for image in images if image.prediction), None)
     classes = list(predicted.prediction["probabilities"]) if predicted else []
     rows = []

@@ -26,7 +26,7 @@ LARGEST_FILE = "100mb"
 def demo(settings: Demo) -> None:
     """Serve the page until Ctrl-C.
 
-    Raises UserError where Gradio is not installed, the port is taken, or there is no model.
+    Raises UserError if Gradio is not installed, the port is in use, or there is no model.
     """
     _check_gradio()
     models = find_models(settings)
@@ -46,10 +46,10 @@ def demo(settings: Demo) -> None:
 
 @contextmanager
 def served(models: Models, settings: Demo) -> Iterator[str]:
-    """The page at an address of this machine, as long as the block runs; yields the address."""
+    """Serve the page on this machine while the block runs; yield its address."""
     _check_gradio()
     with tempfile.TemporaryDirectory(prefix="cxr_tf-demo-") as uploads:
-        # A dropped file lies there until it has been read; Gradio looks for the folder here.
+        # Gradio stores uploaded files in this folder until they have been read.
         os.environ["GRADIO_TEMP_DIR"] = uploads
         import gradio as gr
 
@@ -72,7 +72,7 @@ def served(models: Models, settings: Demo) -> Iterator[str]:
             )
         except OSError:
             raise UserError(
-                f"port {settings.port} is in use: choose another --port, or 0 for any"
+                f"port {settings.port} is in use: choose another --port, or 0 for any free one"
             ) from None
         try:
             yield page.local_url

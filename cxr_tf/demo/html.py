@@ -1,4 +1,4 @@
-"""Fragments of the page. Pictures are inside, as data: no file is written to show one."""
+"""HTML fragments of the page. Images are embedded as data URIs, so no file is written."""
 
 import base64
 import csv
@@ -17,7 +17,7 @@ from cxr_tf.figures.overlays import heat_layer, png
 SIDE = 512  # pixels of a radiograph on the page
 
 COMPUTING = "computing ..."
-NO_HEATMAP = "this model draws no heatmap"
+NO_HEATMAP = "this model has no heatmap"
 WELCOME = "<p class='hint'>Drop a radiograph, or take an example.</p>"
 
 CSS = """
@@ -51,12 +51,12 @@ CSS = """
 
 
 def escaped(text: str) -> str:
-    """Text that is shown as it is. Braces too, which Gradio takes for a template."""
+    """Escape text for HTML, and the braces and dollar signs that Gradio reads as a template."""
     return html.escape(text).replace("{", "&#123;").replace("}", "&#125;").replace("$", "&#36;")
 
 
 def verdict(image: Image, threshold: float | None, warnings: Sequence[str]) -> str:
-    """The label, a bar for each probability with the operating point, and the warnings."""
+    """Render the label, a bar for each probability with the operating point, and warnings."""
     if image.reason:
         return problem(image)
     probabilities: dict[str, float] = image.prediction["probabilities"]
@@ -83,14 +83,14 @@ def verdict(image: Image, threshold: float | None, warnings: Sequence[str]) -> s
 
 
 def problem(image: Image) -> str:
-    """Why an image has no prediction."""
+    """Render the reason why an image has no prediction."""
     return f"<div class='cxr-problem' role='alert'>{escaped(f'{image.name}: {image.reason}')}</div>"
 
 
 def views(image: Image, *, heat: str = "", anomaly: str = "") -> str:
-    """The radiograph with its heatmap and, beside it, with its anomaly map.
+    """Render the radiograph with its heatmap and, beside it, with its anomaly map.
 
-    heat, anomaly: what stands in the place of a map that is not there yet, or never will be.
+    heat, anomaly: captions for a map that is not computed yet, or not available.
     """
     picture = radiograph(image.content)
     label = image.prediction["label"]
@@ -104,8 +104,8 @@ def views(image: Image, *, heat: str = "", anomaly: str = "") -> str:
 
 def _anomaly_caption(image: Image) -> str:
     score, threshold = image.anomaly["score"], image.anomaly["threshold"]
-    found = "abnormal" if image.anomaly["is_anomaly"] else "normal"
-    text = f"Anomaly map; score {score:.3g}, threshold {threshold:.3g}: {found}"
+    result = "abnormal" if image.anomaly["is_anomaly"] else "normal"
+    text = f"Anomaly map; score {score:.3g}, threshold {threshold:.3g}: {result}"
     if "percentile" in image.anomaly:
         text += f"; above {image.anomaly['percentile']:.0f} % of healthy images"
     return text
@@ -122,7 +122,7 @@ def _figure(picture: str, heat: np.ndarray | None, caption: str) -> str:
 
 
 def radiograph(content: bytes) -> str:
-    """A radiograph by the models' own decoder, in its own aspect ratio."""
+    """Render a radiograph, decoded as for the models, in its original aspect ratio."""
     import tensorflow as tf
 
     from cxr_tf.data.decoding import decode_radiograph
@@ -136,7 +136,7 @@ def radiograph(content: bytes) -> str:
 
 
 def cases(neighbors: dict[str, Any], pictures: Sequence[np.ndarray | None]) -> str:
-    """The most similar training cases with their labels and distances, the nearest first."""
+    """Render the most similar training cases with labels and distances, the nearest first."""
     shown = []
     for path, label, distance, picture in zip(
         neighbors["neighbor_paths"],
@@ -164,7 +164,7 @@ def cases(neighbors: dict[str, Any], pictures: Sequence[np.ndarray | None]) -> s
 
 
 def download(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A link that saves a table as CSV; the file is in the link."""
+    """Render a link that saves a table as CSV, embedded as a data URI."""
     buffer = io.StringIO()
     csv.writer(buffer).writerows([header, *rows])
     data = base64.b64encode(buffer.getvalue().encode()).decode()

@@ -1,4 +1,4 @@
-"""The models that the page offers: SavedModels on disk by name, or those of a TF Serving."""
+"""The models of the page: SavedModels on disk, or models of a TF Serving."""
 
 import contextlib
 import threading
@@ -16,18 +16,18 @@ from cxr_tf.serving import client, loading, warm_up
 from cxr_tf.serving.client import PredictFn
 from cxr_tf.serving.model_config import model_versions_by_name
 
-# The three places on the page, by the kind of model in its card.
+# The flag of each kind of model, as named in its card.
 KINDS = {"classifier": "classifier", "knn": "neighbors", "autoencoder": "autoencoder"}
 
-# The signature that draws, by kind; nearest neighbours have none.
+# The signature with the heatmap or anomaly map, by kind; nearest neighbours have none.
 PICTURES = {"classifier": "occlusion", "autoencoder": "explain"}
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model that is ready: `predict` and `draw` take the contents of image files.
+    """A loaded model; `predict` and `draw` take the contents of image files.
 
-    draw: the signature with the heatmap or the anomaly map, where the model has one.
+    draw: the signature with the heatmap or the anomaly map, if the model has one.
     """
 
     name: str
@@ -37,13 +37,13 @@ class Model:
 
     @property
     def threshold(self) -> float | None:
-        """The operating point of a classifier of two classes; a server does not state it."""
+        """The operating point of a two-class classifier; None if unknown, as on a server."""
         return self.card.get("threshold")
 
 
 @dataclass(frozen=True)
 class Models:
-    """Names of the models by kind, the ones that the page starts with, and a way to load them."""
+    """Names of the models by kind, the initial selection, and a function that loads them."""
 
     names: dict[str, list[str]]
     first: dict[str, str]
@@ -51,9 +51,9 @@ class Models:
 
 
 def find_models(settings: Demo) -> Models:
-    """The models of a folder or of a server.
+    """Return the models of a folder or of a server.
 
-    Raises UserError where there is no classifier, or a named model does not exist.
+    Raises UserError if there is no classifier, or a named model does not exist.
     """
     if settings.server:
         return _served(settings)
@@ -73,19 +73,19 @@ def find_models(settings: Demo) -> Models:
     def load(kind: str, name: str) -> Model:
         served = loading.load_served(str(root / name), engine=settings.engine)
         picture = PICTURES.get(kind)
-        drawn = picture and picture in served.card["signatures"]
+        has_picture = picture and picture in served.card["signatures"]
         return _ready(
             name,
             served.card,
             served.predictor("serving_default"),
-            served.predictor(picture) if picture and drawn else None,
+            served.predictor(picture) if picture and has_picture else None,
         )
 
     return Models(names, first, load)
 
 
 def _card(root: Path, name: str) -> dict[str, Any]:
-    """The card of a model's newest version; empty where it is not one of ours."""
+    """Return the card of the newest version of a model; empty if it has none."""
     try:
         return loading.read_card(str(root / name))
     except UserError:
@@ -95,7 +95,7 @@ def _card(root: Path, name: str) -> dict[str, Any]:
 def _first(
     settings: Demo, names: dict[str, list[str]], cards: dict[str, dict[str, Any]]
 ) -> dict[str, str]:
-    """What the page starts with: models named by flags, else those that belong together."""
+    """Return the initial models: those named by flags, or else models that belong together."""
     first = {}
     for kind, flag in KINDS.items():
         if name := getattr(settings, flag):
@@ -121,7 +121,7 @@ def _first(
 
 
 def _served(settings: Demo) -> Models:
-    """The models of a TF Serving, which has no list of them: those named by flags."""
+    """Return the models of a TF Serving that the flags name, since it does not list its models."""
     first = {kind: getattr(settings, flag) for kind, flag in KINDS.items()}
     if not first["classifier"]:
         raise UserError("--server needs the names of its models: --classifier NAME, and optionally "
@@ -131,7 +131,7 @@ def _served(settings: Demo) -> Models:
     def load(kind: str, name: str) -> Model:
         draw = None
         if kind in PICTURES:
-            with contextlib.suppress(UserError):  # it has no such signature
+            with contextlib.suppress(UserError):  # there is no such signature
                 draw = client.connect(settings.server, name, signature=PICTURES[kind])
         return _ready(name, {}, client.connect(settings.server, name), draw)
 
@@ -140,7 +140,7 @@ def _served(settings: Demo) -> Models:
 
 
 def _ready(name: str, card: dict[str, Any], predict: PredictFn, draw: PredictFn | None) -> Model:
-    """Return a model that has made its first prediction, which is slower than the others."""
+    """Return a model after its first prediction, which is slower than the others."""
     example = [warm_up.phantom_file()]
     predict = _one_at_a_time(predict)
     predict(example)
@@ -148,7 +148,7 @@ def _ready(name: str, card: dict[str, Any], predict: PredictFn, draw: PredictFn 
 
 
 def _one_at_a_time(predict: PredictFn) -> PredictFn:
-    """Return the same function for several threads: one request already uses all cores."""
+    """Return the function behind a lock, since one request already uses all cores."""
     lock = threading.Lock()
 
     def locked(contents: Sequence[bytes]) -> dict[str, np.ndarray]:
@@ -159,7 +159,7 @@ def _one_at_a_time(predict: PredictFn) -> PredictFn:
 
 
 def _once(load: Callable[[str, str], Model]) -> Callable[[str, str], Model]:
-    """Return the same function with a cache, also for two users who choose a model at once."""
+    """Return the function with a cache that loads each model once, also for concurrent users."""
     lock = threading.Lock()
     loaded: dict[tuple[str, str], Model] = {}
 

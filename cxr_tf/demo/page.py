@@ -1,8 +1,7 @@
-"""The page, with Gradio.
+"""The page, built with Gradio.
 
-Events run in this order: `receive` reads the files, removes them from the disk and predicts, which
-is what the user waits for; `details` follows with similar cases, anomaly map and heatmap, one after
-the other as they are ready.
+Events run in this order: `receive` reads the files, removes them from the disk and predicts; then
+`details` adds similar cases, anomaly map and heatmap, one after the other as they are ready.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,10 +15,10 @@ from cxr_tf.demo.models import Models
 from cxr_tf.demo.session import Session, details, read_and_remove
 from cxr_tf.demo.session import verdict as verdict_of
 
-# The heatmap of one user must not delay the prediction of another.
+# Separate limits, so that the heatmap of one user does not delay the prediction of another.
 PREDICTIONS_AT_ONCE, DETAILS_AT_ONCE = 4, 1
 
-# A forgotten tab keeps its images in memory for an hour, and no file for longer than ten minutes.
+# Images of an abandoned tab stay in memory for an hour; files on disk for at most ten minutes.
 SESSION_SECONDS, FILE_SECONDS = 3600, 600
 
 HEADING = """# Chest radiograph demo
@@ -29,7 +28,7 @@ SET_OPACITY = "(v) => { document.documentElement.style.setProperty('--cxr-opacit
 
 
 def build(models: Models, roots: Sequence[Path] = (Path(),)) -> gr.Blocks:
-    """The page as Gradio Blocks. roots: where relative paths of similar cases are looked for."""
+    """Build the page. roots: folders that relative paths of similar cases are resolved against."""
     with gr.Blocks(
         title="Chest radiograph demo",
         analytics_enabled=False,
@@ -70,7 +69,7 @@ def build(models: Models, roots: Sequence[Path] = (Path(),)) -> gr.Blocks:
         cases = gr.HTML(elem_id="cases")
 
         def show(current: Session) -> dict[Any, Any]:
-            """Everything that is known at once, without pictures that take long."""
+            """Show all results that are available at once, without the slow images."""
             image = current.image
             if image is None:
                 return {session: current}
@@ -116,7 +115,7 @@ def build(models: Models, roots: Sequence[Path] = (Path(),)) -> gr.Blocks:
             return show(current)
 
         def select(current: Session, event: gr.SelectData) -> dict[Any, Any]:
-            # By its number, because the table may be sorted.
+            # By the number of the image, because the user may have sorted the table.
             current.select(int(event.row_value[0]) - 1)
             return show(current)
 
@@ -171,7 +170,7 @@ def build(models: Models, roots: Sequence[Path] = (Path(),)) -> gr.Blocks:
 
 
 def _choice(models: Models, kind: str, label: str) -> gr.Dropdown:
-    """A list of the models of a kind, hidden where there is none; `none` leaves a part out."""
+    """A dropdown of the models of a kind, hidden if there are none; `none` hides that part."""
     names = models.names[kind]
     choices = [*names, *([] if kind == "classifier" else [("none", "")])]
     return gr.Dropdown(

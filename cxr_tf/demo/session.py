@@ -1,4 +1,4 @@
-"""What the server knows of one open page."""
+"""State of one open page."""
 
 import shutil
 from collections.abc import Iterator, Sequence
@@ -12,10 +12,9 @@ from cxr_tf.demo.models import Model, Models
 
 @dataclass
 class Session:
-    """Images of one page, the one that is shown, and the operating point that the user has set.
+    """Images of one page, the selected one, and the operating point that the user has set.
 
-    turn: counts what was shown; a slower event that belongs to an earlier turn must not show its
-    result any more.
+    turn: number of selections so far; results of a slower event from an earlier turn are discarded.
     """
 
     images: list[Image] = field(default_factory=list)
@@ -26,27 +25,27 @@ class Session:
 
     @property
     def image(self) -> Image | None:
-        """The image that is shown."""
+        """The selected image."""
         return self.images[self.selected] if self.images else None
 
     def predict(self, models: Models, images: list[Image], classifier: str) -> None:
-        """Show other images, or the same by another classifier: the first that can be read."""
+        """Predict images, new or with another classifier, and select the first readable one."""
         analysis.predict(models.load("classifier", classifier), images)
         self.images, self.classifier, self.threshold = images, classifier, None
         self.select(next((k for k, image in enumerate(images) if image.content), 0))
 
     def select(self, row: int) -> None:
-        """Show another of the images."""
+        """Select an image."""
         self.selected = row
         self.turn += 1
 
     def point(self, model: Model) -> float | None:
-        """The operating point: where the user has put it, or the model's own if it is known."""
+        """Return the operating point of the user, or else that of the model if it is known."""
         return model.threshold if self.threshold is None else self.threshold
 
 
 def read_and_remove(paths: Sequence[Path]) -> list[Image]:
-    """Read dropped files into memory and remove them from the disk, whatever is in them."""
+    """Read uploaded files into memory, and remove them from the disk even if unreadable."""
     images = []
     for number, path in enumerate(paths):
         try:
@@ -56,13 +55,13 @@ def read_and_remove(paths: Sequence[Path]) -> list[Image]:
                 reason = f"not read: more than {analysis.MOST_IMAGES} at once; use predict.py"
                 images.append(Image(path.name, reason=reason))
         finally:
-            # Gradio keeps each in a folder of its own.
+            # Gradio puts each file into a separate folder.
             shutil.rmtree(path.parent, ignore_errors=True)
     return images
 
 
 def verdict(models: Models, session: Session) -> str:
-    """The label of the image with its warnings, and the files that cannot be read."""
+    """Render the prediction of the image with its warnings, and the unreadable files."""
     image = session.image
     if image is None:
         return html.WELCOME
@@ -76,9 +75,9 @@ def verdict(models: Models, session: Session) -> str:
 def details(
     models: Models, session: Session, knn: str, autoencoder: str, roots: Sequence[Path]
 ) -> Iterator[dict[str, str]]:
-    """Parts of the page as they are ready: similar cases, anomaly map, heatmap.
+    """Yield similar cases, anomaly map and heatmap as they are ready.
 
-    Yields HTML by the name of the part, and stops where the page shows another image meanwhile.
+    Yields {part of the page: HTML}, and stops once the page shows another image.
     """
     image, turn = session.image, session.turn
     if image is None or not image.content:

@@ -129,7 +129,7 @@ def read_header(path: Path) -> "pydicom.Dataset":
         for keyword in _TYPE_2:
             if keyword not in source:
                 setattr(source, keyword, "")
-        # So that names of any script stand beside class names of any other.
+        # In Unicode, names and class names may be in different scripts.
         source.decode()
         source.SpecificCharacterSet = "ISO_IR 192"
         if source.PatientSex not in ("", "M", "F", "O"):
@@ -276,7 +276,7 @@ def heatmap_capture(
             specific_character_set=source.SpecificCharacterSet,
             **_equipment(algorithm),
         )
-    # highdicom insists on a value. What the source does not say, nobody knows.
+    # highdicom requires a value; leave it empty if the source does not state it.
     orientation: Any = source.get("PatientOrientation") or ""
     capture.PatientOrientation = orientation
     capture.BodyPartExamined = "CHEST"

@@ -1,4 +1,4 @@
-"""Images in, predictions out, by a SavedModel on disk or by a running TF Serving.
+"""Predict images with a SavedModel on disk or a running TF Serving.
 
 python scripts/predict.py --model saved_models/vgg16-binary --images ward/*.jpeg --output out.csv
 """
@@ -22,10 +22,10 @@ from cxr_tf.serving.batch_prediction import open_signature
 
 
 def predict(settings: Predict) -> None:
-    """Prints or writes the prediction of each image, in the order given.
+    """Print or write the predictions of images, in the order given.
 
-    Raises UserError, with nothing written, for a bad image (unless --on-bad-image nan), a model or
-    a server that is none, and an output that is there already.
+    Raises UserError and writes nothing for a bad image (unless --on-bad-image nan), a missing model
+    or server, and an existing output.
     """
     check_numbers(settings)
     if settings.format == "dicom":
@@ -37,7 +37,7 @@ def predict(settings: Predict) -> None:
         paths = find_images(images)
         predictor = open_signature(settings)
         with temporary_sibling(output) if drawn and output else contextlib.nullcontext() as folder:
-            check_output(settings)  # again: another process, which was waited for, may have made it
+            check_output(settings)  # again: another process may have created it meanwhile
             write = picture_writer(folder, paths) if folder else None
             predictions, reasons = predict_images(settings, predictor, paths, write)
             marked = settings.on_bad_image == "nan"

@@ -25,7 +25,7 @@ from cxr_tf.files import expand_user, replace_folder, short_stem, temporary_sibl
 from cxr_tf.serving.batch_prediction import BatchPredictions, open_model
 from cxr_tf.serving.client import PredictFn
 
-# By the signature that has one: the output that is drawn, and what it shows.
+# By signature: the output that is overlaid, and what it shows.
 HEATMAPS = {
     "occlusion": ("heatmap", "Occlusion heatmap: red where covering lowers the probability"),
     "explain": ("anomaly_map", "Anomaly map: red where the image differs from a healthy one"),
@@ -65,7 +65,7 @@ def predict_dicom(settings: Predict) -> None:
 
 
 def check_output(settings: Predict) -> Path | None:
-    """The folder that --output names, or None for a PACS that answers; UserError for neither."""
+    """Return the folder of --output, or None for a PACS that responds; else raise UserError."""
     if not settings.output:
         raise UserError("--format dicom needs --output, a folder or dicomweb://host:port/path")
     if settings.signature != "serving_default":
@@ -81,7 +81,7 @@ def check_output(settings: Predict) -> Path | None:
 
 
 def check_images(paths: list[str]) -> None:
-    """Raise UserError for the first file that is not DICOM, or where a package is missing."""
+    """Raise UserError for the first file that is not DICOM, or if a package is missing."""
     dicom_results.highdicom()
     for path in paths:
         if not dicom.is_dicom(Path(path)):
@@ -92,7 +92,7 @@ def check_images(paths: list[str]) -> None:
 
 
 def algorithm_of(settings: Predict) -> Algorithm:
-    """Return how reports name the model: by its model card, or as the server was asked for it."""
+    """Return name and version of the model for reports, from its card or from the flags."""
     if settings.server:
         if settings.version is None:
             raise UserError("--format dicom with --server needs --version: reports state it")
@@ -105,7 +105,7 @@ def algorithm_of(settings: Predict) -> Algorithm:
 
 
 def _drawing(model: Callable[[str], PredictFn]) -> tuple[str, PredictFn] | None:
-    """The signature that draws a heatmap and its function; None where the model has none."""
+    """Return the signature with a heatmap and its function, or None if the model has none."""
     for signature in HEATMAPS:
         with contextlib.suppress(UserError):
             return signature, model(signature)
@@ -156,7 +156,7 @@ def _caption(prediction: dict[str, Any], meaning: str) -> list[str]:
 
 
 def _drawn(content: bytes, heat: np.ndarray, caption: list[str]) -> np.ndarray:
-    """The heatmap over the radiograph, with a caption: uint8 [H, W, 3]."""
+    """Overlay the heatmap on the radiograph, with a caption: uint8 [H, W, 3]."""
     from PIL import Image
 
     gray = np.asarray(Image.open(io.BytesIO(content)).convert("L"))

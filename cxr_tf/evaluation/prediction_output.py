@@ -1,4 +1,4 @@
-"""Predictions as a table, JSON or pictures."""
+"""Output of predictions as a table, as JSON or as images."""
 
 import json
 import logging
@@ -19,24 +19,24 @@ from cxr_tf.serving.remarks import remarks
 log = logging.getLogger(__name__)
 
 
-# The least that the path gets of the width of a terminal, in characters.
+# Minimum width of the path column on a terminal, in characters.
 SHORTEST_PATH = 20
 
-# Signatures whose answer is a picture. One image there is the work of hundreds.
+# Signatures that return images. One image takes as long as hundreds of predictions.
 PICTURES = ("occlusion", "explain")
 
-# Outputs that are drawn over the radiograph, and what their numbers are. Other pictures are images
-# in 0..255 themselves.
+# Outputs that are overlaid on the radiograph, with the quantity they show. Other image outputs are
+# written as they are, in 0..255.
 HEATMAPS = {"heatmap": "fall of the probability", "anomaly_map": "anomaly"}
 
 
 def check_output(settings: Predict) -> Path | None:
-    """The path of --output; UserError where it cannot become what the signature gives."""
+    """Return the path of --output; raise UserError if it does not suit the signature."""
     drawn = settings.signature in PICTURES
     if not settings.output:
         if drawn or settings.signature == "embed":
-            what = "a folder" if drawn else "a file"
-            raise UserError(f"--signature {settings.signature} needs --output, {what}")
+            kind = "a folder" if drawn else "a file"
+            raise UserError(f"--signature {settings.signature} needs --output, {kind}")
         return None
     output = Path(settings.output)
     if drawn and output.suffix in (".csv", ".json"):
@@ -56,17 +56,17 @@ def check_output(settings: Predict) -> Path | None:
 
 
 def check_folder(output: Path, *, overwrite: bool) -> None:
-    """Raise UserError where a folder of results cannot be written."""
+    """Raise UserError if a folder of results cannot be written."""
     if output.exists() and not overwrite:
         raise UserError(f"{output} exists: choose another --output, or --overwrite")
     if output.exists() and not is_ours(output):
-        raise UserError(f"{output} is no output of this script: it is not overwritten")
+        raise UserError(f"{output} was not written by this command and is not overwritten")
     if not output.parent.is_dir():
         raise UserError(f"no such folder: {output.parent}")
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether a folder holds nothing but what this script writes."""
+    """Return whether a folder holds only files that this command writes."""
     if not folder.is_dir():
         return False
     names = [p.name for p in folder.iterdir()]
@@ -76,10 +76,10 @@ def is_ours(folder: Path) -> bool:
 
 
 def image_predictions(outputs: dict[str, np.ndarray], row: int) -> dict[str, Any]:
-    """Return the outputs for one image in plain types, without images.
+    """Return the outputs for one image in plain types, without image outputs.
 
-    `label` first, `probabilities` as {class: probability}, then the others by name. A model that
-    states `is_novel` or `prediction_set` also gets `remarks`: what they mean, in words.
+    `label` first, `probabilities` as {class: probability}, then the others by name. For a
+    model with `is_novel` or `prediction_set`, `remarks` states in words what they mean.
     """
     values = {k: np.asarray(v[row]).tolist() for k, v in outputs.items() if v.ndim <= 2}
     predicted = {"label": values.pop("label")} if "label" in values else {}
@@ -92,29 +92,30 @@ def image_predictions(outputs: dict[str, np.ndarray], row: int) -> dict[str, Any
     return predicted
 
 
-def blank(told: dict[str, Any]) -> dict[str, Any]:
-    """The same fields for an image without answers: NaN for numbers, nothing for the rest."""
+def blank(predicted: dict[str, Any]) -> dict[str, Any]:
+    """Return the same fields for an image without a prediction: NaN for numbers, else None."""
 
-    def of(value: Any) -> Any:
+    def blank_value(value: Any) -> Any:
         if isinstance(value, dict):
-            return {k: of(v) for k, v in value.items()}
+            return {k: blank_value(v) for k, v in value.items()}
         if isinstance(value, list):
-            return [of(v) for v in value] if len(told) == 1 else None
+            return [blank_value(v) for v in value] if len(predicted) == 1 else None
         return math.nan if isinstance(value, float) else None
 
-    return {k: of(v) for k, v in told.items()}
+    return {k: blank_value(v) for k, v in predicted.items()}
 
 
-def cells(told: dict[str, Any]) -> dict[str, str]:
-    """One image's answers as columns of a table.
+def cells(predicted: dict[str, Any]) -> dict[str, str]:
+    """Return the predictions for one image as {column: cell} of a table.
 
-    A list (an embedding) is spread over columns if it is all there is, else it is one cell of JSON.
+    A list (an embedding) is spread over columns if it is the only output, else it is a cell of
+    JSON.
     """
     flat: dict[str, Any] = {}
-    for name, value in told.items():
+    for name, value in predicted.items():
         if isinstance(value, dict):
             flat |= value
-        elif isinstance(value, list) and len(told) == 1:
+        elif isinstance(value, list) and len(predicted) == 1:
             flat |= {f"{name}_{k}": v for k, v in enumerate(value)}
         else:
             flat[name] = json.dumps(value) if isinstance(value, (list, bool)) else value
@@ -127,16 +128,19 @@ def cells(told: dict[str, Any]) -> dict[str, str]:
 def write_table(
     path: Path,
     paths: list[str],
-    told: dict[int, dict[str, Any]],
+    predictions: dict[int, dict[str, Any]],
     reasons: dict[int, str],
     marked: bool,
 ) -> None:
-    """CSV or JSON of all images; with `marked` a field `reason`, empty for those that were read."""
+    """Write CSV or JSON of all images.
+
+    marked: add a field `reason`, which is empty for images that were read.
+    """
     if path.suffix == ".json":
         write_json(
             path,
             [
-                {"path": p, **told[row], **({"reason": reasons.get(row)} if marked else {})}
+                {"path": p, **predictions[row], **({"reason": reasons.get(row)} if marked else {})}
                 for row, p in enumerate(paths)
             ],
         )
@@ -144,9 +148,9 @@ def write_table(
     last = ["reason"] if marked else []
     write_csv(
         path,
-        ["path", *cells(told[0]), *last],
+        ["path", *cells(predictions[0]), *last],
         [
-            [p, *cells(told[row]).values(), *([reasons.get(row, "")] if marked else [])]
+            [p, *cells(predictions[row]).values(), *([reasons.get(row, "")] if marked else [])]
             for row, p in enumerate(paths)
         ],
     )
@@ -160,8 +164,8 @@ def print_table(
 ) -> None:
     """Print the predictions as a table, without lists such as the neighbours' paths.
 
-    With `marked` a column says why an image has no prediction. On a terminal that is too narrow
-    for the probabilities of all classes, only that of the label is printed.
+    marked: add a column with the reason why an image has no prediction. On a terminal that is too
+    narrow for the probabilities of all classes, only that of the label is printed.
     """
     width = console.terminal_width()
     shown = {
@@ -182,7 +186,7 @@ def _printed(
     reasons: dict[int, str],
     marked: bool,
 ) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the printed table; numbers with four decimals."""
+    """Return header and rows of the printed table, with numbers to four decimals."""
     template = next((predictions[r] for r in predictions if r not in reasons), predictions[0])
     header = ["path", *cells(template), *(["reason"] if marked else [])]
     rows = []
@@ -196,7 +200,7 @@ def _printed(
 
 
 def _of_label(predicted: dict[str, Any]) -> dict[str, Any]:
-    """The same with the probability of the label in the place of all probabilities."""
+    """Return the predictions with the probability of the label instead of all probabilities."""
     if "probabilities" not in predicted:
         return predicted
     rest = {k: v for k, v in predicted.items() if k not in ("label", "probabilities")}
@@ -216,7 +220,7 @@ def _is_number(text: str) -> bool:
 def picture_writer(
     folder: Path, paths: list[str]
 ) -> Callable[[int, BatchPredictions, int, dict[str, Any]], None]:
-    """Return a function that writes the pictures of an image into `folder` as PNG."""
+    """Return a function that writes the image outputs of one image into `folder` as PNG."""
 
     def write(row: int, batch: BatchPredictions, k: int, predicted: dict[str, Any]) -> None:
         file = Path(paths[row])
@@ -226,8 +230,8 @@ def picture_writer(
     return write
 
 
-def draw_images(answers: BatchPredictions, k: int, stem: Path, title: str) -> None:
-    """Writes the pictures among the outputs of one image as <stem>[-<output>].png."""
+def draw_images(batch: BatchPredictions, k: int, stem: Path, title: str) -> None:
+    """Write the image outputs of one image as <stem>[-<output>].png."""
     import tensorflow as tf
     from matplotlib import pyplot as plt
     from PIL import Image
@@ -235,14 +239,14 @@ def draw_images(answers: BatchPredictions, k: int, stem: Path, title: str) -> No
     from cxr_tf import figures
     from cxr_tf.data.decoding import decode_radiograph
 
-    for name, values in answers.outputs.items():
+    for name, values in batch.outputs.items():
         if values.ndim < 3:
             continue
         picture = np.squeeze(values[k])
         if name in HEATMAPS:
-            # At the model's size and by its own decoder: what the model saw.
-            seen = decode_radiograph(tf.constant(answers.contents[k]), len(picture)).numpy()
-            figure = figures.heatmap_overlay(seen, picture, title, HEATMAPS[name])
+            # Decoded and resized as for the model.
+            decoded = decode_radiograph(tf.constant(batch.contents[k]), len(picture)).numpy()
+            figure = figures.heatmap_overlay(decoded, picture, title, HEATMAPS[name])
             figure.savefig(stem.with_name(f"{stem.name}.png"), dpi=110)
             plt.close(figure)
         else:

@@ -57,7 +57,7 @@ def fit_gaussian(
     kept, rest = order[:largest_rank], order[largest_rank:]
     # Where every direction is kept, the residual is 0 and its variance does not matter.
     residual = float(variances[rest].mean()) if len(rest) else float(variances[kept[-1]])
-    # Images that are all the same have no variance at all.
+    # Identical images have no variance.
     tiny = 1e-6
     return Gaussian(
         means=means / scale,

@@ -1,11 +1,11 @@
-"""Predictions of a running TF Serving, over REST or gRPC.
+"""Client of TF Serving over REST and gRPC.
 
     predict = connect("http://localhost:8501", "vgg16-binary")
     predict([Path("one.jpeg").read_bytes()])["probabilities"]      # float32 [1, C]
 
 A `PredictFn` takes the contents of N image files and returns the outputs of one signature, each an
-array whose first axis is N; strings are `str`. `serving.loading` has the same for a SavedModel on
-disk. What a server returns is checked against its metadata (see `serving.responses`).
+array whose first axis is N; strings are `str`. `serving.loading` provides the same for a SavedModel
+on disk. Responses are checked against the metadata of the server (see `serving.responses`).
 """
 
 import base64
@@ -35,14 +35,14 @@ log = logging.getLogger(__name__)
 
 PredictFn = Callable[[Sequence[bytes]], dict[str, np.ndarray]]
 
-# The message of `serving.decode_images` about an image: position, reason, size.
+# An image in the error message of the decoder in the graph: position, reason, size.
 BAD_IMAGE = re.compile(r"image_bytes\[(\d+)\]: ([^;()\[\]]+?) \((\d+) bytes\)")
 
-FIRST_PAUSE = 0.5  # seconds; doubles with every attempt
+FIRST_PAUSE = 0.5  # seconds; doubled after every attempt
 
-RETRIES = 6  # half a minute in all
+RETRIES = 6  # about half a minute in total
 
-LARGEST_RESPONSE = 2**30  # bytes: a hundred heatmaps of 600 pixels, as JSON, several times over
+LARGEST_RESPONSE = 2**30  # bytes; a hundred heatmaps of 600 x 600 as JSON are far smaller
 
 
 class BadImages(Exception):
@@ -54,7 +54,7 @@ class BadImages(Exception):
 
 
 class Overloaded(Exception):
-    """The server cannot respond now, and may in `wait` seconds."""
+    """The server is temporarily unable to respond; `wait` is its suggested pause in seconds."""
 
     def __init__(self, message: str, wait: float = 0.0) -> None:
         super().__init__(message)
@@ -74,20 +74,20 @@ def connect(
     label: str = "",
     timeout: float = 120.0,
 ) -> PredictFn:
-    """Return a signature of a model that TF Serving serves, as a function of image files.
+    """Return a signature of a served model as a function of image files.
 
-    url: http(s)://host:8501 or grpc://host:8500. `version` or `label` choose among the loaded
-    versions; the default is the server's newest. `timeout` limits a whole request, in seconds.
-    Requests are retried with growing pauses where the server is busy or a connection breaks.
+    url: http(s)://host:8501 or grpc://host:8500. `version` or `label` select a loaded version;
+    the default is the newest. `timeout` limits a whole request, in seconds. Requests are retried
+    with growing pauses if the server is busy or a connection breaks.
 
-    Raises UserError where no server responds, or it has no such model, version, label or signature;
+    Raises UserError if no server responds, or it has no such model, version, label or signature;
     the function raises it for a response that does not match the metadata.
     """
     if version is not None and label:
         raise UserError("give --version or --label, not both")
     try:
         parts = urlsplit(url)
-    except ValueError:  # brackets of an IPv6 address that do not close
+    except ValueError:  # unbalanced brackets of an IPv6 address
         parts = urlsplit("")
     open_protocol = {"http": _open_rest, "https": _open_rest, "grpc": _open_grpc}.get(parts.scheme)
     if open_protocol is None or not parts.netloc:
@@ -97,7 +97,7 @@ def connect(
         try:
             return open_protocol(url, model, signature, version, label, timeout)
         except Unreachable as error:
-            raise UserError(f"no TF Serving answers at {url} ({error}): is it running?") from None
+            raise UserError(f"no TF Serving responds at {url} ({error}): is it running?") from None
 
     outputs, predict = with_retries(opened)()
     log.debug("%s of %s at %s: %s", signature, model, url, ", ".join(outputs))
@@ -105,7 +105,7 @@ def connect(
 
 
 def with_retries(function: Callable[P, T], retries: int = RETRIES) -> Callable[P, T]:
-    """Wrap a function so that it is called again, after a growing pause, while `Overloaded`."""
+    """Wrap a function so that it is retried after growing pauses when it raises Overloaded."""
 
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
         pause = FIRST_PAUSE
@@ -115,11 +115,10 @@ def with_retries(function: Callable[P, T], retries: int = RETRIES) -> Callable[P
             except Overloaded as error:
                 if attempt == retries:
                     raise UserError(
-                        f"gave up after {retries + 1} attempts: {error}; try later, or with a "
+                        f"gave up after {retries + 1} attempts: {error}; try later or use a "
                         "smaller --batch-size"
                     ) from None
-                # Randomly up to half as long again: clients refused together must not return
-                # together.
+                # Randomised, so that clients refused together do not retry together.
                 time.sleep(max(error.wait, pause * random.uniform(1.0, 1.5)))
                 pause *= 2
         raise AssertionError  # the last attempt returns or raises
@@ -130,18 +129,18 @@ def with_retries(function: Callable[P, T], retries: int = RETRIES) -> Callable[P
 def bad_images(message: str, contents: Sequence[bytes]) -> dict[int, str]:
     """Return {position in `contents`: reason} of the bad images that an error message names.
 
-    A server that batches merges the images of several clients into one request and counts through
-    it. So the size must agree too; where it does not, the image of that size is meant, if there is
-    one, and otherwise the image of another client.
+    A server with batching merges the images of several clients and numbers them consecutively. So
+    an image is identified by position and size, or else by its size alone; a named image that
+    matches none belongs to another client.
     """
     named = [(int(row), reason, int(size)) for row, reason, size in BAD_IMAGE.findall(message)]
-    own = {
+    matched = {
         row: reason
         for row, reason, size in named
         if row < len(contents) and len(contents[row]) == size
     }
-    if own:
-        return own
+    if matched:
+        return matched
     return {
         row: reason
         for row, content in enumerate(contents)
@@ -151,12 +150,14 @@ def bad_images(message: str, contents: Sequence[bytes]) -> dict[int, str]:
 
 
 def refusal(message: str, contents: Sequence[bytes]) -> Exception:
-    """Return the exception to raise where a server calls a request invalid."""
+    """Return the exception to raise for a request that the server considers invalid."""
     if reasons := bad_images(message, contents):
         return BadImages(reasons)
     if BAD_IMAGE.search(message):
-        return Overloaded("the server batches, and another client sends images it cannot read")
-    return UserError(f"the server refuses the request: {_first_line(message)}")
+        return Overloaded(
+            "the server merged this request with one of another client, which has bad images"
+        )
+    return UserError(f"the server rejects the request: {_first_line(message)}")
 
 
 def _open_rest(
@@ -180,7 +181,7 @@ def _open_rest(
                 parts.append(part)
                 size += len(part)
                 if size > LARGEST_RESPONSE:
-                    raise UserError(f"{url} sends more than {LARGEST_RESPONSE >> 20} MiB")
+                    raise UserError(f"{url} sent more than {LARGEST_RESPONSE >> 20} MiB")
             return reply, b"".join(parts)
 
     def send(method: str, suffix: str, contents: Sequence[bytes] = (), **body: Any) -> Any:
@@ -189,28 +190,28 @@ def _open_rest(
         except (TimeoutError, requests.exceptions.Timeout):
             raise _too_slow(url, timeout) from None
         except requests.exceptions.ChunkedEncodingError:
-            raise Overloaded("the connection was closed within the response") from None
+            raise Overloaded("the connection was closed during the response") from None
         except requests.exceptions.ConnectionError as error:
-            # One that was established, and broke, may be established again.
+            # An established connection that broke is worth a retry.
             broken = re.search("reset|aborted|closed|RemoteDisconnected|timed out", str(error))
             kind = Overloaded if broken else Unreachable
             raise kind(_connection_error(error)) from None
         except requests.exceptions.RequestException as error:
             raise UserError(f"{url}: {_first_line(str(error))}") from None
         try:
-            answer = json.loads(text)
+            response = json.loads(text)
         except (ValueError, RecursionError):
             if reply.ok and text.lstrip()[:1] == b"{":
                 raise Overloaded("the response is incomplete") from None
-            answer = None
-        if not isinstance(answer, dict):
-            answer = {"error": text[:1000].decode(errors="replace")}
+            response = None
+        if not isinstance(response, dict):
+            response = {"error": text[:1000].decode(errors="replace")}
         if reply.is_redirect:
             target = reply.headers.get("Location", "")
-            raise UserError(f"{url} redirects to {target}: give --server the address itself")
-        if reply.ok and "error" not in answer:
-            return answer
-        message = _first_line(str(answer.get("error", ""))) or reply.reason
+            raise UserError(f"{url} redirects to {target}: give that address to --server")
+        if reply.ok and "error" not in response:
+            return response
+        message = _first_line(str(response.get("error", ""))) or reply.reason
         if reply.status_code in (429, 502, 503):
             after = reply.headers.get("Retry-After", "")
             wait = min(float(after), timeout) if re.fullmatch("[0-9]{1,9}", after) else 0.0
@@ -220,8 +221,8 @@ def _open_rest(
         if reply.status_code == 404:
             raise _not_served(url, model, version, label, message)
         if reply.status_code == 400 and contents:
-            raise refusal(str(answer.get("error", "")), contents)
-        raise UserError(f"{url} answers {reply.status_code}: {message}")
+            raise refusal(str(response.get("error", "")), contents)
+        raise UserError(f"{url} returned {reply.status_code}: {message}")
 
     signatures = responses.signatures_of_json(send("GET", "/metadata"), url)
     name, outputs = _choose(signatures, signature, model)
@@ -229,8 +230,8 @@ def _open_rest(
     def predict(contents: Sequence[bytes]) -> dict[str, np.ndarray]:
         encoded = [{"b64": base64.b64encode(content).decode()} for content in contents]
         body = {"signature_name": signature, "inputs": {name: encoded}}
-        answer = send("POST", ":predict", contents, json=body)
-        return responses.arrays_of_json(answer, outputs, len(contents), url)
+        response = send("POST", ":predict", contents, json=body)
+        return responses.arrays_of_json(response, outputs, len(contents), url)
 
     return outputs, predict
 
@@ -279,7 +280,7 @@ def _open_grpc(
             raise _not_served(url, model, version, label, line) from None
         if code == grpc.StatusCode.INVALID_ARGUMENT and contents:
             raise refusal(message, contents) from None
-        raise UserError(f"{url} answers {code.name}: {line}") from None
+        raise UserError(f"{url} returned {code.name}: {line}") from None
 
     metadata_request = get_model_metadata_pb2.GetModelMetadataRequest(
         metadata_field=["signature_def"]
@@ -296,17 +297,17 @@ def _open_grpc(
                 dtype=types_pb2.DT_STRING, tensor_shape=shape, string_val=contents
             )
         )
-        answer = send(stub.Predict, request, contents)
-        return responses.arrays_of_proto(answer.outputs, outputs, len(contents), url)
+        response = send(stub.Predict, request, contents)
+        return responses.arrays_of_proto(response.outputs, outputs, len(contents), url)
 
     return outputs, predict
 
 
 def within(seconds: float, function: Callable[[], T]) -> T:
-    """Call a function in a thread; TimeoutError where it takes longer than that in all.
+    """Call a function in a thread; raise TimeoutError if it takes longer than `seconds` in total.
 
-    The time limit of `requests` is one for each read from the socket, which a server that sends a
-    byte now and then never reaches.
+    The timeout of `requests` applies to each read from the socket, so a server that keeps sending
+    single bytes never reaches it.
     """
     results: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
 
@@ -327,7 +328,7 @@ def within(seconds: float, function: Callable[[], T]) -> T:
 
 
 def read_image(path: str) -> bytes:
-    """Return the content of an image file as the signatures take it; DICOM is converted to PNG."""
+    """Return the content of an image file; DICOM is converted to PNG."""
     from cxr_tf.data.sources import dicom
 
     file = Path(path)
@@ -345,7 +346,7 @@ def as_text(values: np.ndarray) -> np.ndarray:
 def _choose(
     signatures: dict[str, responses.Signature], signature: str, model: str
 ) -> tuple[str, responses.Outputs]:
-    """Return the name of a signature's only input, which takes image files, and its outputs."""
+    """Return the only input of a signature, which takes image files, and the outputs."""
     if signature not in signatures:
         known = ", ".join(sorted(signatures))
         raise UserError(f"{model} has no signature '{signature}'; it has {known}")
@@ -365,13 +366,13 @@ def _not_served(url: str, model: str, version: int | None, label: str, message: 
 
 def _too_slow(url: str, timeout: float) -> UserError:
     return UserError(
-        f"{url} gave no answer within {timeout:g} s: use a longer --timeout or a smaller "
+        f"{url} did not respond within {timeout:g} s: use a longer --timeout or a smaller "
         "--batch-size (TF Serving's REST API has its own limit, --rest_api_timeout_in_ms)"
     )
 
 
 def _connection_error(error: Exception) -> str:
-    """Return the reason at the bottom of nested exceptions, such as `Connection refused`."""
+    """Return the innermost reason of nested exceptions, such as `Connection refused`."""
     reasons = re.findall(r"\[Errno -?\d+\] ([^')\"]+)", str(error))
     return reasons[-1] if reasons else _first_line(str(error))
 

@@ -1,12 +1,12 @@
-"""Detection of images unlike those of the training, inside the served graph.
+"""Detection of images unlike the training images, inside the served graph.
 
     detector = fit_detector(model, train, val)
     detector(images, embedding)                  # novelty float32 [N]; above 1 the image is novel
 
 The largest of two Mahalanobis distances, each divided by its limit: of the embedding from the
 nearest class, and of simple statistics of the pixels (layout, contrast, symmetry, sharpness). The
-first sees what the network knows of radiographs, the second what it has learnt to ignore, such as
-a blank image or one that is upside down. docs/out-of-distribution.md compares it with alternatives.
+first depends on the features of the network, the second detects what these ignore, such as blank
+images or images upside down. docs/out-of-distribution.md compares it with alternatives.
 """
 
 from dataclasses import dataclass

@@ -7,7 +7,7 @@ NOVEL = "unlike the training images"
 
 
 def remarks(prediction: Mapping[str, Any]) -> list[str]:
-    """Return what a reader must know of one image's prediction, as phrases; empty without doubt.
+    """Return phrases that qualify the prediction for one image; empty if there are none.
 
     prediction: outputs of one image as plain values: `is_novel`, and `prediction_set` with
     `classes`, or with {class: probability} under `probabilities`; any of them may be missing.

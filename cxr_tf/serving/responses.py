@@ -1,8 +1,8 @@
 """Responses of TF Serving, checked against the metadata that the server gives of a signature.
 
 A prediction must have every output of the signature, with one row per image, of the type and shape
-in the metadata, and finite numbers: a server or a proxy that is not what it seems must not end in a
-wrong table. All functions raise UserError that says what is wrong.
+in the metadata, and finite numbers, so that a wrong server or proxy never yields a wrong table.
+All functions raise UserError with the reason.
 """
 
 from collections.abc import Mapping
@@ -65,7 +65,7 @@ def _signatures(definitions: Mapping[str, Any], url: str) -> dict[str, Signature
             outputs[key] = (dtype, None if info.tensor_shape.unknown_rank else sizes)
         signatures[name] = (inputs, outputs)
     if not signatures:
-        raise UserError(f"{url} is not TF Serving: its answer has no signatures")
+        raise UserError(f"{url} is not TF Serving: its response has no signatures")
     return signatures
 
 
@@ -167,4 +167,4 @@ def _text(values: np.ndarray) -> np.ndarray:
 
 
 def _wrong(url: str, problem: str) -> UserError:
-    return UserError(f"the answer of {url} is wrong: it {problem}; is it TF Serving?")
+    return UserError(f"the response of {url} is wrong: it {problem}; is it TF Serving?")

@@ -1,1 +1,1 @@
-"""All five jobs on one catalogue, their report, and the comparison of two studies."""
+"""Studies: all jobs on one data set, the report, and the comparison of two studies."""

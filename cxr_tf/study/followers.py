@@ -16,7 +16,7 @@ TRAININGS = ("classifier", "autoencoder")
 
 
 def announce(workers: Workers, task: str, settings: Any = None, run_name: str = "") -> None:
-    """Tell the other workers what the chief does next: `images`, a job of TRAININGS, or `end`."""
+    """Send the next task of the chief to the workers: `images`, a job of TRAININGS, or `end`."""
     workers.broadcast([task, asdict(settings) if settings else {}, run_name])
 
 

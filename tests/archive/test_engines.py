@@ -1,4 +1,4 @@
-"""Whatever is killed, the finished archive equals an undisturbed one, file by file."""
+"""After kills, the finished archive equals an undisturbed one, file by file."""
 
 import contextlib
 import os
@@ -82,7 +82,7 @@ def test_killed_workers_lose_nothing(tmp_path: Path, images: Path) -> None:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_coordinator_takes_its_workers_along(
+def test_killed_coordinator_ends_its_workers(
     tmp_path: Path, images: Path, how: signal.Signals
 ) -> None:
     plan = plan_of(tmp_path / "out", [images])
@@ -102,28 +102,26 @@ def test_a_killed_coordinator_takes_its_workers_along(
     assert written(tmp_path / "out") == undisturbed(plan)
 
 
-def test_two_coordinators_at_once(tmp_path: Path, images: Path) -> None:
+def test_concurrent_coordinators(tmp_path: Path, images: Path) -> None:
     plan = plan_of(tmp_path / "out", [images])
     both = [coordinator(tmp_path / "out", 1) for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0]
     assert written(tmp_path / "out") == undisturbed(plan)
 
 
-def test_a_file_that_ends_every_worker_is_left_to_the_user(
+def test_file_that_crashes_every_worker_is_reported(
     tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (images / "20.png").write_bytes(b"poison")
     plan = plan_of(tmp_path / "out", [images])
     monkeypatch.setattr(engine, "ATTEMPTS", 2)
-    told = r"00002.parquet ended 2 workers \(exit code 7\)"
-    with pytest.raises(UserError, match=told):
+    message = r"00002.parquet ended 2 workers \(exit code 7\)"
+    with pytest.raises(UserError, match=message):
         finish(plan, workers=1, seconds=0)
     assert plan.missing() == [2]
 
 
-def test_a_disk_that_is_full_stops_the_archive_and_is_made_good(
-    tmp_path: Path, images: Path
-) -> None:
+def test_full_disk_stops_the_archive_which_then_resumes(tmp_path: Path, images: Path) -> None:
     plan = plan_of(tmp_path / "out", [images])
     (tmp_path / "out/shards").mkdir()
     (tmp_path / "out/shards").chmod(0o500)
@@ -141,7 +139,7 @@ def test_a_disk_that_is_full_stops_the_archive_and_is_made_good(
     assert written(tmp_path / "out") == undisturbed(plan)
 
 
-def test_workers_that_cannot_start_are_not_started_for_ever(
+def test_workers_that_cannot_start_are_given_up(
     tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(processes, "FAILED_STARTS", 2)
@@ -154,7 +152,7 @@ def test_workers_that_cannot_start_are_not_started_for_ever(
         )
 
 
-def test_a_cluster_loses_a_node(
+def test_archive_survives_the_loss_of_a_node(
     tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ray = pytest.importorskip("ray", reason="Ray is not installed")

@@ -1,4 +1,4 @@
-"""What --images names, as one stream."""
+"""Tests of the listing of --images, and of plans."""
 
 import tarfile
 import zipfile
@@ -43,13 +43,13 @@ def ward(tmp_path: Path) -> Path:
     return tmp_path / "ward"
 
 
-def test_a_folder_is_listed_as_predict_lists_it(ward: Path) -> None:
+def test_folder_is_listed_like_in_predict(ward: Path) -> None:
     assert paths(ward) == find_images((str(ward),))
     assert len(paths(ward)) == 5
     assert paths(ward / "*.png", ward / "a") == find_images((str(ward / "*.png"), str(ward / "a")))
 
 
-def test_a_folder_is_entered_once(ward: Path) -> None:
+def test_linked_folder_is_entered_once(ward: Path) -> None:
     before = paths(ward)
     (ward / "a" / "loop").symlink_to(ward)
     (ward / "z").symlink_to(ward / "a")
@@ -57,7 +57,7 @@ def test_a_folder_is_entered_once(ward: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["path\n", "label;path\nx;", "sep=,\npath,label\n", "﻿Path\n"])
-def test_paths_of_a_list_begin_at_the_list(tmp_path: Path, text: str) -> None:
+def test_paths_of_a_list_are_relative_to_it(tmp_path: Path, text: str) -> None:
     file = tmp_path / "list.csv"
     file.write_text(text + "../up.png\n")
     assert paths(file) == [str(tmp_path.parent / "up.png")]
@@ -107,7 +107,7 @@ def test_folders_and_patterns_behind_a_url() -> None:
 
 
 @pytest.mark.parametrize("wanted", ["nowhere/", "*.png", "", "gopher://x/y"])
-def test_what_names_no_image_is_refused(tmp_path: Path, wanted: str, monkeypatch) -> None:
+def test_items_without_images_are_refused(tmp_path: Path, wanted: str, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError):
         paths(wanted)
@@ -120,7 +120,7 @@ def listed(*names: str) -> list[Image]:
     return [Image(name) for name in names]
 
 
-def test_each_path_is_planned_once_and_a_grown_list_adds_what_is_new(tmp_path: Path) -> None:
+def test_each_path_is_planned_once_and_new_paths_are_added(tmp_path: Path) -> None:
     plan = Plan.create(open_storage(str(tmp_path / "out")), RECIPE)
     names = [f"{k}.png" for k in range(20)]
     plan, added = plan.extended(listed(*names, "3.png", "4.png"))
@@ -135,7 +135,7 @@ def test_each_path_is_planned_once_and_a_grown_list_adds_what_is_new(tmp_path: P
     assert all(p.read_bytes() == content for p, content in first.items())
 
 
-def test_two_planners_at_once_plan_each_path_once(tmp_path: Path) -> None:
+def test_concurrent_planners_plan_each_path_once(tmp_path: Path) -> None:
     storage = open_storage(str(tmp_path / "out"))
     one, two = Plan.create(storage, RECIPE), Plan.create(storage, RECIPE)
     assert (one.lists, two.lists) == ([], [])  # both have looked before either writes
@@ -150,13 +150,13 @@ def test_another_recipe_is_refused_with_the_difference(tmp_path: Path) -> None:
     storage = open_storage(str(tmp_path / "out"))
     Plan.create(storage, RECIPE)
     before = (tmp_path / "out/plan.json").read_bytes()
-    for change, told in (
+    for change, message in (
         ({"digest": "abcdefghij"}, r"model nowhere \(digest\), not nowhere \(abcdefgh\)"),
         ({"precision": "int8"}, "precision float32, not int8"),
         ({"signatures": {"embed": "openvino"}}, "serving_default on tensorflow, not embed on op"),
         ({"shard_size": 9}, "shard size 8, not 9"),
     ):
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             Plan.create(storage, dataclasses.replace(RECIPE, **change))
     moved = Plan.create(storage, dataclasses.replace(RECIPE, model="elsewhere"))
     assert (moved.recipe.model, moved.model) == ("nowhere", "elsewhere")
@@ -165,7 +165,7 @@ def test_another_recipe_is_refused_with_the_difference(tmp_path: Path) -> None:
         Plan.read(open_storage(str(tmp_path)))
 
 
-def test_repeats_are_found_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repeats_are_detected_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plans, "SORTED_AT_A_TIME", 7)
     names = [str(k % 30) for k in range(50)]
     (tmp_path / "digests").write_bytes(b"".join(map(digest_of, names)))

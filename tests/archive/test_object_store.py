@@ -1,4 +1,4 @@
-"""Images and results in an object store that refuses, lists late, and cuts downloads off."""
+"""Images and results in an object store with refusals, delayed listings and broken downloads."""
 
 from pathlib import Path
 
@@ -50,7 +50,7 @@ def content(plan: Plan) -> dict[str, bytes]:
     return {name: plan.storage.read(f"shards/{name}") for name in plan.storage.names("shards")}
 
 
-def test_an_archive_in_a_store_is_that_of_a_disk(store: FlakyStore, tmp_path: Path) -> None:
+def test_archive_in_a_store_equals_that_on_disk(store: FlakyStore, tmp_path: Path) -> None:
     images = list(list_images(("s3://pacs/2025/",)))
     assert [i.path for i in images] == [f"s3://pacs/2025/{k:02d}.png" for k in range(20)]
     expected = {}
@@ -63,7 +63,7 @@ def test_an_archive_in_a_store_is_that_of_a_disk(store: FlakyStore, tmp_path: Pa
     assert expected["s3://pacs/scores"] == expected[str(tmp_path / "out")] == undisturbed(plan)
 
 
-def test_refusals_and_cut_downloads_cost_nothing_but_time(store: FlakyStore) -> None:
+def test_refusals_and_broken_downloads_are_retried(store: FlakyStore) -> None:
     read = Reader(retries=3)
     expected = b"radiograph 3" * 100
     for faults in (["cut"], [503, "cut", 503], ["cut", "cut", 503]):
@@ -72,7 +72,7 @@ def test_refusals_and_cut_downloads_cost_nothing_but_time(store: FlakyStore) -> 
         assert store.faults == []
 
 
-def test_a_store_that_is_down_leaves_no_shard_without_numbers(store: FlakyStore) -> None:
+def test_unreachable_store_writes_no_shard(store: FlakyStore) -> None:
     plan = Plan.create(open_storage("s3://pacs/down"), RECIPE)
     plan, _ = plan.extended([Image(f"s3://nowhere/{k}.png") for k in range(3)])
     read = Reader(retries=1)
@@ -86,7 +86,7 @@ def test_a_store_that_is_down_leaves_no_shard_without_numbers(store: FlakyStore)
     assert 1 in plan.missing()
 
 
-def test_what_is_listed_late_is_computed_again_and_written_once(store: FlakyStore) -> None:
+def test_shards_missing_from_late_listings_are_written_once(store: FlakyStore) -> None:
     plan = Plan.create(open_storage("s3://pacs/late"), RECIPE)
     plan, _ = plan.extended(list_images(("s3://pacs/2025/",)))
     score(plan, [0, 1])

@@ -1,4 +1,4 @@
-"""Reading images from anywhere, and writing files that appear whole or not at all."""
+"""Tests of reading images from any source, and of writing files whole or not at all."""
 
 import errno
 import os
@@ -60,14 +60,14 @@ def flaky() -> type[Flaky]:
     return Flaky
 
 
-def test_a_passing_failure_costs_a_pause_that_grows(flaky, without_pauses) -> None:
+def test_transient_failures_are_retried_after_growing_pauses(flaky, without_pauses) -> None:
     flaky.failures = [OSError("503 Slow Down"), TimeoutError(), OSError("cut off at 5 of 10 bytes")]
     assert Reader()(Image("flaky://a.png")) == b"radiograph"
     assert len(without_pauses) == 3
     assert all(2**k / 2 <= pause <= 0.75 * 2**k for k, pause in enumerate(without_pauses))
 
 
-def test_what_stays_unreachable_is_told_apart_from_what_is_not_there(flaky, without_pauses) -> None:
+def test_unreachable_and_missing_files_are_distinguished(flaky, without_pauses) -> None:
     flaky.failures = [OSError("503 Slow Down")] * 3
     with pytest.raises(Unreachable, match="unreachable: 503 Slow Down"):
         Reader(retries=2)(Image("flaky://a.png"))
@@ -80,7 +80,7 @@ def test_what_stays_unreachable_is_told_apart_from_what_is_not_there(flaky, with
         Reader()(Image("flaky://a.png"))
 
 
-def test_a_stale_network_share_is_waited_for(
+def test_stale_network_share_is_retried(
     tmp_path: Path, without_pauses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stale = [OSError(errno.ESTALE, os.strerror(errno.ESTALE))] * 2
@@ -94,7 +94,7 @@ def test_a_stale_network_share_is_waited_for(
     assert Reader()(Image(str(tmp_path / "a.png"))) == b"radiograph" and len(without_pauses) == 2
 
 
-def test_a_disk_that_is_gone_is_no_shard_of_missing_images(tmp_path: Path) -> None:
+def test_missing_disk_is_an_error_and_writes_no_shard(tmp_path: Path) -> None:
     (tmp_path / "disk/ward").mkdir(parents=True)
     for name in "abc":
         (tmp_path / f"disk/ward/{name}.png").write_bytes(b"radiograph")
@@ -110,7 +110,7 @@ def test_a_disk_that_is_gone_is_no_shard_of_missing_images(tmp_path: Path) -> No
     assert set(table["reason"].to_pylist()) == {os.strerror(errno.ENOENT)}
 
 
-def test_members_are_the_files_that_were_packed(tmp_path: Path, phantoms: Path) -> None:
+def test_members_equal_the_packed_files(tmp_path: Path, phantoms: Path) -> None:
     files = sorted(phantoms.rglob("*.png"))[:3]
     long_name = "x" * 120 + ".png"  # takes a header of its own
     with tarfile.open(tmp_path / "films.tar", "w") as tar:
@@ -135,7 +135,7 @@ def test_members_are_the_files_that_were_packed(tmp_path: Path, phantoms: Path) 
             read(image)
 
 
-def test_dicom_behind_a_url_is_the_picture_that_a_file_is(tmp_path: Path) -> None:
+def test_dicom_behind_a_url_equals_dicom_on_disk(tmp_path: Path) -> None:
     pydicom = pytest.importorskip(
         "pydicom", reason="pydicom is not installed (requirements-dicom.txt)"
     )
@@ -192,7 +192,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert list((tmp_path / "out/shards").iterdir()) == []
 
 
-def test_a_file_system_without_links_is_renamed_to(tmp_path: Path, monkeypatch) -> None:
+def test_file_system_without_links_uses_renames(tmp_path: Path, monkeypatch) -> None:
     def no_links(*_: object) -> None:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
@@ -202,7 +202,7 @@ def test_a_file_system_without_links_is_renamed_to(tmp_path: Path, monkeypatch) 
     assert out.read("a") == b"first" and [p.name for p in (tmp_path / "out").iterdir()] == ["a"]
 
 
-def test_only_what_the_dead_left_is_cleared(tmp_path: Path) -> None:
+def test_only_remains_of_dead_processes_are_removed(tmp_path: Path) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     host = socket.gethostname()
@@ -217,6 +217,6 @@ def test_only_what_the_dead_left_is_cleared(tmp_path: Path) -> None:
     assert sorted(p.name for p in shards.iterdir()) == sorted(kept)
 
 
-def test_an_unknown_protocol_is_a_mistake_of_the_user() -> None:
+def test_unknown_protocol_is_a_user_error() -> None:
     with pytest.raises(UserError, match="gopher"):
         open_storage("gopher://x/y")

@@ -1,4 +1,4 @@
-"""An archive holds what predict.py gives, to the bit, for each path once."""
+"""An archive holds the predictions of predict.py, to the bit, once for each path."""
 
 import csv
 import dataclasses
@@ -94,7 +94,7 @@ def rows_of(out: Path) -> list[dict]:
         ("tiny-autoencoder", ("serving_default",)),
     ],
 )
-def test_the_numbers_are_those_of_predict(
+def test_numbers_equal_those_of_predict(
     here: None, models: Path, ward: Path, tmp_path: Path, kind: str, signatures: tuple[str, ...]
 ) -> None:
     out = tmp_path / "out"
@@ -126,7 +126,7 @@ def test_the_numbers_are_those_of_predict(
 
 
 @pytest.mark.parametrize("kind", ["tiny", "tiny-knn"])
-def test_the_merged_table_is_that_of_predict(
+def test_merged_table_equals_that_of_predict(
     here: None, models: Path, ward: Path, tmp_path: Path, kind: str
 ) -> None:
     out, model = tmp_path / "out", models / kind
@@ -156,16 +156,18 @@ def test_the_merged_table_is_that_of_predict(
     novel = sum(row.get("is_novel") == "true" for row in table)
     assert summary["flags"] == ({"is_novel": novel} if kind == "tiny-knn" else {})
     assert ("remarks" in table[0]) == (kind == "tiny-knn")
-    for name, told in summary["scores"].items():
+    for name, distribution in summary["scores"].items():
         if name not in table[0]:  # the distribution of a neighbour's distance, say
             continue
         values = np.array([float(row[name]) for row in read])
-        assert told["max"] == pytest.approx(values.max(), abs=1e-7)
+        assert distribution["max"] == pytest.approx(values.max(), abs=1e-7)
         spread = np.ptp(values)
-        assert told["50 %"] == pytest.approx(np.quantile(values, 0.5), abs=0.1 * spread + 1e-6)
+        assert distribution["50 %"] == pytest.approx(
+            np.quantile(values, 0.5), abs=0.1 * spread + 1e-6
+        )
 
 
-def test_only_what_is_missing_or_new_is_computed(
+def test_only_missing_or_new_shards_are_computed(
     here: None, models: Path, ward: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     computed: list[int] = []
@@ -190,15 +192,15 @@ def test_only_what_is_missing_or_new_is_computed(
     assert rows_of(tmp_path / "out") == rows_of(tmp_path / "other")
 
 
-def test_mistakes_are_named_and_nothing_is_written(
+def test_mistakes_are_reported_and_nothing_is_written(
     here: None, models: Path, ward: Path, tmp_path: Path
 ) -> None:
     order = settings(models / "tiny", ward, tmp_path / "out")
-    for changes, told in (
+    for changes, message in (
         ({"images": ()}, "new archive"),
         ({"model": ""}, "new archive"),
         ({"model": str(tmp_path / "nowhere")}, "no such model"),
-        ({"signatures": ("occlusion",)}, "pictures do not fit into a table"),
+        ({"signatures": ("occlusion",)}, "images do not fit into a table"),
         ({"signatures": ("tensor",)}, "does not take image files"),
         ({"signatures": ("embed", "embed")}, "name each once"),
         ({"only": "3/2"}, "--only 3/2"),
@@ -206,22 +208,22 @@ def test_mistakes_are_named_and_nothing_is_written(
         ({"merge": "x.parquet"}, "not an archive"),
         ({"runtime_precision": "int8"}, "--runtime-precision int8 .* --runtime openvino"),
     ):
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             score_archive.score_archive(dataclasses.replace(order, **changes))
     assert not (tmp_path / "out").exists()
     score_archive.score_archive(order)
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*")}
-    for changes, told in (
+    for changes, message in (
         ({"model": str(models / "tiny-knn")}, r"is computed with model .*tiny/1 .*not .*tiny-knn"),
         ({"signatures": ("serving_default", "embed")}, "signatures serving_default on tensorflow,"),
         ({"batch_size": 16}, "batch size 8, not 16"),
     ):
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             score_archive.score_archive(dataclasses.replace(order, **changes))
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*")} == before
 
 
-def test_another_model_in_the_same_place_is_noticed_by_each_worker(
+def test_each_worker_detects_another_model_in_the_same_folder(
     here: None, models: Path, ward: Path, tmp_path: Path
 ) -> None:
     order = settings(models / "tiny", ward, tmp_path / "out")
@@ -233,7 +235,7 @@ def test_another_model_in_the_same_place_is_noticed_by_each_worker(
         score_archive.score_archive(ScoreArchive(out=order.out))
 
 
-def test_status_counts_what_is_there(
+def test_status_counts_finished_shards(
     here: None, models: Path, ward: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "cxr_tf")
@@ -246,7 +248,7 @@ def test_status_counts_what_is_there(
         score_archive.score_archive(ScoreArchive(out=order.out, merge=str(tmp_path / "x.csv")))
 
 
-def test_a_radiograph_of_the_archive_is_at_no_distance_from_itself(
+def test_radiograph_of_the_archive_has_distance_0_to_itself(
     here: None, models: Path, ward: Path, tmp_path: Path
 ) -> None:
     order = settings(models / "tiny", ward, tmp_path / "out", signatures=("embed",))

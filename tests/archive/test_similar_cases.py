@@ -1,4 +1,4 @@
-"""Similar cases in an archive: exact where it is small, by faiss and measured where it is large."""
+"""Tests of similar cases: exact search in small archives, faiss in large ones."""
 
 from pathlib import Path
 
@@ -56,7 +56,7 @@ def nearest(embedded: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
     return search.kneighbors(queries, return_distance=False)
 
 
-def test_exact_search_is_that_of_scikit_learn(archive: Plan, embedded: np.ndarray) -> None:
+def test_exact_search_matches_scikit_learn(archive: Plan, embedded: np.ndarray) -> None:
     queries = embedded[::400] + 0.01
     found = exact(archive, unit_length(queries), 5)
     np.testing.assert_array_equal(found.rows, nearest(embedded, queries, 5))
@@ -81,13 +81,13 @@ def test_a_large_archive_is_indexed_once_and_measured(
     open_index(archive, COUNT)
 
 
-def test_what_cannot_be_searched_is_named(archive: Plan, tmp_path: Path) -> None:
+def test_unsearchable_archives_are_refused(archive: Plan, tmp_path: Path) -> None:
     Plan.create(open_storage(str(tmp_path / "none")), RECIPE).extended([Image("a.png")])
-    for settings, told in (
+    for settings, message in (
         (FitKnn(archive=str(tmp_path)), "not an archive"),
         (FitKnn(archive=str(tmp_path / "none")), "1 of 1 shards"),
         (FitKnn(archive=archive.storage.url, neighbors=0), "--neighbors must be at least 1"),
         (FitKnn(archive=archive.storage.url, output=str(tmp_path)), "exists"),
     ):
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             fit_knn(settings)

@@ -1,4 +1,4 @@
-"""Variants of the autoencoder: what each is measured by, and that the default is ours."""
+"""Tests of the autoencoder variants: their scores, and the default of the package."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ from cxr_tf.errors import UserError
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> CompareAutoencoders:
-    """200 phantoms, as small as they may be."""
+    """200 phantoms at the smallest image size."""
     from cxr_tf.data.sources.phantoms import write_phantoms
 
     folder = tmp_path_factory.mktemp("chests") / "phantoms"
@@ -39,7 +39,7 @@ def material(settings: CompareAutoencoders) -> Any:
 
 @pytest.fixture(scope="module")
 def network() -> Any:
-    """A restoring network that nobody trained."""
+    """An untrained denoising network."""
     import keras
 
     from cxr_tf.models.autoencoder import build_network
@@ -49,7 +49,7 @@ def network() -> Any:
 
 
 def test_the_default_is_that_of_train_autoencoder(material: Any, tmp_path: Path) -> None:
-    """Bit for bit, where that takes the last epoch, as it is told to here."""
+    """Bit for bit, if the last epoch is selected, as in this test."""
     import keras
     import tensorflow as tf
 
@@ -65,12 +65,12 @@ def test_the_default_is_that_of_train_autoencoder(material: Any, tmp_path: Path)
     keras.utils.set_random_seed(settings.seed)
     expected = build_network("denoising", 128)
     state = checkpoints.TrainingState(tmp_path)
-    judged = iter([1.0, 0.5])  # the last is the best
+    losses = iter([1.0, 0.5])  # the last is the best
     fitting.fit(
         expected,
         material.seen,
         lambda epoch: {"epoch": epoch, **dict.fromkeys(("val_loss", "val_auroc"), 0.0),
-                       "selection_loss": next(judged)},
+                       "selection_loss": next(losses)},
         state,
         tf.summary.create_noop_writer(),
         settings,
@@ -81,7 +81,9 @@ def test_the_default_is_that_of_train_autoencoder(material: Any, tmp_path: Path)
     assert any(np.abs(a - b).max() > 1e-6 for a, b in zip(found.get_weights(), last, strict=True))
 
 
-def test_other_measures_are_taken_and_joined_as_the_default_is(material: Any, network: Any) -> None:
+def test_other_measures_are_computed_and_joined_like_the_default(
+    material: Any, network: Any
+) -> None:
     import tensorflow as tf
 
     from benchmarks.autoencoder import residuals
@@ -99,7 +101,7 @@ def test_other_measures_are_taken_and_joined_as_the_default_is(material: Any, ne
     assert np.ptp(default.joined) > 0.5
 
 
-def test_deviations_of_pixels_are_of_the_other_patients(material: Any) -> None:
+def test_pixel_statistics_are_those_of_other_patients(material: Any) -> None:
     from benchmarks.autoencoder import residuals
 
     rng = np.random.default_rng(0)
@@ -128,7 +130,7 @@ def test_the_phantoms_opacities_lie_in_the_lungs(material: Any) -> None:
     assert not np.array_equal(raised, variants.phantom_lesions(material, 1))
 
 
-def test_shifted_images_are_the_image_elsewhere(material: Any) -> None:
+def test_shifted_images_equal_the_image_at_another_position(material: Any) -> None:
     from benchmarks.autoencoder import residuals
 
     images = material.val.images[:2]
@@ -140,7 +142,7 @@ def test_shifted_images_are_the_image_elsewhere(material: Any) -> None:
         np.testing.assert_allclose(here, there, atol=1e-3)
 
 
-def test_a_better_score_is_told_from_the_default(material: Any) -> None:
+def test_a_better_score_differs_from_the_default(material: Any) -> None:
     from benchmarks.autoencoder import compare_autoencoders
     from benchmarks.autoencoder import material as autoencoder_material
 
@@ -151,7 +153,7 @@ def test_a_better_score_is_told_from_the_default(material: Any) -> None:
         "perfect": autoencoder_material.Row(None, sick.astype(float)),
         "opposite": autoencoder_material.Row(-1.0 * sick, None),
     }
-    tables = compare_autoencoders.judge(rows, material.val, bootstrap_samples=50)
+    tables = compare_autoencoders.evaluate_rows(rows, material.val, bootstrap_samples=50)
     assert tables[autoencoder_material.DEFAULT]["difference"] == 0
     assert tables[autoencoder_material.DEFAULT]["ci95"]["difference"] == [0, 0]
     assert tables["perfect"]["joined"] == 1 and "alone" not in tables["perfect"]
@@ -165,7 +167,7 @@ def test_a_better_score_is_told_from_the_default(material: Any) -> None:
 def test_all_variants_are_compared_and_finished_ones_are_kept(
     settings: CompareAutoencoders, network: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With networks and scores of nothing: one interruption, every row, and nothing sick learnt."""
+    """With dummy networks and scores: one interruption, all rows, no training on sick images."""
     from benchmarks.autoencoder import compare_autoencoders
     from benchmarks.autoencoder import material as autoencoder_material
     from cxr_tf.models.autoencoder import build_network
@@ -200,14 +202,17 @@ def test_all_variants_are_compared_and_finished_ones_are_kept(
 
     run = compare_autoencoders.compare_autoencoders(dataclasses.replace(quick, resume=True))
     assert len(trained) == 16  # fifteen, one of them twice
-    told = run.metrics["variants"]
-    assert len(told) == 27 and {"both seeds averaged", "grey levels, not local contrast"} <= set(
-        told
-    )
-    assert told["default"]["alone"] == told["the next seed"]["alone"]  # the same network here
+    compared = run.metrics["variants"]
+    assert len(compared) == 27 and {
+        "both seeds averaged",
+        "grey levels, not local contrast",
+    } <= set(compared)
+    assert (
+        compared["default"]["alone"] == compared["the next seed"]["alone"]
+    )  # the same network here
     assert (folder / "figures" / "variants.png").exists() and not (folder / "rows.json").exists()
     lines = (folder / "variants.csv").read_text().splitlines()
-    assert len(lines) == 1 + len(told)
+    assert len(lines) == 1 + len(compared)
     # What the first training was given is the healthy images and no other.
     data = compare_autoencoders.load_data(settings).split("train")
     from cxr_tf.models.autoencoder import as_network_sees
@@ -216,7 +221,7 @@ def test_all_variants_are_compared_and_finished_ones_are_kept(
     np.testing.assert_array_equal(trained[0], healthy)
 
 
-def test_some_variants_can_be_trained_beside_the_default(
+def test_selected_variants_are_trained_with_the_default(
     settings: CompareAutoencoders, network: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from benchmarks.autoencoder import compare_autoencoders, variants
@@ -232,8 +237,8 @@ def test_some_variants_can_be_trained_beside_the_default(
     some = dataclasses.replace(
         settings, vgg16_weights="none", variants=("large", "seed", "small"), name="some"
     )
-    told = compare_autoencoders.compare_autoencoders(some).metrics["variants"]
-    assert "both seeds averaged" in told and "lungs where they are on average" not in told
+    compared = compare_autoencoders.compare_autoencoders(some).metrics["variants"]
+    assert "both seeds averaged" in compared and "lungs where they are on average" not in compared
     # In the order of the table, with the paint that their names say.
     asked = []
     monkeypatch.setattr(variants.opacities, "paint", lambda x, *_, **how: asked.append(how) or x)
@@ -253,9 +258,7 @@ def test_every_variant_has_its_flag(settings: CompareAutoencoders, material: Any
         compare_autoencoders.compare_autoencoders(bare)
 
 
-def test_too_few_patients_to_compare_by_are_refused(
-    settings: CompareAutoencoders, tmp_path: Path
-) -> None:
+def test_too_few_patients_are_refused(settings: CompareAutoencoders, tmp_path: Path) -> None:
     from benchmarks.autoencoder import compare_autoencoders
     from cxr_tf.data.sources.phantoms import write_phantoms
 

@@ -1,4 +1,4 @@
-"""Benchmarks: what is told is what was measured, and equal results are looked at. Nothing timed."""
+"""Tests of the benchmarks: reports and comparisons of results; nothing is timed."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from benchmarks import benchmark, bounds, embeddings, material, measurement, tables, training
 from benchmarks.config import Benchmark
-from benchmarks.measurement import Cost, Found, Memory, Row, Skipped, Timing
+from benchmarks.measurement import Cost, Memory, Results, Row, Skipped, Timing
 from cxr_tf.errors import UserError
 from cxr_tf.neighbors import projection, selection
 
@@ -21,15 +21,15 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark.py"
 
 
 def row(ours: list[float], theirs: list[float], **changed) -> Row:
-    told = {
+    fields = {
         "job": "maps", "alternative": "other", "at_least": 3.0, "ours": Timing(ours, 1.0),
         "theirs": Timing(theirs, 2.0), "unit": "images/s", "count": 10, "same": True,
         "check": "equal",
     }  # fmt: skip
-    return Row(**{**told, **changed})
+    return Row(**{**fields, **changed})
 
 
-def test_ratio_is_of_each_round_and_theirs_over_ours() -> None:
+def test_ratio_is_the_speed_up_of_each_round() -> None:
     # The machine is slower in the third round, for both: no ratio changes.
     found = row([1.0, 2.0, 10.0], [4.0, 6.0, 50.0]).record()
     assert [found[k] for k in ("ratio", "ratio_lowest", "ratio_highest")] == [4, 3, 5]
@@ -43,7 +43,7 @@ def test_slope_is_the_exponent_of_the_size() -> None:
     assert Cost("t", "points", sizes, [7.0] * 4).slope == pytest.approx(0)
 
 
-def test_table_says_what_was_missed_and_what_is_not_the_same() -> None:
+def test_table_marks_missed_targets_and_differing_results() -> None:
     about = measurement.machine()
     rows = [
         row([2.0], [8.0]),
@@ -60,7 +60,7 @@ def test_table_says_what_was_missed_and_what_is_not_the_same() -> None:
     assert f"{about['cores']} cores" in text.splitlines()[0]
 
 
-def test_bounds_are_of_this_machine_these_networks_and_these_files(tmp_path, monkeypatch) -> None:
+def test_bounds_of_machine_networks_and_files(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(bounds, "SIDE", 64)
     monkeypatch.setattr(bounds, "READ", 2**16)
     settings = Benchmark(image_size=64, images=16, backbones=("alexnet", "vgg16"), repeats=1)
@@ -89,7 +89,7 @@ def test_bounds_are_of_this_machine_these_networks_and_these_files(tmp_path, mon
     assert "| one image through alexnet at 64 | multiplications | 0.0941 billion |" in text
 
 
-def test_without_a_jpeg_its_parts_are_left_out(tmp_path, monkeypatch) -> None:
+def test_bounds_without_a_jpeg_skip_the_decoder(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(bounds, "SIDE", 64)
     monkeypatch.setattr(bounds, "READ", 2**16)
     monkeypatch.setattr(material, "radiographs", lambda *_: tmp_path)
@@ -100,7 +100,7 @@ def test_without_a_jpeg_its_parts_are_left_out(tmp_path, monkeypatch) -> None:
     assert list(bounds.bounds(settings, tmp_path))[-1].job.startswith("JPEG of 32 x 32 to 224")
 
 
-def test_memory_and_costs_have_tables_of_their_own() -> None:
+def test_memory_and_costs_have_separate_tables() -> None:
     found = [
         Memory("training", "ours", 2345.6, "MB", 3000),
         Memory("training", "Keras", 4000.0, "MB"),
@@ -116,7 +116,7 @@ def test_memory_and_costs_have_tables_of_their_own() -> None:
     assert "times as fast" not in text
 
 
-def test_ways_take_turns_and_the_warm_up_is_not_counted() -> None:
+def test_implementations_alternate_and_the_warm_up_is_not_counted() -> None:
     called: list[str] = []
 
     def ours() -> None:
@@ -128,12 +128,12 @@ def test_ways_take_turns_and_the_warm_up_is_not_counted() -> None:
 
     timings = measurement.in_turn({"ours": ours, "theirs": theirs}, 2)
     assert "".join(called) == "ba" + "ab" + "ba"
-    # Seconds that a way tells itself are taken as they are; the first were those of the warm-up.
+    # Returned seconds are used unchanged; the first ones are those of the warm-up.
     assert timings["theirs"].seconds == [102.0, 103.0]
     assert len(timings["ours"].seconds) == 2
 
 
-def test_of_each_size_the_fastest_call_after_a_warm_up() -> None:
+def test_time_by_size_is_the_fastest_call_after_a_warm_up() -> None:
     called: list[int] = []
 
     def prepare(count: int):
@@ -157,7 +157,7 @@ def _peak_with(megabytes: int) -> float:
 
 def test_the_peak_of_a_new_process_is_its_own() -> None:
     if not measurement.memory_of_process("VmHWM"):
-        pytest.skip("this system does not tell the peak memory of a process")
+        pytest.skip("this system does not report the peak memory of a process")
     # What this process holds, or held once, must not be in it.
     held = _peak_with(600)
     with_little, with_much = (measurement.in_new_process(_peak_with, n) for n in (1, 301))
@@ -187,8 +187,8 @@ def test_one_job_from_the_command_line_to_the_file(tmp_path, monkeypatch, capsys
         benchmark.benchmark(Benchmark(jobs=("knn",), name="one", logs=str(tmp_path)))
 
 
-def test_an_interrupted_run_keeps_what_it_has(tmp_path, monkeypatch) -> None:
-    def interrupted(settings: Benchmark, place: Path) -> Found:
+def test_interrupted_run_keeps_its_results(tmp_path, monkeypatch) -> None:
+    def interrupted(settings: Benchmark, place: Path) -> Results:
         yield row([1.0], [4.0])
         yield Memory("training", "ours", 3500, "MB", 3000)
         yield Cost("t-SNE", "points", [200, 400], [1.0, 2.0])
@@ -203,7 +203,7 @@ def test_an_interrupted_run_keeps_what_it_has(tmp_path, monkeypatch) -> None:
     assert written["costs"][0]["slope"] == pytest.approx(1)
 
 
-def test_a_search_that_finds_something_else_is_not_called_the_same(tmp_path, monkeypatch) -> None:
+def test_search_with_other_results_is_marked_as_different(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(selection, "NEIGHBOURS", (1, 7))
     monkeypatch.setattr(selection, "representations", lambda *_: ("as is",))
     right = selection.vote
@@ -213,9 +213,7 @@ def test_a_search_that_finds_something_else_is_not_called_the_same(tmp_path, mon
     assert isinstance(found, Row) and not found.same
 
 
-def test_a_picture_that_is_not_like_the_points_is_not_called_the_same(
-    tmp_path, monkeypatch
-) -> None:
+def test_untrustworthy_map_is_marked_as_different(tmp_path, monkeypatch) -> None:
     settings = Benchmark(points=200, width=16, repeats=1)
     monkeypatch.setattr(embeddings, "TRUST_NOISE", 0.03)  # of 200 points it is larger
     (found,) = embeddings.tsne(settings, tmp_path)
@@ -277,12 +275,12 @@ def test_small_files_are_all_different_and_kept(tmp_path) -> None:
     assert paths[0].read_bytes() == b"kept" and len(list(tmp_path.rglob("*.jpeg"))) == 41
 
 
-def test_settled_norms_give_features_of_mean_0_and_spread_1() -> None:
+def test_norm_statistics_give_features_of_mean_0_and_spread_1() -> None:
     images = keras.Input((8, 8, 3))
     scaled = keras.layers.BatchNormalization(trainable=False)(images * 50 + 20)
     model = keras.Model(images, scaled)
     batch = np.random.default_rng(0).normal(3, 2, (16, 8, 8, 3)).astype(np.float32)
-    material.settle_norms(model, batch)
+    material.set_norm_statistics(model, batch)
     features = np.asarray(model(batch, training=False))
     assert features.mean((0, 1, 2)) == pytest.approx(0, abs=1e-3)
     assert features.std((0, 1, 2)) == pytest.approx(1, abs=1e-3)
@@ -302,12 +300,12 @@ def fine_tuned(tiny_backbone: str, tmp_path, monkeypatch):
     return measured
 
 
-def test_both_ways_of_fine_tuning_learn_from_the_same_start(fine_tuned) -> None:
+def test_both_fine_tunings_learn_from_the_same_weights(fine_tuned) -> None:
     for found in fine_tuned(1e-2):
         assert found.same, found.check
         assert found.unit == "images/s" and len(found.ours.seconds) == 1
 
 
-def test_a_training_that_learns_nothing_is_not_called_the_same(fine_tuned) -> None:
+def test_training_that_learns_nothing_is_marked_as_different(fine_tuned) -> None:
     for found in fine_tuned(1e-9):
         assert not found.same, found.check

@@ -1,4 +1,4 @@
-"""The load test measures what it says: every client gets its own image's prediction."""
+"""Tests of the load test: every client gets the prediction of its image."""
 
 import threading
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ def test_an_error_reaches_every_request_of_the_batch() -> None:
             predict_one(b"x")
 
 
-def test_the_server_answers_by_the_cpp_runtime(small_models: Path, phantoms: Path) -> None:
+def test_the_server_predicts_with_the_cpp_runtime(small_models: Path, phantoms: Path) -> None:
     paths = [str(p) for p in sorted((phantoms / "test").rglob("*.png"))[:3]]
     files = [Path(p).read_bytes() for p in paths]
     with load_test.server("c++", small_models / "tiny" / "1", 4) as port:

@@ -1,4 +1,4 @@
-"""A small version of the campaign of faults: kills, wrong records, and a hostile server."""
+"""A small fault campaign: kills, invalid records, and a hostile server."""
 
 import os
 import subprocess

@@ -88,7 +88,7 @@ def test_blank_images_are_not_duplicates_of_each_other() -> None:
     assert near_duplicates(np.zeros((3, 64, 64), np.uint8)) == []
 
 
-def test_duplicates_are_found_across_blocks_of_rows(drawn: list[Image.Image]) -> None:
+def test_duplicates_are_detected_across_blocks_of_rows(drawn: list[Image.Image]) -> None:
     # More rows than are compared at a time.
     noise = np.random.default_rng(0).integers(0, 256, (1100, 64, 64), dtype=np.uint8)
     noise[1099], noise[1050] = noise[2], noise[1030]

@@ -7,7 +7,7 @@ from cxr_tf.data import batches as data_batches
 IMAGES = np.random.default_rng(1).integers(0, 256, (10, 64, 64, 1)).astype(np.uint8)
 
 
-LABELS = np.arange(10)  # each image its own class: a label tells the row
+LABELS = np.arange(10)  # each image has a class of its own, so that labels identify rows
 
 
 def batches(epochs: range, **changed) -> list[tuple[np.ndarray, np.ndarray]]:

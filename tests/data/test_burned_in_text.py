@@ -14,7 +14,7 @@ def chest(patient: int) -> Image.Image:
 
 
 @pytest.mark.parametrize("place", [(12, 10), (330, 12), (12, 490), (300, 488)])
-def test_a_name_in_a_corner_is_found(place: tuple[int, int]) -> None:
+def test_a_name_in_a_corner_is_detected(place: tuple[int, int]) -> None:
     for patient in range(2):
         image = chest(patient)
         font = ImageFont.load_default(12 + 4 * patient)

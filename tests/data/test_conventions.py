@@ -54,7 +54,7 @@ def test_folder_names_in_any_case_and_spelling(tmp_path: Path, write: Write) -> 
         ("val", "viral"): 1,
         ("test", "viral"): 1,
     }
-    # Nothing in these names tells the patient: each image is one.
+    # These names do not identify patients: each image counts as one.
     assert len(set(catalog.patients)) == 4
 
 
@@ -150,7 +150,7 @@ def test_equal_viewer_names_in_two_folders_are_two_patients(tmp_path: Path, writ
         "patient7/IM-0001",
         "patient8/IM-0001",
     ]
-    # The folders around the classes tell nothing: a list of the same files has the same patients.
+    # The folders around the classes have no effect: a list of the same files has the same patients.
     above = tmp_path.parent
     assert patient_of(tmp_path / "NORMAL/IM-0001-0001.png", above) == "IM-0001"
 

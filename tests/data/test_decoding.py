@@ -203,7 +203,7 @@ def test_the_sbit_chunk_states_the_bits_of_a_dark_image() -> None:
     dark = chest * 3  # of 4,095
     image = decoding.decode_radiograph(deep(dark, significant=12), 64).numpy()[..., 0]
     assert np.abs(image - dark * 255 / 4095).max() <= 1
-    # As the PNG specification has it, 12 bits are scaled to 16 and the chunk tells how many there
+    # As the PNG specification has it, 12 bits are scaled to 16 and the chunk states how many there
     # were.
     image = decoding.decode_radiograph(deep(chest * 257, significant=12), 64).numpy()[..., 0]
     assert np.abs(image - chest).max() <= 1

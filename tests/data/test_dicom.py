@@ -357,7 +357,7 @@ def test_no_identifying_metadata_is_written_or_logged(
     odd.write_bytes(odd.read_bytes().replace(b"19330123", b"SECRETID"))  # an invalid date
     uids = [str(pydicom.dcmread(p, stop_before_pixels=True).StudyInstanceUID) for p in (odd,)]
     settings = PrepareData(source="dicom", from_=str(tmp_path / "ward"), out=str(tmp_path / "o"))
-    # One patient cannot fill three splits; the data set is written all the same.
+    # One patient cannot fill three splits; the data set is still written.
     with caplog.at_level("DEBUG"), pytest.raises(UserError, match="in the val split") as refused:
         prepare_data(settings)
     written = b"".join(p.read_bytes() for p in (tmp_path / "o").rglob("*") if p.is_file())
@@ -421,7 +421,7 @@ def test_one_file_without_a_label(
         prepare_data(PrepareData(source="dicom", from_=str(write("IM1")), out=str(tmp_path / "o")))
     assert "1 images have no label: fill in the column label" in caplog.text
     image = next((tmp_path / "o/images").iterdir())
-    # What predict.py sees of the file itself is what it sees of the picture.
+    # predict.py decodes the DICOM file and its PNG alike.
     assert image.read_bytes() == png_bytes(tmp_path / "IM1")
 
 

@@ -57,7 +57,7 @@ def test_custom_labels_are_kept_as_written(tmp_path: Path, write: Write) -> None
     assert open_catalog(source, task="labels").classes("labels") == ("Healthy", "Sick")
     turned = open_catalog(source, task="labels", positive="Healthy")
     assert turned.classes("labels") == ("Sick", "Healthy")
-    # The named tasks know what the words mean, and what the files' names tell of the cause.
+    # The named tasks interpret the labels, and the cause in the file names.
     assert open_catalog(source, task="three_class").findings == ("normal", "viral")
 
 

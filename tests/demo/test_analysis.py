@@ -1,4 +1,4 @@
-"""What the page says of an image, without a page."""
+"""Tests of the results for the demo page, without the page."""
 
 from pathlib import Path
 
@@ -92,7 +92,7 @@ def test_similar_cases_anomaly_and_heatmap(models: Models) -> None:
     assert page.count("<img") == len(paths) and Path(paths[0]).name in page
 
 
-def test_details_of_an_image_end_where_another_is_shown(models: Models) -> None:
+def test_details_stop_when_another_image_is_selected(models: Models) -> None:
     session = Session()
     session.predict(models, [analysis.example("normal"), analysis.example("viral")], "binary")
     names = [next(iter(parts)) for parts in details(models, session, "tiny-knn", "", [Path()])]
@@ -103,7 +103,7 @@ def test_details_of_an_image_end_where_another_is_shown(models: Models) -> None:
     assert list(running) == []
 
 
-def test_dropped_files_are_read_and_removed(phantoms: Path, tmp_path: Path) -> None:
+def test_uploaded_files_are_read_and_removed(phantoms: Path, tmp_path: Path) -> None:
     (tmp_path / "hash").mkdir()
     (tmp_path / "hash" / "a.png").write_bytes(next(phantoms.rglob("*.png")).read_bytes())
     gone = tmp_path / "other" / "b.png"
@@ -112,14 +112,14 @@ def test_dropped_files_are_read_and_removed(phantoms: Path, tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_operating_point_decides_between_two_classes() -> None:
+def test_operating_point_sets_the_label_of_two_classes() -> None:
     image = Image("a", prediction={"label": "sick", "probabilities": {"fine": 0.4, "sick": 0.6}})
     assert [analysis.label_at(image, t) for t in (None, 0.6, 0.61)] == ["sick", "sick", "fine"]
     three = Image("b", prediction={"label": "x", "probabilities": {"x": 0.5, "y": 0.3, "z": 0.2}})
     assert analysis.label_at(three, 0.9) == "x"
 
 
-def test_warnings_are_in_words() -> None:
+def test_warnings_are_sentences() -> None:
     probabilities = {"normal": 0.1, "bacterial": 0.5, "viral": 0.4}
     image = Image(
         "a",
@@ -133,14 +133,14 @@ def test_warnings_are_in_words() -> None:
     found = " ".join(analysis.warnings_of(image, model(data_is_phantom=True)))
     for words in (
         *("synthetic phantoms", "Unlike the training images", "No similar case"),
-        *("Cannot distinguish bacterial from viral", "finds nothing abnormal"),
+        *("Cannot distinguish bacterial from viral", "classifies this image as normal"),
     ):
         assert words in found
     sure = Image("b", prediction={"label": "normal", "probabilities": probabilities})
     assert analysis.warnings_of(sure, model()) == []
 
 
-def test_what_a_file_is_called_cannot_become_part_of_the_page() -> None:
+def test_file_names_are_escaped() -> None:
     name = "<script>alert(1)</script>{{value}}${value}.png"
     page = html.verdict(Image(name, reason="bad"), None, [])
     assert "<script>" not in page and "{{" not in page and "${" not in page

@@ -93,9 +93,7 @@ def test_sliders_by_keyboard(open_page: Any) -> None:
         )
 
 
-def test_dicom_is_predicted_as_its_pixels_are_and_a_lateral_view_is_pointed_out(
-    open_page: Any, tmp_path: Path
-) -> None:
+def test_dicom_is_predicted_and_a_lateral_view_is_reported(open_page: Any, tmp_path: Path) -> None:
     pytest.importorskip("pydicom", reason="no DICOM without requirements-dicom.txt")
     from dicom_phantoms import write_dicom_phantom
 
@@ -113,7 +111,7 @@ def test_dicom_is_predicted_as_its_pixels_are_and_a_lateral_view_is_pointed_out(
     assert probabilities[0] == probabilities[1]
 
 
-def test_broken_file_gets_the_message_of_the_product(open_page: Any, tmp_path: Path) -> None:
+def test_broken_file_shows_its_error(open_page: Any, tmp_path: Path) -> None:
     page = open_page()
     broken = tmp_path / "notes.png"
     broken.write_text("no image")
@@ -123,7 +121,7 @@ def test_broken_file_gets_the_message_of_the_product(open_page: Any, tmp_path: P
     assert uploaded_bytes() == 0
 
 
-def test_several_images_are_a_table_to_sort_and_to_download(
+def test_several_images_are_a_sortable_table_with_download(
     open_page: Any, phantoms: Path, tmp_path: Path
 ) -> None:
     page = open_page()
@@ -155,7 +153,7 @@ def test_two_users_see_their_own_images(open_page: Any, phantoms: Path) -> None:
     assert files[1].name in second.locator("#verdict").inner_text()
 
 
-def test_phone_width_needs_no_sideways_scroll(open_page: Any) -> None:
+def test_phone_width_has_no_horizontal_scroll(open_page: Any) -> None:
     page = open_page(viewport={"width": 375, "height": 800}, has_touch=True)
     page.get_by_role("button", name="Phantom: bacterial").tap()
     page.get_by_text("Occlusion: red").wait_for()

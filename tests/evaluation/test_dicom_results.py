@@ -162,7 +162,7 @@ def test_classes_of_any_language_are_written(study: Path, tmp_path: Path) -> Non
     ]
 
 
-def test_what_has_no_report(
+def test_inputs_without_a_report_are_refused(
     small_models: Path, study: Path, phantoms: Path, tmp_path: Path
 ) -> None:
     png = next(phantoms.rglob("*.png"))
@@ -216,7 +216,7 @@ def pacs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         server.wait()
 
 
-def test_a_study_comes_from_the_pacs_and_its_results_go_there(
+def test_study_is_read_from_a_pacs_and_results_are_stored_there(
     pacs: str, small_models: Path, study: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     from cxr_tf.data.sources import dicomweb

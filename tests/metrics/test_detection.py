@@ -20,9 +20,9 @@ def test_detection_scores_match_scikit_learn() -> None:
     assert found["recall"] == pytest.approx(sk.recall_score(sick, called))
     assert found["specificity"] == pytest.approx(sk.recall_score(~sick, ~called))
     assert found["f1"] == pytest.approx(sk.f1_score(sick, called))
-    nobody = metrics.detection_scores(np.zeros(5, bool), np.arange(5.0), 3.0)
-    assert np.isnan(nobody["auroc"]) and np.isnan(nobody["recall"])
-    assert nobody["specificity"] == pytest.approx(0.6)
+    without_sick = metrics.detection_scores(np.zeros(5, bool), np.arange(5.0), 3.0)
+    assert np.isnan(without_sick["auroc"]) and np.isnan(without_sick["recall"])
+    assert without_sick["specificity"] == pytest.approx(0.6)
 
 
 def test_nan_scores_are_refused() -> None:

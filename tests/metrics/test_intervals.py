@@ -125,7 +125,7 @@ def test_detection_scores_at_the_boundary_have_the_exact_interval() -> None:
     assert found["recall"] == pytest.approx([0.025 ** (1 / 6), 1])
 
 
-def test_equal_answers_for_all_images_are_reported() -> None:
+def test_equal_predictions_for_all_images_are_reported() -> None:
     assert metrics.prediction_warnings("test", np.ones(5, int), BINARY) == [
         "all 5 test images are classified as 'pneumonia'"
     ]

@@ -43,8 +43,8 @@ def test_delong_matches_the_paper_and_keeps_its_level() -> None:
 
 
 def test_multiclass_delong_tests_the_macro_average() -> None:
-    # Equal for healthy against the rest, and one tells bacterial from viral, the other does not:
-    # the difference that is printed beside the p-value is real, and so must the p-value say.
+    # Equal for healthy against the rest, but only one distinguishes bacterial from viral: the
+    # printed difference is real, and the p-value must indicate it.
     rng = np.random.default_rng(0)
     labels = np.repeat([0, 1, 2], 60)
     healthy = np.where(labels == 0, 0.8, 0.2)

@@ -325,7 +325,7 @@ def test_resumed_export_reuses_the_embeddings(
         fitted.settings,
         classifier=str(fitted.model.parent / "tiny"),
         data=json.loads((fitted.run / "config.json").read_text())["settings"]["data"],
-        seed=None,  # the classifier's own, which its SavedModel tells
+        seed=None,  # that of the classifier, from its SavedModel
         name="again",
         saved_models=str(tmp_path),
     )

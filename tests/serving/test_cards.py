@@ -56,7 +56,7 @@ def test_card_without_digests_loads(version: Path) -> None:
     assert set(card.pop("files")) >= {"saved_model.pb", "variables/variables.index"}
     (version / cards.CARD).write_text(json.dumps(card))
     loading.load_served(str(version))
-    # What a damaged graph raises is of any kind: it is one line all the same.
+    # A damaged graph raises errors of many types, and all become one line.
     content = (version / "saved_model.pb").read_bytes()
     (version / "saved_model.pb").write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match="cannot be loaded"):

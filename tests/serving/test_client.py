@@ -1,4 +1,4 @@
-"""The same answers from a SavedModel on disk and from a server; overload, bad images, no server."""
+"""Equal predictions from disk and from a server; overload, bad images, no server."""
 
 import csv
 import io
@@ -51,7 +51,7 @@ def address(request, served, models) -> str:
 
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """How long was waited, without waiting."""
+    """The requested pauses, without waiting."""
     waited: list[float] = []
     monkeypatch.setattr(client.time, "sleep", waited.append)
     return waited
@@ -183,19 +183,19 @@ def test_bad_images_are_marked_and_the_others_predicted(
     predict.predict(Predict(images=tuple(ward), output=str(output), on_bad_image="nan", **source))
     if suffix == "json":
         written = json.loads(output.read_text())
-        told = [r["reason"] for r in written]
+        recorded = [r["reason"] for r in written]
         probabilities = [list(r["probabilities"].values()) for r in written]
-        assert [r["label"] is None for r in written] == [t is not None for t in told]
+        assert [r["label"] is None for r in written] == [t is not None for t in recorded]
         missing = [all(p is None for p in row) for row in probabilities]
     else:
         written = rows(output)
-        told = [r["reason"] or None for r in written]
+        recorded = [r["reason"] or None for r in written]
         missing = [all(r[c] == "nan" for c in CLASSES) for r in written]
-        assert [r["label"] == "" for r in written] == [t is not None for t in told]
+        assert [r["label"] == "" for r in written] == [t is not None for t in recorded]
     assert [r["path"] for r in written] == ward
     unreadable = "truncated or corrupt image", "neither JPEG nor PNG", "empty"
-    assert told == [None, unreadable[0], None, None, unreadable[1], unreadable[2], None]
-    assert missing == [t is not None for t in told]
+    assert recorded == [None, unreadable[0], None, None, unreadable[1], unreadable[2], None]
+    assert missing == [t is not None for t in recorded]
 
 
 def test_output_of_bad_images_only_has_all_columns(
@@ -205,13 +205,13 @@ def test_output_of_bad_images_only_has_all_columns(
     missing = str(tmp_path / "locked.png")
     Path(missing).mkdir()  # reading it fails, as a file without permission does
     for bad in ([ward[1]], [ward[1], ward[4]]):
-        told, reasons = prediction_loop.predict_images(
+        predictions, reasons = prediction_loop.predict_images(
             Predict(model="", images=(), on_bad_image="nan"),
             batch_prediction.open_signature(Predict(model=str(small_models / "tiny"), images=())),
             [*bad, missing],
             None,
         )
-        prediction_output.write_table(output, [*bad, missing], told, reasons, True)
+        prediction_output.write_table(output, [*bad, missing], predictions, reasons, True)
         written = rows(output)
         assert list(written[0]) == ["path", "label", *CLASSES, "reason"]
         assert [r["normal"] for r in written] == ["nan"] * (len(bad) + 1)
@@ -235,14 +235,14 @@ def test_bad_image_is_an_error_by_default(
 
 def test_bad_images_are_matched_by_position_and_size(contents: list[bytes]) -> None:
     good, bad = contents[0], b"text"
-    told = "assertion failed: [image_bytes[{}]: neither JPEG nor PNG ({} bytes); 1 of 9 images]"
+    message = "assertion failed: [image_bytes[{}]: neither JPEG nor PNG ({} bytes); 1 of 9 images]"
     mine = [good, bad, good]
-    assert client.bad_images(told.format(1, 4), mine) == {1: "neither JPEG nor PNG"}
+    assert client.bad_images(message.format(1, 4), mine) == {1: "neither JPEG nor PNG"}
     # Two images of another client went before ours.
-    assert client.bad_images(told.format(3, 4), mine) == {1: "neither JPEG nor PNG"}
+    assert client.bad_images(message.format(3, 4), mine) == {1: "neither JPEG nor PNG"}
     # Another client's bad image, where ours is good.
-    assert client.bad_images(told.format(0, 77), mine) == {}
-    assert isinstance(client.refusal(told.format(0, 77), mine), client.Overloaded)
+    assert client.bad_images(message.format(0, 77), mine) == {}
+    assert isinstance(client.refusal(message.format(0, 77), mine), client.Overloaded)
     assert isinstance(client.refusal("wrong rank", mine), UserError)
 
 
@@ -251,8 +251,8 @@ def test_bad_image_of_another_client_is_retried(
 ) -> None:
     def merged_once(_):
         if len(models.requests) == 1:
-            told = "assertion failed: [image_bytes[1]: empty (0 bytes); 1 of 5 images]"
-            raise Refused("INVALID_ARGUMENT", told)
+            message = "assertion failed: [image_bytes[1]: empty (0 bytes); 1 of 5 images]"
+            raise Refused("INVALID_ARGUMENT", message)
 
     models.before = merged_once
     answer = client.connect(address, "tiny")(contents[:3])
@@ -335,7 +335,7 @@ def test_retries_end_with_an_error_and_no_output(
 
 
 def test_missing_model_version_or_signature_is_named(address: str) -> None:
-    for arguments, told in (
+    for arguments, message in (
         ({"model": "large"}, "does not serve 'large'"),
         ({"model": "tiny", "version": 9}, "does not serve 'tiny' version 9"),
         ({"model": "tiny", "label": "canary"}, "does not serve 'tiny' label 'canary'"),
@@ -343,7 +343,7 @@ def test_missing_model_version_or_signature_is_named(address: str) -> None:
         ({"model": "tiny", "signature": "tensor"}, "does not take image files"),
         ({"model": "tiny", "label": "a", "version": 1}, "not both"),
     ):
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             client.connect(address, **arguments)
     for url in ("localhost:8501", "ftp://host", "http://", "http://[::1"):
         with pytest.raises(UserError, match="give http://host:8501"):
@@ -353,13 +353,13 @@ def test_missing_model_version_or_signature_is_named(address: str) -> None:
 def test_refused_request_reports_the_reason(
     models: Models, address: str, contents: list[bytes]
 ) -> None:
-    for code, told in (("INVALID_ARGUMENT", "refuses the request: odd"), ("INTERNAL", "odd")):
+    for code, message in (("INVALID_ARGUMENT", "rejects the request: odd"), ("INTERNAL", "odd")):
 
         def refuse(_, code=code):
             raise Refused(code, "odd\nand more")
 
         models.before = refuse
-        with pytest.raises(UserError, match=told) as caught:
+        with pytest.raises(UserError, match=message) as caught:
             client.connect(address, "tiny")(contents)
         assert "and more" not in str(caught.value)
 
@@ -370,7 +370,9 @@ def test_timeout_is_one_line(models: Models, address: str, contents: list[bytes]
     over = threading.Event()
     models.before = lambda _: over.wait(30)
     try:
-        with pytest.raises(UserError, match=r"no answer within 0\.3 s: use a longer --timeout"):
+        with pytest.raises(
+            UserError, match=r"did not respond within 0\.3 s: use a longer --timeout"
+        ):
             client.connect(address, "tiny", timeout=0.3)(contents[:1])
     finally:
         over.set()
@@ -381,7 +383,7 @@ def test_unreachable_server_is_one_line_with_exit_code_2(
     scheme: str, images: list[str], monkeypatch, capsys
 ) -> None:
     with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))  # and nobody listens
+        unused.bind(("127.0.0.1", 0))  # and no server listens
         url = f"{scheme}://127.0.0.1:{unused.getsockname()[1]}"
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         monkeypatch.setenv("no_proxy", "127.0.0.1")
@@ -392,7 +394,7 @@ def test_unreachable_server_is_one_line_with_exit_code_2(
             runpy.run_path(str(SCRIPT), run_name="__main__")
     lines = capsys.readouterr().err.splitlines()
     assert stop.value.code == 2 and len(lines) == 1, lines
-    assert lines[0].startswith(f"error: no TF Serving answers at {url} (")
+    assert lines[0].startswith(f"error: no TF Serving responds at {url} (")
     assert "onnection refused" in lines[0]
 
 
@@ -464,7 +466,7 @@ def test_only_own_output_folders_are_overwritten(
 
 
 def test_output_must_fit_the_signature(tmp_path: Path) -> None:
-    for arguments, told in (
+    for arguments, message in (
         ({"signature": "occlusion"}, "needs --output, a folder"),
         ({"signature": "embed"}, "needs --output, a file"),
         ({"signature": "explain", "output": "x.csv"}, "writes a folder"),
@@ -472,7 +474,7 @@ def test_output_must_fit_the_signature(tmp_path: Path) -> None:
         ({"output": str(tmp_path / "no" / "x.csv")}, "no such folder"),
         ({"version": 2}, "need --server"),
     ):
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             settings = Predict(model="m", images=("x",), **arguments)
             prediction_output.check_output(settings)
             batch_prediction.open_signature(settings)

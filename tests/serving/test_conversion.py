@@ -86,7 +86,7 @@ def test_mistakes_of_the_user(
 
 @pytest.fixture(scope="module")
 def read_radiograph() -> Any:
-    """The function that the documentation tells a client to use."""
+    """The preprocessing function of the documentation."""
     (code,) = re.findall(r"```python\n(.*?def read_radiograph.*?)```", DOCS.read_text(), re.DOTALL)
     namespace: dict[str, Any] = {}
     exec(code, namespace)

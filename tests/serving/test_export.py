@@ -190,7 +190,7 @@ FULL_DISK_BELOW = tf.errors.ResourceExhaustedError(
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt(), FULL_DISK, FULL_DISK_BELOW])
 @pytest.mark.parametrize("where", ["write", "write_warm_up", "write_json", "publish"])
-def test_an_export_that_stops_half_way_leaves_nothing(
+def test_interrupted_export_leaves_nothing(
     exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop, where: str
 ) -> None:
     def broken(*args, **kwargs):
@@ -203,14 +203,16 @@ def test_an_export_that_stops_half_way_leaves_nothing(
 
     base = tmp_path / "models" / "bright"
     error = KeyboardInterrupt if isinstance(stop, KeyboardInterrupt) else UserError
-    told = None if error is KeyboardInterrupt else "No space left on device; nothing was exported"
+    message = (
+        None if error is KeyboardInterrupt else "No space left on device; nothing was exported"
+    )
     with monkeypatch.context() as patch:
         if where != "write":
             patch.setattr(versions, where, broken)
         for before in ([], ["1"]):
             for name in before:
                 (base / name).mkdir(parents=True)
-            with pytest.raises(error, match=told):
+            with pytest.raises(error, match=message):
                 versions.write_version(base, write, card={})
             assert [p.name for p in tmp_path.rglob("*") if p not in (base, base.parent)] == before
             assert base.parent.exists() == bool(before)
@@ -219,7 +221,7 @@ def test_an_export_that_stops_half_way_leaves_nothing(
     assert versions.write_version(base, write, card={}) == base / "2"
 
 
-def test_other_errors_of_tensorflow_are_not_taken_for_a_full_disk(tmp_path: Path) -> None:
+def test_other_errors_of_tensorflow_are_not_reported_as_a_full_disk(tmp_path: Path) -> None:
     def write(folder: str) -> None:
         raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
 
@@ -228,7 +230,7 @@ def test_other_errors_of_tensorflow_are_not_taken_for_a_full_disk(tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_place_that_cannot_take_models_is_refused_before_the_work(tmp_path: Path) -> None:
+def test_an_unwritable_model_folder_is_refused_before_the_work(tmp_path: Path) -> None:
     versions.check_saved_models(str(tmp_path / "new" / "saved_models"))
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").write_text("text")
@@ -247,7 +249,9 @@ def test_a_place_that_cannot_take_models_is_refused_before_the_work(tmp_path: Pa
         versions.check_saved_models(str(tmp_path))
 
 
-def test_what_a_killed_export_left_is_no_version_and_goes(exported: Path, tmp_path: Path) -> None:
+def test_remains_of_a_killed_export_are_not_a_version_and_are_removed(
+    exported: Path, tmp_path: Path
+) -> None:
     base = tmp_path / "bright"
     (base / ".writing-1" / "variables").mkdir(parents=True)
     (base / ".writing-1" / "saved_model.pb").write_bytes(b"half")
@@ -274,7 +278,7 @@ def test_folder_without_an_exported_model_is_refused(tmp_path: Path) -> None:
             loading.load_served(str(tmp_path))
 
 
-def test_the_model_of_a_run_is_found_and_anothers_is_not(
+def test_only_the_model_of_the_run_itself_is_reused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its path is recorded as it was from where it was trained."""
@@ -311,7 +315,7 @@ def test_the_model_of_a_run_is_found_and_anothers_is_not(
     assert versions.exported_by(other) == Path("saved_models/one/1")
 
 
-def test_a_folder_beside_the_versions_is_none(tmp_path: Path) -> None:
+def test_another_folder_beside_the_versions_is_ignored(tmp_path: Path) -> None:
     for name in ("1", "10", "²", "old", ".writing-11"):
         (tmp_path / name).mkdir()
     (tmp_path / "12").write_text("a file")
@@ -360,7 +364,7 @@ def test_weights_are_stored_once(finished: TrainClassifier) -> None:
     assert sum(int(np.prod(shape)) for shape in stored) == model.count_params()
 
 
-def test_what_was_exported_before_an_interruption_is_not_exported_again(tmp_path: Path) -> None:
+def test_model_exported_before_an_interruption_is_not_exported_again(tmp_path: Path) -> None:
     base = tmp_path / "models" / "one"
     card = {"kind": "classifier", "metrics": {"auroc": 0.1 + 0.2}, "classes": ("a", "b")}
     written: list[str] = []

@@ -68,7 +68,7 @@ def test_models_config_lists_all_versions(root: Path) -> None:
 
 
 def by_hand(root: Path) -> None:
-    """What a user writes into the file: a label, and a model that stands elsewhere."""
+    """Entries of a user in the file: a label, and a model in another folder."""
     path = root / "models.config"
     text = path.read_text()
     label = 'version_labels { key: "stable" value: 1 }'
@@ -151,7 +151,7 @@ def test_batching_config_is_written_once_and_parses(root: Path) -> None:
     pool.Add(file)
     kind = message_factory.GetMessageClass(pool.FindMessageTypeByName("t.BatchingParameters"))
     parsed = text_format.Parse(path.read_text(), kind())
-    # predict.py must get through with what it sends.
+    # The requests of predict.py must be accepted.
     assert parsed.max_batch_size.value >= 32 and parsed.num_batch_threads.value >= 1
     assert parsed.HasField("batch_timeout_micros") and parsed.max_enqueued_batches.value > 0
     path.write_text("max_batch_size { value: 7 }")
@@ -236,7 +236,7 @@ def test_serve_explains_how_to_install_a_server(tools: Path, root: Path) -> None
 
 def test_serve_reports_wrong_arguments_in_one_line(tools: Path, root: Path, tmp_path: Path) -> None:
     program(tools, "tensorflow_model_server")
-    for arguments, told in (
+    for arguments, message in (
         ([tmp_path / "none"], "no such folder"),
         ([tmp_path], "no models.config: export a model first"),
         ([root, "--port", "x"], "needs a number, not 'x'"),
@@ -245,7 +245,7 @@ def test_serve_reports_wrong_arguments_in_one_line(tools: Path, root: Path, tmp_
         ([root, root], "one folder"),
     ):
         code, out, err = serve(tools, *arguments)
-        assert code == 2 and out == [] and told in err and len(err.splitlines()) == 1
+        assert code == 2 and out == [] and message in err and len(err.splitlines()) == 1
 
 
 def test_serve_updates_the_paths_of_moved_models(tools: Path, root: Path) -> None:
@@ -269,7 +269,7 @@ def test_serve_updates_the_paths_of_moved_models(tools: Path, root: Path) -> Non
 
 @pytest.mark.parametrize("path", ["/srv/other/lungs", "/srv/theirs/", "/srv/prod/lungs/"])
 def test_serve_keeps_the_paths_of_foreign_models(tools: Path, root: Path, path: str) -> None:
-    """Although a folder of ours is called like theirs."""
+    """Even if a folder of this package has the same name."""
     config = root / "models.config"
     by_hand(root)
     config.write_text(config.read_text().replace("/srv/theirs", path))

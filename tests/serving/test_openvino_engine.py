@@ -46,7 +46,7 @@ def export(root: Path, model: keras.Model) -> Path:
 
 @pytest.fixture(scope="module")
 def models(tiny_backbone: str, images: list[bytes], tmp_path_factory) -> Path:
-    """A classifier, nearest neighbours in its embedding, an autoencoder; nobody trained them."""
+    """A classifier, nearest neighbours in its embedding, an autoencoder; all untrained."""
     from sklearn.neighbors import KNeighborsClassifier
     from sklearn.pipeline import Pipeline
 
@@ -90,7 +90,7 @@ def others(phantoms: Path) -> list[bytes]:
 
 
 def on_tensorflow(graph: Any, outputs: list[str], precision: str) -> Any:
-    """What `openvino_engine._compile` gives, without OpenVINO."""
+    """The result of `openvino_engine._compile`, without OpenVINO."""
     whole = tf.compat.v1.wrap_function(lambda: tf.graph_util.import_graph_def(graph, name=""), [])
     inputs = [x.outputs[0] for x in whole.graph.get_operations() if x.type == "Placeholder"]
     assert [x.dtype for x in inputs] == [tf.uint8]
@@ -107,7 +107,7 @@ def without_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    """TensorFlow in the place of OpenVINO."""
+    """TensorFlow instead of OpenVINO."""
     monkeypatch.setattr(
         openvino_engine, "takes_openvino", lambda engine, precision: engine != "tensorflow"
     )
@@ -204,7 +204,7 @@ def test_occlusion_stays_with_tensorflow(
 # ---------------------------------------------------------------------- who runs
 
 
-def test_missing_openvino_is_an_error_that_says_how_to_install_it(
+def test_missing_openvino_is_an_error_with_the_installation_command(
     without_openvino: None, models: Path
 ) -> None:
     with pytest.raises(UserError, match=r"pip install -r requirements-openvino\.txt"):
@@ -407,7 +407,7 @@ def test_other_precisions_are_for_classifiers(
         open_signature(settings)
 
 
-def test_a_missing_quantizer_is_an_error_that_says_how_to_install_it(
+def test_a_missing_quantizer_is_an_error_with_the_installation_command(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(

@@ -18,7 +18,7 @@ def outputs() -> responses.Outputs:
     return outputs
 
 
-def test_correct_answer_becomes_arrays(outputs: responses.Outputs) -> None:
+def test_correct_response_becomes_arrays(outputs: responses.Outputs) -> None:
     arrays = responses.arrays_of_json(right_answer(3), outputs, 3, URL)
     assert arrays["probabilities"].dtype == np.float32
     np.testing.assert_array_equal(arrays["probabilities"], [[0.25, 0.75]] * 3)

@@ -1,4 +1,4 @@
-"""What TF Serving rests on, in a process that knows TensorFlow alone.
+"""Requirements of TF Serving, in a process that imports only TensorFlow.
 
 Its binary is not needed: the SavedModel is loaded by the path of its own loader, REST bodies are
 converted by its documented rules, and its files are read by its own protocol buffers.
@@ -24,7 +24,7 @@ def images(phantoms: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def found(small_models: Path, images: list[str], tmp_path_factory) -> dict[str, dict]:
-    """What the bare process finds, by the name of the model."""
+    """Results of the bare process, by the name of the model."""
     work = tmp_path_factory.mktemp("bare")
     job = {"models": [str(small_models / m / "1") for m in MODELS], "images": images}
     (work / "job.json").write_text(json.dumps(job))
@@ -52,7 +52,7 @@ def test_nothing_but_tensorflow_is_needed(found: dict) -> None:
 
 
 @models()
-def test_every_way_in_gives_the_same_answer(
+def test_all_request_formats_give_the_same_predictions(
     found: dict, name: str, small_models: Path, images: list[str]
 ) -> None:
     served = loading.load_served(str(small_models / name))
@@ -80,9 +80,9 @@ def test_every_way_in_gives_the_same_answer(
 
 @models()
 def test_a_bad_image_is_named_by_its_position(found: dict, name: str) -> None:
-    told = found[name]["refused"]
-    assert "image_bytes[1]: neither JPEG nor PNG (4 bytes)" in told
-    assert "image_bytes[2]: empty (0 bytes)" in told and "image_bytes[0]" not in told
+    message = found[name]["refused"]
+    assert "image_bytes[1]: neither JPEG nor PNG (4 bytes)" in message
+    assert "image_bytes[2]: empty (0 bytes)" in message and "image_bytes[0]" not in message
 
 
 @models()

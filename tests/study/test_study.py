@@ -1,4 +1,4 @@
-"""The study: what it keeps and redoes, what its report says, and what a comparison calls changed.
+"""Tests of the study: repeated steps, report, and comparison.
 
 One study runs for real, on phantoms, with a network of two layers in the place of each backbone.
 """
@@ -153,7 +153,7 @@ def test_changed_setting_repeats_dependent_steps(settings: RunStudy, called: lis
     assert called == ["tiny-autoencoder-2", "tiny-served-2", "report"]
     after = runs_of(settings)
     assert {s for s in after if after[s] != before[s]} == {"autoencoder", "served"}
-    # The former run is still there, and whoever goes back finds it.
+    # The former run is kept, and used again if the setting is changed back.
     called.clear()
     run_study(settings)
     assert called == ["report"] and runs_of(settings) == before
@@ -316,14 +316,16 @@ def mistakes() -> Iterator[tuple[str, dict[str, Any]]]:
     yield "head alone", {"epochs": 0}
 
 
-@pytest.mark.parametrize("told, changed", mistakes(), ids=lambda v: v if isinstance(v, str) else "")
+@pytest.mark.parametrize(
+    "message, changed", mistakes(), ids=lambda v: v if isinstance(v, str) else ""
+)
 def test_study_user_error_writes_nothing(
-    settings: RunStudy, told: str, changed: dict[str, Any]
+    settings: RunStudy, message: str, changed: dict[str, Any]
 ) -> None:
     from cxr_tf.study.run_study import run_study
 
     before = sorted(Path(settings.logs).parent.rglob("*"))
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         run_study(dataclasses.replace(settings, **{"name": "other"} | changed))
     assert sorted(Path(settings.logs).parent.rglob("*")) == before
 

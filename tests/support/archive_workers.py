@@ -2,7 +2,7 @@
 
     python archive_workers.py --images ... --model any --out ...     # else as score_archive.py
 
-What it predicts depends on every byte of a file. It takes SECONDS_PER_IMAGE, of the environment, so
+Its predictions depend on every byte of a file. It takes SECONDS_PER_IMAGE, of the environment, so
 that it can be killed meanwhile.
 """
 

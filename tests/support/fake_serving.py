@@ -96,12 +96,12 @@ def rest_server(models):
             def metadata():
                 name, verb, (_, signatures) = self.find()
                 assert verb == "metadata"
-                told = get_model_metadata_pb2.SignatureDefMap(signature_def=signatures)
+                signature_defs = get_model_metadata_pb2.SignatureDefMap(signature_def=signatures)
                 return {
                     "model_spec": {"name": name, "signature_name": "", "version": "1"},
                     "metadata": {
                         "signature_def": json_format.MessageToDict(
-                            told, preserving_proto_field_name=True
+                            signature_defs, preserving_proto_field_name=True
                         )
                     },
                 }
@@ -143,9 +143,9 @@ def grpc_server(models):
         def GetModelMetadata(self, request, context):
             def metadata(_, signatures):
                 assert list(request.metadata_field) == ["signature_def"]
-                told = get_model_metadata_pb2.SignatureDefMap(signature_def=signatures)
+                signature_defs = get_model_metadata_pb2.SignatureDefMap(signature_def=signatures)
                 response = get_model_metadata_pb2.GetModelMetadataResponse()
-                response.metadata["signature_def"].Pack(told)
+                response.metadata["signature_def"].Pack(signature_defs)
                 return response
 
             return self.answer(request, context, metadata)

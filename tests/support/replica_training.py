@@ -29,7 +29,7 @@ CLASS_WEIGHTS = {0: 20.0, 1: 60.0, 2: 40.0}
 def strategy_of(count: int) -> tf.distribute.Strategy:
     if count == 1:
         return tf.distribute.get_strategy()
-    # Strategies of one process use the same group of collectives, unless told otherwise.
+    # Strategies of one process use the same group of collectives, unless configured otherwise.
     tf.distribute.MirroredStrategy._collective_key_base = 1000 * count
     return tf.distribute.MirroredStrategy([f"CPU:{k}" for k in range(count)])
 

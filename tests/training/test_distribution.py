@@ -107,7 +107,7 @@ def test_lost_worker_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distribution, "SECONDS_TO_END", 1e6)
     with pytest.raises(UserError, match=r"lost.*--resume"), OneOfThree().failing_together():
         raise tf.errors.UnavailableError(None, None, "Socket closed")
-    # A single process has lost nobody.
+    # A single process has no peers to lose.
     with pytest.raises(tf.errors.UnavailableError), Workers(None).failing_together():
         raise tf.errors.UnavailableError(None, None, "disk")
 

@@ -3,7 +3,7 @@
     with downloaded(("dicomweb://localhost:8042/dicom-web/studies/1.2.3",)) as (images, urls): ...
     store("dicomweb://localhost:8042/dicom-web", [Path("report.dcm")])
 
-dicomweb:// is http, dicomwebs:// is https. User name and password stand in the URL or in ~/.netrc.
+dicomweb:// is http, dicomwebs:// is https. User name and password come from the URL or ~/.netrc.
 Needs dicomweb-client (requirements-dicom.txt).
 """
 
@@ -76,7 +76,7 @@ def store(url: str, files: Sequence[Path]) -> None:
             answer = client.store_instances([pydicom.dcmread(file)])
         if failed := answer.get("FailedSOPSequence"):
             reason = failed[0].get("FailureReason", "unknown")
-            raise UserError(f"{url} refuses {file.name} (failure reason {reason})")
+            raise UserError(f"{url} rejected {file.name} (failure reason {reason})")
 
 
 def _retrieve(url: str, folder: Path) -> dict[str, str]:
@@ -168,12 +168,12 @@ def _errors(url: str) -> Iterator[None]:
         status = error.response.status_code if error.response is not None else 0
         if status in (401, 403):
             raise UserError(
-                f"{address} answers {status}: give user name and password in the URL or in ~/.netrc"
+                f"{address} returned {status}: give user name and password in the URL or ~/.netrc"
             ) from None
         if status == 404:
-            raise UserError(f"{address} answers 404: no such study, series or instance") from None
-        raise UserError(f"{address} answers {status}: {str(error).splitlines()[0]}") from None
+            raise UserError(f"{address} returned 404: no such study, series or instance") from None
+        raise UserError(f"{address} returned {status}: {str(error).splitlines()[0]}") from None
     except requests.exceptions.ConnectionError:
-        raise UserError(f"no DICOMweb service answers at {address}: is it running?") from None
+        raise UserError(f"no DICOMweb service responds at {address}: is it running?") from None
     except requests.exceptions.RequestException as error:
         raise UserError(f"{address}: {str(error).splitlines()[0]}") from None

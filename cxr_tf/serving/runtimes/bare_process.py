@@ -1,7 +1,7 @@
-"""Predictions of SavedModels in a process that imports only TensorFlow, and nothing of `cxr_tf`.
+"""Predict with SavedModels in a process that imports TensorFlow and nothing of `cxr_tf`.
 
-`cxr_tf.serving.check_served` starts it as `python bare_process.py JOB.json`. A model is loaded on
-the path that TF Serving's own loader takes: tag `serve`, tensors by the names in the signature.
+`cxr_tf.serving.check_served` starts it as `python bare_process.py JOB.json`. A model is loaded as
+by TF Serving: with the tag `serve`, and tensors by their names in the signature.
 """
 
 import json
@@ -13,7 +13,7 @@ BATCH = 16
 
 
 def predict(folder: str, files: list[bytes]) -> dict:
-    """Outputs of `serving_default`, float or bytes [N, ...], for N image files."""
+    """Return the outputs of `serving_default`, float or bytes [N, ...], for N image files."""
     import numpy as np
     import tensorflow as tf
 
@@ -31,14 +31,14 @@ def predict(folder: str, files: list[bytes]) -> dict:
 
 
 def main(job: Path) -> None:
-    """JOB.json: [{"model": folder, "files": TFRecord of images, "predictions": .npz to write}]."""
+    """Run a job: [{"model": folder, "files": TFRecord of images, "predictions": output .npz}]."""
     import numpy as np
     import tensorflow as tf
 
     for task in json.loads(job.read_text()):
         records = tf.data.TFRecordDataset(task["files"])
         outputs = predict(task["model"], list(records.as_numpy_iterator()))
-        # As fixed-length bytes: object arrays would need pickle.
+        # Fixed-length bytes, because object arrays would need pickle.
         outputs = {n: v.astype("S") if v.dtype == object else v for n, v in outputs.items()}
         with open(task["predictions"], "wb") as file:
             np.savez(file, **outputs)

@@ -1,7 +1,7 @@
-"""Comparison of the C++ runtime's outputs with TensorFlow's, for `check_served.py --runtime c++`.
+"""Compare outputs of the C++ runtime with TensorFlow's, for `check_served.py --runtime c++`.
 
-The child process (`runtimes.cpp_process`) has run every signature of a model; here the same images
-go through TensorFlow's Python package, and the two are compared output by output.
+The child process (`runtimes.cpp_process`) has run every signature of a model. Here the same images
+are predicted by TensorFlow's Python package, and each output is compared.
 """
 
 import json
@@ -19,7 +19,7 @@ from cxr_tf.serving.runtimes.cpp_process import NO_IMAGE, SAMPLE
 
 
 def prepare_task(model: Path, paths: Sequence[str], work: Path) -> dict[str, str]:
-    """The part of a job for the child process that the bare TensorFlow process does not need."""
+    """Return the fields of a task that only the C++ process needs, and write its images."""
     work.mkdir()
     size = json.loads((model / "assets.extra" / "model_card.json").read_text())["image_size"]
     images = [to_rgb(decode_radiograph(read_image(p), size)).numpy() for p in paths[:SAMPLE]]
@@ -34,10 +34,9 @@ def prepare_task(model: Path, paths: Sequence[str], work: Path) -> dict[str, str
 def compare_runtimes(
     model: Path, paths: Sequence[str], task: dict[str, str], tolerance: float
 ) -> dict[str, Any]:
-    """Compare one model on the two runtimes; `agreed` is whether all checks passed.
+    """Compare one model on the two runtimes; `agreed` states whether all checks passed.
 
-    signatures: {"embed/embedding": largest difference to TensorFlow's Python package, of an output
-    with values above 1 relative to the largest of them; of strings 0, or NaN where one differs}.
+    signatures: {"embed/embedding": see `difference`} for every output of every signature.
     """
     report = json.loads(Path(task["report"]).read_text())
     loaded = tf.saved_model.load(str(model))
@@ -67,18 +66,21 @@ def compare_runtimes(
     }
 
 
-def difference(found: np.ndarray, expected: np.ndarray) -> float:
-    """Largest difference of two outputs, relative to the largest value where that is above 1."""
-    if found.shape != expected.shape:
+def difference(values: np.ndarray, expected: np.ndarray) -> float:
+    """Return the largest difference of two outputs, relative to the largest value if above 1.
+
+    For strings 0 if all are equal; NaN for different strings or shapes.
+    """
+    if values.shape != expected.shape:
         return float("nan")
     if expected.dtype.kind == "f":
         scale = max(1.0, float(np.abs(expected).max()))
-        return float(np.abs(found - expected).max()) / scale
-    return 0.0 if np.array_equal(found, expected.astype(found.dtype)) else float("nan")
+        return float(np.abs(values - expected).max()) / scale
+    return 0.0 if np.array_equal(values, expected.astype(values.dtype)) else float("nan")
 
 
 def result_line(result: dict[str, Any]) -> str:
-    """The result of `compare_runtimes` in one line."""
+    """Return the result of `compare_runtimes` in one line."""
     line = (
         f"all {len(result['signatures'])} outputs as in TensorFlow, largest difference "
         f"{max(result['signatures'].values()):.1g}"

@@ -1,7 +1,7 @@
-"""Predictions of exported models on the C++ runtime, for `check_served.py --runtime c++`.
+"""Predict with exported models on the C++ runtime, for `check_served.py --runtime c++`.
 
 It is started as `python -m cxr_tf.serving.runtimes.cpp_process JOB.json`, and never imports
-TensorFlow's Python package: what it reports, the C++ runtime has computed.
+TensorFlow's Python package, so that all results are of the C++ runtime.
 """
 
 import json
@@ -24,14 +24,14 @@ from cxr_tf.serving.runtimes.cpp_runtime import (
 BATCH = 16
 THREADS = 8
 
-# Images that go through every signature; occlusion runs the network hundreds of times for each.
+# Images predicted by every signature; few, because occlusion runs the network hundreds of times.
 SAMPLE = 4
 
 NO_IMAGE = b"not an image"
 
 
 def predict(session: Session, signature: str, values: Any, batch: int) -> dict[str, np.ndarray]:
-    """Outputs of a signature of one input for N files or images, computed in batches."""
+    """Return the outputs of a one-input signature for N files or images, computed in batches."""
     (name,) = session.signatures[signature].inputs
     parts = [
         session.run(signature, {name: values[start : start + batch]})
@@ -41,11 +41,11 @@ def predict(session: Session, signature: str, values: Any, batch: int) -> dict[s
 
 
 def examine(session: Session, folder: Path, files: list[bytes]) -> dict[str, Any]:
-    """How a loaded model reacts to a bad image, to its warm-up requests and to several threads.
+    """Test a loaded model with a bad image, its warm-up requests, and concurrent requests.
 
-    refusal: status and message for a request whose second image is none. warm_up: the signatures
-    whose recorded request ran and returned finite numbers, of those that have one. threads_agree:
-    whether concurrent requests return the same bits as one after the other.
+    refusal: status and message for a request whose second image is invalid. recorded: signatures
+    with a warm-up request; warm_up: those that returned finite numbers for it. threads_agree:
+    whether concurrent requests return the same bits as sequential ones.
     """
     refusal = {"status": "OK", "message": ""}
     try:
@@ -66,27 +66,26 @@ def examine(session: Session, folder: Path, files: list[bytes]) -> dict[str, Any
     rows = range(2 * THREADS)
     with ThreadPoolExecutor(THREADS) as pool:
         concurrent = list(pool.map(request, rows))
-    alone = [request(row) for row in rows]
+    sequential = [request(row) for row in rows]
     return {
         "refusal": refusal,
         "warm_up": sorted(warm_up),
         "recorded": sorted(signature for signature, _ in requests),
         "threads_agree": all(
             np.array_equal(a[name], b[name])
-            for a, b in zip(concurrent, alone, strict=True)
+            for a, b in zip(concurrent, sequential, strict=True)
             for name in a
         ),
     }
 
 
 def main(job: Path) -> None:
-    """Do a job: [{"model", "files", "images", "predictions", "sample", "report"}], all paths.
+    """Run a job: [{"model", "files", "images", "predictions", "sample", "report"}], all paths.
 
     model: folder of a version. files: TFRecord of image files. images: .npy, float32 [N, S, S, 3],
-    for the signature `tensor`. Written are predictions, the outputs of `serving_default` for all
-    files;
-    sample, `signature/output` of every signature for the first ones; and report, what `examine`
-    returns.
+    for the signature `tensor`. Output files: predictions, the outputs of `serving_default` for all
+    files; sample, `signature/output` of every signature for the first SAMPLE files; report, the
+    result of `examine`.
     """
     for task in json.loads(job.read_text()):
         folder = Path(task["model"])
@@ -106,12 +105,12 @@ def main(job: Path) -> None:
 
 
 def _write(path: str, arrays: dict[str, np.ndarray]) -> None:
-    # Strings as fixed-length bytes: object arrays would need pickle.
+    # Fixed-length bytes, because object arrays would need pickle.
     plain = {k: v.astype("S") if v.dtype == object else v for k, v in arrays.items()}
     with open(path, "wb") as file:
         np.savez(file, allow_pickle=False, **plain)
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # which the library reads when it loads
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # read by the library when it is loaded
     main(Path(sys.argv[1]))

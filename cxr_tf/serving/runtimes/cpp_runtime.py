@@ -1,10 +1,10 @@
-"""Exported models on TensorFlow's C++ runtime, in a process without TensorFlow's Python package.
+"""Run exported models on TensorFlow's C++ runtime without TensorFlow's Python package.
 
     with load_session(Path("saved_models/vgg16-binary/1")) as session:
         session.run("serving_default", {"image_bytes": [content]})["probabilities"]
 
-TF Serving is a front end around this runtime: it loads a SavedModel by the tag `serve` and runs the
-tensors that a signature names. Here the same library, `libtensorflow_cc` of the TensorFlow wheel,
+TF Serving is built on this runtime: it loads a SavedModel by the tag `serve` and runs the tensors
+that a signature names. Here the same library, `libtensorflow_cc` of the TensorFlow wheel,
 is called through its C API (tensorflow/c/c_api.h) with ctypes.
 """
 
@@ -25,7 +25,7 @@ from cxr_tf.errors import UserError
 
 LIBRARIES = ("libtensorflow_cc.so.2", "libtensorflow_cc.2.dylib")
 
-# TF_DataType (tensorflow/c/tf_datatype.h) of everything that our signatures take or return.
+# TF_DataType (tensorflow/c/tf_datatype.h) of the inputs and outputs of all signatures.
 STRING = 7
 DTYPES = {
     1: np.float32, 2: np.float64, 3: np.int32, 4: np.uint8, 6: np.int8, 9: np.int64, 10: np.bool_,
@@ -40,7 +40,7 @@ STATUS_NAMES = (
 
 
 class RuntimeStatusError(Exception):
-    """A status other than OK: `status` is its name, such as INVALID_ARGUMENT."""
+    """A status other than OK; `status` is its name, such as INVALID_ARGUMENT."""
 
     def __init__(self, status: str, message: str) -> None:
         super().__init__(f"{status}: {message}")
@@ -50,7 +50,7 @@ class RuntimeStatusError(Exception):
 class Session:
     """A SavedModel that the C++ runtime has loaded; `run` may be called from several threads.
 
-    signatures: {name: SignatureDef}, without those that TensorFlow keeps for itself.
+    signatures: {name: SignatureDef}, without the internal ones of TensorFlow.
     """
 
     def __init__(self, library: ctypes.CDLL, handle: int, graph: int, signatures: dict) -> None:
@@ -64,10 +64,10 @@ class Session:
         self.close()
 
     def run(self, signature: str, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Outputs by name; strings are arrays of `bytes`.
+        """Return the outputs of a signature by name; strings are arrays of `bytes`.
 
-        inputs: one array, or sequence of `bytes`, for each input of the signature. Raises
-        RuntimeStatusError where the runtime reports an error.
+        inputs: an array, or a sequence of `bytes`, for each input of the signature. Raises
+        RuntimeStatusError if the runtime reports an error.
         """
         definition = self.signatures[signature]
         if set(inputs) != set(definition.inputs):
@@ -93,7 +93,7 @@ class Session:
             return {name: self._array(r) for name, r in zip(names, results, strict=True) if r}
 
     def close(self) -> None:
-        """Releases the model's memory."""
+        """Release the memory of the model."""
         if self._handle:
             with _status(self._library) as status:
                 self._library.TF_CloseSession(self._handle, status)
@@ -103,16 +103,16 @@ class Session:
             self._handle = 0
 
     def _output(self, tensor: str) -> "_Output":
-        """A tensor by its name in the graph, `operation:index`."""
+        """Return a tensor by its name in the graph, `operation:index`."""
         operation, _, index = tensor.partition(":")
-        found = self._library.TF_GraphOperationByName(self._graph, operation.encode())
-        if not found:
+        handle = self._library.TF_GraphOperationByName(self._graph, operation.encode())
+        if not handle:
             raise ValueError(f"the graph has no operation '{operation}'")
-        return _Output(found, int(index or 0))
+        return _Output(handle, int(index or 0))
 
     @contextlib.contextmanager
     def _tensor(self, value: Any, dtype: int) -> Iterator[int]:
-        """A TF_Tensor with a copy of the values, deleted at the end."""
+        """Yield a TF_Tensor with a copy of the values, and delete it afterwards."""
         library = self._library
         if dtype == STRING:
             array = np.array(value, object)
@@ -134,13 +134,13 @@ class Session:
                 ctypes.memmove(data, array.ctypes.data, size)
             yield tensor
         finally:
-            # The tensor owns its buffer, but not what the strings in it point to.
+            # The tensor owns its buffer, but not the memory of the strings in it.
             for string in strings:
                 library.TF_StringDealloc(ctypes.byref(string))
             library.TF_DeleteTensor(tensor)
 
     def _array(self, tensor: int) -> np.ndarray:
-        """A copy of a TF_Tensor's values."""
+        """Return a copy of the values of a TF_Tensor."""
         library = self._library
         shape = [library.TF_Dim(tensor, k) for k in range(library.TF_NumDims(tensor))]
         dtype, data = library.TF_TensorType(tensor), library.TF_TensorData(tensor)
@@ -159,11 +159,11 @@ class Session:
 
 
 def load_session(folder: Path, *, threads: int = 0) -> Session:
-    """Loads the version folder of a SavedModel by the tag `serve`.
+    """Load the version folder of a SavedModel by the tag `serve`.
 
-    threads: cores for one operation, and operations at the same time; 0 is one for each core.
+    threads: intra-op and inter-op parallelism; 0: one thread per core.
 
-    Raises UserError where this installation has no C++ runtime, or it cannot load the folder.
+    Raises UserError if this installation has no C++ runtime, or it cannot load the folder.
     """
     library = _library()
     graph = library.TF_NewGraph()
@@ -188,7 +188,7 @@ def load_session(folder: Path, *, threads: int = 0) -> Session:
 
 
 def read_signatures(folder: Path) -> dict[str, Any]:
-    """The SignatureDefs in `saved_model.pb`, by name, without those that TensorFlow adds."""
+    """Return the SignatureDefs in `saved_model.pb` by name, without those that TensorFlow adds."""
     with _bare_tensorflow_package():
         from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
     meta_graph = SavedModel.FromString((folder / "saved_model.pb").read_bytes()).meta_graphs[0]
@@ -196,7 +196,7 @@ def read_signatures(folder: Path) -> dict[str, Any]:
 
 
 def warm_up_requests(folder: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Signature and inputs of each record in a version's warm-up file; empty if it has none."""
+    """Return (signature, inputs) of each request in the warm-up file of a version, if any."""
     path = folder / "assets.extra" / "tf_serving_warmup_requests"
     if not path.exists():
         return []
@@ -211,7 +211,7 @@ def warm_up_requests(folder: Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 def read_records(path: Path) -> Iterator[bytes]:
-    """The records of a TFRecord file, as `tf.data.TFRecordDataset` yields them; checks no sums."""
+    """Yield the records of a TFRecord file like `tf.data.TFRecordDataset`; ignores checksums."""
     # https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format_details
     with path.open("rb") as file:
         while header := file.read(12):
@@ -221,22 +221,22 @@ def read_records(path: Path) -> Iterator[bytes]:
 
 
 def _values(tensor: Any) -> Any:
-    """A TensorProto as an array, or strings as an array of `bytes`."""
+    """Convert a TensorProto to an array; strings become an object array of `bytes`."""
     shape = [d.size for d in tensor.tensor_shape.dim]
     if tensor.dtype == STRING:
         return np.array(list(tensor.string_val), object).reshape(shape)
     if tensor.tensor_content:
         return np.frombuffer(tensor.tensor_content, DTYPES[tensor.dtype]).reshape(shape)
-    # `make_tensor_proto` writes an array whose values are all the same as one value.
+    # `make_tensor_proto` stores a constant array as a single value.
     return np.broadcast_to(np.array(tensor.float_val, DTYPES[tensor.dtype]), shape)
 
 
 @contextlib.contextmanager
 def _bare_tensorflow_package() -> Iterator[None]:
-    """Lets protocol buffers under `tensorflow.core` be imported without `tensorflow/__init__.py`.
+    """Allow imports of protocol buffers under `tensorflow.core` without `tensorflow/__init__.py`.
 
-    That file loads the whole Python package. The modules that protobuf generated need nothing of it
-    but its folder.
+    That file loads the whole Python package. The generated protobuf modules only need a package
+    with the path of its folder.
     """
     if "tensorflow" in sys.modules:
         yield
@@ -261,20 +261,20 @@ def _tensorflow_folder() -> Path:
 
 
 class _String(ctypes.Structure):
-    """TF_TString: 24 bytes, of which short strings take all and long ones a pointer."""
+    """TF_TString: 24 bytes that hold a short string, or a pointer to a long one."""
 
     _fields_ = (("bytes", ctypes.c_uint64 * 3),)
 
 
 class _Output(ctypes.Structure):
-    """TF_Output: an operation of a graph, and which of its results."""
+    """TF_Output: an operation of a graph, and the index of its output."""
 
     _fields_ = (("operation", ctypes.c_void_p), ("index", ctypes.c_int))
 
 
 @contextlib.contextmanager
 def _status(library: ctypes.CDLL) -> Iterator[int]:
-    """A TF_Status for one call; raises RuntimeStatusError unless it is OK afterwards."""
+    """Yield a TF_Status for one call; raise RuntimeStatusError unless it is OK afterwards."""
     status = library.TF_NewStatus()
     try:
         yield status
@@ -288,7 +288,7 @@ def _status(library: ctypes.CDLL) -> Iterator[int]:
 
 _POINTER, _INT, _SIZE = ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t
 
-# Result and arguments of every function that is called here.
+# Types of the result and the arguments of every function used.
 _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "TF_Version": (ctypes.c_char_p, []),
     "TF_NewStatus": (_POINTER, []),
@@ -331,7 +331,7 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
 
 
 def _library() -> ctypes.CDLL:
-    """The C++ runtime of the installed TensorFlow, with the types of its functions."""
+    """Load the C++ runtime of the installed TensorFlow, and declare its functions."""
     folder = _tensorflow_folder()
     path = next((folder / name for name in LIBRARIES if (folder / name).exists()), None)
     if path is None:

@@ -1,11 +1,11 @@
-"""Signatures of exported models on OpenVINO: the same numbers, on a CPU in less time.
+"""Run the networks of exported models on OpenVINO, which is faster on CPUs.
 
     classify = on_openvino(loaded.signatures["serving_default"], example=content)
     classify(image_bytes=tf.constant([content]))["probabilities"]
 
-A signature is split in three. TensorFlow decodes the files with the operations of the SavedModel:
-the same pixels to the bit, the same error for a bad image. OpenVINO runs the network. TensorFlow
-computes from its outputs what takes strings or float64: labels, nearest neighbours.
+A signature is split into three parts. TensorFlow decodes the files with the operations of the
+SavedModel, so that pixels and errors are identical. OpenVINO runs the network. TensorFlow computes
+the rest from its outputs, such as labels (strings) and nearest neighbours (float64).
 """
 
 import contextlib
@@ -25,37 +25,37 @@ from cxr_tf.errors import UserError
 
 Signature = Callable[..., dict[str, tf.Tensor]]
 
-# Outputs of a network. All other outputs of a signature are computed from these.
+# Outputs of the network, from which all other outputs of a signature are computed.
 NETWORK_OUTPUTS = ("probabilities", "embedding", "score", "anomaly_map", "reconstruction")
 
-# Networks that OpenVINO runs more slowly in float32 than TensorFlow (`benchmark.py folder`); `auto`
+# Networks that are slower on OpenVINO than on TensorFlow in float32 (`benchmark.py folder`); `auto`
 # runs them on TensorFlow.
 SLOWER_ON_OPENVINO = ("alexnet",)
 
 # The largest allowed difference of a float32 output from TensorFlow's.
 TOLERANCE = 1e-4
 
-# Numbers the graphs that were split: names of functions are unique in a process.
+# Suffixes of function names, which must be unique in a process.
 _number = itertools.count()
 
 # Under int8, layers that are not quantised compute in float32.
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}
 
-# Phantoms from whose activations int8 takes its scales. With scales from the images to predict, the
-# prediction of one would depend on the others, and the cost measured on validation would be that of
+# The int8 scales are calibrated on phantoms. If they were calibrated on the images to predict, each
+# prediction would depend on the other images, and the loss measured on validation would be that of
 # another model.
 CALIBRATION_IMAGES, CALIBRATION_SEED = 32, 20_003
 
 
 class CannotRun(Exception):
-    """A signature that OpenVINO cannot run, or runs with other results; the message says why."""
+    """OpenVINO cannot run a signature, or its results differ; the message states the reason."""
 
 
 def takes_openvino(engine: str, precision: str = "float32") -> bool:
-    """Whether to try OpenVINO. `auto` does where it is installed and there is no GPU.
+    """Return whether to use OpenVINO; for `auto`, if it is installed and there is no GPU.
 
-    Raises UserError where OpenVINO is requested and not installed, and for a precision that the
-    engine or the CPU does not have.
+    Raises UserError if OpenVINO is requested but not installed, or the engine or the CPU does not
+    support the precision.
     """
     installed = importlib.util.find_spec("openvino") is not None
     if engine == "openvino" and not installed:
@@ -78,14 +78,13 @@ def takes_openvino(engine: str, precision: str = "float32") -> bool:
 
 
 def on_openvino(function: Any, *, example: bytes, precision: str = "float32") -> Signature:
-    """Return a signature of a loaded SavedModel with its network on OpenVINO, called as it is.
+    """Return a signature of a loaded SavedModel with its network on OpenVINO.
 
-    function: image_bytes string [N] -> named outputs. precision: float32, bfloat16 or int8, in
-    which the network computes. example: an image file, on which float32 is compared with
-    TensorFlow.
+    function: image_bytes string [N] -> named outputs. precision: of the network; float32, bfloat16
+    or int8. example: an image file, on which float32 outputs are compared with TensorFlow's.
 
     Raises CannotRun for a signature that is not files -> pixels -> one run of a network -> outputs,
-    and for an output that differs from TensorFlow's; and whatever OpenVINO raises.
+    and for an output that differs from TensorFlow's. Errors of OpenVINO are passed on.
     """
     compiled = _compiled(function, precision)
     if precision == "float32":
@@ -95,9 +94,9 @@ def on_openvino(function: Any, *, example: bytes, precision: str = "float32") ->
 
 
 def check_equal(outputs: dict[str, tf.Tensor], expected: dict[str, tf.Tensor]) -> None:
-    """Raise CannotRun where a float output differs by more than TOLERANCE.
+    """Raise CannotRun if a float output differs by more than TOLERANCE.
 
-    The difference is relative to the largest value where that is above 1.
+    The difference is relative to the largest value if that is above 1.
     """
     for name, values in expected.items():
         if values.dtype.is_floating:
@@ -111,7 +110,7 @@ def check_equal(outputs: dict[str, tf.Tensor], expected: dict[str, tf.Tensor]) -
 def _compiled(function: Any, precision: str) -> Signature:
     outputs = dict(zip(sorted(function.structured_outputs), function.outputs, strict=True))
     if "heatmap" in outputs:
-        raise CannotRun("occlusion computes only what each patch changes, which OpenVINO cannot")
+        raise CannotRun("occlusion uses incremental inference, which OpenVINO does not support")
     nodes, library = _inlined(function)
     sources = {name: _source(nodes, tensor.name) for name, tensor in outputs.items()}
     pixels, shape = _pixels(nodes)
@@ -124,30 +123,30 @@ def _compiled(function: Any, precision: str) -> Signature:
     network = _compile(
         _graph(nodes, library, {pixels: tf.TensorSpec(shape, tf.uint8)}, cuts), cuts, precision
     )
-    # Novelty needs statistics of the pixels too; they are cheap, and computed by TensorFlow.
+    # Novelty also needs pixel statistics, which are cheap and computed by TensorFlow.
     feeds = {**dict.fromkeys(cuts, numbers), pixels: tf.TensorSpec(shape, tf.uint8)}
-    again = _needed(nodes, rest, until={_node_of(tensor) for tensor in feeds})
-    if any("Conv" in nodes[name].op for name in again):
-        raise CannotRun("its answers need more of the image than one run of the network")
+    recomputed = _needed(nodes, rest, until={_node_of(tensor) for tensor in feeds})
+    if any("Conv" in nodes[name].op for name in recomputed):
+        raise CannotRun("its outputs need more of the image than one run of the network")
     finish = _part(nodes, library, feeds, rest)
 
     def call(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
         images = decode(image_bytes)[0]
-        found = network(images.numpy())
-        numbers = [tf.constant(found[cut]) for cut in cuts]
-        values = dict(zip([*cuts, *rest], [*numbers, *finish(*numbers, images)], strict=True))
+        computed = network(images.numpy())
+        ends = [tf.constant(computed[cut]) for cut in cuts]
+        values = dict(zip([*cuts, *rest], [*ends, *finish(*ends, images)], strict=True))
         return {name: values[tensor] for name, tensor in sources.items()}
 
     return call
 
 
 def _inlined(function: Any) -> tuple[dict[str, Any], Any]:
-    """Nodes by name, all calls inlined and all variables constants; and the graph's functions."""
+    """Return nodes by name, with calls inlined and variables frozen, and the function library."""
     from tensorflow.python.framework import convert_to_constants as freezing
 
-    # The first two steps of `convert_variables_to_constants_v2`. Its third builds a function of the
-    # whole, which is not needed here, takes longer than everything else, and replaces the functions
-    # that the loaded model has under the same names.
+    # The first two steps of `convert_variables_to_constants_v2`. The third builds a function of the
+    # whole graph, which is slow, not needed here, and replaces functions of the loaded model that
+    # have the same names.
     data = freezing._FunctionConverterDataInEager(
         func=function, lower_control_flow=False, aggressive_inlining=False
     )
@@ -166,19 +165,19 @@ def _inlined(function: Any) -> tuple[dict[str, Any], Any]:
 
 
 def _pixels(nodes: dict[str, Any]) -> tuple[str, tf.TensorShape]:
-    """The decoded images, with which `decoding.decode_images` ends: uint8 [N, S, S, 1]."""
-    found = [
+    """Return name and shape of the output of `decoding.decode_images`: uint8 [N, S, S, 1]."""
+    decoded = [
         node
         for node in nodes.values()
         if node.op == "EnsureShape" and node.attr["T"].type == tf.uint8.as_datatype_enum
     ]
-    if len(found) != 1:
+    if len(decoded) != 1:
         raise CannotRun("it does not decode its images once")
-    return f"{found[0].name}:0", tf.TensorShape(found[0].attr["shape"].shape)
+    return f"{decoded[0].name}:0", tf.TensorShape(decoded[0].attr["shape"].shape)
 
 
 def _network_ends(nodes: dict[str, Any], sources: dict[str, str]) -> list[str]:
-    """The tensors where the network ends: the embedding of nearest neighbours, else its outputs."""
+    """Return the last tensors of the network: the embedding of neighbours, or its outputs."""
     double = tf.float64.as_datatype_enum
     casts = {n.name for n in nodes.values() if n.op == "Cast" and n.attr["DstT"].type == double}
     # The index is searched in float64; the first tensor that is cast to it is the embedding.
@@ -197,7 +196,7 @@ def _part(
     *,
     control: bool = False,
 ) -> Any:
-    """Part of a graph as a function: tensors `feeds`, in this order -> list of `fetches`."""
+    """Return a part of a graph as a function from tensors `feeds`, in order, to `fetches`."""
     graph = _graph(nodes, library, feeds, fetches, control=control)
     whole = tf.compat.v1.wrap_function(lambda: tf.graph_util.import_graph_def(graph, name=""), [])
     return whole.prune(
@@ -214,10 +213,10 @@ def _graph(
     *,
     control: bool = False,
 ) -> Any:
-    """A GraphDef of what `fetches` need, with placeholders for `feeds`.
+    """Return a GraphDef of the nodes that `fetches` need, with placeholders for `feeds`.
 
-    Without `control`, control dependencies are dropped: outside the decoding they only tie an
-    inlined function to its inputs.
+    control: keep control dependencies. Outside the decoder they only tie an inlined function to its
+    inputs.
     """
     fed = {_node_of(tensor): spec for tensor, spec in feeds.items()}
     graph = tf.compat.v1.GraphDef(library=library)
@@ -246,7 +245,7 @@ def _needed(
     until: Collection[str] = (),
     control: bool = False,
 ) -> set[str]:
-    """Names of the nodes that tensors are computed from, back to those in `until`."""
+    """Return the names of the nodes that tensors depend on, back to those in `until`."""
     needed: set[str] = set()
     todo = [_node_of(tensor) for tensor in tensors]
     while todo:
@@ -260,7 +259,7 @@ def _needed(
 
 
 def _source(nodes: dict[str, Any], tensor: str) -> str:
-    """The tensor that an output copies, behind any number of Identity nodes."""
+    """Return the tensor that an output copies through any number of Identity nodes."""
     while nodes[_node_of(tensor)].op == "Identity":
         tensor = nodes[_node_of(tensor)].input[0]
     return tensor if ":" in tensor else f"{tensor}:0"
@@ -271,9 +270,9 @@ def _node_of(tensor: str) -> str:
 
 
 def core() -> Any:
-    """OpenVINO's runtime; imports OpenVINO with its usage reports switched off."""
-    # Each import and each conversion would be reported to Google Analytics. Without this package,
-    # which does the reporting, nothing is sent.
+    """Import OpenVINO with telemetry disabled, and return its runtime."""
+    # Imports and conversions would be reported to Google Analytics. Without this package nothing is
+    # sent.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
 
@@ -281,7 +280,7 @@ def core() -> Any:
 
 
 def _compile(graph: Any, outputs: Sequence[str], precision: str) -> Any:
-    """The network of a GraphDef: pixels uint8 [N, S, S, 1] -> {name of a tensor: its values}."""
+    """Compile the network of a GraphDef: pixels uint8 [N, S, S, 1] -> {tensor name: values}."""
     runtime = core()
     import openvino
 
@@ -289,18 +288,18 @@ def _compile(graph: Any, outputs: Sequence[str], precision: str) -> Any:
     with network.as_default():
         tf.graph_util.import_graph_def(graph, name="")
 
-    # With shared weights the graph would have to stay as long as the model.
+    # With shared weights the graph would have to outlive the model.
     model = openvino.convert_model(network, output=list(outputs), share_weights=False)
     if precision == "int8":
         model = _quantised(model)
-    # Where the CPU has bfloat16, OpenVINO would use it by default. Batches run one after the other
-    # here, so all cores work on one.
+    # On CPUs with bfloat16, OpenVINO uses it by default. Batches run one after the other, so all
+    # cores work on one.
     hints = {"INFERENCE_PRECISION_HINT": _PRECISIONS[precision], "PERFORMANCE_HINT": "LATENCY"}
     return runtime.compile_model(model, "CPU", hints)
 
 
 def _quantised(model: Any) -> Any:
-    """The network with weights and activations in 8 bits, except its last layer."""
+    """Quantise weights and activations to 8 bits, except those of the last layer."""
     import nncf
 
     nncf.set_log_level(logging.ERROR)
