@@ -285,6 +285,12 @@ def release_lock(directory: Path) -> None:
 NUMBER = (int, float, NoneType)
 
 
+class MissingKey(UserError, KeyError):
+    """A file of this package lacks a key. Also a KeyError, which templates take for undefined."""
+
+    __str__ = Exception.__str__  # KeyError shows its argument in quotes
+
+
 class Record(dict[str, Any]):
     """A JSON object of a file; a missing key raises UserError that names the key and the file."""
 
@@ -293,7 +299,7 @@ class Record(dict[str, Any]):
         self.file = file
 
     def __missing__(self, key: str) -> NoReturn:
-        raise damaged(self.file, f"it lacks '{key}'")
+        raise MissingKey(str(damaged(self.file, f"it lacks '{key}'")))
 
 
 def damaged(file: Path, reason: str) -> UserError:

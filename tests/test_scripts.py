@@ -192,13 +192,12 @@ def test_predict_gives_the_measured_probabilities(here, capsys):
 def mistakes():
     train = ("train_classifier.py", "--weights", "none", *TINY)
     yield "no such folder", (*train, "--data", "nowhere")
-    yield "not a folder", (*train, "--data", "out.txt")
+    yield "neither a folder nor", (*train, "--data", "out.txt")
     yield "no class folder", (*train, "--data", "empty")
     yield "letters, digits", (*train, "--data", "xrays", "--name", "a/b")
     yield "at least 64", (*train, "--data", "xrays", "--image-size", "32")
     yield "operating point", (*train, "--data", "xrays", "--operating-point", "best")
     yield "0 to 7", (*train, "--data", "xrays", "--backbone", "alexnet", "--trainable-blocks", "9")
-    yield "invalid choice", (*train, "--backbone", "vgg19")
     yield "no such weights file", (*train, "--data", "xrays", "--weights", "missing.h5")
     yield (
         "no ImageNet weights",
@@ -245,6 +244,15 @@ def test_mistake_gets_one_line_and_leaves_nothing(here, capsys, message, argumen
     assert code == 2
     assert len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0], err
     assert sorted(p for p in here.rglob("*")) == before
+
+
+def test_wrong_command_line_is_explained_and_leaves_nothing(here, capsys):
+    """The message is that of the library that parses flags, in a box of several lines."""
+    before = sorted(here.rglob("*"))
+    code, _, err = run("train_classifier.py", "--backbone", "vgg19", capsys=capsys)
+    assert code == 2
+    assert "invalid choice 'vgg19' for argument '--backbone'" in err and "Traceback" not in err
+    assert sorted(here.rglob("*")) == before
 
 
 def test_real_process_prints_one_line_only(here):

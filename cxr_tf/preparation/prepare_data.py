@@ -8,6 +8,7 @@ import logging
 import shlex
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cxr_tf import figures
 from cxr_tf.config import PrepareData, check_numbers
@@ -20,6 +21,9 @@ from cxr_tf.errors import UserError
 from cxr_tf.files import expand_user, write_csv
 from cxr_tf.preparation.shortcut_audit import audit_inspected, write_audit
 from cxr_tf.runs import Run, numbered_names, run_record, start_run, to_run_name
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 log = logging.getLogger(__name__)
 
@@ -127,9 +131,10 @@ def _check(settings: PrepareData) -> None:
             for a, b in inspection.near
         ],
     )
-    draw_page(run, inspection)
+    writer = run.writer()
+    draw_page(run, inspection, writer)
     if audit is not None:
-        write_audit(run, inspection, audit)
+        write_audit(run, inspection, audit, writer)
     run.write_metrics(
         {
             "source": _source_of(catalog),
@@ -147,11 +152,10 @@ def _check(settings: PrepareData) -> None:
     _stop_if_untrainable(catalog, inspection, settings)
 
 
-def draw_page(run: Run, inspection: Inspection) -> None:
+def draw_page(run: Run, inspection: Inspection, writer: "tf.summary.SummaryWriter") -> None:
     """Draw the data set on one page: `figures/data.png`, and in TensorBoard."""
     catalog = inspection.catalog
     kind = ", synthetic phantoms" if catalog.is_phantom else ""
-    writer = run.writer()
     run.write_figure(
         "data",
         figures.data_page(

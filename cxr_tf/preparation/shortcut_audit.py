@@ -1,11 +1,16 @@
 """The shortcut audit of a catalogue: log line, figure and metrics."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from cxr_tf import figures, metrics
 from cxr_tf.data.audit import Inspection
 from cxr_tf.errors import UserError
 from cxr_tf.runs import Run
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 
 def audit_inspected(found: Inspection, task: str) -> metrics.ShortcutAudit | None:
@@ -22,10 +27,14 @@ def audit_inspected(found: Inspection, task: str) -> metrics.ShortcutAudit | Non
     return metrics.audit_shortcuts(found.thumbnails[rows], labels[rows], patients, classes)
 
 
-def write_audit(run: Run, found: Inspection, audit: metrics.ShortcutAudit) -> None:
-    """Write `figures/shortcuts.png`."""
+def write_audit(
+    run: Run,
+    found: Inspection,
+    audit: metrics.ShortcutAudit,
+    writer: "tf.summary.SummaryWriter",
+) -> None:
+    """Write `figures/shortcuts.png`, and the same picture in TensorBoard."""
     rows = np.setdiff1d(np.arange(len(found.catalog)), list(found.unreadable))
-    writer = run.writer()
     run.write_figure(
         "shortcuts",
         figures.shortcut_audit(
@@ -38,7 +47,6 @@ def write_audit(run: Run, found: Inspection, audit: metrics.ShortcutAudit) -> No
         ),
         writer,
     )
-    writer.close()
 
 
 def _supports(found: Inspection, task: str) -> bool:

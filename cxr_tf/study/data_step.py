@@ -25,9 +25,10 @@ def inspect_data(settings: PrepareData, catalog: data_catalog.Catalog, name: str
         log.info("  warning: %s", line)
     run = open_run(settings.logs, "data", name, settings, catalog)
     rows = catalog.radiographs
-    draw_page(run, inspection)
+    writer = run.writer()
+    draw_page(run, inspection, writer)
     if audit is not None:
-        write_audit(run, inspection, audit)
+        write_audit(run, inspection, audit, writer)
     splits = {split: [r for r in rows if r.split == split] for split in data_catalog.SPLITS}
     run.write_metrics(
         {

@@ -111,7 +111,7 @@ def test_missing_disk_is_an_error_and_writes_no_shard(tmp_path: Path) -> None:
 
 
 def test_members_equal_the_packed_files(tmp_path: Path, phantoms: Path) -> None:
-    files = sorted(phantoms.rglob("*.png"))[:3]
+    files = sorted(phantoms.glob("t*/*/*.png"))[:3]
     long_name = "x" * 120 + ".png"  # takes a header of its own
     with tarfile.open(tmp_path / "films.tar", "w") as tar:
         for k, file in enumerate(files):

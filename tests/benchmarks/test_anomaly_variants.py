@@ -168,7 +168,7 @@ def test_all_variants_are_compared_and_finished_ones_are_kept(
     settings: CompareAutoencoders, network: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With dummy networks and scores: one interruption, all rows, no training on sick images."""
-    from benchmarks.autoencoder import compare_autoencoders
+    from benchmarks.autoencoder import compare_autoencoders, variants
     from benchmarks.autoencoder import material as autoencoder_material
     from cxr_tf.models.autoencoder import build_network
 
@@ -188,7 +188,7 @@ def test_all_variants_are_compared_and_finished_ones_are_kept(
     def scores(material: Any, network: Any, name: str) -> np.ndarray:
         return np.random.default_rng(len(name)).normal(size=len(material.val.labels))
 
-    monkeypatch.setattr(autoencoder_material, "trained", untrained)
+    monkeypatch.setattr(variants, "trained", untrained)
     monkeypatch.setattr(autoencoder_material.Material, "score", scores)
     quick = dataclasses.replace(settings, vgg16_weights="none", name="quick")
     with pytest.raises(KeyboardInterrupt):
@@ -225,7 +225,6 @@ def test_selected_variants_are_trained_with_the_default(
     settings: CompareAutoencoders, network: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from benchmarks.autoencoder import compare_autoencoders, variants
-    from benchmarks.autoencoder import material as autoencoder_material
 
     pairs = []
 
@@ -233,7 +232,7 @@ def test_selected_variants_are_trained_with_the_default(
         pairs.append(changes.get("pair"))
         return network, network.get_weights(), 1.0
 
-    monkeypatch.setattr(autoencoder_material, "trained", untrained)
+    monkeypatch.setattr(variants, "trained", untrained)
     some = dataclasses.replace(
         settings, vgg16_weights="none", variants=("large", "seed", "small"), name="some"
     )

@@ -92,7 +92,7 @@ def test_bounds_of_machine_networks_and_files(tmp_path, monkeypatch) -> None:
 def test_bounds_without_a_jpeg_skip_the_decoder(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(bounds, "SIDE", 64)
     monkeypatch.setattr(bounds, "READ", 2**16)
-    monkeypatch.setattr(material, "radiographs", lambda *_: tmp_path)
+    monkeypatch.setattr(bounds, "radiographs", lambda *_: tmp_path)
     settings = Benchmark(backbones=(), repeats=1, data="pngs")
     assert isinstance(list(bounds.bounds(settings, tmp_path))[-1], Skipped)
     data = tf.io.encode_jpeg(np.zeros((32, 32, 1), np.uint8)).numpy()

@@ -61,7 +61,7 @@ def test_models_of_a_server_are_named_by_flags(small_models: Path) -> None:
 def test_bad_files_get_reasons_and_the_others_predictions(
     models: Models, phantoms: Path, tmp_path: Path
 ) -> None:
-    good = next(phantoms.rglob("*.png"))
+    good = next(phantoms.glob("t*/*/*.png"))
     (tmp_path / "text.png").write_text("no image")
     (tmp_path / "cut.png").write_bytes(good.read_bytes()[:500])
     (tmp_path / "empty.dcm").write_bytes(b"")
@@ -105,7 +105,7 @@ def test_details_stop_when_another_image_is_selected(models: Models) -> None:
 
 def test_uploaded_files_are_read_and_removed(phantoms: Path, tmp_path: Path) -> None:
     (tmp_path / "hash").mkdir()
-    (tmp_path / "hash" / "a.png").write_bytes(next(phantoms.rglob("*.png")).read_bytes())
+    (tmp_path / "hash" / "a.png").write_bytes(next(phantoms.glob("t*/*/*.png")).read_bytes())
     gone = tmp_path / "other" / "b.png"
     images = read_and_remove([tmp_path / "hash" / "a.png", gone])
     assert images[0].content and images[1].reason == "No such file or directory"

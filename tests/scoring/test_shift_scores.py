@@ -25,7 +25,7 @@ def test_each_shift_is_scored_on_its_shifted_images(unsplit: Path) -> None:
         return {"score": np.array([pixels.mean() for pixels in decoded])}
 
     def scored(outputs: dict[str, np.ndarray]) -> dict[str, float]:
-        table = dict.fromkeys(("auroc", "accuracy", "recall", "specificity"), 0.5)
+        table = dict.fromkeys(("auroc", "balanced_accuracy", "recall", "specificity"), 0.5)
         return table | {f"image {k}": score for k, score in enumerate(outputs["score"])}
 
     served = SimpleNamespace(predictor={"serving_default": by_brightness}.get)

@@ -75,13 +75,12 @@ def test_ninety_nine_percent_of_validation_pass(
     assert fitted[1].pass_rate >= 0.99
 
 
-@pytest.mark.parametrize("kind", ["blank", "noise", "upside down", "inverted"])
+@pytest.mark.parametrize("kind", ["noise", "upside down", "inverted"])
 def test_images_that_are_no_chest_radiographs_are_novel(
     served: loading.ServedModel, data: ImageDataset, kind: str
 ) -> None:
     images = data.split("test").images
     changed = {
-        "blank": np.full_like(images[:3], 120),
         "noise": np.random.default_rng(0).integers(0, 256, (6, 64, 64, 1), np.uint8),
         "upside down": images[:, ::-1],
         "inverted": 255 - images,

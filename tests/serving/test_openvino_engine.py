@@ -248,7 +248,7 @@ def test_auto_falls_back_to_tensorflow(
         "'serving_default' runs on TensorFlow, not OpenVINO: no kernel for this"
     ]
     must = loading.load_served(str(models / "tiny"), engine="openvino")
-    with pytest.raises(UserError, match=r"no kernel for this\): take --engine tensorflow"):
+    with pytest.raises(UserError, match=r"no kernel for this\): use --engine tensorflow"):
         must.predictor("serving_default")
 
 
