@@ -160,7 +160,8 @@ def server(backend: str, model: Path, batch: int) -> Iterator[int]:
         assert process.stdout is not None and process.stderr is not None
         port = process.stdout.readline()
         if not port:
-            raise RuntimeError(f"the server did not start: {process.stderr.read()[-1000:]}")
+            reason = process.stderr.read()[-1000:]
+            raise RuntimeError(f"the server ended with status {process.wait()}: {reason}")
         # Read its log continuously, so that it never blocks on a full pipe.
         threading.Thread(target=process.stderr.read, daemon=True).start()
         yield int(port)
