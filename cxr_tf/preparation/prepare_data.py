@@ -135,6 +135,7 @@ def _check(settings: PrepareData) -> None:
     draw_page(run, inspection, writer)
     if audit is not None:
         write_audit(run, inspection, audit, writer)
+    writer.close()
     run.write_metrics(
         {
             "source": _source_of(catalog),
@@ -174,7 +175,6 @@ def draw_page(run: Run, inspection: Inspection, writer: "tf.summary.SummaryWrite
         ),
         writer,
     )
-    writer.close()
 
 
 def _page_directory(catalog: Catalog, root: Path) -> Path:

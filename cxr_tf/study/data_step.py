@@ -29,6 +29,7 @@ def inspect_data(settings: PrepareData, catalog: data_catalog.Catalog, name: str
     draw_page(run, inspection, writer)
     if audit is not None:
         write_audit(run, inspection, audit, writer)
+    writer.close()
     splits = {split: [r for r in rows if r.split == split] for split in data_catalog.SPLITS}
     run.write_metrics(
         {
