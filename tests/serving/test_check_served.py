@@ -15,6 +15,7 @@ from cxr_tf.config import CheckServed, RunStudy
 from cxr_tf.errors import UserError
 from cxr_tf.files import write_csv
 from cxr_tf.runs import Run
+from cxr_tf.serving import warm_up
 from cxr_tf.serving.check_served import check_served
 from cxr_tf.serving.runtimes import bare_process, cpp_comparison
 
@@ -63,9 +64,8 @@ def test_one_number_or_label_that_differs_fails(
 
 def test_the_process_imports_nothing_of_the_package(classifier: Run, tmp_path: Path) -> None:
     files, predictions = tmp_path / "files", tmp_path / "predictions.npz"
-    image = tf.io.encode_png(tf.zeros([64, 64, 1], tf.uint8)).numpy()
     with tf.io.TFRecordWriter(str(files)) as writer:
-        writer.write(image)
+        writer.write(warm_up.phantom_file())
     model = classifier.metrics["model"]["saved_model"]
     job = tmp_path / "job.json"
     job.write_text(
