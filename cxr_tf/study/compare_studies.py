@@ -53,7 +53,7 @@ def compare_studies(settings: RunStudy) -> str:
             disjoint = not intervals_overlap(a["ci95"][metric], b["ci95"][metric])
             separate, compared = separate + disjoint, compared + 1
             change = b[metric] - a[metric]
-            values = [with_interval(a, metric), with_interval(b, metric)]
+            values = [with_interval(scores, metric, counts=True) for scores in (a, b)]
             rows.append([metric, *values, f"{change:+.3f}{'  *' if disjoint else ''}"])
         lines.append(console.table(["", *names, "change"], rows, indent=2))
     lines.append(
