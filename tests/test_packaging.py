@@ -65,7 +65,7 @@ def test_wheel_trains_in_a_separate_environment(tmp_path: Path) -> None:
     assert "train-classifier" in cxr("--help")
     cxr("prepare-data", "--source", "phantom", "--count", "40", "--size", "64", "--out", "xrays")
     printed = cxr(
-        *("train-classifier", "--data", "xrays", "--backbone", "alexnet", "--weights", "none"),
+        *("train-classifier", "--data", "xrays", "--backbone", "vgg16", "--weights", "none"),
         *("--image-size", "64", "--epochs", "1", "--batch-size", "16"),
         *("--bootstrap-samples", "20", "--name", "wheel"),
     )
