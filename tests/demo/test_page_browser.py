@@ -32,6 +32,7 @@ def open_page(browser: Any, address: str) -> Iterator[Callable[..., Any]]:
 
     def opened(**options: Any) -> Any:
         page = browser.new_context(**options).new_page()
+        page.set_default_timeout(120_000)  # heatmaps of the page before may still be computed
         page.on("console", lambda m: faults.append(m.text) if m.type == "error" else None)
         page.on("pageerror", lambda error: faults.append(str(error)))
         page.on("request", lambda r: elsewhere.append(r.url))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from card_only_model import export_card
 
-from cxr_tf.classification import compare_backbones, train_classifier
+from cxr_tf.classification import compare_backbones
 from cxr_tf.config import CompareBackbones, Evaluate, TrainClassifier
 from cxr_tf.errors import UserError
 from cxr_tf.evaluation.evaluate import evaluate, evaluation_name
@@ -59,7 +59,7 @@ def test_comparison_reports_mistakes_before_training(
     def never(*_: object) -> None:
         raise AssertionError("data are loaded")
 
-    monkeypatch.setattr(train_classifier, "load_data", never)
+    monkeypatch.setattr(compare_backbones, "load_data", never)
     plain = CompareBackbones(
         data=str(phantoms),
         name="c",
