@@ -301,7 +301,7 @@ def test_unsupported_task_is_skipped_with_a_reason(
     steps = json.loads((directory(finished_study) / "metrics.json").read_text())["steps"]
     skipped = {s["name"]: s["skipped"] for s in steps if s.get("skipped")}
     assert set(skipped) == {f"three-class-{b}" for b in BACKBONES} | {"three-class"}
-    assert "not bacterial or viral" in skipped["three-class"]
+    assert "neither bacterial nor viral" in skipped["three-class"]
     assert "--task" not in skipped["three-class"]
     assert skipped["three-class"] in Page(page_of(finished_study)).words
 
