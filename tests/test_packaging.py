@@ -35,16 +35,18 @@ def test_wheel_trains_in_a_separate_environment(tmp_path: Path) -> None:
     python = str(binaries / "python")
     paths = sysconfig.get_paths(vars={"base": str(tmp_path / "venv")})
     site = Path(paths["purelib"])
+    # A checkout on the path would count as the installed package.
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     subprocess.run(
         [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps",
          "--disable-pip-version-check", str(wheel)],
         check=True,
+        env=environment,
     )  # fmt: skip
     # After the wheel on the path, and without the editable checkout that lies there too.
     (site / "zz_dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
     work = tmp_path / "work"
     work.mkdir()
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
 
     def cxr(*arguments: str) -> str:
         done = subprocess.run(
