@@ -75,7 +75,7 @@ def served(models: Models, settings: Demo) -> Iterator[str]:
                 f"port {settings.port} is in use: choose another --port, or 0 for any free one"
             ) from None
         try:
-            yield page.local_url
+            yield f"http://127.0.0.1:{page.server_port}/"
         finally:
             page.close(verbose=False)
 

@@ -126,7 +126,9 @@ def build(models: Models, roots: Sequence[Path] = (Path(),)) -> gr.Blocks:
             current.threshold = value
             return {verdict: verdict_of(models, current), **all_images(current)}
 
-        def follow(current: Session, knn: str, detector: str) -> Iterator[dict[Any, Any]]:
+        def follow(current: Session, knn: str, detector: str) -> Iterator[Any]:
+            # A generator that yields nothing, as for an unreadable file, would clear its outputs.
+            yield gr.skip()
             places = {"verdict": verdict, "views": views, "cases": cases}
             for parts in details(models, current, knn, detector, roots):
                 yield {places[name]: part for name, part in parts.items()}
@@ -172,7 +174,9 @@ def build(models: Models, roots: Sequence[Path] = (Path(),)) -> gr.Blocks:
 def _choice(models: Models, kind: str, label: str) -> gr.Dropdown:
     """A dropdown of the models of a kind, hidden if there are none; `none` hides that part."""
     names = models.names[kind]
-    choices = [*names, *([] if kind == "classifier" else [("none", "")])]
+    choices = [(name, name) for name in names]
+    if kind != "classifier":
+        choices.append(("none", ""))
     return gr.Dropdown(
         choices, value=models.first[kind], label=label, visible=bool(names), elem_id=kind
     )
