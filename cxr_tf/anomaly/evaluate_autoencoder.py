@@ -7,7 +7,12 @@ import numpy as np
 
 from cxr_tf import metrics
 from cxr_tf.anomaly.drawing import draw_split, examples
-from cxr_tf.anomaly.scoring import result_line, score_split, write_predictions
+from cxr_tf.anomaly.scoring import (
+    result_line,
+    score_by_subgroup,
+    score_split,
+    write_predictions,
+)
 from cxr_tf.config import Evaluate
 from cxr_tf.data import catalog
 from cxr_tf.data.audit import log_warnings
@@ -41,6 +46,14 @@ def evaluate_autoencoder(settings: Evaluate, served: loading.ServedModel) -> Run
     writer = run.writer()
     draw_split(run, split, part, outputs["score"], threshold, shown, explained, writer)
 
+    subgroups = score_by_subgroup(
+        part,
+        outputs["score"],
+        threshold,
+        bootstrap_samples=settings.bootstrap_samples,
+        seed=settings.seed,
+    )
+
     def table_of(predictions: dict[str, np.ndarray]) -> dict[str, float]:
         return metrics.detection_scores(part.labels == 1, predictions["score"], threshold)
 
@@ -54,7 +67,9 @@ def evaluate_autoencoder(settings: Evaluate, served: loading.ServedModel) -> Run
         *part.catalog.warnings,
         *metrics.prediction_warnings(split, predicted, part.classes),
     ]
-    run.write_metrics({split: scores, **shifted, "model": model, "warnings": warnings})
+    groups = {"subgroups": subgroups} if subgroups else {}
+    record = {**shifted, **groups, "model": model, "warnings": warnings}
+    run.write_metrics({split: scores, **record})
     log.info("%s", result_line(split, scores))
     log_warnings(warnings)
     log.info("run: %s", run.directory)

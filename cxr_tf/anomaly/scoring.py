@@ -15,6 +15,7 @@ from cxr_tf.files import write_csv
 from cxr_tf.models import autoencoder
 from cxr_tf.models.lung_appearance import LungAppearanceModel
 from cxr_tf.runs import Run
+from cxr_tf.scoring.subgroups import score_subgroups
 
 
 def known_scores(settings: TrainAutoencoder) -> list[str]:
@@ -43,6 +44,22 @@ def scoring_model(
         return autoencoder.build_autoencoder(network, score)
     copies = np.concatenate(perturbed_copies(healthy_val, VALIDATION_SEED))
     return autoencoder.build_combined(network, appearance, copies, score)
+
+
+def score_by_subgroup(
+    part: ImageDataset,
+    scores: np.ndarray,
+    threshold: float,
+    *,
+    bootstrap_samples: int,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Return the detection scores per subgroup; see `subgroups.score_subgroups`."""
+
+    def table(weights: np.ndarray) -> dict[str, float]:
+        return metrics.detection_scores(part.labels == 1, scores, threshold, weights)
+
+    return score_subgroups(part, table, bootstrap_samples=bootstrap_samples, seed=seed)
 
 
 def score_split(

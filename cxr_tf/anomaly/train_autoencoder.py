@@ -191,6 +191,10 @@ def _train(settings: TrainAutoencoder, workers: Workers) -> Run:
         shown = drawing.examples(part.labels == 1, scores, threshold)
         outputs = {kind: predict_maps(part.images[rows]) for kind, rows in shown.items()}
         drawing.draw_split(run, split, part, scores, threshold, shown, outputs, writer)
+    subgroups = scoring.score_by_subgroup(
+        test, scores, threshold, bootstrap_samples=settings.bootstrap_samples
+    )
+    results |= {"subgroups": subgroups} if subgroups else {}
     results["model"] = {
         "kind": "autoencoder",
         "network": settings.model,

@@ -11,6 +11,7 @@ from cxr_tf.data import catalog
 from cxr_tf.data.dataset import ImageDataset
 from cxr_tf.data.sources import medmnist
 from cxr_tf.runs import Run
+from cxr_tf.scoring import subgroups
 from cxr_tf.serving import export
 
 log = logging.getLogger(__name__)
@@ -86,47 +87,14 @@ def score_subgroups(
     bootstrap_samples: int,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Return scores per subgroup and the gaps between them; logs both. Empty without columns.
-
-    The keys are `groups`, see `metrics.subgroup_scores`, and `gaps`, see `metrics.gaps`.
-    """
+    """Return the scores of a classifier per subgroup; see `subgroups.score_subgroups`."""
 
     def scores(weights: np.ndarray) -> dict[str, float]:
-        table = metrics.classification_scores(
+        return metrics.classification_scores(
             part.labels, probabilities, predicted, part.classes, weights
         )
-        return {name: table[name] for name in HEADLINE}
 
-    groups = metrics.subgroup_scores(
-        scores,
-        part.catalog.group_columns(),
-        part.catalog.patients,
-        bootstrap_samples=bootstrap_samples,
-        seed=seed,
-    )
-    if not groups:
-        return {}
-    result = {"groups": groups, "gaps": metrics.gaps(groups, HEADLINE)}
-    for line in subgroup_lines(result):
-        log.info("%s", line)
-    return result
-
-
-def subgroup_lines(subgroups: dict[str, Any]) -> list[str]:
-    """Format the scores of subgroups, and the gaps whose intervals do not overlap."""
-    lines = []
-    for column, groups in subgroups["groups"].items():
-        for group, table in groups.items():
-            values = ", ".join(
-                f"{m} {metrics.with_interval(table, m)}" for m in ("auroc", "recall", "specificity")
-            )
-            lines.append(f"  {column} {group} ({table['patients']} patients): {values}")
-    for gap in subgroups["gaps"]:
-        lines.append(
-            f"  note: {gap['metric']} is lower for {gap['column']} {gap['lowest']} than for "
-            f"{gap['highest']}, by {gap['difference']:.3f}; the intervals do not overlap"
-        )
-    return lines
+    return subgroups.score_subgroups(part, scores, bootstrap_samples=bootstrap_samples, seed=seed)
 
 
 def draw_split(

@@ -185,6 +185,7 @@ def anomaly_section(run: Run) -> dict[str, Any]:
     metrics = run.metrics
     return {
         "test": metrics["test"],
+        "subgroups": metrics.get("subgroups"),
         "model": metrics["model"],
         "settings": run.config["settings"],
         "figures": {

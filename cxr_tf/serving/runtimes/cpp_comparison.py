@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from cxr_tf.data.batches import to_rgb
 from cxr_tf.data.decoding import decode_radiograph
+from cxr_tf.serving import cards
 from cxr_tf.serving.client import bad_images, read_image
 from cxr_tf.serving.runtimes.cpp_process import NO_IMAGE, SAMPLE
 
@@ -21,7 +22,7 @@ from cxr_tf.serving.runtimes.cpp_process import NO_IMAGE, SAMPLE
 def prepare_task(model: Path, paths: Sequence[str], work: Path) -> dict[str, str]:
     """Return the fields of a task that only the C++ process needs, and write its images."""
     work.mkdir()
-    size = json.loads((model / "assets.extra" / "model_card.json").read_text())["image_size"]
+    size = cards.read_card(model)["image_size"]
     images = [to_rgb(decode_radiograph(read_image(p), size)).numpy() for p in paths[:SAMPLE]]
     np.save(work / "images.npy", np.stack(images))
     return {
