@@ -13,7 +13,7 @@ import math
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -118,8 +118,8 @@ def unit_length(values: np.ndarray) -> np.ndarray:
 def embed_queries(plan: Plan, settings: FitKnn) -> tuple[list[str], np.ndarray]:
     """Return paths of the query images and their embeddings by the model of the archive."""
     recipe = plan.recipe
-    predictors = load_predictors(WorkerSettings(settings.archive, recipe.model), recipe)
-    embed = predictors[list(recipe.signatures).index("embed")]
+    recipe = replace(recipe, signatures={"embed": recipe.signatures["embed"]})
+    [embed] = load_predictors(WorkerSettings(settings.archive, recipe.model), recipe)
     images = list(list_images(settings.query))
     read = Reader()
     parts = []

@@ -36,6 +36,9 @@ log = logging.getLogger(__name__)
 
 BATCHES_AHEAD = 2
 
+# Signatures whose outputs a classifier also has in one, computed in one pass of the network.
+JOINT, JOINT_SIGNATURE = {"serving_default", "embed"}, "predict_and_embed"
+
 
 @dataclass(frozen=True)
 class ModelRequest:
@@ -79,9 +82,10 @@ def describe(request: ModelRequest) -> dict[str, Any]:
 
 
 def load_predictors(settings: WorkerSettings, recipe: Recipe) -> "list[PredictFn]":
-    """Load the model, and return a function from image files to outputs for each signature.
+    """Load the model, and return functions from image files to the outputs of its signatures.
 
-    Raises UserError if this machine lacks the model of the recipe or its runtime.
+    One for each signature, or a single one for two that the model can compute in one pass. Raises
+    UserError if this machine lacks the model of the recipe or its runtime.
     """
     _prepare_tensorflow(settings.threads)
     model = settings.model or recipe.model
@@ -96,6 +100,10 @@ def load_predictors(settings: WorkerSettings, recipe: Recipe) -> "list[PredictFn
             f"{model} is not the model of the archive here: its digest is {digest[:8]}, not "
             f"{recipe.digest[:8]}"
         )
+    if len(loaded) == 1 and set(recipe.signatures) == JOINT:
+        served = next(iter(loaded.values()))
+        if JOINT_SIGNATURE in served.loaded.signatures:  # models of version 0.1 lack it
+            return [_predictor(served, JOINT_SIGNATURE)]
     return [_predictor(loaded[engine], name) for name, engine in recipe.signatures.items()]
 
 

@@ -115,6 +115,9 @@ def export_classifier(
       be excluded), novelty float32 [N] and is_novel bool [N] (above 1: unlike the training images);
     - `tensor`: images float32 [N, S, S, 3] in 0..255 -> the same;
     - `embed`: image_bytes -> embedding float32 [N, D];
+    - `predict_and_embed`: image_bytes -> the outputs of `serving_default` and `embed`, in one pass
+      of the network; with a detector only, which makes `serving_default` compute the embedding
+      too: otherwise the graphs are optimised differently, and the last bits differ;
     - `occlusion`: image_bytes -> heatmap float32 [N, S, S] (the drop of the label's probability
       where the image is covered, as in scripts/explain.py), and the outputs of `serving_default`.
 
@@ -139,7 +142,7 @@ def export_classifier(
     def decode(image_bytes: tf.Tensor) -> tf.Tensor:
         return to_rgb(decode_images(image_bytes, size))
 
-    def classify(images: tf.Tensor) -> dict[str, tf.Tensor]:
+    def classify(images: tf.Tensor, *, embed: bool = False) -> dict[str, tf.Tensor]:
         outputs = network(images)
         probabilities = outputs["probabilities"]
         result = {
@@ -152,7 +155,7 @@ def export_classifier(
         if detector is not None:
             novelty = detector(images, outputs["embedding"])
             result |= {"novelty": novelty, "is_novel": novelty > 1}
-        return result
+        return {**result, "embedding": outputs["embedding"]} if embed else result
 
     def explain(images: tf.Tensor) -> dict[str, tf.Tensor]:
         result = classify(images)
@@ -166,6 +169,9 @@ def export_classifier(
         "embed": (lambda x: {"embedding": network(decode(x))["embedding"]}, image_bytes),
         "occlusion": (lambda x: explain(decode(x)), image_bytes),
     }
+    if detector is not None:
+        both = (lambda x: classify(decode(x), embed=True), image_bytes)
+        signatures["predict_and_embed"] = both
     return versions.write_version(
         base, lambda folder: save(signatures, folder), card=card, resumed=resumed
     )

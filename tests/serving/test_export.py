@@ -96,7 +96,9 @@ def test_signatures_have_the_documented_inputs_and_outputs(answer: dict) -> None
     signatures = answer["signatures"]
     assert signatures["serving_default"] == {"in": contents, "out": out}
     assert signatures["tensor"] == {"in": {"images": ["float32", [None, 64, 64, 3]]}, "out": out}
-    assert signatures["embed"] == {"in": contents, "out": {"embedding": ["float32", [None, 512]]}}
+    embedding = {"embedding": ["float32", [None, 512]]}
+    assert signatures["embed"] == {"in": contents, "out": embedding}
+    assert signatures["predict_and_embed"] == {"in": contents, "out": {**out, **embedding}}
 
 
 def test_client_needs_only_tensorflow(answer: dict) -> None:

@@ -5,9 +5,12 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from cxr_tf.data.batches import to_rgb
+from cxr_tf.data.decoding import load_images
+from cxr_tf.metrics.novelty import fit_gaussian
 from cxr_tf.models.autoencoder import build_autoencoder, build_network
-from cxr_tf.models.classifier import build_classifier
-from cxr_tf.serving import export, loading
+from cxr_tf.models.classifier import build_classifier, embedding_of
+from cxr_tf.serving import export, loading, novelty
 
 CLASSES = ("normal", "bacterial", "viral")
 MODELS = ("tiny", "tiny-knn", "tiny-autoencoder")
@@ -65,3 +68,30 @@ def write_binary_model(root: Path, backbone: str) -> None:
         threshold=0.5,
         card={**card, "threshold": 0.5, "data_is_phantom": True},
     )
+
+
+def write_model_with_detector(root: Path, backbone: str, data: Path) -> Path:
+    """A small classifier with `novelty` and `prediction_set`, as training exports it: `novel`."""
+    tf.keras.utils.set_random_seed(7)
+    model = build_classifier(backbone, classes=3, image_size=64)
+    paths = [str(p) for p in sorted((data / "train").rglob("*.png"))[:20]]
+    images, _ = load_images(paths, 64)
+    embeddings = embedding_of(model)(to_rgb(images)).numpy()
+    one_class = np.zeros(len(paths), np.int64)
+    detector = novelty.Detector(
+        pixels=fit_gaussian(novelty.statistics_of(images), one_class),
+        pixel_limit=10.0,
+        pass_rate=0.99,
+        embedding=fit_gaussian(embeddings, one_class),
+        embedding_limit=10.0,
+    )
+    export.export_classifier(
+        model,
+        root / "novel",
+        classes=CLASSES,
+        threshold=0.5,
+        card={"kind": "classifier", "task": "three_class", "classes": CLASSES, "image_size": 64},
+        set_thresholds=np.full(3, 0.2),
+        detector=detector,
+    )
+    return root
