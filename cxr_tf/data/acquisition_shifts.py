@@ -12,7 +12,13 @@ import tensorflow as tf
 from scipy import ndimage
 
 from cxr_tf.data.acquisition_statistics import BAND_EDGES
-from cxr_tf.data.augmentation import affine, augment, augmentation_draws, binomial_blur
+from cxr_tf.data.augmentation import (
+    CUTOUT_DRAW,
+    affine,
+    augmentation_draws,
+    binomial_blur,
+    vary_acquisition,
+)
 
 # Ranges of `simulate_scanner`: log gamma; vertical and horizontal brightness gradient, as shares of
 # the brightness; noise in grey levels at 224 pixels; standard deviation of the blur as a share of
@@ -21,15 +27,15 @@ GAMMA, GRADIENT_DOWN, GRADIENT_ACROSS, NOISE, BLUR = 0.55, 0.35, 0.18, 12.0, 1 /
 
 
 def perturb_exposure(images: np.ndarray, seed: int) -> np.ndarray:
-    """Return a copy of each image changed by the classifier's augmentation, without cutout.
+    """Return a copy of each image changed by `vary_acquisition`, without covered squares.
 
     images: uint8 [N, S, S, 1], as is the result. Width and height change by up to 7 % only. The
     seed determines the result.
     """
     draws = augmentation_draws(len(images), tf.constant([seed, -1], tf.int64)).numpy()
-    draws[:, 11] = 1.0  # no cutout
+    draws[:, CUTOUT_DRAW] = 1.0
     return _in_batches(
-        images, lambda part, rows: augment(part, tf.constant(draws[rows]), framing=0.07)
+        images, lambda part, rows: vary_acquisition(part, tf.constant(draws[rows]), framing=0.07)
     )
 
 

@@ -25,7 +25,7 @@ from cxr_tf.training.inference import compiled, infer
 PASS_RATE = 0.99
 
 # More training images do not change the fit, and each costs a run of the network.
-LARGEST_FIT = 4096
+LARGEST_FIT = 2048
 
 # Sides of the thumbnails in which statistics of the pixels are computed.
 THUMBNAIL, LAYOUT = 32, 8

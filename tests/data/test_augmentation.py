@@ -37,8 +37,8 @@ def moved(image: np.ndarray, draws: np.ndarray) -> np.ndarray:
 def only(column: int, *values: float) -> np.ndarray:
     """Draws that are zero but for one column; no cutout."""
     draws = np.zeros((len(values), augmentation.AUGMENTATION_DRAWS), np.float32)
+    draws[:, augmentation.CUTOUT_DRAW] = 1
     draws[:, column] = values
-    draws[:, 11] = 1
     return draws
 
 
@@ -63,13 +63,13 @@ def test_width_and_height_are_scaled_independently() -> None:
         places = centre_of(moved(squares((24, 24)), only(column, -1, 0, 1)))
         np.testing.assert_allclose(places[:, kept], places[1, kept], atol=0.3)
         wider, _, narrower = places[:, scaled] / places[1, scaled]
-        assert 1.1 < wider < 1.2
+        assert 1.2 < wider < 1.35
         assert wider * narrower == pytest.approx(1, abs=0.02)
 
 
 def test_augmentation_never_mirrors() -> None:
     draws = augmentation.augmentation_draws(200, tf.constant([7, 0], tf.int64)).numpy()
-    draws[:, 5:8], draws[:, 11] = 0, 1  # position alone
+    draws[:, 5:8], draws[:, 11], draws[:, 13:] = 0, 1, 0  # position alone
     places = centre_of(moved(squares((30, 30)), draws))
     assert (places < -10).all()
 
@@ -95,7 +95,7 @@ def test_exposure_is_bounded_and_pixels_stay_in_range() -> None:
 
 def test_cutout_covers_a_square_of_bounded_size_in_some_images() -> None:
     draws = augmentation.augmentation_draws(400, tf.constant([7, 2], tf.int64)).numpy()
-    draws[:, :8], draws[:, 12:] = 0, 0  # cutout alone
+    draws[:, :8], draws[:, 12], draws[:, 13:] = 0, 1, 0  # cutout alone
     noise = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 1)).astype(np.float32)
     changed = np.abs(moved(noise, draws) - noise)[..., 0] > 1e-2
     hidden = changed.any(axis=(1, 2))
@@ -104,3 +104,46 @@ def test_cutout_covers_a_square_of_bounded_size_in_some_images() -> None:
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
         assert np.ptp(rows) < 0.31 * SIZE
         assert np.ptp(columns) < 0.31 * SIZE
+
+
+def test_strips_cover_the_upper_and_the_lower_border_of_some_images() -> None:
+    draws = augmentation.augmentation_draws(400, tf.constant([7, 3], tf.int64)).numpy()
+    draws[:, :9], draws[:, 11], draws[:, 12:19] = 0, 1, 0  # strips alone
+    draws[:, 12] = 1  # not moved
+    noise = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 1)).astype(np.float32)
+    changed = (np.abs(moved(noise, draws) - noise)[..., 0] > 1e-2).mean(axis=2) > 0.9
+    top, bottom = changed[:, : SIZE // 2], changed[:, SIZE // 2 :]
+    for half in (top, bottom):
+        assert 0.15 < half.any(axis=1).mean() < 0.35
+        assert half.sum(axis=1).max() <= augmentation.STRIP * SIZE + 1
+    assert top[:, 0].mean() > 0.15 and not top[:, -20:].any()
+    assert bottom[:, -1].mean() > 0.15 and not bottom[:, :20].any()
+
+
+def test_outside_of_the_image_is_black_or_its_mirror_image() -> None:
+    bright = np.full((SIZE, SIZE, 1), 150, np.float32)
+    draws = np.repeat(only(2, 1), 2, axis=0)  # higher, so that the image ends inside
+    draws[:, 14] = -0.5, 0.5
+    mirrored, black = moved(bright, draws)[:, 2, SIZE // 2, 0]
+    assert mirrored == pytest.approx(150, abs=1)
+    assert black == 0
+
+
+def test_bands_of_detail_change_without_the_mean() -> None:
+    rows = np.arange(SIZE)[:, None, None] * np.ones((1, SIZE, 1))
+    coarse = (120 + 40 * np.sin(2 * np.pi * rows / (SIZE / 6))).astype(np.float32)
+    weaker, same, stronger = moved(coarse, only(17, -1, 0, 1))
+    assert weaker.std() < 0.9 * same.std() < same.std() < 0.9 * stronger.std()
+    np.testing.assert_allclose([weaker.mean(), stronger.mean()], same.mean(), atol=1)
+
+
+def test_variation_for_the_autoencoder_has_no_strips_bands_or_mirrored_borders() -> None:
+    draws = augmentation.augmentation_draws(50, tf.constant([7, 4], tf.int64)).numpy()
+    changed = draws.copy()
+    changed[:, augmentation.ACQUISITION_DRAWS :] *= -1
+    images = tf.constant(np.repeat(IMAGES[:1], 50, axis=0))
+    first, second = (
+        augmentation.vary_acquisition(images, tf.constant(d), framing=0.1).numpy()
+        for d in (draws, changed)
+    )
+    np.testing.assert_array_equal(first, second)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from cxr_tf.data.augmentation import affine, augment, augmentation_draws
+from cxr_tf.data.augmentation import CUTOUT_DRAW, affine, augmentation_draws, vary_acquisition
 from cxr_tf.data.batches import steps_per_epoch
 from cxr_tf.data.restoration.local_contrast import local_contrast
 from cxr_tf.data.tf_data import PARALLEL, no_autograph, prefetch
@@ -139,7 +139,7 @@ def restoration_batches(
     @no_autograph
     def finish(image: tf.Tensor, lung: tf.Tensor, draws: tf.Tensor, number: tf.Tensor) -> tuple:
         image, lung = reframe(image, lung, draws, strength)
-        healthy = augment(image, _exposure_only(draws), strength)
+        healthy = vary_acquisition(image, _exposure_only(draws), strength, framing=0.0)
         return (pair or restoration_pair)(
             healthy, lung, tf.stack([tf.constant(seed, tf.int64), number])
         )
@@ -204,7 +204,7 @@ def _exposure_only(draws: tf.Tensor) -> tf.Tensor:
     keep = np.ones(draws.shape[1], np.float32)
     keep[:5] = 0.0
     uncovered = np.zeros(draws.shape[1], np.float32)
-    keep[11], uncovered[11] = 0.0, 1.0
+    keep[CUTOUT_DRAW], uncovered[CUTOUT_DRAW] = 0.0, 1.0
     return draws * keep + uncovered
 
 
