@@ -24,7 +24,7 @@ from cxr_tf.training.precision import resolve_precision
 # Side of the matrices, large enough that the product is bound by arithmetic, not by memory.
 SIDE = 2048
 
-# Count of numbers read to measure the memory bandwidth, more than any cache holds.
+# Amount of numbers read to measure the memory bandwidth, more than fit into any cache.
 READ = 2**26
 
 FILES = 16

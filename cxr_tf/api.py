@@ -28,7 +28,7 @@ def open_catalog(
     Args:
         data: folder, list or file; `"phantom"` for synthetic radiographs.
         task: `"binary"`, `"three_class"`, or `"labels"` for any labels.
-        positive: the positive of two labels; with `task="labels"` only.
+        positive: the positive one of two labels; with `task="labels"` only.
         seed: seed of the splits.
 
     Returns:

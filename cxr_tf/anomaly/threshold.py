@@ -46,7 +46,7 @@ def choose_score(sick: np.ndarray, scores: dict[str, np.ndarray]) -> str:
 def choose_threshold(
     sick: np.ndarray, scores: np.ndarray, settings: TrainAutoencoder
 ) -> tuple[float, str]:
-    """Choose the threshold at or above which an image is an anomaly; also return the rule in words.
+    """Choose the threshold from which an image is anomalous; also return the rule in words.
 
     sick: bool [N]; scores: float32 [C, N], of the validation images, then of their perturbed
     copies. `youden` is Youden's J on the ROC curve of all C copies together; the other rules use

@@ -168,9 +168,9 @@ def unreachable_shards(plan: Plan) -> list[int]:
 
 
 def merge(plan: Plan, output: str) -> None:
-    """Write all shards into one .parquet or .csv, whole or not at all.
+    """Write all shards into one .parquet or .csv, atomically.
 
-    A .csv has the columns of `predict.py`'s; an embedding is a cell of JSON. Raises UserError for
+    A .csv has the columns of `predict.py`; an embedding is one cell of JSON. Raises UserError for
     an archive that is not finished, and for a file that exists.
     """
     path = expand_user(output)

@@ -93,8 +93,8 @@ def load_predictors(settings: WorkerSettings, recipe: Recipe) -> "list[PredictFn
     digest = _digest(next(iter(loaded.values())))
     if digest != recipe.digest:
         raise UserError(
-            f"{model} is not the model of the archive here: its digest is {digest[:8]}, not "
-            f"{recipe.digest[:8]}"
+            f"{model} is not the model of the archive: on this machine its digest is "
+            f"{digest[:8]}, not {recipe.digest[:8]}"
         )
     return [_predictor(loaded[engine], name) for name, engine in recipe.signatures.items()]
 

@@ -47,7 +47,7 @@ PLACEHOLDER_SHARE, MIN_PLACEHOLDER_ROWS = 0.9, 10
 
 
 def rows_of_list(file: Path, *, as_written: bool) -> tuple[list[Row], tuple[str, ...]]:
-    """Return the images of a .csv list, and notes; `as_written` keeps all labels as custom ones."""
+    """Return the images of a .csv list, and notes; `as_written`: all labels are custom ones."""
     listed, notes = read_list(file)
     # Labels have the meaning of folder names, but only if all of them are such names.
     standard = not as_written and all(row.label.lower() in FINDING_FOLDERS for row in listed)

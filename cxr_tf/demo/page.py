@@ -172,7 +172,10 @@ def build(models: Models, roots: Sequence[Path] = (Path(),)) -> gr.Blocks:
 
 
 def _choice(models: Models, kind: str, label: str) -> gr.Dropdown:
-    """A dropdown of the models of a kind, hidden if there are none; `none` hides that part."""
+    """Return a dropdown of the models of a kind, hidden if there are none.
+
+    `none` is the entry that hides that part of the page.
+    """
     names = models.names[kind]
     choices = [(name, name) for name in names]
     if kind != "classifier":

@@ -47,7 +47,7 @@ class Backbone:
     where_to_get: str
 
     def gains_in_bfloat16(self, image_size: int, pretrained: bool) -> bool:
-        """Whether images of this side, in pixels, train faster in bfloat16 without a loss.
+        """Return whether images of this side, in pixels, train faster in bfloat16 without a loss.
 
         From scratch they do not: the first epochs make less progress in bfloat16.
         """

@@ -33,7 +33,7 @@ class NormedConvolution(keras.layers.Layer):
         self.built = True
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
-        """Feature maps [N, H, W, C] -> [N, H', W', filters]."""
+        """Map feature maps [N, H, W, C] to [N, H', W', filters]."""
         convolution = self.convolution
         x, kernel, bias = (tf.cast(v, convolution.compute_dtype) for v in (x, *folded(self._step)))
         padding = convolution.padding.upper()

@@ -254,7 +254,7 @@ def fit_knn(settings: FitKnn) -> Run:
 
 
 def resolve(settings: FitKnn, classifier: Classifier) -> FitKnn:
-    """Fill in data, seed and name from the classifier; UserError where its data are not known."""
+    """Fill in data, seed and name from the classifier; raise UserError if its data are unknown."""
     known = classifier.settings
     if not settings.data and known is None:
         raise UserError("a SavedModel does not record where its training images are: give --data")

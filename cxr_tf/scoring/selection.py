@@ -29,8 +29,8 @@ def open_subset(
 ) -> ImageDataset:
     """Return the images to score a SavedModel on, decoded at its size for the figures.
 
-    A folder without split folders is scored whole, and one with them by its folders. The data that
-    the model was trained on get the splits of the training.
+    A folder without split folders is scored as a whole, one with them by its splits. Data that the
+    model was trained on get the splits of the training.
     """
     catalog = data_loading.open_catalog(settings.data, seed=settings.seed, resplit=False, task=task)
     card = served.card

@@ -66,7 +66,7 @@ class ServedModel:
         """Return a signature that takes image files, as a function like that of a server.
 
         Raises UserError for a signature that does not take image files, and for one that OpenVINO
-        cannot run where the engine is `openvino`.
+        cannot run if the engine is `openvino`.
         """
         call: Any = self.signature(signature)
         inputs = call.structured_input_signature[1]
@@ -167,7 +167,7 @@ def load_served(
 ) -> ServedModel:
     """Load an exported model from its folder (the newest version) or from a version's folder.
 
-    engine, precision: see `openvino_engine.takes_openvino`. Raises UserError where there is no
+    engine, precision: see `openvino_engine.takes_openvino`. Raises UserError if there is no
     model or no such engine, and for a precision other than float32 unless the model is a
     classifier: the cost in AUROC is measured for classifiers only.
     """
@@ -189,9 +189,9 @@ def load_served(
 
 
 def find_version(model: str) -> Path:
-    """Return the folder of a version: the newest where `model` is a model's folder.
+    """Return the folder of a version: the newest if `model` is a model's folder.
 
-    Raises UserError where it holds no model of ours.
+    Raises UserError if it contains no model of this package.
     """
     folder = expand_user(model)
     if not folder.is_dir():
@@ -207,7 +207,7 @@ def find_version(model: str) -> Path:
 
 
 def read_card(model: str) -> dict[str, Any]:
-    """Return the model card of an exported model; UserError where there is none."""
+    """Return the model card of an exported model; raise UserError if there is none."""
     return cards.read_card(find_version(model))
 
 

@@ -174,7 +174,7 @@ def pixel_statistics(images: tf.Tensor) -> tf.Tensor:
 
 
 def _reduced(images: tf.Tensor, size: int, reduced: int) -> tf.Tensor:
-    """Images [N, size, size] to [N, reduced, reduced], each pixel the mean of its area."""
+    """Reduce images [N, size, size] to [N, reduced, reduced], each pixel the mean of its area."""
     edges = np.arange(reduced + 1) * size / reduced
     starts, ends = edges[:-1, None], edges[1:, None]
     pixels = np.arange(size)

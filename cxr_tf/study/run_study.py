@@ -115,7 +115,7 @@ def _run(settings: RunStudy, workers: Workers) -> Path:
 
 
 def read_catalog(settings: RunStudy) -> data_catalog.Catalog:
-    """Return the catalogue of the study; UserError for labels other than normal and pneumonia."""
+    """Return the catalogue of the study; raise UserError for labels that it does not support."""
     catalog = loading.open_catalog(settings.data, seed=settings.seed)
     log.info(checks.describe(catalog))
     if unknown := set(catalog.findings) - {"normal", "pneumonia", "bacterial", "viral"}:

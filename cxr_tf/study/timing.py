@@ -57,8 +57,8 @@ def autoencoder_seconds(
 def measure(networks: Sequence[str], settings: RunStudy) -> Speed:
     """Time a training step and inference of each network on a few and on many images.
 
-    Eagerly, because tracing would take longer than everything else here. The difference of the two
-    timings removes the constant overhead of each operation.
+    Runs eagerly, because tracing would take longer than everything else here. The difference of the
+    two timings removes the constant overhead of each operation.
 
     Raises UserError for weights that are not available: better now than after hours of training.
     """

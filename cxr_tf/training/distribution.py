@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 # Bytes that each worker sends at a time.
 CHUNK = 1 << 26
 
-# After a worker is lost, the process ends at the latest after so many seconds.
+# After a worker is lost, the process ends within this many seconds.
 SECONDS_TO_END = 5.0
 
 # What TensorFlow raises if another worker stops: UNAVAILABLE first, then the others.
@@ -68,7 +68,7 @@ class Workers:
         return self.strategy.num_replicas_in_sync
 
     def part(self, count: int, unit: int = 1) -> range:
-        """Return this worker's part of so many rows, in multiples of `unit` where possible."""
+        """Return this worker's part of the rows, in multiples of `unit` where possible."""
         units = -(-count // unit)
         first, last = (units * k // self.count for k in (self.index, self.index + 1))
         return range(min(count, unit * first), min(count, unit * last))

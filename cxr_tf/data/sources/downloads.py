@@ -249,7 +249,7 @@ def _difference(file: Path, source: Source) -> str:
 
 
 def unpack(archive: Path, folder: Path, *, inside: str, terms: str) -> None:
-    """Write the images below `inside` in a zip archive to `folder`, whole or not at all.
+    """Write the images below `inside` in a zip archive to `folder`, atomically.
 
     `terms` are written as LICENCE.txt. Raises UserError for an archive that would write outside of
     the folder, holds a link, expands to far more than its own size, or has no image there.
