@@ -158,7 +158,7 @@ def _peak_with(megabytes: int) -> float:
 def test_the_peak_of_a_new_process_is_its_own() -> None:
     if not measurement.memory_of_process("VmHWM"):
         pytest.skip("this system does not report the peak memory of a process")
-    # What this process holds, or held once, must not be in it.
+    # It must not include what this process holds, or once held.
     held = _peak_with(600)
     with_little, with_much = (measurement.in_new_process(_peak_with, n) for n in (1, 301))
     assert with_much - with_little == pytest.approx(300, abs=20)

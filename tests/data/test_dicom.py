@@ -31,7 +31,7 @@ from cxr_tf.preparation.prepare_data import prepare_data  # noqa: E402
 
 GRAY = np.round(np.linspace(0, 4095, 32 * 32)).astype(np.uint16).reshape(32, 32)
 
-# One marker in each; none of them may appear in any output.
+# Each contains a marker; none of the markers may appear in any output.
 SECRETS = {
     "PatientName": "Zebra^Planted",
     "PatientID": "SECRETID4711",

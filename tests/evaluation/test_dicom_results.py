@@ -133,7 +133,7 @@ def test_the_validator_finds_no_error(
     for file in files:
         done = subprocess.run(["dciodvfy", "-new", file], capture_output=True, text=True)
         lines = done.stderr.splitlines()
-        # It knows no private coding schemes, and says so of each code.
+        # It knows no private coding schemes, and warns of each such code.
         odd = [line for line in lines if "Error" in line or "Warning" in line]
         assert [line for line in odd if "99CXRTF" not in line] == []
 

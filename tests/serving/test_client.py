@@ -112,7 +112,7 @@ def test_disk_rest_and_grpc_give_the_same_predictions(
         assert [json.loads(r["neighbor_paths"]) for r in disk] == [
             json.loads(r["neighbor_paths"]) for r in grpc
         ]
-    # Both servers were asked three times, in batches of two; the last image goes as a pair.
+    # Both servers got three requests, in batches of two; the last image is sent as a pair.
     assert [n for _, n in models.requests] == [2, 2, 2] * 2
 
 

@@ -1,4 +1,4 @@
-"""The report in a real browser: headless Chromium, by Playwright. Skips where either is missing."""
+"""The report in headless Chromium, by Playwright; skipped if either is missing."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -33,7 +33,7 @@ def finished_study(tmp_path_factory: pytest.TempPathFactory) -> RunStudy:
 
 @pytest.fixture
 def settings(finished_study: RunStudy, tmp_path: Path) -> RunStudy:
-    """The finished study in a place of its own, where a test may change it."""
+    """A copy of the finished study, which a test may change."""
     root = Path(finished_study.logs).parent
     shutil.copytree(root, tmp_path / "study")
     return dataclasses.replace(

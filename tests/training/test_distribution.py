@@ -15,7 +15,7 @@ from cxr_tf.training.distribution import PeerError, Workers, read_cluster
 
 @dataclass(frozen=True)
 class OneOfThree(Workers):
-    """A worker whose peers send what is in `peers`, in place of the network."""
+    """A worker whose peers send the messages in `peers`, without a network."""
 
     strategy: Any = None
     index: int = 0
