@@ -1,7 +1,7 @@
 """Lower bounds of computation times: arithmetic, memory bandwidth, and the JPEG decoder.
 
-A computation takes at least as long as its multiplications at the speed of a bare matrix product,
-as reading its weights from memory, and as decoding its files.
+A computation takes at least as long as its multiplications would at the speed of a bare matrix
+product, as reading its weights from memory, and as decoding its files.
 """
 
 import functools

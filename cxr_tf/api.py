@@ -79,7 +79,7 @@ def train_classifier(**settings: Any) -> "Run":
 
 
 def compare_backbones(**settings: Any) -> "Run":
-    """Train three backbones alike and select one on validation; see `config.CompareBackbones`."""
+    """Train three backbones and select one on validation; see `config.CompareBackbones`."""
     return _call("compare_backbones", settings)
 
 
@@ -122,7 +122,7 @@ def prepare_data(**settings: Any) -> None:
 
 
 def check_served(**settings: Any) -> "Run":
-    """Verify that exported models predict what was measured; see `config.CheckServed`."""
+    """Verify that exported models reproduce measured predictions; see `config.CheckServed`."""
     return _call("check_served", settings)
 
 

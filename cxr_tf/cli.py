@@ -66,7 +66,7 @@ def run(
         _fail("", 1)
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
-            # No space, no permission: errno says what the user can fix.
+            # No space, no permission: errno tells the user what to fix.
             _fail(f"{error.strerror}: {error.filename or 'standard output'}", 2)
         if disk_errno(error) is not None:  # raised by TensorFlow or HDF5
             _fail(str(error).splitlines()[0], 2)

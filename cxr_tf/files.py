@@ -1,7 +1,7 @@
 """Files and folders that appear whole or not at all; locks; digests; paths as users write them.
 
 Content is written under a hidden temporary name in the same folder, synchronised to the disk, and
-renamed. Whatever a killed process leaves behind has such a name, and the next one removes it.
+renamed. Whatever a killed process leaves behind has such a name, and the next process removes it.
 """
 
 import contextlib
@@ -319,7 +319,7 @@ def read_json(path: Path, fields: Mapping[str, Any] | None = None) -> Record:
     except (ValueError, RecursionError) as error:
         raise damaged(path, str(error)) from None
     if not isinstance(content, dict):
-        raise damaged(path, "it holds no JSON object")
+        raise damaged(path, "it contains no JSON object")
     _check_type(content, fields or {}, "", path)
     return Record(content, path)
 

@@ -204,7 +204,7 @@ def mistakes():
         (*(*train, "--data", "xrays", "--backbone", "alexnet", "--weights", "imagenet"),),
     )
     yield "no such model", ("evaluate.py", "--model", "saved_models/nothing")
-    yield "holds no SavedModel", ("evaluate.py", "--model", "xrays")
+    yield "contains neither a SavedModel", ("evaluate.py", "--model", "xrays")
     yield "no such image", ("predict.py", "--model", "saved_models/tiny-vgg16", "--images", "x.png")
     yield (
         "neither JPEG nor PNG",

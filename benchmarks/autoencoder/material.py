@@ -36,7 +36,7 @@ class Material:
     """Data that all variants are trained and evaluated on.
 
     healthy: the healthy images of the train split; seen, lungs: uint8 [N, T, T, 1], the network
-    input of these and their lung masks.
+    inputs made from these and their lung masks.
     """
 
     settings: CompareAutoencoders

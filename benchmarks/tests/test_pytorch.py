@@ -1,4 +1,4 @@
-"""The counterpart in PyTorch is the same network: equal logits, equal gradients, frozen alike."""
+"""The PyTorch counterpart is the same network: equal logits, gradients and frozen layers."""
 
 import keras
 import numpy as np

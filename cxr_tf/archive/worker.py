@@ -49,7 +49,7 @@ class ModelRequest:
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """Settings of a worker besides the plan.
+    """Settings of a worker in addition to the plan.
 
     model: its folder, if other than that of the plan. readers: files that are read at a time.
     retries: further attempts at an unreachable file. threads: of TensorFlow; 0 for all cores.

@@ -65,7 +65,7 @@ class TrainClassifier(TrainingBudget):
 
 @dataclass(frozen=True, kw_only=True)
 class CompareBackbones(TrainingBudget):
-    """Train the three backbones alike, select one on validation, and evaluate once on test.
+    """Train the three backbones with the same settings, select one on validation, evaluate on test.
 
     Writes logs/compare/<name>/, and a run of train_classifier.py for each backbone, named
     <name>-<backbone>.

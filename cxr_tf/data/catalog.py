@@ -30,7 +30,7 @@ from cxr_tf.errors import UserError
 
 SPLITS = ("train", "val", "test")
 
-# Columns of prediction tables besides the classes; no class may have one of these names.
+# Columns of prediction tables other than the classes; no class may have one of these names.
 RESERVED_COLUMNS = {
     *("path", "patient", "label", "predicted", "prediction_set", "novelty", "reason"),
 }
@@ -114,7 +114,7 @@ class Catalog:
         return np.array([i for i, r in enumerate(self.radiographs) if r.split == split], np.int64)
 
     def about(self) -> dict[str, Any]:
-        """Return what a model card records of the data; the folder's name, not its path."""
+        """Return what a model card records about the data; the folder's name, not its path."""
         return {
             "data": Path(self.source).resolve().name,
             "images": {split: len(self.rows(split)) for split in SPLITS},

@@ -95,7 +95,7 @@ def split_warnings(catalog: Catalog, labels: np.ndarray, classes: Sequence[str])
     if leaks := leakage(catalog):
         lines.append(
             f"leakage: {len(leaks)} patients or identical images are in more than one split, so "
-            f"that scores are too good ({leaks[0]})"
+            f"scores are too optimistic ({leaks[0]})"
         )
     present = [s for s in SPLITS if len(catalog.rows(s))]
     parts = {s: catalog.rows(s) for s in present} or {"": np.arange(len(catalog))}
@@ -106,7 +106,7 @@ def split_warnings(catalog: Catalog, labels: np.ndarray, classes: Sequence[str])
                 where = f"the {split} split has" if split else "there are"
                 lines.append(
                     f"{where} only {count} '{name}' images: "
-                    + ("too few to learn from" if split == "train" else "scores mean little")
+                    + ("too few to train on" if split == "train" else "scores mean little")
                 )
     return lines
 

@@ -42,7 +42,7 @@ _PATIENT_COLUMN = re.compile(r"(patient|subject|person|case).*(id|no|nr|num|numb
 NO_LABEL = frozenset({"", "nan", "null", "n/a", "#n/a", "<na>"})
 NO_VALUE = NO_LABEL | {"na", "none", "-", "?", "unknown"}
 
-# A patient that so many rows share is a placeholder such as ANONYMOUS.
+# A patient that this share of the rows has in common is a placeholder such as ANONYMOUS.
 PLACEHOLDER_SHARE, MIN_PLACEHOLDER_ROWS = 0.9, 10
 
 
@@ -58,7 +58,7 @@ def rows_of_list(file: Path, *, as_written: bool) -> tuple[list[Row], tuple[str,
     if placeholder := placeholder_patient(patients):
         notes += (
             f"{patients.count(placeholder)} of {len(patients)} rows have the patient "
-            f"'{placeholder}': taken for a placeholder, so that each of these images is a "
+            f"'{placeholder}': treated as a placeholder, so each of these images counts as a "
             "patient of its own",
         )
     rows: list[Row] = []

@@ -38,8 +38,8 @@ class Image:
     """An image and its results so far.
 
     content: JPEG or PNG for the models; prediction: outputs of the classifier in plain types;
-    reason: why there is none; neighbors, anomaly: outputs of the other models; heat, anomaly_map:
-    float [S, S].
+    reason: why there is no prediction; neighbors, anomaly: outputs of the other models; heat,
+    anomaly_map: float [S, S].
     """
 
     name: str

@@ -63,7 +63,9 @@ def build(models: Models, roots: Sequence[Path] = (Path(),)) -> gr.Blocks:
                 views = gr.HTML(elem_id="views")
         with gr.Column(visible=False) as several:
             table = gr.Dataframe(
-                label="All images; select a row to see it", interactive=False, elem_id="table"
+                label="All images; select a row to see its image",
+                interactive=False,
+                elem_id="table",
             )
             csv_link = gr.HTML(elem_id="csv")
         cases = gr.HTML(elem_id="cases")

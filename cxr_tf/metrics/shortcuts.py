@@ -206,7 +206,7 @@ def recall_against_shortcut(
 
 
 def group_weights(labels: np.ndarray, against: np.ndarray | None) -> np.ndarray:
-    """Return weights [N] under which both groups of a class count alike; mean 1 in each class.
+    """Return weights [N] that give both groups of a class equal weight; mean 1 in each class.
 
     All are 1 if the groups are not known.
     """

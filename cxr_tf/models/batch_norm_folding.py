@@ -86,7 +86,7 @@ def fold_norms(model: keras.Model) -> keras.Model:
 def cancelled_biases(model: keras.Model) -> list[keras.Variable]:
     """Return the biases of convolutions before a trainable BatchNorm, which subtracts them again.
 
-    Their gradient is 0 but for rounding, which Adam would scale up to steps of full length.
+    Their gradient is 0 except for rounding, which Adam would scale up to steps of full length.
     """
     norms = [x for x in model.layers if isinstance(x, keras.layers.BatchNormalization)]
     normed = {id(norm.input) for norm in norms if norm.trainable}

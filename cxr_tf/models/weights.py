@@ -98,7 +98,7 @@ def _imagenet(name: str) -> keras.Model:
 def load_keras(path: Path) -> keras.Model:
     """Load an existing .keras file; raise UserError if it is not a Keras model or is damaged."""
     if not zipfile.is_zipfile(path):  # Keras would report that the file does not exist
-        raise UserError(f"{path} is not a Keras model, or damaged: copy it again")
+        raise UserError(f"{path} is not a Keras model, or is damaged: copy it again")
     try:
         return keras.saving.load_model(path, compile=False)
     except Exception as error:

@@ -47,7 +47,7 @@ class Candidate:
     balanced_accuracy: float
     stressed_balanced_accuracy: float
     brier: float
-    """Mean of both, every class counting alike."""
+    """Mean of both, with equal weight for every class."""
 
     @property
     def score(self) -> float:

@@ -82,7 +82,7 @@ def load_knn(
     if not file.exists():
         raise UserError(f"{folder} lacks {name}")
     content = file.read_bytes()
-    # Before unpickling, and of the very bytes that are unpickled.
+    # Checked before unpickling, on the very bytes that are unpickled.
     if hashlib.sha256(content).hexdigest() != manifest["sha256"][name]:
         raise UserError(
             f"{file} differs from the sha256 in {MANIFEST} and is not loaded: fit it again, or "

@@ -53,7 +53,9 @@ def open_subset(
     catalog, images = decode_catalog(catalog, card["image_size"], skip=settings.skip_unreadable)
     labels = catalog.labels(task, classes)
     if absent := [name for k, name in enumerate(classes) if not np.any(labels == k)]:
-        log.info("  note: no image of %s: scores that need one are NaN", " and ".join(absent))
+        log.info(
+            "  note: there is no image of %s; scores that need one are NaN", " and ".join(absent)
+        )
     subset = audit.audited(ImageDataset(catalog, images, labels, classes))
     return with_groups(subset, shortcuts_of(card))
 

@@ -124,11 +124,11 @@ def read_measurement(folder: str) -> Measurement:
 
 
 def compare(measured: Measurement, predictions: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Compare the outputs of `serving_default` for all test images with what was measured."""
+    """Compare the outputs of `serving_default` for all test images with the measured ones."""
     if "score" in predictions:
         expected = measured.columns["score"][:, None]
         numbers = predictions["score"][:, None]
-        # An autoencoder knows two labels: an anomaly is recorded as a pneumonia.
+        # An autoencoder has two labels: an anomaly is recorded as a pneumonia.
         labels = np.where(predictions["is_anomaly"], "pneumonia", "normal")
     else:
         classes = [c.decode() for c in predictions["classes"][0]]

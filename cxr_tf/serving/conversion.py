@@ -36,7 +36,7 @@ NEEDS = {
     "openvino": {"openvino": "openvino"},
 }
 
-# tf2onnx 1.17 knows operator sets up to 18; 17 is read by ONNX Runtime from 1.12 on.
+# tf2onnx 1.17 supports operator sets up to 18; ONNX Runtime reads 17 from 1.12 on.
 OPSET = 17
 
 Network = Callable[[np.ndarray], np.ndarray]

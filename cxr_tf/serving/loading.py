@@ -182,7 +182,7 @@ def load_served(
         engine = "tensorflow"
     try:
         loaded = tf.saved_model.load(str(folder))
-    except Exception as error:  # what a damaged graph raises is of any kind
+    except Exception as error:  # a damaged graph raises errors of any kind
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{folder} cannot be loaded: {reason}") from error
     return ServedModel(folder, card, loaded, engine, precision)
@@ -199,7 +199,7 @@ def find_version(model: str) -> Path:
     if not (folder / "saved_model.pb").exists():
         found = model_config.model_versions(folder)
         if not found:
-            raise UserError(f"{model} holds no SavedModel and no versions of one")
+            raise UserError(f"{model} contains neither a SavedModel nor versions of one")
         folder = folder / str(found[-1])
     if not (folder / cards.CARD).exists():
         raise UserError(f"{folder} is not a SavedModel of cxr_tf: it has no {cards.CARD}")

@@ -455,7 +455,7 @@ def test_a_placeholder_patient_id_is_replaced_by_the_study(
     with caplog.at_level("INFO"):
         catalogue, _ = convert(tmp_path / "ward", tmp_path / "o")
     assert len({r.patient for r in open_catalog(str(catalogue)).radiographs}) == 6
-    assert "12 of 12 files share one PatientID, taken for a placeholder" in caplog.text
+    assert "12 of 12 files share one PatientID, treated as a placeholder" in caplog.text
     assert "ANON1234" not in caplog.text
 
 

@@ -227,7 +227,7 @@ def test_study_is_read_from_a_pacs_and_results_are_stored_there(
     address = f"{pacs}/studies/{uid}"
     predict(settings(small_models / "tiny", address, pacs))
     assert "secret" not in caplog.text
-    # The results are in the study now, and are not taken for radiographs.
+    # The results are in the study now, and are not mistaken for radiographs.
     predict(settings(small_models / "tiny", address, tmp_path / "again", heatmaps=False))
     assert len(list((tmp_path / "again").glob("*-report.dcm"))) == 2
     table = (tmp_path / "again" / "predictions.csv").read_text()

@@ -238,9 +238,9 @@ def test_bad_images_are_matched_by_position_and_size(contents: list[bytes]) -> N
     message = "assertion failed: [image_bytes[{}]: neither JPEG nor PNG ({} bytes); 1 of 9 images]"
     mine = [good, bad, good]
     assert client.bad_images(message.format(1, 4), mine) == {1: "neither JPEG nor PNG"}
-    # Two images of another client went before ours.
+    # Two images of another client come before those of this one.
     assert client.bad_images(message.format(3, 4), mine) == {1: "neither JPEG nor PNG"}
-    # Another client's bad image, where ours is good.
+    # Another client's bad image, at the position of a good one of this client.
     assert client.bad_images(message.format(0, 77), mine) == {}
     assert isinstance(client.refusal(message.format(0, 77), mine), client.Overloaded)
     assert isinstance(client.refusal("wrong rank", mine), UserError)

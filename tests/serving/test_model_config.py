@@ -196,7 +196,7 @@ def test_serve_uses_the_model_server_on_the_path(tools: Path, root: Path) -> Non
     assert code == 0 and err == ""
     assert out[:3] == ["tensorflow_model_server", "--port=9000", "--rest_api_port=8501"]
     assert f"--model_config_file={root.resolve()}/models.config" in out and out[-1] == "--flag=1"
-    # Requests of several clients together fail together: only where it is asked for.
+    # Requests that are merged fail together, so batching is used only on request.
     assert not [line for line in out if "batching" in line]
     _, out, _ = serve(tools, root, "--batching")
     assert "--enable_batching=true" in out

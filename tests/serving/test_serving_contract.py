@@ -1,6 +1,6 @@
 """Requirements of TF Serving, in a process that imports only TensorFlow.
 
-Its binary is not needed: the SavedModel is loaded by the path of its own loader, REST bodies are
+Its binary is not needed: the SavedModel is loaded as by its own loader, REST bodies are
 converted by its documented rules, and its files are read by its own protocol buffers.
 """
 

@@ -55,7 +55,7 @@ class Models:
         try:
             return run(signature, inputs)
         except tf.errors.InvalidArgumentError as error:
-            # Python puts a title before what the C++ status says.
+            # Python puts a title before the message of the C++ status.
             lines = [line for line in error.message.splitlines() if "assertion" in line]
             raise Refused("INVALID_ARGUMENT", "\n\t ".join([*lines, "[[{{node x}}]]"])) from None
 

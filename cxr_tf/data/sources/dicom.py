@@ -254,9 +254,7 @@ def convert(origin: Path, folder: Path, *, laterals: bool = False) -> tuple[Path
         publish(partial, folder)
     log.info("%d of %d DICOM files converted, to %s", len(rows), len(listed), folder)
     for name in with_text:
-        log.info(
-            "  possible text in the image, look at it before you pass it on: %s", folder / name
-        )
+        log.info("  possible text in the image, inspect it before you share it: %s", folder / name)
     return folder / "catalogue.csv", sum(not row[1] for row in rows)
 
 
@@ -281,7 +279,7 @@ def _placeholder(paths: list[Path]) -> str:
     count = sum(p.upper() in PLACEHOLDERS for p in patients) or patients.count(value)
     if (value and len(studies) > 1) or any(p.upper() in PLACEHOLDERS for p in patients):
         log.info(
-            "  %d of %d files share one PatientID, taken for a placeholder: images are grouped by "
+            "  %d of %d files share one PatientID, treated as a placeholder: images are grouped by "
             "study instead", count, len(patients),
         )  # fmt: skip
     return value if len(studies) > 1 else ""

@@ -172,7 +172,7 @@ def download(source: Source, part: Path, origin: str = "", *, pause: float = 1.0
 
 
 def _fetch(source: Source, url: str, part: Path, pause: float) -> None:
-    """Append to `part` until it has the published size, retrying where that may help."""
+    """Append to `part` until it has the published size, retrying if that may help."""
     failures, last = 0, ""
     while failures < MAX_FAILURES:
         have = part.stat().st_size if part.exists() else 0

@@ -31,7 +31,7 @@ class Windows:
     """Windows in which a map [N, H, W, C] can differ from its plain value, for each patch.
 
     rows, heights: int [G], first row and height of the window for each row of the grid of patches,
-    or [1], the same for all. columns, widths: the same of its columns.
+    or [1], the same for all. columns, widths: the same for its columns.
     """
 
     rows: np.ndarray
