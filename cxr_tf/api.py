@@ -2,7 +2,7 @@
 
 Each function takes the fields of its dataclass in `cxr_tf.config`, with hyphens as underscores:
 `train_classifier.py --image-size 64` is `train_classifier(image_size=64)`. All raise `UserError`
-for a mistake of the caller, with the message that the script prints.
+on a mistake of the caller, with the message that the script prints.
 """
 
 import dataclasses

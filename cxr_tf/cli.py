@@ -31,7 +31,7 @@ def run(
 
     load_tensorflow: whether to import it first, without its start-up messages.
 
-    Exit codes: 0 done, 2 a mistake the user can fix (one line on stderr), 130 interrupted.
+    Exit codes: 0 done, 2 a mistake that the user can fix (one line on stderr), 130 interrupted.
     """
     _install_signal_handlers()
     try:

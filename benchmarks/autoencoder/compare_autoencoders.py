@@ -83,7 +83,7 @@ def compare_autoencoders(settings: CompareAutoencoders) -> Run:
 
 
 def load_data(settings: CompareAutoencoders) -> ImageDataset:
-    """Return the checked data; raise UserError if there are too few to train or compare."""
+    """Return the checked data; raise UserError for data too small to train or compare."""
     names = {f.name for f in dataclasses.fields(TrainAutoencoder)} - {"name"}
     shared = {k: v for k, v in dataclasses.asdict(settings).items() if k in names}
     data = train_autoencoder.load_data(TrainAutoencoder(**shared))

@@ -32,7 +32,8 @@ def score_perturbed_copies(
 def choose_score(sick: np.ndarray, scores: dict[str, np.ndarray]) -> str:
     """Choose the score with the highest AUROC on validation; without sick images, the first.
 
-    sick: bool [N]; scores: float32 [N] by name. Compared to three digits; ties go to the first.
+    sick: bool [N]; scores: float32 [N] by name. AUROCs are compared to three digits; ties go to
+    the first.
     """
     if not sick.any():
         return next(iter(scores))

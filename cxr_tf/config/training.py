@@ -158,7 +158,7 @@ class RunStudy(RunFlags, DataFlags):
     """Train, evaluate and export all models on one data set, and write a report.
 
     Compares the backbones for both tasks, fits nearest neighbours and t-SNE on the selected
-    classifiers, trains the autoencoder, draws heatmaps, exports and verifies all models. Writes
+    classifiers, trains the autoencoder, draws heatmaps, and exports and verifies all models. Writes
     logs/study/<name>/report.html. The same command resumes an interrupted study and repeats only
     the steps that a changed setting affects.
     """

@@ -50,7 +50,7 @@ NOVELTY_QUANTILE = 0.99
 def fit_knn(settings: FitKnn) -> Run:
     """Run the whole job and return the finished run, whose directory holds all results.
 
-    Raises UserError for a mistake of the user, before anything is written wherever possible.
+    Raises UserError on a user's mistake, before anything is written wherever possible.
     """
     if not settings.classifier:
         raise UserError("give --classifier, or --archive to find similar cases in an archive")

@@ -36,7 +36,7 @@ def run_study(settings: RunStudy) -> Path:
     """Run every step that is not finished yet, write the report, and return its path.
 
     With `settings.compare` print the changes between two studies instead, and return the folder of
-    the second. Raises UserError for a mistake of the user, before anything is written wherever
+    the second. Raises UserError on a user's mistake, before anything is written wherever
     possible.
     """
     if settings.compare:

@@ -284,7 +284,7 @@ def _give_up(addresses: Sequence[str], index: int, timeout: float) -> None:
     missing = [a for k, a in enumerate(addresses) if k != index and not _is_listening(a)]
     print(
         f"error: {', '.join(missing) or 'a worker'} did not appear within {timeout:.0f} s: start "
-        "all workers of TF_CONFIG, or give them longer with --worker-timeout",
+        "all workers of TF_CONFIG, or allow more time with --worker-timeout",
         file=sys.stderr,
         flush=True,
     )

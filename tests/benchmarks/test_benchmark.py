@@ -239,7 +239,7 @@ def test_untrustworthy_map_is_marked_as_different(tmp_path, monkeypatch) -> None
         (["knn", "--name", "a/b"], "--name 'a/b'"),
     ],
 )
-def test_a_mistake_is_one_line_and_writes_nothing(
+def test_a_mistake_gives_one_line_and_writes_nothing(
     given, says, tmp_path, monkeypatch, capsys
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["benchmark.py", *given, "--logs", str(tmp_path / "logs")])

@@ -364,7 +364,7 @@ def test_refused_request_reports_the_reason(
         assert "and more" not in str(caught.value)
 
 
-def test_timeout_is_one_line(models: Models, address: str, contents: list[bytes]) -> None:
+def test_timeout_gives_one_line(models: Models, address: str, contents: list[bytes]) -> None:
     ask = client.connect(address, "tiny")
     ask(contents[:1])  # the model is loaded by now
     over = threading.Event()
@@ -379,7 +379,7 @@ def test_timeout_is_one_line(models: Models, address: str, contents: list[bytes]
 
 
 @pytest.mark.parametrize("scheme", ["http", "grpc"])
-def test_unreachable_server_is_one_line_with_exit_code_2(
+def test_unreachable_server_gives_one_line_with_exit_code_2(
     scheme: str, images: list[str], monkeypatch, capsys
 ) -> None:
     with socket.socket() as unused:
@@ -394,7 +394,7 @@ def test_unreachable_server_is_one_line_with_exit_code_2(
             runpy.run_path(str(SCRIPT), run_name="__main__")
     lines = capsys.readouterr().err.splitlines()
     assert stop.value.code == 2 and len(lines) == 1, lines
-    assert lines[0].startswith(f"error: no TF Serving responds at {url} (")
+    assert lines[0].startswith(f"error: no TF Serving server responds at {url} (")
     assert "onnection refused" in lines[0]
 
 

@@ -135,7 +135,7 @@ def brightness(page: Any, selector: str, what: str) -> float:
     [({"color_scheme": "light"}, False), ({"color_scheme": "dark"}, True)],
     indirect=["opened"],
 )
-def test_light_and_dark(opened: Any, dark: bool) -> None:
+def test_light_and_dark_themes(opened: Any, dark: bool) -> None:
     page, text = (brightness(opened, "body", w) for w in ("backgroundColor", "color"))
     assert (page < text) is dark and abs(page - text) > 0.7
 

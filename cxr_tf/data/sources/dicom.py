@@ -41,7 +41,7 @@ SUFFIXES = (".dcm", ".dicom")
 # patient lying on one side.
 LATERAL_VIEWS = {"LL", "RL", "LATERAL", "LAT"}
 
-# PS3.3 C.7.3.1.1.1: computed and digital radiography, and what scanned films are stored as.
+# PS3.3 C.7.3.1.1.1: computed and digital radiography, and modalities used for scanned films.
 RADIOGRAPHY = {"CR", "DX", "DR", "RG", "OT", "SC", "XR", "RF"}
 
 # PS3.16, annex L, and common additions.
