@@ -26,7 +26,7 @@ def check(
 ) -> None:
     """Raise UserError for a catalogue that must not be trained on.
 
-    `classes` are those of a trained model, if they differ from this catalogue's. It refuses a
+    `classes` are those of a trained model, if they differ from this catalogue's. Refused are a
     patient or an identical image in two splits (unless `allow_leakage`, or the split is a published
     one), identical images under two labels, a class without images in a split, and a task that the
     findings do not support.

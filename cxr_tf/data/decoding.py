@@ -24,12 +24,12 @@ from cxr_tf.data.file_headers import (
 )
 from cxr_tf.data.tf_data import PARALLEL, prefetch
 
-# Grey levels; an image with a smaller standard deviation is blank. The lowest of 5,304
-# radiographs is 18, and 10 under the acquisition shifts.
+# Grey levels; an image with a smaller standard deviation is blank. The lowest among
+# 5,304 radiographs is 18, and 10 under the acquisition shifts.
 MIN_CONTRAST = 3.0
 
 # Share of pixels between 10 and 90 % of the range; a mask has such pixels only at its edges. The
-# least of 5,304 radiographs is 0.44, and 0.11 with a margin of 20 % on every side.
+# lowest among 5,304 radiographs is 0.44, and 0.11 with a margin of 20 % on every side.
 MIN_INTERMEDIATE = 0.05
 
 # Side in pixels of the sample that decides whether an image has content.

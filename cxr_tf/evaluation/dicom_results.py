@@ -315,7 +315,7 @@ def _own_code(value: str, meaning: str) -> Any:
     from highdicom import sr
 
     code = value.upper()
-    if not re.fullmatch("[A-Z0-9-]{1,16}", code):  # valid as a code value everywhere
+    if not re.fullmatch("[A-Z0-9-]{1,16}", code):  # the pattern that is valid everywhere
         code = hashlib.blake2b(code.encode(), digest_size=6).hexdigest().upper()
     return sr.CodedConcept(code, OWN_SCHEME, meaning[:64])
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-# Text is searched within this share of the side from a border, at this many pixels per side.
+# Text is searched for within this share of the side from a border, at this many pixels per side.
 BORDER, WORKING_SIDE = 0.2, 1024
 
 # Grey levels above or below the surroundings.

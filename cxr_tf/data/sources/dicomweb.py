@@ -107,7 +107,7 @@ def _retrieve(url: str, folder: Path) -> dict[str, str]:
 
 
 def _instances(client: Any, found: re.Match[str]) -> Iterator[tuple[str, str]]:
-    """Return the UIDs of the series and the instance of each image."""
+    """Yield the UIDs of the series and the instance of each image."""
     study = found["study"]
     if found["instance"]:
         yield found["series"], found["instance"]
