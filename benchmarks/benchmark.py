@@ -3,7 +3,7 @@
     python scripts/benchmark.py knn savedmodel
 
 The package and the alternatives run in one process, alternately, after a warm-up: A B, B A, A B,
-..., so that other load on the machine slows both alike. A ratio is computed in each round; the
+..., so that other load on the machine slows both equally. A ratio is computed in each round; the
 median, the lowest and the highest of the rounds are reported. The alternatives are written as in
 their documentation, at the same precision where they offer it, and the outputs are compared. Peak
 memory is measured in fresh processes. Alternatives in TensorFlow use the allocator that the scripts
@@ -106,7 +106,7 @@ def benchmark(settings: Benchmark) -> Path:
 
 
 def check(settings: Benchmark) -> None:
-    """Raise UserError for an unknown job or a number out of range, naming the flag."""
+    """Raise UserError for an unknown job, or, naming the flag, for a number out of range."""
     check_numbers(settings)
     if unknown := [job for job in settings.jobs if job not in JOBS]:
         raise UserError(f"unknown job '{unknown[0]}'; known: {', '.join(JOBS)}")

@@ -1,7 +1,7 @@
 """Lower bounds of computation times: arithmetic, memory bandwidth, and the JPEG decoder.
 
-A computation takes at least as long as its multiplications at the speed of a bare matrix product,
-as reading its weights from memory, and as decoding its files.
+A computation takes at least as long as its multiplications would at the speed of a bare matrix
+product, as reading its weights from memory, and as decoding its files.
 """
 
 import functools
@@ -24,7 +24,7 @@ from cxr_tf.training.precision import resolve_precision
 # Side of the matrices, large enough that the product is bound by arithmetic, not by memory.
 SIDE = 2048
 
-# Count of numbers read to measure the memory bandwidth, more than any cache holds.
+# Amount of numbers read to measure the memory bandwidth, more than fit into any cache.
 READ = 2**26
 
 FILES = 16

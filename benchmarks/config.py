@@ -15,7 +15,7 @@ AutoencoderVariant = Literal[
 
 @dataclass(frozen=True)
 class CompareAutoencoders:
-    """Train variants of the autoencoder alike and compare their detection of anomalies.
+    """Train variants of the autoencoder with the same settings and compare their detection.
 
     Evaluates on validation; test is not used. Writes logs/compare/<name>/, and exports nothing.
     """

@@ -1,7 +1,7 @@
 """Fault injection: kills before a file operation, flipped bits, a full disk, invalid records.
 
 A job is a function without arguments that works in the current directory. Jobs run in forked
-processes, so that a killed or aborting one leaves this process alone.
+processes, so that a killed or aborting job does not affect this process.
 """
 
 import contextlib

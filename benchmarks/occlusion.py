@@ -1,4 +1,4 @@
-"""Occlusion maps against tf-explain, Captum and MONAI."""
+"""Benchmarks of occlusion maps against tf-explain, Captum and MONAI."""
 
 import contextlib
 import os

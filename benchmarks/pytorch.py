@@ -14,14 +14,14 @@ from cxr_tf.models.layer_graph import read_network
 def as_torch(model: keras.Model) -> Any:
     """Convert a network to PyTorch: [N, 3, S, S] in 0..255 -> logits [N, C].
 
-    Supports flat float32 models up to their softmax, and keeps frozen layers frozen. Returned in
-    inference mode. Raises ValueError for a layer without a counterpart.
+    Supports flat float32 models up to their softmax, and keeps frozen layers frozen. The result is
+    in inference mode. Raises ValueError for a layer without a counterpart.
     """
     import torch
     from torch import nn
 
     class ChannelsLast(nn.Module):
-        """Keras flattens [H, W, C]."""
+        """Permute to [N, H, W, C] before flattening, as Keras does."""
 
         def forward(self, x: Any) -> Any:
             return x.permute(0, 2, 3, 1).flatten(1)

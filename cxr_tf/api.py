@@ -2,7 +2,7 @@
 
 Each function takes the fields of its dataclass in `cxr_tf.config`, with hyphens as underscores:
 `train_classifier.py --image-size 64` is `train_classifier(image_size=64)`. All raise `UserError`
-for a mistake of the caller, with the message that the script prints.
+on a mistake of the caller, with the message that the script prints.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ def open_catalog(
     Args:
         data: folder, list or file; `"phantom"` for synthetic radiographs.
         task: `"binary"`, `"three_class"`, or `"labels"` for any labels.
-        positive: the positive of two labels; with `task="labels"` only.
+        positive: the positive one of two labels; with `task="labels"` only.
         seed: seed of the splits.
 
     Returns:
@@ -79,7 +79,7 @@ def train_classifier(**settings: Any) -> "Run":
 
 
 def compare_backbones(**settings: Any) -> "Run":
-    """Train three backbones alike and select one on validation; see `config.CompareBackbones`."""
+    """Train three backbones and select one on validation; see `config.CompareBackbones`."""
     return _call("compare_backbones", settings)
 
 
@@ -122,7 +122,7 @@ def prepare_data(**settings: Any) -> None:
 
 
 def check_served(**settings: Any) -> "Run":
-    """Verify that exported models predict what was measured; see `config.CheckServed`."""
+    """Verify that exported models reproduce measured predictions; see `config.CheckServed`."""
     return _call("check_served", settings)
 
 

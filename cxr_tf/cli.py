@@ -31,7 +31,7 @@ def run(
 
     load_tensorflow: whether to import it first, without its start-up messages.
 
-    Exit codes: 0 done, 2 a mistake the user can fix (one line on stderr), 130 interrupted.
+    Exit codes: 0 done, 2 a mistake that the user can fix (one line on stderr), 130 interrupted.
     """
     _install_signal_handlers()
     try:
@@ -66,7 +66,7 @@ def run(
         _fail("", 1)
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
-            # No space, no permission: errno says what the user can fix.
+            # No space, no permission: errno tells the user what to fix.
             _fail(f"{error.strerror}: {error.filename or 'standard output'}", 2)
         if disk_errno(error) is not None:  # raised by TensorFlow or HDF5
             _fail(str(error).splitlines()[0], 2)
@@ -80,8 +80,8 @@ BURST = 1.0  # seconds
 def _install_signal_handlers() -> None:
     """Let Ctrl-C, SIGTERM (schedulers) and SIGHUP (a closed terminal) raise KeyboardInterrupt.
 
-    Signals that follow within a second do not interrupt the clean-up. Those that the parent process
-    had ignored stay so, as under nohup.
+    Signals that follow within a second do not interrupt the clean-up. Signals that the parent
+    process ignored stay ignored, as under nohup.
     """
     last = float("-inf")
 
@@ -127,7 +127,7 @@ def _with_home(settings: Any) -> Any:
 
 
 class _StrictHandler(logging.StreamHandler):
-    """A handler that stops the job where a line cannot be written, as `print` would."""
+    """A log handler that stops the job if a line cannot be written, as `print` would."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Raise errors of the stream, and report errors of formatting as usual."""
@@ -137,7 +137,7 @@ class _StrictHandler(logging.StreamHandler):
 
 
 def _flush() -> None:
-    if sys.stdout is not None:  # None where the parent process closed it
+    if sys.stdout is not None:  # None if the parent process closed it
         sys.stdout.flush()
 
 
@@ -153,7 +153,7 @@ def _fail(message: str, code: int) -> None:
 
 
 def _set_environment() -> None:
-    # Labels in a script that the font lacks are drawn as boxes; no warning for each glyph.
+    # Labels in a script that the font lacks are drawn as boxes, without a warning for each.
     warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
     # TensorFlow logs a damaged fingerprint.pb, which it does not need, with a stack trace.
     logging.getLogger("absl").addFilter(_without_stack_trace)

@@ -28,7 +28,7 @@ COMMANDS: dict[str, tuple[type, str]] = {
 }
 
 
-# Commands whose own process needs no TensorFlow: that of its workers is loaded by them.
+# Commands whose own process needs no TensorFlow; their workers load it themselves.
 WITHOUT_TENSORFLOW = ("score_archive",)
 
 
@@ -43,7 +43,7 @@ def call(command: str, settings: Any) -> Any:
 def run(command: str) -> None:
     """Run a command with the flags of the process, and exit; see `cli.run` for the exit codes.
 
-    `check_served` also exits with 1 where a model does not predict what was measured.
+    `check_served` also exits with 1 if a model does not reproduce the measured predictions.
     """
 
     def work(settings: Any) -> None:

@@ -1,4 +1,4 @@
-"""What is shown on a terminal: tables and progress, by rich."""
+"""Terminal output: tables and progress bars, drawn by rich."""
 
 import atexit
 import io
@@ -16,7 +16,7 @@ REPORT_EVERY = 10.0
 
 
 def terminal_width() -> int | None:
-    """Return the width of the terminal that stdout is, in characters; None for a file or a pipe."""
+    """Return the width of the terminal behind stdout in characters; None for a file or a pipe."""
     if sys.stdout is None or not sys.stdout.isatty():
         return None
     return shutil.get_terminal_size().columns
@@ -31,9 +31,9 @@ def table(
 ) -> str:
     """Return a table as text: columns of numbers aligned right, the others left.
 
-    width: what it must fit, in characters; None: each row is one line, however long. Where the
-    width is too small, the first column is folded, which keeps every character of a path. indent:
-    spaces before each line.
+    width: maximum width in characters; None: each row is one line, however long. If the table is
+    too wide, the first column is folded, which keeps every character of a path. indent: spaces
+    before each line.
     """
     from rich.console import Console
     from rich.table import Table
@@ -74,12 +74,12 @@ def _is_number(text: str) -> bool:
 
 
 class Progress:
-    """How much of a job is done: a bar on a terminal, else a line every ten seconds, on stderr.
+    """Progress of a job on stderr: a bar on a terminal, otherwise a line every ten seconds.
 
         with Progress(len(paths), "images") as show:
             show(32)
 
-    before: how much was done at the start, which says nothing of the speed.
+    before: how much was already done at the start; it does not count towards the speed.
     """
 
     def __init__(self, total: int, unit: str = "images", *, before: int = 0) -> None:
@@ -114,7 +114,7 @@ class Progress:
             print(line + left, file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """End the bar where it is, so that the next line stands below it."""
+        """Stop the bar where it is, so that the next line appears below it."""
         if self.bar is not None:
             self.bar.stop()
             self.bar = None

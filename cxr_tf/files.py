@@ -1,7 +1,7 @@
 """Files and folders that appear whole or not at all; locks; digests; paths as users write them.
 
 Content is written under a hidden temporary name in the same folder, synchronised to the disk, and
-renamed. Whatever a killed process leaves behind has such a name, and the next one removes it.
+renamed. Whatever a killed process leaves behind has such a name, and the next process removes it.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from cxr_tf.errors import UserError
 
 
 def expand_user(path: str) -> Path:
-    """Return the path with `~` and `~name` expanded; unchanged where no such user exists."""
+    """Return the path with `~` and `~name` expanded; unchanged if no such user exists."""
     try:
         return Path(path).expanduser()
     except RuntimeError:  # a folder may have such a name
@@ -58,7 +58,7 @@ def sync(path: Path) -> None:
     """
     try:
         descriptor = os.open(path, os.O_RDONLY)
-    except OSError:  # Windows opens no folders
+    except OSError:  # Windows cannot open folders
         return
     try:
         os.fsync(descriptor)
@@ -115,7 +115,7 @@ def _sync_tree(path: Path) -> None:
 
 
 def _exchange(first: Path, second: Path) -> bool:
-    """Exchange two names in one step; False where the system cannot: only Linux can."""
+    """Exchange two names in one step; False if the system cannot: only Linux can."""
     working_directory, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
     try:
         renameat2 = ctypes.CDLL(None).renameat2
@@ -175,7 +175,7 @@ def identity(folder: Path) -> tuple[int, int]:
 def lock(folder: Path, *, wait: bool) -> int | None:
     """Lock a file or folder against other processes; closing the returned descriptor unlocks it.
 
-    None where the file system or the operating system has no locks. Raises BlockingIOError where
+    None if the file system or the operating system has no locks. Raises BlockingIOError if
     another process holds the lock and `wait` is false.
     """
     try:
@@ -229,7 +229,7 @@ def temporary_sibling(folder: Path) -> Iterator[Path]:
 
 
 def _locked_and_empty(partial: Path) -> tuple[Path, int | None]:
-    """Create a folder, lock it and empty it; one with a unique name where there are no locks."""
+    """Create a folder, lock it and empty it; one with a unique name if there are no locks."""
     while True:
         try:
             partial.mkdir(exist_ok=True)
@@ -261,7 +261,7 @@ def _is_same(folder: Path, descriptor: int) -> bool:
 def acquire_lock(directory: Path) -> None:
     """Lock a directory for this process until `release_lock` or its end.
 
-    Raises UserError where another process holds it. Does nothing where the file system or the
+    Raises UserError if another process holds it. Does nothing if the file system or the
     operating system has no locks.
     """
     if identity(directory) in held_locks:
@@ -269,7 +269,7 @@ def acquire_lock(directory: Path) -> None:
     try:
         descriptor = lock(directory, wait=False)
     except BlockingIOError:
-        raise UserError(f"another process is working on {directory}; wait for it") from None
+        raise UserError(f"another process is working on {directory}; wait until it ends") from None
     if descriptor is not None:
         held_locks[identity(directory)] = descriptor
 
@@ -286,7 +286,7 @@ NUMBER = (int, float, NoneType)
 
 
 class MissingKey(UserError, KeyError):
-    """A file of this package lacks a key. Also a KeyError, which templates take for undefined."""
+    """A file of this package lacks a key. Also a KeyError, which templates treat as undefined."""
 
     __str__ = Exception.__str__  # KeyError shows its argument in quotes
 
@@ -303,7 +303,7 @@ class Record(dict[str, Any]):
 
 
 def damaged(file: Path, reason: str) -> UserError:
-    """Return the error for a file of this package that is not as it was written."""
+    """Return the error for a damaged file of this package."""
     return UserError(f"{file} is damaged ({reason}): copy it again, or remove it")
 
 
@@ -319,7 +319,7 @@ def read_json(path: Path, fields: Mapping[str, Any] | None = None) -> Record:
     except (ValueError, RecursionError) as error:
         raise damaged(path, str(error)) from None
     if not isinstance(content, dict):
-        raise damaged(path, "it holds no JSON object")
+        raise damaged(path, "it contains no JSON object")
     _check_type(content, fields or {}, "", path)
     return Record(content, path)
 
@@ -339,13 +339,13 @@ def _check_type(value: Any, kind: Any, name: str, file: Path) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON whole or not at all; numbers that are not finite become null."""
+    """Write JSON atomically; numbers that are not finite become null."""
     text = json.dumps(to_json_types(content), indent=2, allow_nan=False) + "\n"
     write_atomically(path, lambda p: p.write_text(text))
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], *, compressed: bool = False) -> None:
-    """Write an .npz file whole or not at all."""
+    """Write an .npz file atomically."""
     save = np.savez_compressed if compressed else np.savez
 
     def write(p: Path) -> None:
@@ -356,7 +356,7 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], *, compressed: bo
 
 
 def write_csv(path: Path, header: list[str], rows: list[list[Any]]) -> None:
-    """Write a CSV file whole or not at all."""
+    """Write a CSV file atomically."""
 
     def write(p: Path) -> None:
         with p.open("w", newline="") as file:
@@ -368,7 +368,7 @@ def write_csv(path: Path, header: list[str], rows: list[list[Any]]) -> None:
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Call `write` with a temporary path in the same folder, then publish it as `path`.
 
-    The temporary file is removed where anything goes wrong.
+    The temporary file is removed if anything goes wrong.
     """
     partial = path.with_name(f".{path.name}.writing")
     try:
@@ -397,7 +397,7 @@ def to_json_types(value: Any) -> Any:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a file that several processes may write at the same time, whole or not at all.
+    """Write a file that several processes may write at the same time, atomically.
 
     Each process locks a separate temporary file; unlocked ones are remains of killed processes, and
     are removed.

@@ -10,7 +10,7 @@ from typing import Any
 # Deprecated name of a setting: its present name. Flags are the same with hyphens.
 SETTINGS = {"resamples": "bootstrap_samples"}
 
-# Setting: {deprecated value: present value}. `model` only where there is a `score` too, as in
+# Setting: {deprecated value: present value}. `model` only if there is a `score` too, as in
 # train_autoencoder.py; elsewhere it is a folder.
 VALUES = {
     "operating_point": {"half": "0.5"},
@@ -78,7 +78,7 @@ def _values(settings: Collection[str]) -> dict[str, dict[str, str]]:
 
 
 def _split(argument: str, values: dict[str, dict[str, str]]) -> list[str]:
-    """Split `--flag=value` where the flag or the value is deprecated."""
+    """Split `--flag=value` if the flag or the value is deprecated."""
     flag, equals, value = argument.partition("=")
     name = flag[2:].replace("-", "_")
     deprecated = name in SETTINGS or name in (MIN_SENSITIVITY, MAX_FALSE_ALARM)

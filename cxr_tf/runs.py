@@ -101,8 +101,8 @@ METRICS_FIELDS = {
 
 RECORDED_PACKAGES = ("tensorflow", "keras", "scikit-learn", "numpy", "tensorboard", "cxr_tf")
 
-# Settings that do not change the results: a resumed run may change them. Data are compared by
-# content, so a moved folder is the same; the name is the directory's.
+# Settings that do not change the results, so a resumed run may change them. Data are compared by
+# content, so a moved folder counts as the same; the name is that of the directory.
 NOT_COMPARED = ("resume", "name", "data", "logs", "saved_models", "engine", "worker_timeout")
 
 
@@ -140,7 +140,7 @@ class Run:
         """Return the columns of `predictions-<split>.csv`, each [N].
 
         Probabilities, scores and percentiles are float64, everything else is text. Raises UserError
-        where the run has no predictions for the split.
+        if the run has no predictions for the split.
         """
         file = self.directory / f"predictions-{split}.csv"
         try:
@@ -212,8 +212,8 @@ class Run:
 def open_finished_run(folder: str | Path, job: str = "", *, hint: str = "") -> Run:
     """Return the finished run in a folder.
 
-    job: the job that it must be a run of; hint: what to name instead where the folder is not a run.
-    Raises UserError where the folder is not a run, is a run of another job, or is not finished.
+    job: the job that it must be a run of; hint: what to name instead if the folder is not a run.
+    Raises UserError if the folder is not a run, or the run is of another job or not finished.
     """
     run = Run(expand_user(str(folder)))
     if not (run.directory / "config.json").exists():
@@ -294,7 +294,7 @@ def is_foreign(directory: Path) -> bool:
 
 
 def run_record(job: str, name: str, settings: Any, data: Catalog | Run | None) -> dict[str, Any]:
-    """Return the content of `config.json`: settings, data where there are any, and software."""
+    """Return the content of `config.json`: settings, data if there are any, and software."""
     return {
         "job": job,
         "name": name,
@@ -359,7 +359,7 @@ def reserve_run(logs: str, job: str, name: str, settings: Any) -> Run:
 
 def _check_unchanged(run: Run, config: dict[str, Any]) -> None:
     before = run.config
-    # Settings first: another --seed may draw other splits, and is the better thing to name.
+    # Settings first: another --seed may draw other splits, and the error should then name the seed.
     for key, value in config["settings"].items():
         flag = "--" + key.replace("_", "-")
         if key not in before["settings"] and legacy.ADDED_SETTINGS.get(key) == value:

@@ -1,4 +1,4 @@
-"""Train variants of the autoencoder alike and compare their detection of anomalies on validation.
+"""Train variants of the autoencoder with the same settings and compare them on validation.
 
 python scripts/compare_autoencoders.py --data chest_xray
 """

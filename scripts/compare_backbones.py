@@ -1,4 +1,4 @@
-"""Train ResNet50, VGG16 and AlexNet alike, choose by validation, report once on test.
+"""Train ResNet50, VGG16 and AlexNet with the same settings, select on validation, report on test.
 
 python scripts/compare_backbones.py --data chest_xray --task three_class
 python scripts/compare_backbones.py --runs logs/classifier/a logs/classifier/b

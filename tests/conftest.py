@@ -37,7 +37,7 @@ GROUPS = (
 
 @pytest.hookimpl(wrapper=True)  # before xdist, which reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None, None, None]:
-    """Under `pytest -n`, a module's tests share a process, and so its fixtures."""
+    """Keep a module's tests in one process under `pytest -n`, so that they share its fixtures."""
     for item in items:
         module = item.path.stem
         item.add_marker(pytest.mark.xdist_group(GROUPS.get(module, module)))
@@ -46,21 +46,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None, N
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """In CI everything that tests need is installed: there a skipped test is an error."""
+    """Report a skipped test as an error in CI, where everything that tests need is installed."""
     report = yield
     return without_skips(report) if os.environ.get("CI") else report
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
-    """The same of a module that skips as a whole."""
+    """Do the same for a module that is skipped as a whole."""
     report = yield
     return without_skips(report) if os.environ.get("CI") else report
 
 
 @pytest.fixture(scope="module", autouse=True)
 def forget_models() -> Iterator[None]:
-    """Keras keeps every model it has built; a module's are let go at its end."""
+    """Release the models of a module at its end, because Keras keeps every model it has built."""
     yield
     if "keras" in sys.modules:
         sys.modules["keras"].utils.clear_session(free_memory=True)
@@ -100,7 +100,7 @@ def small_models(
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
-    """The system's Chromium, by Playwright; tests that need it skip where either is missing."""
+    """The system's Chromium, by Playwright; tests that need it are skipped if either is missing."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
     with sync_api.sync_playwright() as playwright:
         found = next(filter(None, map(shutil.which, BROWSERS)), None)
@@ -117,7 +117,8 @@ def browser() -> Iterator[Any]:
 def finished(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainClassifier:
     """The settings of a finished run: a real VGG16, trained for an epoch.
 
-    Slowly: three steps at the usual rate drive its probabilities to 0 and 1, where all look alike.
+    At a low learning rate: three steps at the usual one drive its probabilities to 0 and 1, where
+    all images look alike.
     """
     from cxr_tf.classification.train_classifier import train_classifier
 

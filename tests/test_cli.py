@@ -43,7 +43,7 @@ def command(tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
-def test_full_disk_on_stdout_is_one_line(command: list[str]) -> None:
+def test_full_disk_on_stdout_gives_one_line(command: list[str]) -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2
@@ -111,7 +111,7 @@ def test_signal_that_the_parent_ignores_stays_ignored(command: list[str]) -> Non
     assert process.returncode == 0
 
 
-def test_disk_error_without_a_number_is_one_line(command: list[str]) -> None:
+def test_disk_error_without_a_number_gives_one_line(command: list[str]) -> None:
     done = subprocess.run([*command, "--seconds", "-1"], capture_output=True, text=True)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
     assert "No space left on device" in done.stderr

@@ -63,7 +63,7 @@ def test_progress_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "40/40" in shown and "images" in shown and shown.endswith("\n\x1b[?25h")
 
 
-def test_progress_is_a_line_at_times_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_in_a_file_is_an_occasional_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     now = iter([0.0, 1.0, 20.0])
     monkeypatch.setattr(console.time, "monotonic", lambda: next(now))
@@ -73,7 +73,7 @@ def test_progress_is_a_line_at_times_in_a_file(monkeypatch: pytest.MonkeyPatch) 
     assert sys.stderr.getvalue() == "30 of 40 images, 1.0/s, 10 s left\n"
 
 
-def test_doubts_are_printed_in_words() -> None:
+def test_remarks_are_printed_in_words() -> None:
     outputs = {
         "label": np.array(["viral"], object),
         "classes": np.array([["normal", "bacterial", "viral"]], object),

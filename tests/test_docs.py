@@ -1,4 +1,4 @@
-"""Links in the documentation lead somewhere, and the README names what there is."""
+"""Links in the documentation have targets, and the README names every script."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 
 
 def headings(page: Path) -> set[str]:
-    """The anchors of a page, as GitHub and the site generator make them of its headings."""
+    """Return the anchors of a page, as GitHub and the site generator derive them from headings."""
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
     titles = re.findall(r"^#+ +(.+?) *$", text, flags=re.MULTILINE)
     return {re.sub(r"[^\w -]", "", t.lower()).replace(" ", "-") for t in titles}
@@ -35,7 +35,7 @@ def test_readme_is_short_and_names_every_script() -> None:
     named = set(re.findall(r"`(\w+\.py)`", readme))
     scripts = {path.name for path in (ROOT / "scripts").glob("*.py")}
     assert named <= scripts
-    # The others are for those who read the pages on weights and on what was measured.
+    # The others are described on the pages on weights and on measurements.
     assert scripts - named <= {
         *("convert_alexnet_weights.py", "compare_autoencoders.py"),
         *("compare_novelty.py", "load_test.py"),

@@ -1,4 +1,4 @@
-"""Files and folders appear whole or not at all, with concurrent writers too."""
+"""Files and folders appear whole or not at all, even with concurrent writers."""
 
 import errno
 import hashlib

@@ -20,7 +20,7 @@ TINY = ["--image-size", "64", "--epochs", "1", "--batch-size", "16", "--bootstra
 
 
 def run(script, *arguments, capsys=None):
-    """Runs a script in this process (TensorFlow is imported once); returns exit code, out, err."""
+    """Run a script in this process (TensorFlow is imported once); return exit code, out, err."""
     before = sys.argv
     sys.argv = [script, *map(str, arguments)]
     try:
@@ -38,8 +38,8 @@ def run(script, *arguments, capsys=None):
 def place(tmp_path_factory):
     """A working directory with phantoms and the comparison of three backbones on them.
 
-    Small ones under their names; `make quickstart` has the real ones. In bfloat16, because what is
-    measured and served is still float32.
+    The backbones are small ones under the real names; `make quickstart` uses the real ones. Trained
+    in bfloat16, because evaluation and export are in float32 all the same.
     """
     from tiny_backbone import in_place_of
 
@@ -204,7 +204,7 @@ def mistakes():
         (*(*train, "--data", "xrays", "--backbone", "alexnet", "--weights", "imagenet"),),
     )
     yield "no such model", ("evaluate.py", "--model", "saved_models/nothing")
-    yield "holds no SavedModel", ("evaluate.py", "--model", "xrays")
+    yield "contains neither a SavedModel", ("evaluate.py", "--model", "xrays")
     yield "no such image", ("predict.py", "--model", "saved_models/tiny-vgg16", "--images", "x.png")
     yield (
         "neither JPEG nor PNG",
@@ -247,7 +247,7 @@ def test_mistake_gets_one_line_and_leaves_nothing(here, capsys, message, argumen
 
 
 def test_wrong_command_line_is_explained_and_leaves_nothing(here, capsys):
-    """The message is that of the library that parses flags, in a box of several lines."""
+    """The message comes from the library that parses flags, in a box of several lines."""
     before = sorted(here.rglob("*"))
     code, _, err = run("train_classifier.py", "--backbone", "vgg19", capsys=capsys)
     assert code == 2

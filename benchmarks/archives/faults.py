@@ -1,4 +1,4 @@
-"""A campaign of faults against archives, which must end equal to an undisturbed one.
+"""A campaign of faults against archives, each of which must end up equal to an undisturbed one.
 
 python -m benchmarks.archives.faults --work /tmp/faults
 python -m benchmarks.archives.faults --work /tmp/faults --cases workers coordinator

@@ -298,7 +298,7 @@ print(images / (time.perf_counter() - started))
 
 
 def by_code(code: str, model: Path, folder: Path) -> float:
-    """Run a program that prints its images per second, and return these."""
+    """Measure a program that prints its images per second."""
     done = subprocess.run(
         [sys.executable, "-c", code, str(model), str(folder)],
         env=environment(),

@@ -3,8 +3,8 @@
     python scripts/compare_autoencoders.py --data chest_xray
     python scripts/compare_autoencoders.py --data chest_xray --vgg16-weights imagenet
 
-Rows are ranked on validation, where they were also thought up. So the best of many is a little too
-good here, and test is not looked at: `train_autoencoder.py` does that, once.
+Rows are ranked on validation, on which they were also designed, so the best result is slightly
+optimistic. Test is not used here: `train_autoencoder.py` evaluates it, once.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ from cxr_tf.runs import Run, open_run, reserve_run
 log = logging.getLogger(__name__)
 
 
-# Least number of healthy and of sick validation patients, for five-fold cross-fitting.
+# Smallest number of healthy and of sick validation patients, for five-fold cross-fitting.
 FEWEST_PATIENTS = 5
 
 
@@ -67,7 +67,7 @@ def compare_autoencoders(settings: CompareAutoencoders) -> Run:
     )
     run = open_run(settings.logs, "compare", settings.name, settings, data.catalog, resolved)
     if run.finished:
-        log.info("%s is finished already; nothing to do", run.directory)
+        log.info("%s is already finished; nothing to do", run.directory)
         return run
 
     material = make_material(resolved, healthy, val)
@@ -83,7 +83,7 @@ def compare_autoencoders(settings: CompareAutoencoders) -> Run:
 
 
 def load_data(settings: CompareAutoencoders) -> ImageDataset:
-    """Return the checked data; raise UserError if they do not suffice to train or compare."""
+    """Return the checked data; raise UserError for data too small to train or compare."""
     names = {f.name for f in dataclasses.fields(TrainAutoencoder)} - {"name"}
     shared = {k: v for k, v in dataclasses.asdict(settings).items() if k in names}
     data = train_autoencoder.load_data(TrainAutoencoder(**shared))
@@ -201,7 +201,7 @@ def table(tables: dict[str, dict[str, Any]], val: ImageDataset) -> str:
         difference = f"{scores['difference']:+.3f} ({low:+.3f} to {high:+.3f})"
         seconds = f"{scores['seconds']:.0f}" if scores["seconds"] else ""
         rows.append([name, alone, joined, "" if name == DEFAULT else difference, seconds])
-    header = [heading, "alone", "joined with the context", "difference", "seconds"]
+    header = [heading, "alone", "combined", "difference", "seconds"]
     return console.table(header, rows)
 
 

@@ -10,7 +10,7 @@ from cxr_tf.figures.style import CYCLE
 
 
 def variants(tables: Mapping[str, Mapping[str, Any]], default: str) -> Figure:
-    """AUROC of every anomaly score with its 95 % interval: alone, and in the combined score."""
+    """Draw the AUROC of every anomaly score with its 95 % interval: alone, and combined."""
     figure, axes = plt.subplots(figsize=(8, 0.32 * len(tables) + 1.2), layout="constrained")
     for k, (score, colour) in enumerate((("alone", "0.5"), ("joined", CYCLE[0]))):
         rows = [(row, t) for row, t in enumerate(tables.values()) if score in t]
@@ -22,7 +22,7 @@ def variants(tables: Mapping[str, Mapping[str, Any]], default: str) -> Figure:
             [row + 0.2 * k for row, _ in rows],
             "o",
             color=colour,
-            label="joined with the context" if k else "alone",
+            label="combined" if k else "alone",
         )
     if "joined" in tables[default]:
         axes.axvline(tables[default]["joined"], color="0.8", linewidth=1, zorder=0)

@@ -36,7 +36,7 @@ class Material:
     """Data that all variants are trained and evaluated on.
 
     healthy: the healthy images of the train split; seen, lungs: uint8 [N, T, T, 1], the network
-    input of these and their lung masks.
+    inputs made from these and their lung masks.
     """
 
     settings: CompareAutoencoders
@@ -54,8 +54,8 @@ class Material:
 
     @functools.cached_property
     def shown(self) -> np.ndarray:
-        """Validation images, then the healthy ones in three versions, which set the scale of
-        a joined score: float32 [M, T, T, 1], the input of the served network."""
+        """Validation images, then perturbed copies of the healthy ones, which set the scale of
+        a combined score: float32 [M, T, T, 1], the input of the served network."""
         healthy = perturbed_copies.perturbed_copies(
             fitting.healthy_images(self.val), perturbed_copies.VALIDATION_SEED
         )
@@ -66,7 +66,7 @@ class Material:
 
     @functools.cached_property
     def context_score(self) -> np.ndarray:
-        """Score of the lung appearance model, float32 [N] of the validation images."""
+        """Score of the lung appearance model for the validation images, float32 [N]."""
         size = self.val.images.shape[1]
         return self.score(autoencoder.build_network("denoising", size), "appearance")
 
@@ -92,7 +92,7 @@ class Material:
         *,
         least: float = autoencoder.LEAST_RESIDUAL,
     ) -> Row:
-        """Return another measure of the error, which replaces the residual in the joined score.
+        """Return another measure of the error, which replaces the residual in the combined score.
 
         amounts: float [M], non-negative, of the images `shown`; least: smaller values count as 0.
         """

@@ -5,8 +5,8 @@
         for row, scores in rows(): ...
 
 Every row is an anomaly score: `alone`, and `joined` with the lung appearance model as in the
-default. Networks are trained on healthy images of the train split, with the same
-number of steps but for one, which is trained longer.
+default. Networks are trained on healthy images of the train split, all with the same
+number of steps except one, which is trained longer.
 """
 
 import dataclasses
@@ -134,7 +134,7 @@ def rescanned_pair(healthy: tf.Tensor, lungs: tf.Tensor, seed: tf.Tensor) -> tup
 def of_phantom_lesions(material: Material) -> Iterator[tuple[str, Row]]:
     """Train on opacities of the phantom generator painted on real lungs.
 
-    For an even number of epochs two per image, with half the epochs: the same number of steps.
+    For an even number of epochs each image gets two, in half the epochs: the same number of steps.
     """
     epochs = material.epochs
     copies = 2 - epochs % 2

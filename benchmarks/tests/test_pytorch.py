@@ -1,4 +1,4 @@
-"""The counterpart in PyTorch is the same network: equal logits, equal gradients, frozen alike."""
+"""The PyTorch counterpart is the same network: equal logits, gradients and frozen layers."""
 
 import keras
 import numpy as np
@@ -22,7 +22,7 @@ Both = tuple[keras.Model, torch.nn.Module, np.ndarray]
 
 @pytest.fixture(scope="module", params=["vgg16", "resnet50"])
 def both(request: pytest.FixtureRequest) -> Both:
-    """A classifier up to its logits with a trainable last block, its counterpart, four images."""
+    """A classifier up to its logits with a trainable last block, its counterpart, and images."""
     keras.utils.set_random_seed(3)
     images = np.random.default_rng(0).uniform(0, 255, (4, 64, 64, 3)).astype(np.float32)
     model = build_classifier(request.param, classes=2, image_size=64)
@@ -45,7 +45,7 @@ def test_logits_are_equal(both: Both) -> None:
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
-def test_what_moves_and_its_gradients_are_equal(both: Both) -> None:
+def test_trainable_variables_and_their_gradients_are_equal(both: Both) -> None:
     model, network, images = both
     with tf.GradientTape() as tape:
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)(
@@ -56,7 +56,7 @@ def test_what_moves_and_its_gradients_are_equal(both: Both) -> None:
         logits_by_torch(network, images), torch.from_numpy(LABELS)
     ).backward()
     found = [p.grad.numpy() for p in network.parameters() if p.requires_grad]
-    # Kernels lie the other way round, and branches of a ResNet come in another order.
+    # Kernels are transposed, and branches of a ResNet come in another order.
     turned = [x.transpose({4: (2, 3, 1, 0), 2: (1, 0)}.get(x.ndim, (0,))) for x in found]
     assert len(turned) == len(expected) > 4
     for gradient in map(np.asarray, expected):
@@ -66,7 +66,7 @@ def test_what_moves_and_its_gradients_are_equal(both: Both) -> None:
         assert min(off) < 1e-2 * np.linalg.norm(gradient)
 
 
-def test_steps_change_what_moves_and_nothing_else(both: Both) -> None:
+def test_steps_change_trainable_variables_only(both: Both) -> None:
     model, _, images = both
     network = pytorch.as_torch(model)
     before = {k: v.clone() for k, v in network.state_dict().items()}

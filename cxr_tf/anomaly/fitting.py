@@ -97,7 +97,7 @@ def objective(model: str) -> loop.Objective:
     ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         total = tf.zeros([])
         for name, loss in losses(model).items():
-            # Of each image by itself: Keras's losses would average over the images as well.
+            # One loss per image: calling the Keras loss itself would also average over the images.
             pixels = loss.call(targets[name], outputs[name])
             axes = list(range(1, len(pixels.shape)))
             total += LOSS_WEIGHTS[model][name] * tf.reduce_mean(pixels, axis=axes)
@@ -139,7 +139,7 @@ def training_batches(
     """Return the training batches (inputs, targets) of some epochs, made from healthy images.
 
     train: uint8 [N, T, T, 1], from `as_network_sees`. part: only these rows of every batch; for the
-    denoising network all are prepared, because an opacity may be the tissue of another image.
+    denoising network all are prepared, because an opacity may be tissue of another image.
     """
     common: dict[str, Any] = {
         "batch_size": batch_size,

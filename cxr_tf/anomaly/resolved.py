@@ -21,7 +21,7 @@ class ResolvedAutoencoder(TrainAutoencoder):
 
 
 def resolve(settings: TrainAutoencoder, healthy: int, previous_run: Run) -> ResolvedAutoencoder:
-    """Return the settings with a number of epochs, for so many healthy training images.
+    """Return the settings with a number of epochs for this many healthy training images.
 
     A resumed run keeps its recorded number: if images were added since, the data have changed, not
     the settings.
@@ -36,7 +36,7 @@ def resolve(settings: TrainAutoencoder, healthy: int, previous_run: Run) -> Reso
 
 
 def default_epochs(healthy: int, batch_size: int, *, plain: bool = False) -> int:
-    """Return how many epochs to train on so many healthy images."""
+    """Return the default number of epochs for this many healthy images."""
     if plain:
         return PLAIN_EPOCHS
     steps = batches.steps_per_epoch(healthy, min(batch_size, healthy))

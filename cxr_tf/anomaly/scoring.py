@@ -19,7 +19,7 @@ from cxr_tf.scoring.subgroups import score_subgroups
 
 
 def known_scores(settings: TrainAutoencoder) -> list[str]:
-    """Return the scores of the model; UserError if `score` belongs to the other model."""
+    """Return the scores of the model; raise UserError if `score` belongs to the other model."""
     known = autoencoder.scores_of(settings.model)
     if settings.score and settings.score not in known:
         raise UserError(

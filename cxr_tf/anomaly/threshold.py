@@ -32,7 +32,8 @@ def score_perturbed_copies(
 def choose_score(sick: np.ndarray, scores: dict[str, np.ndarray]) -> str:
     """Choose the score with the highest AUROC on validation; without sick images, the first.
 
-    sick: bool [N]; scores: float32 [N] by name. Compared to three digits; ties go to the first.
+    sick: bool [N]; scores: float32 [N] by name. AUROCs are compared to three digits; ties go to
+    the first.
     """
     if not sick.any():
         return next(iter(scores))
@@ -46,7 +47,7 @@ def choose_score(sick: np.ndarray, scores: dict[str, np.ndarray]) -> str:
 def choose_threshold(
     sick: np.ndarray, scores: np.ndarray, settings: TrainAutoencoder
 ) -> tuple[float, str]:
-    """Choose the threshold at or above which an image is an anomaly; also return the rule in words.
+    """Choose the threshold from which an image is anomalous; also return the rule in words.
 
     sick: bool [N]; scores: float32 [C, N], of the validation images, then of their perturbed
     copies. `youden` is Youden's J on the ROC curve of all C copies together; the other rules use

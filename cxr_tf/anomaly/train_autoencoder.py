@@ -98,7 +98,7 @@ def _check(catalog: data_catalog.Catalog, settings: TrainAutoencoder) -> None:
 def train_autoencoder(settings: TrainAutoencoder) -> Run:
     """Train an autoencoder, choose its score and threshold, and export it; return the finished run.
 
-    Raises UserError for a mistake of the user, before anything is written where possible. With
+    Raises UserError on a user's mistake, before anything is written where possible. With
     several workers, only the chief writes; the others return after it has finished.
     """
     workers = connect(settings.worker_timeout)

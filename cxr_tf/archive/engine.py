@@ -42,7 +42,7 @@ class Queue:
         return self.waiting.pop() if self.waiting else None
 
     def return_(self, shard: int, reason: str) -> None:
-        """Return a shard whose worker died to the queue, or give it up after ATTEMPTS."""
+        """Put a shard whose worker died back into the queue, or give it up after ATTEMPTS."""
         self.deaths[shard] += 1
         if self.deaths[shard] < ATTEMPTS:
             self.waiting.append(shard)
@@ -54,7 +54,7 @@ class Queue:
         if self.given_up:
             shard, reason = min(self.given_up.items())
             raise UserError(
-                f"{len(self.given_up)} shards could not be computed: {shard_name(shard)} ended "
-                f"{ATTEMPTS} workers ({reason}). All others are finished; fix or remove the file "
+                f"{len(self.given_up)} shards could not be computed: {ATTEMPTS} workers died on "
+                f"{shard_name(shard)} ({reason}). All others are finished; fix or remove the file "
                 "that causes it, or give workers more memory, and run the same command again"
             )

@@ -41,8 +41,8 @@ def list_images(wanted: tuple[str, ...]) -> Iterator[Image]:
     """Yield the images that paths and URLs name, in order and with repetitions.
 
     wanted: files, folders (read recursively), patterns, .csv lists with a column `path` (relative
-    to the list), .txt lists with one path to a line, .tar and .zip archives; on disk or behind a
-    URL of fsspec. Raises UserError for an item without images.
+    to the list), .txt lists with one path per line, .tar and .zip archives; on disk or at an
+    fsspec URL. Raises UserError for an item without images.
     """
     others = Counter[str]()
     for item in wanted:
@@ -235,7 +235,9 @@ def _members(archive: str, others: Counter[str]) -> Iterator[Image]:
             else:
                 others[suffix or "no suffix"] += 1
     except (tarfile.TarError, zipfile.BadZipFile) as error:
-        hint = "; a compressed .tar cannot be read at random: unpack it" if kind == "tar" else ""
+        hint = (
+            "; a compressed .tar does not allow random access: unpack it" if kind == "tar" else ""
+        )
         raise UserError(f"{archive} is not a .{kind} archive: {error}{hint}") from None
 
 

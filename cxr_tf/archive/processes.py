@@ -25,7 +25,7 @@ from cxr_tf.errors import UserError
 
 log = logging.getLogger(__name__)
 
-# Give up after this many consecutive workers end before their model is loaded.
+# Give up after this many consecutive workers have died before their model was loaded.
 FAILED_STARTS = 5
 
 
@@ -82,15 +82,13 @@ def run(
                     process.process.join()
                     reason = _exit_reason(process.process.exitcode)
                     if process.shard is not None:
-                        log.info(
-                            "a worker ended (%s); its shard is computed by another one", reason
-                        )
+                        log.info("a worker died (%s); another one will compute its shard", reason)
                         queue.return_(process.shard, reason)
                     elif not process.ready:
                         failed_starts += 1
                         if failed_starts == FAILED_STARTS:
                             raise UserError(
-                                f"{FAILED_STARTS} workers ended while they loaded the model "
+                                f"{FAILED_STARTS} workers died while loading the model "
                                 f"({reason}): is there enough memory? Use fewer --workers"
                             ) from None
                     continue
@@ -161,7 +159,7 @@ def _work(
     settings: WorkerSettings,
     gpu: str | None,
 ) -> None:
-    """Load the model, then compute the shards that the pipe names until it is closed."""
+    """Load the model, then compute the shards that the pipe requests until it closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the coordinator
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu

@@ -61,7 +61,7 @@ def run(
 ) -> Iterator[Progress]:
     """Compute shards on this many actors, and yield the progress.
 
-    workers: 0 for as many as the cluster has resources for now. Raises as `processes.run` does.
+    workers: 0 means as many as the cluster has resources for. Raises the errors of `processes.run`.
     """
     ray = connect(address)
     workers = min(workers or _room(ray, cpus, gpus), len(shards))
@@ -103,13 +103,13 @@ def run(
                         raise UserError(str(cause)) from None
                     reason = "its node or process died"
                     if shard is not None:
-                        log.info("a worker ended; its shard is computed by another one")
+                        log.info("a worker died; another one will compute its shard")
                         queue.return_(shard, reason)
                     else:
                         failed_starts += 1
                         if failed_starts == FAILED_STARTS:
                             text = str(error).strip().splitlines()[-1]
-                            raise UserError(f"workers ended while starting: {text}") from None
+                            raise UserError(f"workers died while starting: {text}") from None
                         time.sleep(1)
                     continue
                 if shard is not None:

@@ -56,7 +56,7 @@ def print_status(plan: Plan) -> None:
     recent = sorted((t, s) for s, t in times.items() if t > last - RECENT)
     seconds = recent[-1][0] - recent[0][0]
     if len(finished) < plan.shards and seconds > 0:
-        # Without the first, which was started before this period.
+        # Without the first shard, which was started before this period.
         rate = sum(plan.size_of(s) for _, s in recent[1:]) / seconds
         left = (plan.images - images) / rate
         log.info("speed:   %.1f images/s, %s left", rate, time_span(left))
@@ -168,9 +168,9 @@ def unreachable_shards(plan: Plan) -> list[int]:
 
 
 def merge(plan: Plan, output: str) -> None:
-    """Write all shards into one .parquet or .csv, whole or not at all.
+    """Write all shards into one .parquet or .csv, atomically.
 
-    A .csv has the columns of `predict.py`'s; an embedding is a cell of JSON. Raises UserError for
+    A .csv has the columns of `predict.py`; an embedding is one cell of JSON. Raises UserError for
     an archive that is not finished, and for a file that exists.
     """
     path = expand_user(output)

@@ -5,10 +5,10 @@
 
 Columns: `path`; for classifiers `label` and one float32 per class; the other outputs of the model
 by name, such as `embedding`, a list of fixed length, and `remarks`, which states in words what
-`is_novel` and `prediction_set` mean; last `reason`, which is null for an image that was read, while
-all others are null for one that was not. Numbers are stored without loss. The format is Parquet,
-because its types are exact, columns can be read one by one, and pandas, DuckDB, Spark and BigQuery
-open it; pyarrow writes equal bytes for equal rows.
+`is_novel` and `prediction_set` mean; and last `reason`. For an image that was read, `reason` is
+null; for an unreadable one, all output columns are. Numbers are stored without loss. The format is
+Parquet, because its types are exact, columns can be read one by one, and pandas, DuckDB, Spark and
+BigQuery open it; pyarrow writes equal bytes for equal rows.
 """
 
 import json
@@ -160,7 +160,7 @@ def outputs_of(table: Any) -> dict[str, np.ndarray]:
 
 
 def with_remarks(outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the outputs with `remarks` on `is_novel` and `prediction_set`, if it has these."""
+    """Return the outputs with `remarks` on `is_novel` and `prediction_set`, if it has them."""
     if not {"is_novel", "prediction_set"} & outputs.keys():
         return outputs
     count = len(next(iter(outputs.values())))

@@ -49,7 +49,7 @@ INDEX = "similar.faiss"
 
 @dataclass(frozen=True)
 class Neighbors:
-    """rows: int [Q, k], rows of the archive; distances: float [Q, k], 1 - cosine, ascending."""
+    """The nearest cases: archive rows int [Q, k]; distances float [Q, k], 1 - cosine, ascending."""
 
     rows: np.ndarray
     distances: np.ndarray

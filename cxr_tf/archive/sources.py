@@ -38,7 +38,7 @@ LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryE
 class Image(NamedTuple):
     """An image to score: its path, and its byte range in a .tar archive.
 
-    offset: of the member's data in a .tar, else -1. length: in bytes, likewise.
+    offset, length: of the member's data in a .tar, in bytes; otherwise -1.
     """
 
     path: str

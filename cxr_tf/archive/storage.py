@@ -1,7 +1,7 @@
 """The output folder of an archive: a local folder, or a prefix in an object store.
 
     storage = open_storage("scores/")                 # or s3://bucket/scores
-    storage.create("shards/00042.parquet", content)   # False where it exists already
+    storage.create("shards/00042.parquet", content)   # False if it exists already
 
 Files are created once and never changed, and appear whole or not at all. So any
 process may be killed at any moment, and several may run at once: the first to create a file wins,
@@ -123,7 +123,7 @@ class Storage:
         }
 
     def create(self, name: str, content: bytes | Path) -> bool:
-        """Write a new file, whole or not at all; return False if one of that name exists.
+        """Write a new file atomically; return False if one of that name exists.
 
         content: its bytes, or a local file to copy.
         """
@@ -149,7 +149,7 @@ class Storage:
         return True
 
     def replace(self, name: str, content: bytes) -> None:
-        """Write or replace a file, whole or not at all."""
+        """Write or replace a file atomically."""
         if not self.is_local:
             self.fs.pipe_file(self.path(name), content)
             return

@@ -52,7 +52,7 @@ class ModelRequest:
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """Settings of a worker besides the plan.
+    """Settings of a worker in addition to the plan.
 
     model: its folder, if other than that of the plan. readers: files that are read at a time.
     retries: further attempts at an unreachable file. threads: of TensorFlow; 0 for all cores.
@@ -97,8 +97,8 @@ def load_predictors(settings: WorkerSettings, recipe: Recipe) -> "list[PredictFn
     digest = _digest(next(iter(loaded.values())))
     if digest != recipe.digest:
         raise UserError(
-            f"{model} is not the model of the archive here: its digest is {digest[:8]}, not "
-            f"{recipe.digest[:8]}"
+            f"{model} is not the model of the archive: on this machine its digest is "
+            f"{digest[:8]}, not {recipe.digest[:8]}"
         )
     if len(loaded) == 1 and set(recipe.signatures) == JOINT:
         served = next(iter(loaded.values()))

@@ -34,7 +34,7 @@ class PrepareData:
     laterals: bool = False
     """dicom: also convert lateral views, which are otherwise listed and left out."""
     seed: int = 0
-    """Seed of the phantoms, and of the splits, where the data have none."""
+    """Seed of the phantoms, and of the splits, if the data have none."""
     task: Task = "binary"
     """Task that the data are checked for."""
     logs: str = "logs"

@@ -38,7 +38,7 @@ LARGEST_SEED = 2**32 - 1
 
 
 def check_numbers(settings: Any, **least: int) -> None:
-    """Raise UserError for a number out of its range or not finite, naming the flag.
+    """Raise UserError, naming the flag, for a number that is out of range or not finite.
 
     least: limits of this command that replace those of LEAST. A value of None is not checked: its
     default is resolved later.

@@ -63,7 +63,7 @@ class Predict:
     server: str = ""
     """Use this TF Serving: http://host:8501, https://host or grpc://host:8500."""
     version: int | None = None
-    """With --server: this version of the model, not the newest."""
+    """With --server: this version of the model instead of the newest."""
     label: str = ""
     """With --server: the version with this label in models.config, such as stable."""
     on_bad_image: Literal["error", "nan"] = "error"
@@ -102,29 +102,29 @@ class ScoreArchive:
     """int8, and bfloat16 on CPUs that support it, are faster and less exact. Classifiers only;
     requires --runtime openvino."""
     engine: Literal["processes", "ray"] = "processes"
-    """What distributes the shards: processes on this machine, or a Ray cluster."""
+    """Engine that distributes the shards: processes on this machine, or a Ray cluster."""
     workers: int | None = None
     """Workers, each with a model of its own. Default: one per GPU, or one on CPUs; with ray as many
     as the cluster has room for."""
     address: str = ""
-    """With --engine ray: the cluster, such as auto or ray://head:10001; default: one of this
+    """With --engine ray: the cluster, such as auto or ray://head:10001; default: this
     machine alone."""
     cpus_per_worker: float = 1
     """With --engine ray: CPU cores that a worker reserves."""
     gpus_per_worker: float = 0
-    """With --engine ray: GPUs that a worker reserves; 0.5 puts two on one."""
+    """With --engine ray: GPUs that a worker reserves; 0.5 puts two workers on one GPU."""
     only: str = ""
     """Compute one part of the shards, such as 3/16: for the jobs of a Slurm or Kubernetes array."""
     shard_size: int | None = None
-    """Images per shard, a file of the result; what a killed worker loses at most. Default 1024."""
+    """Images per shard (one result file), the most that a killed worker can lose. Default 1024."""
     batch_size: int | None = None
     """Images per call of the model; default 32."""
     readers: int = 8
     """Files that each worker reads at the same time."""
     retries: int = 6
-    """Further attempts at a file behind a URL that cannot be reached, after growing pauses."""
+    """Further attempts, after growing pauses, to read a file whose URL cannot be reached."""
     retry_unreachable: bool = False
-    """Compute the shards again in which a file stayed unreachable."""
+    """Recompute the shards in which a file could not be reached."""
     status: bool = False
     """Only print the progress; works on any machine that can read --out."""
     merge: str = ""
@@ -150,7 +150,7 @@ class Explain(RunFlags):
     count: int = 12
     """Number of radiographs to sample from the split, evenly over classes; 0: all."""
     method: Literal["occlusion", "gradcam++", "scorecam", "smoothgrad", "all"] = "occlusion"
-    """all: the four side by side, with --faithfulness."""
+    """all: the four methods side by side; implies --faithfulness."""
     patch: int | None = None
     """Side of the occluded square, in pixels of the model's input; default: two strides."""
     stride: int | None = None
@@ -201,7 +201,7 @@ class Export:
     batch_size: int = 32
     """Images per batch."""
     seed: int = 0
-    """Seed of the splits, where the folder has none."""
+    """Seed of the splits, if the folder has none."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,8 +22,8 @@ class TrainingBudget(TrainingFlags):
     """binary: normal / pneumonia. three_class: normal / bacterial / viral. labels: the two to
     twenty labels of --data, unchanged."""
     positive: str = ""
-    """The positive of two labels, which recall, AUROC and the operating point refer to; default:
-    the second in alphabetical order, and never normal. --task labels only."""
+    """The positive one of two labels, to which recall, AUROC and the operating point refer;
+    default: the second in alphabetical order, but never normal. --task labels only."""
     image_size: int = 224
     """Side of the square that images are resized to, in pixels; at least 64."""
     batch_size: int = 32
@@ -31,10 +31,10 @@ class TrainingBudget(TrainingFlags):
     epochs: int = 8
     """Epochs of fine-tuning; 0 trains the head alone."""
     trainable_blocks: int | None = None
-    """Number of last blocks that are fine-tuned; default: by backbone, and all from scratch."""
+    """Number of last blocks to fine-tune; default: depends on the backbone; from scratch, all."""
     learning_rate: float | None = None
-    """Peak learning rate of AdamW; default: 1e-4 from pretrained weights, by backbone from
-    scratch."""
+    """Peak learning rate of AdamW; default: 1e-4 from pretrained weights; from scratch, it depends
+    on the backbone."""
     augmentation: float = 1.0
     """Strength of random exposure, framing and cutout, and of MixStyle; 0: none."""
     patience: int = 5
@@ -44,7 +44,7 @@ class TrainingBudget(TrainingFlags):
     min-sensitivity:0.95 or min-specificity:0.95. Two classes only."""
     coverage: float = 0.95
     """Target share, in each class, of images whose prediction set (the classes that cannot be
-    excluded) holds the true class; from 0.5 to below 1. Calibrated on validation."""
+    excluded) contains the true class; from 0.5 to below 1. Calibrated on validation."""
     precision: Precision = "auto"
     """Floating-point precision of training; auto: bfloat16 from pretrained weights if this machine
     is faster with it. The exported model is always float32."""
@@ -65,7 +65,7 @@ class TrainClassifier(TrainingBudget):
 
 @dataclass(frozen=True, kw_only=True)
 class CompareBackbones(TrainingBudget):
-    """Train the three backbones alike, select one on validation, and evaluate once on test.
+    """Train the three backbones with the same settings, select one on validation, evaluate on test.
 
     Writes logs/compare/<name>/, and a run of train_classifier.py for each backbone, named
     <name>-<backbone>.
@@ -94,8 +94,8 @@ class FitKnn(RunFlags):
     """Find similar cases in this archive of score_archive.py, which must have embeddings; nothing
     is fitted."""
     query: tuple[str, ...] = ()
-    """With --archive: images to find similar cases of; default: only build the index and measure
-    it."""
+    """With --archive: images for which to find similar cases; default: only build the index and
+    measure it."""
     neighbors: int = 10
     """With --archive: number of cases for each image."""
     output: str = ""
@@ -111,7 +111,7 @@ class FitKnn(RunFlags):
     bootstrap_samples: int = 1000
     """Bootstrap samples (over patients) for each 95 % interval."""
     seed: int | None = None
-    """Seed of the splits (where the folder has none), t-SNE and bootstrap; default: that of the
+    """Seed of the splits (if the folder has none), t-SNE and bootstrap; default: that of the
     classifier, so that its test images remain test images."""
     saved_models: str = "saved_models"
     resume: bool = False
@@ -158,7 +158,7 @@ class RunStudy(RunFlags, DataFlags):
     """Train, evaluate and export all models on one data set, and write a report.
 
     Compares the backbones for both tasks, fits nearest neighbours and t-SNE on the selected
-    classifiers, trains the autoencoder, draws heatmaps, exports and verifies all models. Writes
+    classifiers, trains the autoencoder, draws heatmaps, and exports and verifies all models. Writes
     logs/study/<name>/report.html. The same command resumes an interrupted study and repeats only
     the steps that a changed setting affects.
     """

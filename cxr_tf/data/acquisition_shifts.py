@@ -97,7 +97,7 @@ ASPECT = 1.22
 
 
 def framed(images: np.ndarray, *, width: float = 1.0, height: float = 1.0) -> np.ndarray:
-    """Zoom out (above 1) or in by width and height; black outside of the image."""
+    """Zoom out (above 1) or in by width and height; black outside the image."""
     ones, zeros = tf.ones(len(images)), tf.zeros(len(images))
     return _as_pixels(
         affine(
@@ -145,7 +145,7 @@ def noisy(images: np.ndarray, spread: float = 12.0) -> np.ndarray:
 
 
 def margins(images: np.ndarray, value: int, share: float = 0.08) -> np.ndarray:
-    """The whole image within a frame of one grey level, that share of the side deep."""
+    """Shrink the image into a frame of one grey level, `share` of the side deep."""
     depth = round(share * images.shape[1])
     shrunk = framed(images, width=1 / (1 - 2 * share), height=1 / (1 - 2 * share))
     frame = np.ones(images.shape[1:3], bool)
@@ -155,7 +155,7 @@ def margins(images: np.ndarray, value: int, share: float = 0.08) -> np.ndarray:
 
 
 def band_gains(images: np.ndarray, gains: Sequence[float]) -> np.ndarray:
-    """Detail of four frequency bands, from fine to coarse, so many times as strong.
+    """Multiply the detail of four frequency bands, from fine to coarse, by `gains`.
 
     The bands are those of `acquisition_statistics.BAND_EDGES`.
     """

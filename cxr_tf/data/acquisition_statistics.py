@@ -1,4 +1,4 @@
-"""Statistics that describe how a radiograph was acquired, and nothing of its findings on purpose.
+"""Statistics that describe how a radiograph was acquired, and by design not its findings.
 
     chest = mean_chest(healthy_images)                  # uint8 [N, S, S, 1] -> float32 [32, 32]
     table = acquisition_statistics(images, chest)       # -> float64 [N, 16]
@@ -16,7 +16,7 @@ from scipy import ndimage
 # Side at which the statistics are computed, in pixels.
 SIDE = 64
 
-# Images at a time.
+# Images per batch.
 PART = 2048
 
 # Side at which the chest is aligned with the mean chest, in pixels.
@@ -46,12 +46,12 @@ _MOST_SHIFT = 5 / ALIGNMENT_SIDE
 def acquisition_statistics(images: np.ndarray, chest: np.ndarray) -> np.ndarray:
     """Return the statistics of images, float64 [N, 16], in the order of `STATISTICS`.
 
-    images: uint8 [N, S, S] or [N, S, S, 1]. chest: what `mean_chest` returns. Detail is
+    images: uint8 [N, S, S] or [N, S, S, 1]. chest: from `mean_chest`. Detail is
     the logarithm of the spread within a frequency band over that of the image, borders are in
     spreads above the mean, asymmetry is 1 minus the correlation with the mirror image, and the
     scales of the chest are logarithms.
     """
-    if len(images) > PART:  # what is computed on the way takes 100 kB an image
+    if len(images) > PART:  # intermediate results take 100 kB per image
         parts = range(0, len(images), PART)
         return np.concatenate([acquisition_statistics(images[k : k + PART], chest) for k in parts])
     pixels = _thumbnails(images)
@@ -86,7 +86,7 @@ def mean_chest(images: np.ndarray) -> np.ndarray:
 def align(images: np.ndarray, chest: np.ndarray) -> np.ndarray:
     """Return width, height and vertical position of each chest against the mean chest: [N, 3].
 
-    images: uint8 [N, S, S] or [N, S, S, 1]. chest: what `mean_chest` returns.
+    images: uint8 [N, S, S] or [N, S, S, 1]. chest: from `mean_chest`.
 
     Width and height are logarithms, the position is in shares of the side (positive: lower). By
     cross-correlation of local contrast with the mean chest at 49 scales and shifts up to 5/32.
@@ -104,7 +104,7 @@ def align(images: np.ndarray, chest: np.ndarray) -> np.ndarray:
 
 
 def _templates(chest: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The mean chest at every scale and shift, float32 [K, 1024], and (width, height, y) [K, 3]."""
+    """Return the mean chest at all scales and shifts [K, 1024], and (width, height, y) [K, 3]."""
     n = ALIGNMENT_SIDE
     centre = (n - 1) / 2
     shifts = np.arange(-round(_MOST_SHIFT * n), round(_MOST_SHIFT * n) + 1)
@@ -130,7 +130,7 @@ def _templates(chest: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _thumbnails(images: np.ndarray) -> np.ndarray:
-    """Images uint8 [N, S, S(, 1)] -> float32 [N, 64, 64]."""
+    """Downscale images uint8 [N, S, S(, 1)] to float32 [N, 64, 64]."""
     if images.ndim == 4:
         images = images[..., 0]
     if images.shape[1] == SIDE:
@@ -145,7 +145,7 @@ def _thumbnails(images: np.ndarray) -> np.ndarray:
 
 
 def _contrast(pixels: np.ndarray) -> np.ndarray:
-    """Local contrast at the alignment's side: float32 [N, 64, 64] -> float32 [N, 32, 32]."""
+    """Return local contrast at the alignment's size: float32 [N, 64, 64] -> float32 [N, 32, 32]."""
     half = pixels.reshape(len(pixels), ALIGNMENT_SIDE, 2, ALIGNMENT_SIDE, 2).mean(axis=(2, 4))
     mean = _blurred(half, ALIGNMENT_SIDE / 10)
     variance = _blurred((half - mean) ** 2, ALIGNMENT_SIDE / 10)
@@ -154,6 +154,6 @@ def _contrast(pixels: np.ndarray) -> np.ndarray:
 
 
 def _blurred(pixels: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian blur of [N, S, S] by products with a banded matrix; borders are mirrored."""
+    """Blur [N, S, S] with a Gaussian, by products with a banded matrix; borders are mirrored."""
     matrix = ndimage.gaussian_filter1d(np.eye(pixels.shape[1]), sigma, axis=0).astype(np.float32)
     return matrix @ pixels @ matrix.T

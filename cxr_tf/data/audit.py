@@ -4,9 +4,9 @@
     for warning in warnings(inspection): ...
     data = audited(data)                     # the same warnings and more, in data.catalog.warnings
 
-Two questions that a table of counts does not answer. Are there copies that no hash of bytes finds,
-because they were resized or recompressed? And does size, aspect or brightness alone predict the
-class? A network learns such a shortcut, which fails at the next hospital.
+It answers two questions that a table of counts does not. Are there copies that no hash of bytes
+finds, because they were resized or recompressed? And does size, aspect or brightness alone predict
+the class? A network learns such a shortcut, which fails at the next hospital.
 """
 
 import functools
@@ -26,7 +26,7 @@ from cxr_tf.errors import UserError
 log = logging.getLogger(__name__)
 
 
-THUMBNAIL = 64  # pixels a side
+THUMBNAIL = 64  # pixels per side
 
 # The perceptual hash: signs of the 16 x 16 lowest frequencies of a thumbnail against their median,
 # without the mean (Zauner 2010, section 3.2.2, with more bits, since chests look alike). On the
@@ -106,7 +106,7 @@ def audited(data: ImageDataset) -> ImageDataset:
 
 
 def all_warnings(inspection: Inspection, task: str) -> list[str]:
-    """Return `warnings`, and those about splits where the task fits the data."""
+    """Return `warnings`, and the warnings about splits if the task fits the data."""
     catalog = inspection.catalog
     try:
         labels = catalog.labels(task)

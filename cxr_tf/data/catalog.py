@@ -2,7 +2,7 @@
 
     catalog = open_catalog("chest_xray", seed=0)
     print(describe(catalog))
-    check(catalog, task="binary")          # UserError on what must not be trained on
+    check(catalog, task="binary")          # UserError if it must not be trained on
 
 Reads a folder, with or without split folders, a list, or MedMNIST's array file:
 
@@ -12,8 +12,8 @@ Reads a folder, with or without split folders, a list, or MedMNIST's array file:
     catalogue.csv                                          path, label[, patient][, split]
     pneumoniamnist_64.npz                                  with its published split
 
-The rows are complete before any image is decoded, so that a split that leaks stops a run before it
-has cost an hour.
+The rows are complete before any image is decoded, so that a leaking split stops a run right away
+and not after an hour.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ from cxr_tf.errors import UserError
 
 SPLITS = ("train", "val", "test")
 
-# Columns of prediction tables besides the classes; no class may have one of these names.
+# Columns of prediction tables other than the classes; no class may have one of these names.
 RESERVED_COLUMNS = {
     *("path", "patient", "label", "predicted", "prediction_set", "novelty", "reason"),
 }
@@ -42,7 +42,7 @@ TASKS: dict[str, tuple[str, ...]] = {
     "three_class": ("normal", "bacterial", "viral"),
 }
 
-# A column with more labels than this more likely holds numbers or names.
+# A column with more labels than this is more likely to hold numbers or names.
 MAX_LABELS = 20
 
 
@@ -51,7 +51,7 @@ class Radiograph:
     """One image file and its metadata.
 
     `finding` is normal, bacterial, viral, or pneumonia where the cause is unknown; in a list with
-    custom labels it is that label. `split` is train, val, test, or empty where none has been
+    custom labels it is that label. `split` is train, val, test, or empty if none has been
     assigned. `digest` is the BLAKE2 hash of the file's bytes (hex, 128 bits), which identifies
     identical files. `groups` are (column, value) of a list, such as ("sex", "F").
     """
@@ -105,7 +105,7 @@ class Catalog:
         return bool(self.radiographs) and all(PHANTOM_NAME.match(Path(p).name) for p in self.paths)
 
     def group_columns(self) -> dict[str, list[str]]:
-        """Return the values of each group column, "" where a row has none."""
+        """Return the values of each group column, "" for rows without one."""
         names = dict.fromkeys(name for r in self.radiographs for name, _ in r.groups)
         return {name: [dict(r.groups).get(name, "") for r in self.radiographs] for name in names}
 
@@ -114,7 +114,7 @@ class Catalog:
         return np.array([i for i, r in enumerate(self.radiographs) if r.split == split], np.int64)
 
     def about(self) -> dict[str, Any]:
-        """Return what a model card records of the data; the folder's name, not its path."""
+        """Return what a model card records about the data; the folder's name, not its path."""
         return {
             "data": Path(self.source).resolve().name,
             "images": {split: len(self.rows(split)) for split in SPLITS},
@@ -187,7 +187,7 @@ def positive_last(catalog: Catalog, positive: str) -> tuple[str, ...]:
 
 
 def class_of(finding: str, task: str) -> str:
-    """Return the class of a finding in a task, or the finding itself where there is none."""
+    """Return the class of a finding in a task, or the finding itself if it has none."""
     return "pneumonia" if task == "binary" and finding in ("bacterial", "viral") else finding
 
 

@@ -16,8 +16,8 @@ from cxr_tf.data.catalog import (
 from cxr_tf.data.splits import check_leakage, leakage
 from cxr_tf.errors import UserError
 
-# Fewer images than this of a class in a split: with 10 of 10 right, the 95 % interval of the
-# sensitivity still begins at 0.69.
+# Warn about fewer images of a class in a split than this: with 10 of 10 right, the 95 % interval of
+# the sensitivity still begins at 0.69.
 MIN_IMAGES = 10
 
 
@@ -26,7 +26,7 @@ def check(
 ) -> None:
     """Raise UserError for a catalogue that must not be trained on.
 
-    `classes` are those of a trained model, where they differ from this catalogue's. Refused are a
+    `classes` are those of a trained model, if they differ from this catalogue's. Refused are a
     patient or an identical image in two splits (unless `allow_leakage`, or the split is a published
     one), identical images under two labels, a class without images in a split, and a task that the
     findings do not support.
@@ -59,7 +59,7 @@ def check(
 
 
 def _conflicting_labels(catalog: Catalog) -> str:
-    """Return a sentence about one file under two labels; empty without one, or if published."""
+    """Return a sentence about a file under two labels; empty if there is none, or if published."""
     first: dict[str, Radiograph] = {}
     for r in () if catalog.published_split else catalog.radiographs:
         other = first.setdefault(r.digest, r)
@@ -95,7 +95,7 @@ def split_warnings(catalog: Catalog, labels: np.ndarray, classes: Sequence[str])
     if leaks := leakage(catalog):
         lines.append(
             f"leakage: {len(leaks)} patients or identical images are in more than one split, so "
-            f"that scores are too good ({leaks[0]})"
+            f"scores are too optimistic ({leaks[0]})"
         )
     present = [s for s in SPLITS if len(catalog.rows(s))]
     parts = {s: catalog.rows(s) for s in present} or {"": np.arange(len(catalog))}
@@ -106,7 +106,7 @@ def split_warnings(catalog: Catalog, labels: np.ndarray, classes: Sequence[str])
                 where = f"the {split} split has" if split else "there are"
                 lines.append(
                     f"{where} only {count} '{name}' images: "
-                    + ("too few to learn from" if split == "train" else "scores mean little")
+                    + ("too few to train on" if split == "train" else "scores mean little")
                 )
     return lines
 

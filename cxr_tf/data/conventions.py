@@ -61,7 +61,7 @@ def read_folder(root: Path, *, any_classes: bool = False) -> tuple[list[Row], tu
     """Return the images of a folder, and notes on what was left out.
 
     any_classes: if a class folder has another name than those in `FINDING_FOLDERS`, the names of
-    all class folders are the findings. Raises UserError where there is no image, and where folders
+    all class folders are the findings. Raises UserError if there is no image, or if folders
     contradict each other.
     """
     split_folders = {
@@ -164,9 +164,9 @@ def _unrecognized_folders(top: Path, known: Iterable[Path]) -> Counter[str]:
 
 
 def label_of_folders(path: Path, root: Path) -> tuple[str, str]:
-    """Return (finding, split) by the folders between `root` and a file; empty where unknown.
+    """Return (finding, split) by the folders between `root` and a file; empty if unknown.
 
-    Raises UserError where they contradict each other.
+    Raises UserError if they contradict each other.
     """
     parts = [part.lower() for part in path.relative_to(root).parts[:-1]]
     findings = {FINDING_FOLDERS[part] for part in parts if part in FINDING_FOLDERS}
@@ -251,7 +251,7 @@ def visible_files(folder: Path) -> list[Path]:
 
 
 def _stop(error: OSError) -> None:
-    """Raise UserError: an unreadable folder must not pass for an empty one."""
+    """Raise UserError, because an unreadable folder must not pass for an empty one."""
     raise UserError(f"{error.filename}: {error.strerror}")
 
 

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 class ImageDataset:
     """A checked catalogue with its decoded images: uint8 [N, S, S, 1]; labels int64 [N].
 
-    against: bool [N], which images contradict the shortcut, where that is known; see
+    against: bool [N], which images contradict the shortcut, if that is known; see
     `metrics.shortcuts`.
     """
 

@@ -24,12 +24,12 @@ from cxr_tf.data.file_headers import (
 )
 from cxr_tf.data.tf_data import PARALLEL, prefetch
 
-# Grey levels; a smaller standard deviation is that of a blank image. The least of 5,304 radiographs
-# is 18, and 10 under the acquisition shifts.
+# Grey levels; an image with a smaller standard deviation is blank. The lowest among
+# 5,304 radiographs is 18, and 10 under the acquisition shifts.
 MIN_CONTRAST = 3.0
 
-# Share of pixels between 10 and 90 % of the range; a mask has none but at its edges. The least of
-# 5,304 radiographs is 0.44, and 0.11 with a margin of 20 % on every side.
+# Share of pixels between 10 and 90 % of the range; a mask has such pixels only at its edges. The
+# lowest among 5,304 radiographs is 0.44, and 0.11 with a margin of 20 % on every side.
 MIN_INTERMEDIATE = 0.05
 
 # Side in pixels of the sample that decides whether an image has content.
@@ -56,7 +56,7 @@ def decode_radiograph(encoded: tf.Tensor, size: int) -> tf.Tensor:
 def decode_checked(encoded: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]:
     """Return the fault code (int32) and the pixels, uint8 [size, size, 1], of a file's bytes.
 
-    Pixels are zero where the header is at fault. Fails where decoding does.
+    Pixels are zero if the header is at fault. Fails if decoding fails.
     """
     fault = header_fault(encoded)
 
@@ -97,7 +97,7 @@ def _decode(encoded: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]:
 def _has_content(image: tf.Tensor) -> tf.Tensor:
     """Return whether an image uint8 [H, W, C] is neither blank nor two-valued.
 
-    By a grid of its own pixels: resizing would blur the edges of a mask to intermediate values.
+    Tested on a grid of its own pixels: resizing would blur the edges of a mask to other values.
     """
     shape = tf.shape(image)
     rows, columns = shape[0] // _SAMPLES + 1, shape[1] // _SAMPLES + 1
@@ -124,8 +124,8 @@ def _decode_jpeg(encoded: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor, t
     A large image is downscaled by the decoder, which can omit the high frequencies of each block;
     that is a low-pass filter and saves most of the resizing. It stops at twice `size` on the
     shorter side, and the antialiased filter does the rest; on average, pixels differ by a fraction
-    of a grey level (Pillow's `thumbnail` does the same, by its `reducing_gap` of 2). The decoder
-    rounds fractional sides up; the exact ones are returned.
+    of a grey level (Pillow's `thumbnail` does the same with its `reducing_gap` of 2). The decoder
+    rounds fractional sides up; the exact sides are returned.
     """
     header = tf.image.extract_jpeg_shape(encoded)
     sides = header[:2]
@@ -139,7 +139,7 @@ def _decode_jpeg(encoded: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor, t
 
     image = tf.switch_case(which, [functools.partial(decode, r) for r in (1, 2, 4, 8)])
     shrunk = tf.cast(sides, tf.float32) / tf.cast(ratios[which], tf.float32)
-    # By the header, not by the image's shape: TensorFlow's constant folding assumes the static
+    # From the header, not the image's shape: TensorFlow's constant folding assumes the static
     # shape of one branch, the three channels of a PNG, for both.
     return image, shrunk, header[2] == 1
 

@@ -6,7 +6,7 @@ import tensorflow as tf
 # 20 bytes per pixel, and the header of a file of one kilobyte can claim any size.
 MAX_MEGAPIXELS = 50
 
-# Enlarged to the model's size a smaller image has no content.
+# A smaller image, enlarged to the model's size, has no content.
 MIN_SIDE = 16
 
 # Fault codes of a file, and their messages.
@@ -124,7 +124,7 @@ def _bytes_from(encoded: tf.Tensor, start: int | tf.Tensor, count: int) -> tf.Te
 
 
 def _byte(window: tf.Tensor, at: int | tf.Tensor) -> tf.Tensor:
-    """Return the bytes at some positions, and 0 outside of the window."""
+    """Return the bytes at some positions, and 0 outside the window."""
     inside = (at >= 0) & (at < tf.size(window))
     padded = tf.concat([window, [0]], axis=0)
     return tf.gather(padded, tf.where(inside, at, tf.size(window)))

@@ -42,12 +42,12 @@ _PATIENT_COLUMN = re.compile(r"(patient|subject|person|case).*(id|no|nr|num|numb
 NO_LABEL = frozenset({"", "nan", "null", "n/a", "#n/a", "<na>"})
 NO_VALUE = NO_LABEL | {"na", "none", "-", "?", "unknown"}
 
-# A patient that so many rows share is a placeholder such as ANONYMOUS.
+# A patient that this share of the rows has in common is a placeholder such as ANONYMOUS.
 PLACEHOLDER_SHARE, MIN_PLACEHOLDER_ROWS = 0.9, 10
 
 
 def rows_of_list(file: Path, *, as_written: bool) -> tuple[list[Row], tuple[str, ...]]:
-    """Return the images of a .csv list, and notes; `as_written` keeps all labels as custom ones."""
+    """Return the images of a .csv list, and notes; `as_written`: all labels are custom ones."""
     listed, notes = read_list(file)
     # Labels have the meaning of folder names, but only if all of them are such names.
     standard = not as_written and all(row.label.lower() in FINDING_FOLDERS for row in listed)
@@ -58,7 +58,7 @@ def rows_of_list(file: Path, *, as_written: bool) -> tuple[list[Row], tuple[str,
     if placeholder := placeholder_patient(patients):
         notes += (
             f"{patients.count(placeholder)} of {len(patients)} rows have the patient "
-            f"'{placeholder}': taken for a placeholder, so that each of these images is a "
+            f"'{placeholder}': treated as a placeholder, so each of these images counts as a "
             "patient of its own",
         )
     rows: list[Row] = []

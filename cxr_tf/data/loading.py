@@ -14,7 +14,7 @@ from cxr_tf.data.splits import resolve_splits
 from cxr_tf.errors import UserError
 from cxr_tf.files import digest_files, expand_user
 
-# Size of `--data phantom`: enough for a validation split that is not redrawn.
+# Size of `--data phantom`: large enough that the validation split is not redrawn.
 PHANTOM_COUNT = 800
 
 PHANTOM_SIZE = 128
@@ -25,12 +25,12 @@ def open_catalog(
 ) -> Catalog:
     """Read a folder, a .csv list or a .npz of radiographs and resolve the splits.
 
-    `resplit=False` leaves the splits as given (empty where they are not), as needed to evaluate a
+    `resplit=False` leaves the splits as given (empty if they are not), as needed to evaluate a
     trained model. For the task `labels` the labels of a list are kept as written; otherwise
     healthy, sick and the like have the meaning of folder names. `positive` is the positive label of
     two; without it the order is normal first, then alphabetical.
 
-    Raises UserError where there is nothing to read.
+    Raises UserError if there is nothing to read.
     """
     root = phantom_folder() if source == "phantom" else expand_user(source)
     if not root.exists():
@@ -92,7 +92,7 @@ def _catalog(source: Path, rows: Sequence[Row], notes: tuple[str, ...] = ()) -> 
 
 
 def _did_you_mean(path: Path) -> str:
-    """Return a hint at a sibling with a similar name, for a path that does not exist."""
+    """Return a hint that names a similar sibling of a path that does not exist."""
     try:
         names = [p.name for p in path.parent.iterdir()]
     except OSError:

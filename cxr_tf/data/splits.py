@@ -27,7 +27,7 @@ def check_leakage(catalog: Catalog, *, allow_leakage: bool) -> None:
 
 
 def leakage(catalog: Catalog) -> list[str]:
-    """Return one sentence for each patient and each identical image that is in two splits."""
+    """Return one sentence for each patient and each identical image that appears in two splits."""
     sentences = []
     for kind, attribute in (("patient", "patient"), ("identical image", "digest")):
         splits: dict[str, dict[str, str]] = {}
@@ -47,9 +47,9 @@ def split_by_patient(
     """Draw splits for all rows: stratified by finding, whole patients, identical images together.
 
     Returns {row: split}. Within each finding the patients are shuffled and assigned, first one to
-    each split, then each to the split that lacks most of its share. Every split has the finding if
-    there are enough patients, and the fractions hold for small catalogues too. A finding with fewer
-    patients than there are splits is drawn together with the rest of its class in the task.
+    each split, then each to the split that is furthest below its share. Every split has the finding
+    if there are enough patients, and the fractions hold for small catalogues too. A finding with
+    fewer patients than there are splits is drawn together with the rest of its class in the task.
     """
     rng = np.random.default_rng(seed)
     groups: dict[int, list[int]] = {}
@@ -83,7 +83,7 @@ def split_by_patient(
 def resolve_splits(catalog: Catalog, seed: int, task: str = "") -> Catalog:
     """Draw the splits that the source does not give, and note what was done.
 
-    A validation split that is given is kept if it is large enough and has all classes of the task;
+    A given validation split is kept if it is large enough and has all classes of the task or,
     without a task, all findings.
     """
     if catalog.published_split:

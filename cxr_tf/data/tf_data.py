@@ -4,10 +4,10 @@ import os
 
 import tensorflow as tf
 
-# For functions called by a tf.data stream: autograph would translate them for nothing.
+# For functions called by a tf.data stream: translating them with AutoGraph would be useless work.
 no_autograph = tf.autograph.experimental.do_not_convert
 
-# Number of files or batches prepared at a time.
+# Number of files or batches prepared in parallel.
 PARALLEL = min(os.cpu_count() or 2, 16)
 
 

@@ -38,8 +38,8 @@ class Image:
     """An image and its results so far.
 
     content: JPEG or PNG for the models; prediction: outputs of the classifier in plain types;
-    reason: why there is none; neighbors, anomaly: outputs of the other models; heat, anomaly_map:
-    float [S, S].
+    reason: why there is no prediction; neighbors, anomaly: outputs of the other models; heat,
+    anomaly_map: float [S, S].
     """
 
     name: str
@@ -141,7 +141,7 @@ def thumbnails(paths: Sequence[str], roots: Sequence[Path], size: int = 192) -> 
 def table(
     images: Sequence[Image], threshold: float | None = None
 ) -> tuple[list[str], list[list[Any]]]:
-    """Return header and rows: number, file, label, probabilities, and the reason of a failure."""
+    """Return header and rows: number, file, label, probabilities, and the reason for a failure."""
     predicted = next((image for image in images if image.prediction), None)
     classes = list(predicted.prediction["probabilities"]) if predicted else []
     rows = []

@@ -18,7 +18,7 @@ SIDE = 512  # pixels of a radiograph on the page
 
 COMPUTING = "computing ..."
 NO_HEATMAP = "this model has no heatmap"
-WELCOME = "<p class='hint'>Drop a radiograph, or take an example.</p>"
+WELCOME = "<p class='hint'>Drop a radiograph here, or choose an example.</p>"
 
 CSS = """
 .cxr-verdict .label { font-size: 1.7rem; font-weight: 700; }

@@ -101,7 +101,7 @@ def _first(
         if name := getattr(settings, flag):
             if name not in names[kind]:
                 known = ", ".join(names[kind]) or "none"
-                raise UserError(f"--{flag} {name}: no such model; there are: {known}")
+                raise UserError(f"--{flag} {name}: no such model; available: {known}")
             first[kind] = name
     if "classifier" not in first:
         # Neighbours were fitted on the classifier that a study chose.

@@ -63,7 +63,9 @@ def build(models: Models, roots: Sequence[Path] = (Path(),)) -> gr.Blocks:
                 views = gr.HTML(elem_id="views")
         with gr.Column(visible=False) as several:
             table = gr.Dataframe(
-                label="All images; select a row to see it", interactive=False, elem_id="table"
+                label="All images; select a row to see its image",
+                interactive=False,
+                elem_id="table",
             )
             csv_link = gr.HTML(elem_id="csv")
         cases = gr.HTML(elem_id="cases")
@@ -172,7 +174,10 @@ def build(models: Models, roots: Sequence[Path] = (Path(),)) -> gr.Blocks:
 
 
 def _choice(models: Models, kind: str, label: str) -> gr.Dropdown:
-    """A dropdown of the models of a kind, hidden if there are none; `none` hides that part."""
+    """Return a dropdown of the models of a kind, hidden if there are none.
+
+    `none` is the entry that hides that part of the page.
+    """
     names = models.names[kind]
     choices = [(name, name) for name in names]
     if kind != "classifier":

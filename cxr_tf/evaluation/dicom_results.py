@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 NOTICE = "For research use only. Not for diagnosis."
 MANUFACTURER = "cxr_tf"
 
-# Codes of SNOMED CT for the classes of the built-in tasks. Other labels get a code of ours.
+# SNOMED CT codes of the classes of the built-in tasks. Other labels get a code of OWN_SCHEME.
 FINDINGS = {
     "normal": ("17621005", "Normal"),
     "pneumonia": ("233604007", "Pneumonia"),
@@ -39,7 +39,7 @@ FINDINGS = {
 }
 OWN_SCHEME = "99CXRTF"
 
-# What a series of images and one of reports can be called without clashing with those of a scanner.
+# Numbers of the two series, chosen so that they do not clash with those of a scanner.
 REPORT_SERIES, HEATMAP_SERIES = 9100, 9101
 
 # Without these an object cannot refer to the image.
@@ -80,12 +80,12 @@ class ResultSeries:
 
 @dataclass
 class SeriesOfStudies:
-    """The series of each study, made when its first image comes."""
+    """The series of each study, created with the first image of the study."""
 
     by_study: dict[str, ResultSeries] = field(default_factory=dict)
 
     def of(self, source: "pydicom.Dataset") -> ResultSeries:
-        """The series of the study that an image belongs to, counted on by one."""
+        """Return the series of the study that an image belongs to, with its count raised by one."""
         highdicom()
         from highdicom import UID
 
@@ -98,7 +98,7 @@ class SeriesOfStudies:
 
 
 def highdicom() -> Any:
-    """The module highdicom; UserError where it is not installed."""
+    """Return the module highdicom; raise UserError if it is not installed."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -111,9 +111,9 @@ def highdicom() -> Any:
 
 
 def read_header(path: Path) -> "pydicom.Dataset":
-    """All elements of a DICOM file but the pixels, complete enough to be referred to.
+    """Read all elements of a DICOM file except the pixels, so that a report can refer to it.
 
-    Elements that may be empty and are absent are added empty. Raises UserError where one of the
+    Absent elements that may be empty are added as empty ones. Raises UserError if one of the
     UIDs is missing.
     """
     import pydicom
@@ -144,11 +144,11 @@ def structured_report(
     series: ResultSeries,
     heatmap: "pydicom.Dataset | None" = None,
 ) -> "pydicom.Dataset":
-    """A Comprehensive SR document with one measurement group (TID 1501): what the model predicted.
+    """Return a Comprehensive SR document with the prediction in one measurement group (TID 1501).
 
     prediction: the outputs of `serving_default` for this image in plain types: `label` and
-    `probabilities` {class: probability}, or `score`, `threshold`, `is_anomaly`; and what else there
-    is of `novelty`, `is_novel`, `prediction_set`. heatmap: the object that illustrates it.
+    `probabilities` {class: probability}, or `score`, `threshold`, `is_anomaly`; and, where
+    present, `novelty`, `is_novel`, `prediction_set`. heatmap: the object that illustrates it.
     """
     hd = highdicom()
     from highdicom import sr
@@ -252,7 +252,7 @@ def heatmap_capture(
     algorithm: Algorithm,
     series: ResultSeries,
 ) -> "pydicom.Dataset":
-    """A picture, uint8 [H, W, 3], as Secondary Capture Image in the study of the source."""
+    """Return a picture, uint8 [H, W, 3], as a Secondary Capture Image in the source's study."""
     hd = highdicom()
     from highdicom import sc
     from pydicom.dataset import Dataset
@@ -315,7 +315,7 @@ def _own_code(value: str, meaning: str) -> Any:
     from highdicom import sr
 
     code = value.upper()
-    if not re.fullmatch("[A-Z0-9-]{1,16}", code):  # what a code value can be anywhere
+    if not re.fullmatch("[A-Z0-9-]{1,16}", code):  # the pattern that is valid everywhere
         code = hashlib.blake2b(code.encode(), digest_size=6).hexdigest().upper()
     return sr.CodedConcept(code, OWN_SCHEME, meaning[:64])
 

@@ -29,15 +29,15 @@ from cxr_tf.serving.loading import ServedModel, load_served
 
 log = logging.getLogger(__name__)
 
-# The most by which a float32 probability may differ from the SavedModel's.
+# Largest allowed difference of a float32 probability from that of the SavedModel.
 TOLERANCE = 1e-3
 
 
 def export(settings: Export) -> Path:
-    """Converts a SavedModel, verifies the result and returns the folder with it and its card.
+    """Convert a SavedModel, verify the result, and return the folder with it and its card.
 
     The folder appears only if all test images agree: no probability differs by more than 1e-3.
-    Under int8 that is not to be expected; there the card and the log have the cost in AUROC.
+    With int8 no such agreement is required; the card and the log state the cost in AUROC instead.
 
     Raises UserError for a model without the signature `tensor`, a missing package, an output that
     exists, and a converted model that computes something else.
@@ -72,9 +72,9 @@ def export(settings: Export) -> Path:
 def verify(
     served: ServedModel, file: Path, subset: ImageDataset, settings: Export
 ) -> dict[str, Any]:
-    """Compares a converted model with the SavedModel on all images of `subset`; logs the result.
+    """Compare a converted model with the SavedModel on all images of `subset`; log the result.
 
-    Raises UserError where a float32 probability differs by more than 1e-3.
+    Raises UserError if a float32 probability differs by more than 1e-3.
     """
     run, reference = open_converted(file), served.signature("tensor")
     found, expected = [], []
@@ -118,7 +118,7 @@ def verify(
 
 
 def model_card(served: ServedModel, settings: Export, verified: dict[str, Any]) -> dict[str, Any]:
-    """The card of the SavedModel, with the converted file in the place of its signatures."""
+    """Return the card of the SavedModel, with the converted file in place of its signatures."""
     size = served.card["image_size"]
     tensors = {
         "inputs": {"images": {"dtype": "float32", "shape": [None, size, size, 3]}},

@@ -21,10 +21,10 @@ LARGEST_AUROC_LOSS = 0.002
 
 
 def precision_cost(settings: Evaluate, served: loading.ServedModel) -> dict[str, float]:
-    """Compare a model's precision with TensorFlow's float32 on validation; logs the result.
+    """Compare a model's precision with TensorFlow's float32 on validation; log the result.
 
-    A folder without split folders is used whole. Both run on the same batches in turn, from the
-    files to the predictions, after a warm-up.
+    A folder without split folders is used as a whole. Both run on the same batches in turn, from
+    the files to the predictions, after a warm-up.
     """
     try:
         on_val = replace(settings, split="val")

@@ -28,7 +28,7 @@ def log_counts(images: int, unreadable: int, output: Path | str | None) -> None:
 def predict_images(
     settings: Predict, predict: PredictFn, paths: list[str], write: ImageWriter | None = None
 ) -> tuple[dict[int, dict[str, Any]], dict[int, str]]:
-    """Return {row: predictions} and {row: reason of a failure}; call `write` for each image."""
+    """Return {row: predictions} and {row: reason for a failure}; call `write` for each image."""
     predicted: dict[int, dict[str, Any]] = {}
     reasons: dict[int, str] = {}
     batch_size = settings.batch_size or (4 if settings.signature in PICTURES else 32)

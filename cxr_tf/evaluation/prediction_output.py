@@ -27,7 +27,7 @@ PICTURES = ("occlusion", "explain")
 
 # Outputs that are overlaid on the radiograph, with the quantity they show. Other image outputs are
 # written as they are, in 0..255.
-HEATMAPS = {"heatmap": "fall of the probability", "anomaly_map": "anomaly"}
+HEATMAPS = {"heatmap": "drop of the probability", "anomaly_map": "anomaly"}
 
 
 def check_output(settings: Predict) -> Path | None:

@@ -54,7 +54,7 @@ def insertion_deletion(
         autograph=False,
     )
     def probabilities(image: tf.Tensor, cover: tf.Tensor, rank: tf.Tensor) -> tf.Tensor:
-        """Probabilities [STEPS + 1, C] as more and more pixels of `cover` replace the image's."""
+        """Return probabilities [STEPS + 1, C] as more and more pixels become those of `cover`."""
         plain = network.standardise(image)
         other = network.standardise_as(image, cover)
         weights = network.weights()
@@ -129,7 +129,7 @@ def sensitivity_to_weights(
 
     `last_layer` has the last layer shuffled, `all_layers` all of them. `explain` computes the maps
     [N, S, S] of the model in its present state; `before` are those of the unshuffled model. The
-    mean over images of |Spearman's rho|; 0 where a map is constant.
+    mean over images of |Spearman's rho|; 0 if a map is constant.
     """
     layers = [x for x in model.layers if x.weights]
     correlations = {}
@@ -143,7 +143,7 @@ def sensitivity_to_weights(
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
-    """Return Spearman's rho of two maps; 0 where one is constant or not finite."""
+    """Return Spearman's rho of two maps; 0 if one is constant or not finite."""
     a, b = first.ravel(), second.ravel()
     if np.ptp(a) == 0 or np.ptp(b) == 0 or not (np.isfinite(a).all() and np.isfinite(b).all()):
         return 0.0
@@ -151,7 +151,7 @@ def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def share_inside(heat: np.ndarray, mask: np.ndarray) -> float:
-    """Return the share of the positive heat inside a mask; NaN where there is no positive heat."""
+    """Return the share of the positive heat inside a mask; NaN if there is no positive heat."""
     positive = np.maximum(heat, 0)
     total = positive.sum()
     return float(positive[mask].sum() / total) if total > 0 else float("nan")

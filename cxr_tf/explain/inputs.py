@@ -65,7 +65,7 @@ class Radiographs:
 
 
 def open_classifier(folder: str) -> Classifier:
-    """Load a classifier from its run's folder, in float32; UserError where there is none."""
+    """Load a classifier from its run's folder, in float32; raise UserError if there is none."""
     directory = expand_user(folder)
     is_saved_model = (directory / "saved_model.pb").exists() or model_config.model_versions(
         directory
@@ -94,7 +94,7 @@ def open_classifier(folder: str) -> Classifier:
 
 
 def load_radiographs(settings: Explain, classifier: Classifier) -> Radiographs:
-    """Read the radiographs to explain; UserError where there are none or one is unreadable."""
+    """Read the radiographs to explain; raise UserError if there are none or one is unreadable."""
     if settings.images:
         catalog = catalog_of_images(find_images(settings.images))
         labels = np.full(len(catalog), -1)

@@ -45,7 +45,7 @@ def score_histogram(scores: np.ndarray, findings: np.ndarray, threshold: float) 
             label=f"{finding} (n = {len(chosen)})",
         )  # fmt: skip
     axes.axvline(threshold, color="black", linewidth=1, label=f"threshold {threshold:.3g}")
-    axes.set(xlabel="anomaly score (last bar: all above)", ylabel="density")
+    axes.set(xlabel="anomaly score (last bar: all higher scores)", ylabel="density")
     axes.legend(fontsize=8)
     return figure
 

@@ -45,7 +45,7 @@ def roc(
             )
     axes.set(xlabel="1 - specificity", ylabel="sensitivity", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     axes.set_aspect("equal")
-    if axes.get_legend_handles_labels()[0]:  # no curve where there is one class alone
+    if axes.get_legend_handles_labels()[0]:  # no curve if there is only one class
         axes.legend(loc="lower right")
     return figure
 
@@ -119,10 +119,10 @@ def risk_coverage(
     predicted: np.ndarray,
     scores: Mapping[str, Any],
 ) -> Figure:
-    """Draw the error rate among the images that are answered, the most certain first.
+    """Draw the error rate by the share of images that are answered, the most certain first.
 
     labels, predicted: int [N]; probabilities: [N, C]; scores: of the split; its prediction sets,
-    where there are any, are marked.
+    if there are any, are marked.
     """
     answered, error_rate = risk_coverage_curve(labels, probabilities, predicted)
     figure, axes = plt.subplots(figsize=(5, 4), layout="constrained")

@@ -9,7 +9,7 @@ LONGEST_SIDE = 1024
 
 
 def heat_layer(heat: np.ndarray) -> np.ndarray:
-    """A heatmap, float [S, S], as uint8 [S, S, 4]: red above 0, blue below, clear at 0."""
+    """Render a heatmap, float [S, S], as uint8 [S, S, 4]: red above 0, blue below, clear at 0."""
     from matplotlib import colormaps
 
     share = heat / max(float(np.abs(heat).max()), 1e-12)
@@ -20,9 +20,9 @@ def heat_layer(heat: np.ndarray) -> np.ndarray:
 
 
 def overlay(gray: np.ndarray, heat: np.ndarray, *, longest_side: int = LONGEST_SIDE) -> np.ndarray:
-    """A radiograph, uint8 [H, W], with a heatmap, float [S, S], over it: uint8 [H', W', 3].
+    """Overlay a heatmap, float [S, S], on a radiograph, uint8 [H, W]: uint8 [H', W', 3].
 
-    The image keeps its aspect ratio and is shrunk to `longest_side` where it is larger.
+    The image keeps its aspect ratio and is shrunk to `longest_side` if it is larger.
     """
     below = shrunk(gray, longest_side).convert("RGBA")
     above = Image.fromarray(heat_layer(heat)).resize(below.size, Image.Resampling.BILINEAR)
@@ -30,14 +30,14 @@ def overlay(gray: np.ndarray, heat: np.ndarray, *, longest_side: int = LONGEST_S
 
 
 def shrunk(gray: np.ndarray, longest_side: int) -> Image.Image:
-    """A gray image of at most `longest_side` pixels, in its aspect ratio."""
+    """Shrink a gray image to at most `longest_side` pixels, keeping its aspect ratio."""
     image = Image.fromarray(gray)
     image.thumbnail((longest_side, longest_side))
     return image
 
 
 def with_caption(picture: np.ndarray, lines: list[str]) -> np.ndarray:
-    """A picture, uint8 [H, W, 3], with lines of text on a black strip below it."""
+    """Add lines of text on a black strip below a picture, uint8 [H, W, 3]."""
     from PIL import ImageDraw, ImageFont
 
     width = picture.shape[1]
@@ -51,7 +51,7 @@ def with_caption(picture: np.ndarray, lines: list[str]) -> np.ndarray:
 
 
 def png(picture: Image.Image | np.ndarray) -> bytes:
-    """A picture as the contents of a PNG file."""
+    """Encode a picture as the contents of a PNG file."""
     image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", compress_level=1)

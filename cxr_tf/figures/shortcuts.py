@@ -19,7 +19,7 @@ def shortcut_audit(
     *,
     heading: str,
 ) -> Figure:
-    """AUROC of each statistic, how the regression separates the classes, and examples.
+    """Draw the AUROC of each statistic, the separation of the classes, and example images.
 
     labels int [N], probabilities float [N, C] of the cross-fitted regression, images uint8
     [N, S, S(, 1)]. The examples of a class are those whose statistics look most and least like

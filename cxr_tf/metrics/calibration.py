@@ -34,9 +34,9 @@ def reliability(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarr
 def fit_temperature(
     logits: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None
 ) -> float:
-    """Return the temperature T of least log loss of softmax(logits / T) (Guo et al. 2017).
+    """Return the T that minimises the log loss of softmax(logits / T) (Guo et al. 2017).
 
-    In 0.05..20: if the logits separate the labels perfectly, the unbounded optimum is 0.
+    T is in 0.05..20: if the logits separate the labels perfectly, the unbounded optimum is 0.
     weights [N]: how much each row counts.
     """
 

@@ -50,10 +50,11 @@ def intervals(
 ) -> dict[str, list[float]]:
     """Return intervals as `confidence_intervals`, for any table of scores by weights [N].
 
-    support: the number of patients that each proportion rests on; a score without is no proportion.
+    support: the number of patients that each proportion rests on; a score without one is no
+    proportion.
     """
     if len(set(patients)) < MIN_PATIENTS:
-        return {}  # an interval of no width would suggest certainty
+        return {}  # an interval of zero width would suggest certainty
     support = support or {}
     scores = table(np.ones(len(patients)))
     tables = [

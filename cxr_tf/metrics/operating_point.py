@@ -7,7 +7,7 @@ from cxr_tf.errors import UserError
 
 
 def check_rule(rule: str) -> tuple[str, float]:
-    """Return the name of an operating point and its argument; UserError for an unknown one."""
+    """Return name and argument of an operating point; raise UserError for an unknown one."""
     name, _, argument = rule.partition(":")
     if rule in ("0.5", "youden"):
         return rule, 0.0

@@ -6,7 +6,7 @@ import numpy as np
 
 
 def prediction_warnings(split: str, predicted: np.ndarray, classes: Sequence[str]) -> list[str]:
-    """Return a warning where all images of a split get the same class; predicted: int [N]."""
+    """Return a warning if all images of a split get the same class; predicted: int [N]."""
     if len(predicted) < 2 or len(np.unique(predicted)) > 1:
         return []
     return [f"all {len(predicted)} {split} images are classified as '{classes[predicted[0]]}'"]

@@ -28,8 +28,8 @@ from cxr_tf.metrics.ranking import roc_area
 # Folds of patients of the cross-fitted regression.
 FOLDS = 5
 
-# The lower bound of the audit's AUROC from which on it warns. Findings change the statistics, too:
-# phantoms, whose acquisition is drawn independently of the finding, reach 0.87.
+# The audit warns if the lower bound of its AUROC is at least this. Findings change the statistics
+# too: phantoms, whose acquisition is drawn independently of the finding, reach 0.87.
 WARN_AUROC = 0.92
 
 # The share of each class that counts as against the shortcut. Where the shortcut is strong, too
@@ -116,7 +116,7 @@ def audit_shortcuts(
     bootstrap_samples: int = 200,
     seed: int = 0,
 ) -> ShortcutAudit | None:
-    """Return the audit of images uint8 [N, S, S, 1]; None where a class has too few patients."""
+    """Return the audit of images uint8 [N, S, S, 1]; None if a class has too few patients."""
     from sklearn.model_selection import GroupKFold, cross_val_predict
 
     counts = [len({p for p, y in zip(patients, labels, strict=True) if y == k})
@@ -150,7 +150,7 @@ def fit_shortcuts(
 ) -> ShortcutModel | None:
     """Return the regression fitted on training images uint8 [N, S, S, 1] and labels int [N].
 
-    None where a class has no images.
+    None if a class has no images.
     """
     if len(np.unique(labels)) < len(classes):
         return None
@@ -206,9 +206,9 @@ def recall_against_shortcut(
 
 
 def group_weights(labels: np.ndarray, against: np.ndarray | None) -> np.ndarray:
-    """Return weights [N] under which both groups of a class count alike; mean 1 in each class.
+    """Return weights [N] that give both groups of a class equal weight; mean 1 in each class.
 
-    All are 1 where the groups are not known.
+    All are 1 if the groups are not known.
     """
     weights = np.ones(len(labels))
     if against is None:
@@ -232,14 +232,14 @@ def _regression() -> Any:
 
 
 def _healthy(images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> np.ndarray:
-    """The images of the class `normal`; all where there is none."""
+    """Return the images of the class `normal`; all if there is none."""
     if "normal" not in classes:
         return images
     return images[labels == classes.index("normal")]
 
 
 def _single_aurocs(table: np.ndarray, labels: np.ndarray, classes: int) -> dict[str, float]:
-    """AUROC of each statistic for the class that it separates best from the rest."""
+    """Return the AUROC of each statistic for the class that it separates best from the rest."""
     best = {}
     for name, values in zip(STATISTICS, table.T, strict=True):
         areas = [roc_area(labels == k, values) for k in range(classes)]

@@ -68,7 +68,7 @@ def subgroup_scores(
 def gaps(
     tables: Mapping[str, Mapping[str, Mapping[str, Any]]], metrics: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Return the largest gap of each column and metric between groups of separate intervals.
+    """Return the largest gap per column and metric between groups whose intervals do not overlap.
 
     Each is {column, metric, lowest, highest, difference}: the two groups and their difference. Not
     corrected for the number of groups and metrics.

@@ -48,7 +48,7 @@ def alexnet_features(x: keras.KerasTensor) -> keras.KerasTensor:
 
 
 def _adaptive_average_pooling(x: keras.KerasTensor, size: int) -> keras.KerasTensor:
-    """Average pooling to size x size for any input, with torch's bins (they may overlap).
+    """Apply average pooling to size x size to any input, with torch's bins (they may overlap).
 
     Bin i of n covers floor(i * h / n) to ceil((i + 1) * h / n); computed as a product with one
     constant matrix per axis. A map that already has the size passes through unchanged.
@@ -61,7 +61,7 @@ def _adaptive_average_pooling(x: keras.KerasTensor, size: int) -> keras.KerasTen
 
 
 def _pooling_matrix(length: int, size: int) -> np.ndarray:
-    """Averaging matrix float32 [size, length]; each row sums to one."""
+    """Return the averaging matrix float32 [size, length]; each row sums to one."""
     matrix = np.zeros((size, length), np.float32)
     for i in range(size):
         start, stop = i * length // size, -(-(i + 1) * length // size)

@@ -56,7 +56,7 @@ def convert_alexnet_weights(settings: ConvertAlexNetWeights) -> None:
 
 
 def read_state_dict(path: Path) -> "dict[str, np.ndarray]":
-    """Read the arrays of a PyTorch state dict; UserError if the file or PyTorch is missing."""
+    """Read the arrays of a PyTorch state dict; raise UserError if it or PyTorch is missing."""
     if not path.is_file():
         raise UserError(
             f"no such file: {path} (torchvision's weights are at "

@@ -29,7 +29,7 @@ class Backbone:
     """One backbone: how it is built, and how it is trained.
 
     `features` maps standardised images (mean GRAY_MEAN) to an embedding [N, D]. `blocks` are the
-    prefixes of layer names, block by block from the input, by which fine-tuning freezes.
+    prefixes of layer names, block by block from the input; fine-tuning freezes whole blocks.
     `tuned_blocks` is how many of them, from the last, are fine-tuned from pretrained weights by
     default; `scratch_rate` is the peak learning rate without pretrained weights. `styled` are the
     layers in the first blocks after which styles are mixed (`mixstyle`) in training from pretrained
@@ -47,7 +47,7 @@ class Backbone:
     where_to_get: str
 
     def gains_in_bfloat16(self, image_size: int, pretrained: bool) -> bool:
-        """Whether images of this side, in pixels, train faster in bfloat16 without a loss.
+        """Return whether images of this side, in pixels, train faster in bfloat16 without a loss.
 
         From scratch they do not: the first epochs make less progress in bfloat16.
         """

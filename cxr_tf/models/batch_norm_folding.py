@@ -33,7 +33,7 @@ class NormedConvolution(keras.layers.Layer):
         self.built = True
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
-        """Feature maps [N, H, W, C] -> [N, H', W', filters]."""
+        """Map feature maps [N, H, W, C] to [N, H', W', filters]."""
         convolution = self.convolution
         x, kernel, bias = (tf.cast(v, convolution.compute_dtype) for v in (x, *folded(self._step)))
         padding = convolution.padding.upper()
@@ -86,7 +86,7 @@ def fold_norms(model: keras.Model) -> keras.Model:
 def cancelled_biases(model: keras.Model) -> list[keras.Variable]:
     """Return the biases of convolutions before a trainable BatchNorm, which subtracts them again.
 
-    Their gradient is 0 but for rounding, which Adam would scale up to steps of full length.
+    Their gradient is 0 except for rounding, which Adam would scale up to steps of full length.
     """
     norms = [x for x in model.layers if isinstance(x, keras.layers.BatchNormalization)]
     normed = {id(norm.input) for norm in norms if norm.trainable}

@@ -162,7 +162,7 @@ def steps_of(model: keras.Model) -> list[Step]:
 
 
 def _ends_standardisation(step: Step) -> bool:
-    """Whether a step is the `+ GRAY_MEAN` of `backbones.standardise`, in models of any version."""
+    """Return whether a step is the `+ GRAY_MEAN` of `backbones.standardise`, of any version."""
     return (
         type(step.operation).__name__ == "Add"
         and not isinstance(step.operation, keras.Layer)
@@ -215,7 +215,7 @@ def _can_follow(before: Step, operation: Any) -> bool:
 
 
 def is_convolution(operation: Any) -> bool:
-    """Whether an operation is a plain convolution: neither dilated nor grouped."""
+    """Return whether an operation is a plain convolution: neither dilated nor grouped."""
     return (
         type(operation) is keras.layers.Conv2D
         and operation.groups == 1

@@ -47,7 +47,7 @@ SIGNS = (1.0, -1.0, -1.0)
 class LungAppearanceModel(keras.Layer):
     """Map images [N, S, S, 1] in grey levels to errors float32 [N, 16, 16, 3].
 
-    The errors say by how many standard deviations of healthy lungs a cell is brighter than
+    The errors state by how many standard deviations of healthy lungs a cell is brighter than
     expected, and has less fine and less coarse detail; 0 outside the lungs. The weights are set by
     `fit`, not by gradient descent. S is a multiple of 16.
     """

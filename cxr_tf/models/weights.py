@@ -24,9 +24,9 @@ def load_weights(model: keras.Model, name: str, weights: str) -> None:
     `none` draws He-normal kernels (He et al. 2015), because with Keras's Glorot default the signal
     vanishes in VGG16 without BatchNorm, and scales those of VGG16 by `_normalise_outputs`. A
     file is a `.weights.h5` (or older `.h5`) of the backbone without its classification layer, or a
-    `.keras` model of ours with the same backbone.
+    `.keras` model of this package with the same backbone.
 
-    Raises UserError where ImageNet weights do not exist or cannot be fetched, and where a file does
+    Raises UserError if ImageNet weights do not exist or cannot be fetched, or if a file does
     not fit, naming the first layer that differs. It never falls back to random weights.
     """
     if weights == "none":
@@ -96,9 +96,9 @@ def _imagenet(name: str) -> keras.Model:
 
 
 def load_keras(path: Path) -> keras.Model:
-    """Load an existing .keras file; UserError if it is not a Keras model or is damaged."""
+    """Load an existing .keras file; raise UserError if it is not a Keras model or is damaged."""
     if not zipfile.is_zipfile(path):  # Keras would report that the file does not exist
-        raise UserError(f"{path} is not a Keras model, or damaged: copy it again")
+        raise UserError(f"{path} is not a Keras model, or is damaged: copy it again")
     try:
         return keras.saving.load_model(path, compile=False)
     except Exception as error:
@@ -206,7 +206,7 @@ def _stored_layers(file: Any, reference: keras.Model) -> list[tuple[str, list[tu
 
 
 def _natural(name: str) -> tuple[str, int]:
-    """Sort key for conv2d, conv2d_1, conv2d_2, ..., conv2d_10 in the order of their creation."""
+    """Return a key that sorts conv2d, conv2d_1, ..., conv2d_10 in the order of their creation."""
     stem, _, number = name.rpartition("_")
     return (stem, int(number)) if number.isdigit() else (name, 0)
 

@@ -87,7 +87,7 @@ class Embeddings:
 
 
 def open_classifier(folder: str, engine: str = "tensorflow") -> Classifier:
-    """Open a classifier by its run's folder or its SavedModel's; UserError where it is neither."""
+    """Open a classifier by the folder of its run or SavedModel; raise UserError for any other."""
     settings = None
     if (expand_user(folder) / "config.json").exists():
         run = open_finished_run(folder, "classifier")
@@ -240,7 +240,7 @@ def embed_before(
 ) -> np.ndarray | None:
     """Embed images with the weights that training started from, float32 [N, D].
 
-    None where those are not known (a SavedModel without its run), and where the backbone was not
+    None if those are not known (a SavedModel without its run), or if the backbone was not
     trained, so that the embeddings are the same before and after.
     """
     known = classifier.settings
@@ -289,7 +289,7 @@ def stored_before(
 
 
 def _link(source: Path, target: Path) -> None:
-    """Hard-link a file; copy it where the file system has no links.
+    """Hard-link a file; copy it if the file system has no links.
 
     Safe because these files are replaced whole, never changed.
     """

@@ -50,7 +50,7 @@ NOVELTY_QUANTILE = 0.99
 def fit_knn(settings: FitKnn) -> Run:
     """Run the whole job and return the finished run, whose directory holds all results.
 
-    Raises UserError for a mistake of the user, before anything is written wherever possible.
+    Raises UserError on a user's mistake, before anything is written wherever possible.
     """
     if not settings.classifier:
         raise UserError("give --classifier, or --archive to find similar cases in an archive")
@@ -254,7 +254,7 @@ def fit_knn(settings: FitKnn) -> Run:
 
 
 def resolve(settings: FitKnn, classifier: Classifier) -> FitKnn:
-    """Fill in data, seed and name from the classifier; UserError where its data are not known."""
+    """Fill in data, seed and name from the classifier; raise UserError if its data are unknown."""
     known = classifier.settings
     if not settings.data and known is None:
         raise UserError("a SavedModel does not record where its training images are: give --data")

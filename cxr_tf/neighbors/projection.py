@@ -94,7 +94,7 @@ def quality(
     - `trustworthiness`: in 0..1, the degree to which neighbours in the plane are neighbours in the
       embedding (Venna and Kaski 2001), 10 neighbours;
     - `silhouette`: in -1..1, of the test points by class, in the embedding (Rousseeuw 1987); NaN
-      where test has one class alone, or no class twice;
+      if test has only one class, or no class twice;
     - `purity` and `purity/<class>`: the share of a test point's 10 nearest points outside test that
       are of its class; the mean over classes, and each. Only test points are measured, because
       training has already separated the training points;
@@ -182,7 +182,7 @@ def _same_class(values: np.ndarray, labels: np.ndarray, is_test: np.ndarray) -> 
 
 
 def _silhouette(values: np.ndarray, labels: np.ndarray) -> float:
-    """Return the silhouette; NaN for a single class, and where each image has its own class."""
+    """Return the silhouette; NaN for a single class, or if each image has its own class."""
     if not 1 < len(np.unique(labels)) < len(labels):
         return float("nan")
     return float(silhouette_score(values, labels))

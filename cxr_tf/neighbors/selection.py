@@ -47,7 +47,7 @@ class Candidate:
     balanced_accuracy: float
     stressed_balanced_accuracy: float
     brier: float
-    """Mean of both, every class counting alike."""
+    """Mean of both, with equal weight for every class."""
 
     @property
     def score(self) -> float:
@@ -191,7 +191,7 @@ def balanced_brier(
 
 
 def _mean_over_classes(values: np.ndarray, labels: np.ndarray, weights: np.ndarray | None) -> float:
-    """Mean of the classes' weighted means of values [N]."""
+    """Return the mean of the classes' weighted means of values [N]."""
     counts = np.ones(len(labels)) if weights is None else weights
     means = [
         np.average(values[labels == c], weights=counts[labels == c]) for c in np.unique(labels)

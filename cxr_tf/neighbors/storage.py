@@ -67,7 +67,7 @@ def load_knn(
     when it is loaded; the checksum in the manifest only shows that the file was written with it.
     `without_code` loads `knn.skops` instead, which holds no code to run.
 
-    Raises UserError where the checksum or the width differs. Warns where the pipeline was fitted
+    Raises UserError if the checksum or the width differs. Warns if the pipeline was fitted
     with a different version of scikit-learn.
     """
     folder = expand_user(model)
@@ -82,7 +82,7 @@ def load_knn(
     if not file.exists():
         raise UserError(f"{folder} lacks {name}")
     content = file.read_bytes()
-    # Before unpickling, and of the very bytes that are unpickled.
+    # Checked before unpickling, on the very bytes that are unpickled.
     if hashlib.sha256(content).hexdigest() != manifest["sha256"][name]:
         raise UserError(
             f"{file} differs from the sha256 in {MANIFEST} and is not loaded: fit it again, or "
@@ -118,7 +118,7 @@ def check_agreement(
 
     values: float32 [N, D], the embeddings of `paths`; None computes them with the exported model's
     classifier. Returns how many images agree in label and, to 1e-4, in probabilities. Raises
-    RuntimeError where an image does not, unless its k-th and next neighbours are at the same
+    RuntimeError if an image does not, unless its k-th and next neighbours are at the same
     distance to six digits, where the last bit of an embedding decides.
     """
     served = loading.ServedModel(folder, {}, tf.saved_model.load(str(folder)))

@@ -52,7 +52,7 @@ def _phantom(settings: PrepareData) -> Path:
     if not settings.out:
         if (settings.count, size, settings.seed) != (PHANTOM_COUNT, PHANTOM_SIZE, 0):
             raise UserError(
-                "phantoms with other settings than those of --data phantom need --out FOLDER"
+                "phantoms with settings other than those of --data phantom need --out FOLDER"
             )
         return phantom_folder()
     try:

@@ -160,9 +160,9 @@ def result_line(split: str, scores: dict[str, Any]) -> str:
     )
     if "coverage" in scores:
         line += (
-            f"\n{split}: the prediction set holds the true class of "
+            f"\n{split}: prediction sets: coverage "
             f"{metrics.with_interval(scores, 'coverage')}, mean size {scores['set_size']:.2f}; "
-            f"cannot decide {metrics.with_interval(scores, 'undecided')}, accuracy of the rest "
+            f"undecided {metrics.with_interval(scores, 'undecided')}, accuracy on the rest "
             f"{metrics.with_interval(scores, 'accuracy_decided')}"
         )
     return line

@@ -65,7 +65,7 @@ def read_predictions(run: Run, split: str) -> Predictions:
 
 
 def check_same_rows(predictions: dict[str, Predictions]) -> None:
-    """Raise UserError where the runs list their test images in different orders.
+    """Raise UserError if the runs list their test images in different orders.
 
     Paired tests pair images by row, and a folder and a list of it may have different orders.
     """

@@ -29,8 +29,8 @@ def open_subset(
 ) -> ImageDataset:
     """Return the images to score a SavedModel on, decoded at its size for the figures.
 
-    A folder without split folders is scored whole, and one with them by its folders. The data that
-    the model was trained on get the splits of the training.
+    A folder without split folders is scored as a whole, one with them by its splits. Data that the
+    model was trained on get the splits of the training.
     """
     catalog = data_loading.open_catalog(settings.data, seed=settings.seed, resplit=False, task=task)
     card = served.card
@@ -53,7 +53,9 @@ def open_subset(
     catalog, images = decode_catalog(catalog, card["image_size"], skip=settings.skip_unreadable)
     labels = catalog.labels(task, classes)
     if absent := [name for k, name in enumerate(classes) if not np.any(labels == k)]:
-        log.info("  note: no image of %s: scores that need one are NaN", " and ".join(absent))
+        log.info(
+            "  note: there is no image of %s; scores that need one are NaN", " and ".join(absent)
+        )
     subset = audit.audited(ImageDataset(catalog, images, labels, classes))
     return with_groups(subset, shortcuts_of(card))
 

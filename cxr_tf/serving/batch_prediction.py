@@ -31,9 +31,9 @@ def open_signature(settings: Predict) -> PredictFn:
 
 
 def open_model(settings: Predict) -> Callable[[str], PredictFn]:
-    """Open a model on a server or on disk; returns a function from signatures to what calls them.
+    """Open a model on a server or on disk; return a function from signature names to predictors.
 
-    Raises UserError where there is no such model, and the function for a signature it lacks.
+    Raises UserError if there is no such model; the function raises it for an unknown signature.
     """
     if settings.server:
         if settings.engine != "auto" or settings.engine_precision != "float32":
@@ -98,7 +98,7 @@ def predict_readable(
 ) -> BatchPredictions:
     """Predict one batch without the images that the model refuses.
 
-    rows: what the images are called in the result. `stop` leaves it at the first refusal, with the
+    rows: numbers of the images in the result. With `stop` it ends at the first refusal, with the
     reasons and no outputs. A batch of one is predicted as two copies unless the image is `alone`:
     for a single image some kernels sum in another order, and its last bits would depend on where a
     list is cut into batches.

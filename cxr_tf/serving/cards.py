@@ -31,7 +31,7 @@ CARD_FIELDS = {
 
 
 def read_card(folder: Path) -> Record:
-    """Read the model card of a version; UserError where it is damaged."""
+    """Read the model card of a version; raise UserError if it is damaged."""
     return read_json(folder / CARD, CARD_FIELDS)
 
 
@@ -43,7 +43,7 @@ def file_digests(folder: Path) -> dict[str, str]:
 
 
 def check_files(folder: Path, card: Mapping[str, Any]) -> None:
-    """Raise UserError where a file of a version differs from its digest in the card.
+    """Raise UserError if a file of a version differs from its digest in the card.
 
     Files that no graph needs, such as warm-up requests, may be missing. Cards of earlier versions
     hold no digests.

@@ -31,11 +31,11 @@ from cxr_tf.serving.runtimes import bare_process, cpp_comparison
 
 log = logging.getLogger(__name__)
 
-# Two programs that compute the same in float32 differ by their kernels and the order of their sums.
+# Programs that compute the same in float32 differ in their kernels and the order of their sums.
 # A file of predictions holds eight digits.
 TOLERANCE = 1e-4
 
-# What the child process runs, by --runtime.
+# Program of the child process, by --runtime.
 PROGRAMS = {
     "tensorflow": [bare_process.__file__],
     "c++": ["-m", "cxr_tf.serving.runtimes.cpp_process"],
@@ -47,13 +47,13 @@ def check_served(settings: CheckServed) -> Run:
 
     `metrics.json`: {"agreed": bool, "models": [{"run", "kind", "saved_model", "images", "equal",
     "largest_difference", "labels_equal", "runtime"}]}. `equal` counts the images whose numbers
-    differ by at most 1e-4 and whose label is the same. With --runtime c++ each model also has what
-    `cpp_comparison.compare_runtimes` returns, as "c++".
+    differ by at most 1e-4 and whose label is the same. With --runtime c++ each model also has the
+    result of `cpp_comparison.compare_runtimes`, as "c++".
 
-    Raises UserError where a run has no exported model or no predictions, or an image is gone.
+    Raises UserError if a run has no exported model or no predictions, or an image is gone.
     """
     if not settings.runs:
-        raise UserError("no run to check: --runs logs/classifier/<name> ...")
+        raise UserError("no run to check: give --runs logs/classifier/<name> ...")
     # A check may be repeated, and each has its own record.
     records = Path(settings.logs) / "served"
     names = numbered_names(Path(settings.runs[0]).resolve().name)
@@ -101,15 +101,15 @@ class Measurement:
 
 
 def read_measurement(folder: str) -> Measurement:
-    """Read what a run measured; UserError where it is not finished or exported no model."""
+    """Read what a run measured; raise UserError if it is not finished or exported no model."""
     run = Run(Path(folder))
     if not run.finished:
         raise UserError(f"{folder} is not a finished run: logs/<job>/<name>")
     model = run.metrics.get("model", {}).get("saved_model", "")
     if not model or not (run.directory / "predictions-test.csv").exists():
         raise UserError(
-            f"{folder} has no exported model with predictions on test; classifiers, "
-            "neighbours and autoencoders have"
+            f"{folder} has no exported model with predictions on test; name the run of a "
+            "classifier, of nearest neighbours or of an autoencoder"
         )
     columns = run.predictions("test")
     exported = versions.exported_by(run)
@@ -124,11 +124,11 @@ def read_measurement(folder: str) -> Measurement:
 
 
 def compare(measured: Measurement, predictions: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Compare the outputs of `serving_default` for all test images with what was measured."""
+    """Compare the outputs of `serving_default` for all test images with the measured ones."""
     if "score" in predictions:
         expected = measured.columns["score"][:, None]
         numbers = predictions["score"][:, None]
-        # An autoencoder knows two labels: an anomaly is recorded as a pneumonia.
+        # An autoencoder has two labels: an anomaly is recorded as a pneumonia.
         labels = np.where(predictions["is_anomaly"], "pneumonia", "normal")
     else:
         classes = [c.decode() for c in predictions["classes"][0]]
@@ -148,12 +148,12 @@ def compare(measured: Measurement, predictions: dict[str, np.ndarray]) -> dict[s
 
 
 def agrees(result: dict[str, Any]) -> bool:
-    """Whether a model predicts what was measured, and passed the further checks, if any."""
+    """Return whether a model reproduces the measured predictions, and passed any further checks."""
     return result["equal"] == result["images"] and result.get("c++", {"agreed": True})["agreed"]
 
 
 def result_line(result: dict[str, Any]) -> str:
-    """The result of one model, as one line."""
+    """Format the result of one model as one line."""
     line = (
         f"{result['saved_model']}: {result['equal']} of {result['images']} test images as "
         f"measured, largest difference {result['largest_difference']:.1g}"

@@ -97,7 +97,9 @@ def connect(
         try:
             return open_protocol(url, model, signature, version, label, timeout)
         except Unreachable as error:
-            raise UserError(f"no TF Serving responds at {url} ({error}): is it running?") from None
+            raise UserError(
+                f"no TF Serving server responds at {url} ({error}): is it running?"
+            ) from None
 
     outputs, predict = with_retries(opened)()
     log.debug("%s of %s at %s: %s", signature, model, url, ", ".join(outputs))

@@ -1,11 +1,11 @@
-"""A classifier's SavedModel as ONNX, LiteRT or OpenVINO, and the runtimes that run those.
+"""Convert a classifier's SavedModel to ONNX, LiteRT or OpenVINO, and run the converted file.
 
     convert(load_served("saved_models/vgg16-binary"), "onnx", Path("model.onnx"))
     run = open_converted(Path("model.onnx"))
     run(images)                      # float32 [N, S, S, 3] in 0..255 -> probabilities [N, C]
 
-What is converted is the signature `tensor`, from pixels to calibrated probabilities. Decoding and
-resizing stay behind: no format has TensorFlow's operations for them (docs/export.md).
+The signature `tensor` is converted, from pixels to calibrated probabilities. Decoding and resizing
+are left out: no format has TensorFlow's operations for them (docs/export.md).
 """
 
 import contextlib
@@ -29,34 +29,34 @@ log = logging.getLogger(__name__)
 
 FILES = {"onnx": "model.onnx", "litert": "model.tflite", "openvino": "model.xml"}
 
-# What each format takes to be written and run: {module: package}.
+# Packages that write and run each format: {module: package}.
 NEEDS = {
     "onnx": {"tf2onnx": "tf2onnx", "onnxruntime": "onnxruntime"},
     "litert": {"ai_edge_litert": "ai-edge-litert"},
     "openvino": {"openvino": "openvino"},
 }
 
-# tf2onnx 1.17 knows operator sets up to 18; 17 is read by ONNX Runtime from 1.12 on.
+# tf2onnx 1.17 supports operator sets up to 18; ONNX Runtime reads 17 from 1.12 on.
 OPSET = 17
 
 Network = Callable[[np.ndarray], np.ndarray]
 
 
 def check_installed(format_: str) -> None:
-    """Raises UserError where the packages of a format are not installed."""
+    """Raise UserError if the packages of a format are not installed."""
     if missing := [p for m, p in NEEDS[format_].items() if importlib.util.find_spec(m) is None]:
         file = f"requirements-{'openvino' if format_ == 'openvino' else 'export'}.txt"
         raise UserError(f"--format {format_} needs {' and '.join(missing)}: pip install -r {file}")
 
 
 def runtime_version(format_: str) -> str:
-    """Name and version of the package that runs a format."""
+    """Return name and version of the package that runs a format."""
     package = list(NEEDS[format_].values())[-1]
     return f"{package} {metadata.version(package)}"
 
 
 def convert(served: ServedModel, format_: str, path: Path, *, int8: bool = False) -> None:
-    """Writes the signature `tensor` of a classifier in another format.
+    """Write the signature `tensor` of a classifier in another format.
 
     The file takes `images`, float32 [N, S, S, 3] in 0..255, and returns `probabilities`, float32
     [N, C]. int8 (LiteRT): weights and activations in 8 bits, with scales from phantoms.
@@ -107,7 +107,7 @@ def _litert(function: Any, served: ServedModel, *, int8: bool) -> bytes:
 
 
 def calibration_images(served: ServedModel) -> Iterator[np.ndarray]:
-    """Phantoms, float32 [1, S, S, 3]: the int8 model then depends on no patient's image."""
+    """Yield phantoms, float32 [1, S, S, 3], so that int8 models depend on no patient's image."""
     size = served.card["image_size"]
     for k in range(openvino_engine.CALIBRATION_IMAGES):
         gray = phantom(
@@ -117,7 +117,7 @@ def calibration_images(served: ServedModel) -> Iterator[np.ndarray]:
 
 
 def _write_openvino(function: Any, path: Path) -> None:
-    openvino_engine.core()  # before the first import of OpenVINO: it switches usage reports off
+    openvino_engine.core()  # before the first import of OpenVINO: this turns telemetry off
     import openvino
 
     model = openvino.convert_model(function, share_weights=False)
@@ -126,7 +126,7 @@ def _write_openvino(function: Any, path: Path) -> None:
 
 
 def open_converted(path: Path) -> Network:
-    """A converted file on its own runtime: images float32 [N, S, S, 3] -> probabilities [N, C]."""
+    """Open a converted file on its own runtime: images [N, S, S, 3] -> probabilities [N, C]."""
     return {".onnx": _open_onnx, ".tflite": _open_litert, ".xml": _open_openvino}[path.suffix](path)
 
 
@@ -146,14 +146,14 @@ def _open_litert(path: Path) -> Network:
 
 
 def _open_openvino(path: Path) -> Network:
-    # Where the CPU has bfloat16, OpenVINO would compute in it.
+    # On CPUs with bfloat16, OpenVINO would compute in it.
     model = openvino_engine.core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return lambda images: model(images)["probabilities"]
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Converters print progress where scripts print their results."""
+    """Hide the progress of converters, which they print to stdout, where scripts print results."""
     loggers = [logging.getLogger(name) for name in ("tf2onnx", "tensorflow")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

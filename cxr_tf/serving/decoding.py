@@ -30,7 +30,7 @@ def decode_images(image_bytes: tf.Tensor, size: int) -> tf.Tensor:
     # its missing row number identifies it. Four at a time rather than one per core: a large image
     # takes a gigabyte while it is decoded.
     decoded = files.map(read, num_parallel_calls=4, deterministic=True).ignore_errors()
-    # The batch must not be empty, hence a placeholder in front.
+    # The batch must not be empty, hence the placeholder as its first item.
     placeholder = tf.data.Dataset.from_tensors((tf.constant(-1), tf.constant(FINE), blank))
     batch = placeholder.concatenate(decoded).batch(tf.cast(count, tf.int64) + 1)
     options = tf.data.Options()

@@ -207,7 +207,8 @@ def variables_in_order(function: Any) -> list[tf.Variable]:
 def decide(probabilities: tf.Tensor, threshold: float) -> tf.Tensor:
     """Return the predicted class index of each row of probabilities [N, C], int64 [N].
 
-    With two classes the second from `threshold` on; with more the most probable.
+    With two classes, the second if its probability reaches `threshold`; with more, the most
+    probable.
     """
     if probabilities.shape[-1] == 2:
         return tf.cast(probabilities[:, 1] >= threshold, tf.int64)
@@ -304,7 +305,7 @@ def export_knn(
 def nearest_rows(
     queries: tf.Tensor, index: tf.Variable, k: int, *, block: int = 8192
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Exact Euclidean search: distances float64 [N, k] ascending and rows int64 [N, k].
+    """Return exact Euclidean distances, float64 [N, k] ascending, and rows int64 [N, k].
 
     queries: float32 [N, E]; index: float32 [M, E], k <= M. The index is searched in blocks, so
     that memory holds N x block distances whatever M is. In float64, like scikit-learn: in float32

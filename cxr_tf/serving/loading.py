@@ -66,7 +66,7 @@ class ServedModel:
         """Return a signature that takes image files, as a function like that of a server.
 
         Raises UserError for a signature that does not take image files, and for one that OpenVINO
-        cannot run where the engine is `openvino`.
+        cannot run if the engine is `openvino`.
         """
         call: Any = self.signature(signature)
         inputs = call.structured_input_signature[1]
@@ -167,7 +167,7 @@ def load_served(
 ) -> ServedModel:
     """Load an exported model from its folder (the newest version) or from a version's folder.
 
-    engine, precision: see `openvino_engine.takes_openvino`. Raises UserError where there is no
+    engine, precision: see `openvino_engine.takes_openvino`. Raises UserError if there is no
     model or no such engine, and for a precision other than float32 unless the model is a
     classifier: the cost in AUROC is measured for classifiers only.
     """
@@ -182,16 +182,16 @@ def load_served(
         engine = "tensorflow"
     try:
         loaded = tf.saved_model.load(str(folder))
-    except Exception as error:  # what a damaged graph raises is of any kind
+    except Exception as error:  # a damaged graph raises errors of any kind
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{folder} cannot be loaded: {reason}") from error
     return ServedModel(folder, card, loaded, engine, precision)
 
 
 def find_version(model: str) -> Path:
-    """Return the folder of a version: the newest where `model` is a model's folder.
+    """Return the folder of a version: the newest if `model` is a model's folder.
 
-    Raises UserError where it holds no model of ours.
+    Raises UserError if it contains no model of this package.
     """
     folder = expand_user(model)
     if not folder.is_dir():
@@ -199,7 +199,7 @@ def find_version(model: str) -> Path:
     if not (folder / "saved_model.pb").exists():
         found = model_config.model_versions(folder)
         if not found:
-            raise UserError(f"{model} holds no SavedModel and no versions of one")
+            raise UserError(f"{model} contains neither a SavedModel nor versions of one")
         folder = folder / str(found[-1])
     if not (folder / cards.CARD).exists():
         raise UserError(f"{folder} is not a SavedModel of cxr_tf: it has no {cards.CARD}")
@@ -207,7 +207,7 @@ def find_version(model: str) -> Path:
 
 
 def read_card(model: str) -> dict[str, Any]:
-    """Return the model card of an exported model; UserError where there is none."""
+    """Return the model card of an exported model; raise UserError if there is none."""
     return cards.read_card(find_version(model))
 
 

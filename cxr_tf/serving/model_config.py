@@ -91,7 +91,7 @@ def model_versions_by_name(root: Path) -> dict[str, list[int]]:
 
 
 def read_models_config(root: Path) -> Any:
-    """Return the ModelServerConfig in `models.config`, or an empty one where there is no file.
+    """Return the ModelServerConfig in `models.config`, or an empty one if there is no file.
 
     Raises UserError for a file that cannot be parsed.
     """

@@ -92,8 +92,8 @@ def fit_pixel_detector(train: np.ndarray, val: np.ndarray) -> Detector:
 def choose_limits(distances: np.ndarray) -> tuple[np.ndarray, float]:
     """Return the limit of each kind of distance [K, N] of validation images, and the pass rate.
 
-    Each limit alone would let PASS_RATE pass, and so does their combination: of limits that refuse
-    different images, all are raised alike.
+    Each limit alone would let PASS_RATE pass, and so does their combination: if the limits refuse
+    different images, all of them are raised by the same factor.
     """
     limits = np.maximum(np.quantile(distances, PASS_RATE, axis=1), 1e-12)
     novelty = (distances / limits[:, None]).max(axis=0)
@@ -174,7 +174,7 @@ def pixel_statistics(images: tf.Tensor) -> tf.Tensor:
 
 
 def _reduced(images: tf.Tensor, size: int, reduced: int) -> tf.Tensor:
-    """Images [N, size, size] to [N, reduced, reduced], each pixel the mean of its area."""
+    """Reduce images [N, size, size] to [N, reduced, reduced], each pixel the mean of its area."""
     edges = np.arange(reduced + 1) * size / reduced
     starts, ends = edges[:-1, None], edges[1:, None]
     pixels = np.arange(size)

@@ -112,7 +112,7 @@ def check(
     rows: int,
     url: str,
 ) -> dict[str, np.ndarray]:
-    """Raise UserError where outputs are not those of the metadata; return them in its order.
+    """Raise UserError if outputs are not those of the metadata; return them in its order.
 
     names: the names that the answer holds; rows: N, the number of images.
     """

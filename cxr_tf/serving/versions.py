@@ -42,7 +42,7 @@ def write_version(
     changed, and remains of a killed export are removed first. For a `resumed` training, the newest
     version is returned as it is if its card is the same: it was exported before the interruption.
 
-    Raises UserError where the disk is full or read-only.
+    Raises UserError if the disk is full or read-only.
     """
     check_saved_models(str(base.parent))
     is_first = not base.parent.exists()
@@ -114,7 +114,7 @@ def _has_card(version: Path, card: dict[str, Any]) -> bool:
 
 
 def check_saved_models(path: str, name: str = "") -> None:
-    """Raise UserError where a model cannot be exported to a folder, before the work is done.
+    """Raise UserError if a model cannot be exported to a folder, before the work is done.
 
     The folder need not exist. A `models.config` that cannot be parsed is an error too: it was
     edited by hand, and an export would have to overwrite it.
@@ -140,7 +140,7 @@ def exported_by(run: Run) -> Path:
     """Return the folder of the version that a finished run exported.
 
     A relative path in the record is resolved against the working directory and the folder that
-    holds `logs/`. Raises UserError where that folder holds no model, or another run's.
+    holds `logs/`. Raises UserError if that folder holds no model, or another run's.
     """
     recorded = run.metrics["model"]["saved_model"]
     project = run.directory.resolve().parents[2:3]

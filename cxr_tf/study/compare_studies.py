@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 def compare_studies(settings: RunStudy) -> str:
     """Print the changes between two finished studies, metric by metric; return the text.
 
-    Raises UserError where one is missing or not finished.
+    Raises UserError if one is missing or not finished.
     """
     if len(settings.compare) != 2:
         raise UserError("give two studies, by name or folder: --compare A B")
@@ -67,7 +67,7 @@ def compare_studies(settings: RunStudy) -> str:
 
 
 def open_study(logs: str, name: str) -> Run:
-    """Return a finished study by its name or its folder; UserError where there is none."""
+    """Return a finished study by its name or its folder; raise UserError if there is none."""
     folder = Path(name) if (Path(name) / "study.json").exists() else Path(logs) / "study" / name
     if not (folder / "study.json").exists():
         names = sorted(p.parent.name for p in (Path(logs) / "study").glob("*/study.json"))

@@ -189,7 +189,7 @@ def plan(settings: RunStudy, catalog: data_catalog.Catalog, images: Images) -> l
 
 
 def _reason_unsupported(catalog: data_catalog.Catalog, task: str) -> str:
-    """Return why the data do not support a task; empty where they do."""
+    """Return why the data do not support a task; empty if they do."""
     try:
         # Leakage has been checked before.
         checks.check(catalog, task=task, allow_leakage=True)

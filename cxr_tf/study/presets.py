@@ -21,7 +21,7 @@ from cxr_tf.models import backbones
 from cxr_tf.runs import Run, check_name
 from cxr_tf.study.steps import BACKBONE_NAMES, TASKS, chosen, first_given
 
-LONGEST_NAME = 60  # of a study: the names of its runs are longer, and folders
+LONGEST_NAME = 60  # of a study; the names of its runs, which become folders, are longer
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ PRESETS = {
 
 
 def resolve(settings: RunStudy) -> RunStudy:
-    """Fill in the values that the preset determines; UserError for invalid ones."""
+    """Fill in the values that the preset determines; raise UserError for invalid ones."""
     preset = PRESETS[settings.preset]
     budget = TrainingBudget()
     weights = {

@@ -107,7 +107,7 @@ def collect(study: Run) -> dict[str, Any]:
 
 
 def problems(data: dict[str, Any]) -> list[str]:
-    """Return the problems of the data, a sentence each."""
+    """Return the problems of the data, one sentence each."""
     sentences = [n[:1].upper() + n[1:] + "." for n in [*data["notes"], *data["warnings"]]]
     if data["unreadable"]:
         sentences.append(f"{data['unreadable']} unreadable files were excluded.")

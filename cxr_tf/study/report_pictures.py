@@ -44,7 +44,7 @@ def pictures(run: Run, *names: str, split: str = "") -> dict[str, Picture | None
 
 
 def picture(run: Run, name: str) -> Picture | None:
-    """Return `figures/<name>.png` of a run, a large one as WebP; None where it is missing."""
+    """Return `figures/<name>.png` of a run, a large one as WebP; None if it is missing."""
     path = run.directory / "figures" / f"{name}.png"
     if not path.exists():
         return None
@@ -149,7 +149,7 @@ def fit_to_map(plane: np.ndarray) -> np.ndarray:
 def thumbnails(paths: list[str]) -> tuple[str, int]:
     """Return all images as one WebP, row by row in a square, and its number of columns.
 
-    The WebP is "" where no image can be read.
+    The WebP is "" if no image can be read.
     """
     from cxr_tf.data.decoding import load_images
 

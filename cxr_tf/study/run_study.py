@@ -36,7 +36,7 @@ def run_study(settings: RunStudy) -> Path:
     """Run every step that is not finished yet, write the report, and return its path.
 
     With `settings.compare` print the changes between two studies instead, and return the folder of
-    the second. Raises UserError for a mistake of the user, before anything is written wherever
+    the second. Raises UserError on a user's mistake, before anything is written wherever
     possible.
     """
     if settings.compare:
@@ -115,7 +115,7 @@ def _run(settings: RunStudy, workers: Workers) -> Path:
 
 
 def read_catalog(settings: RunStudy) -> data_catalog.Catalog:
-    """Return the catalogue of the study; UserError for labels other than normal and pneumonia."""
+    """Return the catalogue of the study; raise UserError for labels that it does not support."""
     catalog = loading.open_catalog(settings.data, seed=settings.seed)
     log.info(checks.describe(catalog))
     if unknown := set(catalog.findings) - {"normal", "pneumonia", "bacterial", "viral"}:

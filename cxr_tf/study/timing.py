@@ -20,7 +20,7 @@ from cxr_tf.study.steps import Speed, Step, first_given
 from cxr_tf.training.epochs import format_duration
 from cxr_tf.training.precision import resolve_precision
 
-# Seconds that a job takes besides its training steps: tracing, export, figures, intervals. Measured
+# Seconds of a job without its training steps: tracing, export, figures, intervals. Measured
 # on two cores in the quickstart; only shown as "about".
 OVERHEAD = {"resnet50": 40.0, "vgg16": 15.0, "alexnet": 15.0, "knn": 20.0, "autoencoder": 15.0}
 
@@ -57,8 +57,8 @@ def autoencoder_seconds(
 def measure(networks: Sequence[str], settings: RunStudy) -> Speed:
     """Time a training step and inference of each network on a few and on many images.
 
-    Eagerly, because tracing would take longer than everything else here. The difference of the two
-    timings removes the constant overhead of each operation.
+    Runs eagerly, because tracing would take longer than everything else here. The difference of the
+    two timings removes the constant overhead of each operation.
 
     Raises UserError for weights that are not available: better now than after hours of training.
     """

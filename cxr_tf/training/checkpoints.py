@@ -44,7 +44,7 @@ class TrainingState:
         self._exists, self.history = self._workers.broadcast([self._exists, self.history])
 
     def exists(self) -> bool:
-        """Whether there is a checkpoint to resume from."""
+        """Return whether there is a checkpoint to resume from."""
         return self._exists
 
     @property
@@ -61,7 +61,7 @@ class TrainingState:
         return min(self.history, key=lambda h: h["selection_loss"])
 
     def exhausted(self, patience: int) -> bool:
-        """Whether the last `patience` epochs brought no improvement."""
+        """Return whether the last `patience` epochs brought no improvement."""
         return bool(self.history) and self.epochs_done() - self.best()["epoch"] >= patience
 
     def begin(self, entry: dict[str, float], trainer: keras.Model) -> None:
@@ -165,7 +165,7 @@ def save_keras(model: keras.Model, path: Path) -> None:
 
 
 def _load_arrays(file: Path, *names: str) -> dict[str, np.ndarray]:
-    """Load some or all arrays of a file of a `TrainingState`; UserError if it is damaged."""
+    """Load some or all arrays of a file of a `TrainingState`; raise UserError if it is damaged."""
     try:
         with np.load(file, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in names or arrays.files}

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 # Bytes that each worker sends at a time.
 CHUNK = 1 << 26
 
-# After a worker is lost, the process ends at the latest after so many seconds.
+# After a worker is lost, the process ends within this many seconds.
 SECONDS_TO_END = 5.0
 
 # What TensorFlow raises if another worker stops: UNAVAILABLE first, then the others.
@@ -68,7 +68,7 @@ class Workers:
         return self.strategy.num_replicas_in_sync
 
     def part(self, count: int, unit: int = 1) -> range:
-        """Return this worker's part of so many rows, in multiples of `unit` where possible."""
+        """Return this worker's part of the rows, in multiples of `unit` where possible."""
         units = -(-count // unit)
         first, last = (units * k // self.count for k in (self.index, self.index + 1))
         return range(min(count, unit * first), min(count, unit * last))
@@ -284,7 +284,7 @@ def _give_up(addresses: Sequence[str], index: int, timeout: float) -> None:
     missing = [a for k, a in enumerate(addresses) if k != index and not _is_listening(a)]
     print(
         f"error: {', '.join(missing) or 'a worker'} did not appear within {timeout:.0f} s: start "
-        "all workers of TF_CONFIG, or give them longer with --worker-timeout",
+        "all workers of TF_CONFIG, or allow more time with --worker-timeout",
         file=sys.stderr,
         flush=True,
     )

@@ -48,7 +48,7 @@ class EpochEnd:
     def _diverged(self, problem: str) -> NoReturn:
         epoch = self._state.epochs_done() + 1
         checkpoint = (
-            "the checkpoint of the epoch before is kept"
+            "the checkpoint of the previous epoch is kept"
             if self._state.exists()
             else "there is no checkpoint yet"
         )

@@ -48,7 +48,7 @@ def infer_divided(
 ) -> np.ndarray:
     """Return the outputs for images uint8 [N, S, S, 1] in order; each worker computes a part.
 
-    The batches are those of one worker, so that the outputs are the same to the bit.
+    The batches are those of one worker, so that the outputs are the same, bit for bit.
     """
     rows = workers.part(len(images), unit=min(batch_size, -(-len(images) // workers.count)))
     batches = data_batches.evaluation_batches(

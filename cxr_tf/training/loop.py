@@ -29,7 +29,7 @@ def fit(
     epoch_end: EpochEnd,
     strategy: tf.distribute.Strategy,
 ) -> None:
-    """Train for some epochs of so many steps on `batches` of `distribute_batches`."""
+    """Train for some epochs of a given number of steps on `batches` of `distribute_batches`."""
     step = train_step(trainer, objective, strategy, batches.element_spec)
     iterator = iter(batches)
     trainer.stop_training = False
@@ -57,8 +57,8 @@ def train_step(
     """Return a compiled training step on one batch of `distribute_batches`.
 
     It returns the number of images in the batch, and the sums of loss and measures over them. The
-    loss is the mean over the whole batch, on however many replicas, each of which may have another
-    number of images.
+    loss is the mean over the whole batch, on however many replicas, each of which may have a
+    different number of images.
     """
     optimizer = trainer.optimizer
     variables = trainer.trainable_variables

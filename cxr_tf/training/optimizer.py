@@ -8,7 +8,7 @@ import keras
 class SummedGradientAdamW(keras.optimizers.AdamW):
     """AdamW for gradients that are already summed over the replicas.
 
-    Keras's own sums after it has clipped, so that each replica's gradient would be clipped by
+    Keras's own AdamW clips before it sums, so that each replica's gradient would be clipped by
     itself: with `global_clipnorm=1.0` a step on four replicas is almost twice as long as on one.
     """
 
@@ -27,8 +27,9 @@ def averaged_adamw(
 ) -> keras.optimizers.Optimizer:
     """Return AdamW with warm-up, cosine decay to a hundredth of `rate`, and averaged weights.
 
-    steps: steps of the whole run. Weight decay applies to kernels, not to biases and normalisation.
-    With the precision mixed_float16 the loss is scaled, because small gradients would underflow.
+    steps: number of steps of the whole run. Weight decay applies to kernels, not to biases and
+    normalisation. With the precision mixed_float16 the loss is scaled, because small gradients
+    would underflow.
     """
     schedule = keras.optimizers.schedules.CosineDecay(
         initial_learning_rate=0.0,

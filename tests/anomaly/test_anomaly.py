@@ -400,7 +400,7 @@ def test_threshold_follows_the_rule(
     assert np.mean(SCORES[SICK] >= threshold) >= least_sensitivity
 
 
-def test_youden_uses_perturbed_copies_and_rates_do_not() -> None:
+def test_youden_uses_perturbed_copies_but_fixed_rates_do_not() -> None:
     from cxr_tf.anomaly.threshold import choose_threshold
 
     darker = SCORES - 0.5  # from another scanner

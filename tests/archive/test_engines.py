@@ -115,7 +115,7 @@ def test_file_that_crashes_every_worker_is_reported(
     (images / "20.png").write_bytes(b"poison")
     plan = plan_of(tmp_path / "out", [images])
     monkeypatch.setattr(engine, "ATTEMPTS", 2)
-    message = r"00002.parquet ended 2 workers \(exit code 7\)"
+    message = r"2 workers died on shards/00002.parquet \(exit code 7\)"
     with pytest.raises(UserError, match=message):
         finish(plan, workers=1, seconds=0)
     assert plan.missing() == [2]
@@ -144,7 +144,7 @@ def test_workers_that_cannot_start_are_given_up(
 ) -> None:
     monkeypatch.setattr(processes, "FAILED_STARTS", 2)
     plan = plan_of(tmp_path / "out", [images])
-    with pytest.raises(UserError, match="2 workers ended while they loaded the model"):
+    with pytest.raises(UserError, match="2 workers died while loading the model"):
         list(
             processes.run(
                 settings(plan.storage.absolute), plan.missing(), 1, make_worker=archive_workers.die
@@ -156,7 +156,7 @@ def test_archive_survives_the_loss_of_a_node(
     tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ray = pytest.importorskip("ray", reason="Ray is not installed")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # which its nodes inherit
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # inherited by the nodes
     from ray.cluster_utils import Cluster
 
     plan = plan_of(tmp_path / "out", [images])

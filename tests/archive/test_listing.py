@@ -27,7 +27,7 @@ def paths(*wanted: object) -> list[str]:
 
 @pytest.fixture
 def ward(tmp_path: Path) -> Path:
-    """Names on which orders of sorting differ, and files that are no images."""
+    """Names whose order depends on the way of sorting, and files that are not images."""
     for name in (
         "b/1.png",
         "b.png",
@@ -63,7 +63,7 @@ def test_paths_of_a_list_are_relative_to_it(tmp_path: Path, text: str) -> None:
     assert paths(file) == [str(tmp_path.parent / "up.png")]
 
 
-def test_a_list_names_urls_and_lines_without_a_path_are_refused(tmp_path: Path) -> None:
+def test_a_list_may_contain_urls_but_no_line_without_a_path(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("s3://pacs/a.png\n\nsub/b.png\n")
     assert paths(tmp_path / "list.txt") == ["s3://pacs/a.png", str(tmp_path / "sub/b.png")]
     (tmp_path / "list.csv").write_text("label,path\nsick,a.png\nsick,\n")
@@ -174,7 +174,7 @@ def test_repeats_are_detected_in_parts(tmp_path: Path, monkeypatch: pytest.Monke
     assert repeats(tmp_path / "none").tolist() == []
 
 
-def test_names_of_shards_do_not_depend_on_who_computes(tmp_path: Path, ward: Path) -> None:
+def test_shard_names_do_not_depend_on_the_worker(tmp_path: Path, ward: Path) -> None:
     plan = plan_of(tmp_path / "out", [ward])
     assert plan.missing() == [0]
     (tmp_path / "out/shards").mkdir()

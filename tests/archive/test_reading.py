@@ -1,4 +1,4 @@
-"""Tests of reading images from any source, and of writing files whole or not at all."""
+"""Tests of reading images from any source, and of writing files atomically."""
 
 import errno
 import os

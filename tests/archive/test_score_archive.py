@@ -1,4 +1,4 @@
-"""An archive holds the predictions of predict.py, to the bit, once for each path."""
+"""An archive holds the predictions of predict.py, bit for bit, once for each path."""
 
 import csv
 import dataclasses
@@ -38,7 +38,7 @@ def models(tiny_backbone: str, phantoms: Path, tmp_path_factory: pytest.TempPath
 
 @pytest.fixture(scope="module")
 def ward(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """41 radiographs, three of which cannot be read: batches of all kinds, the last one of one."""
+    """41 radiographs, three of them unreadable: batches of all kinds, the last of one image."""
     folder = tmp_path_factory.mktemp("ward")
     for k, file in enumerate(sorted(phantoms.glob("t*/*/*.png"))[:41]):
         content = file.read_bytes()
@@ -55,7 +55,7 @@ def load_once(model: str, **how: str) -> loading.ServedModel:
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers and the description of the model in this process, which has loaded TensorFlow."""
+    """Run the workers and describe the model in this process, which has loaded TensorFlow."""
 
     def run(settings, shards, workers, make_worker: Callable = Worker):
         worker = make_worker(settings)
@@ -268,7 +268,7 @@ def test_each_worker_detects_another_model_in_the_same_folder(
     text = (tmp_path / "out/plan.json").read_text()
     (tmp_path / "out/plan.json").write_text(text.replace("tiny/1", "tiny-knn/1"))
     (tmp_path / "out/shards/00001.parquet").unlink()
-    with pytest.raises(UserError, match="not the model of the archive here"):
+    with pytest.raises(UserError, match="is not the model of the archive: on this machine"):
         score_archive.score_archive(ScoreArchive(out=order.out))
 
 

@@ -115,7 +115,7 @@ def test_pixel_statistics_are_those_of_other_patients(material: Any) -> None:
     maps[patients == person] += 50
     after = residuals.by_pixel(maps, material)
     changed = (before != after).any(axis=(1, 2, 3))
-    # What is healthy in them is no measure for themselves: they stand out by all that was added.
+    # They are not standardised by themselves, so the whole addition stands out.
     assert after[patients == person].mean() > 50
     assert changed.sum() > (patients == person).sum()
 
@@ -238,7 +238,7 @@ def test_selected_variants_are_trained_with_the_default(
     )
     compared = compare_autoencoders.compare_autoencoders(some).metrics["variants"]
     assert "both seeds averaged" in compared and "lungs where they are on average" not in compared
-    # In the order of the table, with the paint that their names say.
+    # In the order of the table, with the opacities that their names state.
     asked = []
     monkeypatch.setattr(variants.opacities, "paint", lambda x, *_, **how: asked.append(how) or x)
     assert [pair is None for pair in pairs] == [True, True, False, False]

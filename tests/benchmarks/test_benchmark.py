@@ -158,7 +158,7 @@ def _peak_with(megabytes: int) -> float:
 def test_the_peak_of_a_new_process_is_its_own() -> None:
     if not measurement.memory_of_process("VmHWM"):
         pytest.skip("this system does not report the peak memory of a process")
-    # What this process holds, or held once, must not be in it.
+    # It must not include what this process holds, or once held.
     held = _peak_with(600)
     with_little, with_much = (measurement.in_new_process(_peak_with, n) for n in (1, 301))
     assert with_much - with_little == pytest.approx(300, abs=20)
@@ -239,7 +239,7 @@ def test_untrustworthy_map_is_marked_as_different(tmp_path, monkeypatch) -> None
         (["knn", "--name", "a/b"], "--name 'a/b'"),
     ],
 )
-def test_a_mistake_is_one_line_and_writes_nothing(
+def test_a_mistake_gives_one_line_and_writes_nothing(
     given, says, tmp_path, monkeypatch, capsys
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["benchmark.py", *given, "--logs", str(tmp_path / "logs")])

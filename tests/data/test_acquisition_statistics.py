@@ -20,7 +20,7 @@ def healthy(phantoms: Path) -> np.ndarray:
 
 
 def change(healthy: np.ndarray, shift: str) -> dict[str, float]:
-    """By how much a shift changes each statistic, in the median over the images."""
+    """Return the median change of each statistic by a shift, over the images."""
     chest = mean_chest(healthy)
     before = acquisition_statistics(healthy, chest)
     after = acquisition_statistics(SHIFTS[shift](healthy), chest)

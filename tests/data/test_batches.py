@@ -32,7 +32,7 @@ def test_an_epoch_does_not_depend_on_where_the_stream_starts() -> None:
 def test_augmentation_does_not_depend_on_the_batch_size() -> None:
     one, five = by_row(batches(range(1), batch_size=1)), by_row(batches(range(1), batch_size=5))
     assert one.keys() == five.keys() == set(range(10))
-    for row in one:  # not to the bit: vectorised powers round otherwise at the end of a batch
+    for row in one:  # not bit for bit: vectorised powers round differently at the end of a batch
         np.testing.assert_allclose(one[row], five[row], atol=0.05)
     other = by_row(batches(range(1), batch_size=5, seed=6))
     assert all(np.abs(other[row] - five[row]).mean() > 1 for row in five)
@@ -72,7 +72,7 @@ def test_the_stress_seed_determines_the_perturbed_copy() -> None:
         return np.concatenate(list(stream))
 
     np.testing.assert_array_equal(stressed(3), stressed(3))
-    # Vectorised powers round by a bit otherwise at the end of a batch.
+    # Vectorised powers round slightly differently at the end of a batch.
     np.testing.assert_allclose(stressed(3), stressed(10), atol=0.05)
     assert (stressed(3) != stressed(3, seed=4)).mean() > 0.5
     assert (stressed(3) != IMAGES).mean() > 0.5

@@ -47,7 +47,7 @@ def test_decoded_luminance_matches_pillow(mode: str, kind: str) -> None:
         if mode == "I;16":
             gray = Image.fromarray((np.asarray(read) >> 8).astype(np.uint8))
         else:
-            # Transparency is dropped, and a CMYK JPEG has no way to gray but by colour.
+            # Transparency is dropped, and a CMYK JPEG can be converted to gray only via colour.
             gray = read.convert("RGB").convert("L")
     expected = np.asarray(gray.resize((48, 48), Image.Resampling.BILINEAR), int)
     image = decoding.decode_radiograph(tf.constant(data), 48).numpy()

@@ -31,7 +31,7 @@ from cxr_tf.preparation.prepare_data import prepare_data  # noqa: E402
 
 GRAY = np.round(np.linspace(0, 4095, 32 * 32)).astype(np.uint16).reshape(32, 32)
 
-# One marker in each; none of them may appear in any output.
+# Each contains a marker; none of the markers may appear in any output.
 SECRETS = {
     "PatientName": "Zebra^Planted",
     "PatientID": "SECRETID4711",
@@ -455,7 +455,7 @@ def test_a_placeholder_patient_id_is_replaced_by_the_study(
     with caplog.at_level("INFO"):
         catalogue, _ = convert(tmp_path / "ward", tmp_path / "o")
     assert len({r.patient for r in open_catalog(str(catalogue)).radiographs}) == 6
-    assert "12 of 12 files share one PatientID, taken for a placeholder" in caplog.text
+    assert "12 of 12 files share one PatientID, treated as a placeholder" in caplog.text
     assert "ANON1234" not in caplog.text
 
 

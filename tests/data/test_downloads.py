@@ -23,7 +23,7 @@ Answer = Callable[[BaseHTTPRequestHandler, bytes, int], None]
 
 
 class Server:
-    """Serves `content`; `answers` are given to the first requests, then it behaves well."""
+    """Serves `content`; the first requests get `answers`, all later ones a correct response."""
 
     def __init__(self) -> None:
         self.content = b""

@@ -93,7 +93,7 @@ def test_usual_spellings_of_patient_and_split_are_read(tmp_path: Path, write: Wr
         assert [r.patient for r in rows] == ["p0", "p0", "p1", "p1"]
         assert [r.split for r in rows] == ["train", "train", "test", "test"]
         assert "columns ignored: Height" in notes
-    # A column of this name that holds no splits is none.
+    # A column of this name without splits is not read as the split.
     text = "path,label,dataset\n" + "".join(f"{k}.png,a,NIH\n" for k in range(4))
     rows, notes = rows_and_notes(tmp_path, text)
     assert not any(r.split for r in rows) and "columns ignored: dataset" in notes

@@ -22,7 +22,7 @@ def cohort(seed: int = 0, patients: int = 200, size: int = 64) -> list[Phantom]:
 
 
 def local_features(images: np.ndarray) -> np.ndarray:
-    """Blurred image and local variance at two scales: what the first layers of a CNN can see."""
+    """Return blurred image and local variance at two scales, as in the first layers of a CNN."""
     from scipy.ndimage import gaussian_filter
 
     images = images / 255.0

@@ -31,7 +31,7 @@ def test_models_are_offered_by_kind(models: Models, small_models: Path) -> None:
     assert models.load("classifier", "tiny") is models.load("classifier", "tiny")
     chosen = find_models(Demo(saved_models=str(small_models), classifier="tiny"))
     assert chosen.first["classifier"] == "tiny"
-    with pytest.raises(UserError, match="there are: binary, tiny"):
+    with pytest.raises(UserError, match="available: binary, tiny"):
         find_models(Demo(saved_models=str(small_models), classifier="other"))
     with pytest.raises(UserError, match="train"):
         find_models(Demo(saved_models=str(small_models.parent / "none")))
@@ -45,7 +45,7 @@ def test_models_of_a_server_are_named_by_flags(small_models: Path) -> None:
         found = find_models(Demo(server=url, classifier="binary", autoencoder="tiny-autoencoder"))
         assert found.names["knn"] == [] and found.first["classifier"] == "binary"
         remote = found.load("classifier", "binary")
-        # A server does not state the operating point: the label is what it says.
+        # A server does not state the operating point: its own label is used.
         assert remote.threshold is None
         images = [analysis.example("normal"), analysis.example("normal")]
         analysis.predict(remote, images[:1])

@@ -1,4 +1,4 @@
-"""The page in headless Chromium. Skips where Gradio, Playwright or a browser is missing."""
+"""The page in headless Chromium; skipped if Gradio, Playwright or a browser is missing."""
 
 import os
 import re
@@ -27,7 +27,7 @@ def address(browser: Any, small_models: Path) -> Iterator[str]:
 
 @pytest.fixture
 def open_page(browser: Any, address: str) -> Iterator[Callable[..., Any]]:
-    """Opens pages of different users; none may fetch from elsewhere, or have an error."""
+    """Open pages for different users; none may load anything from elsewhere, or have an error."""
     pages, faults, elsewhere = [], [], []
 
     def opened(**options: Any) -> Any:

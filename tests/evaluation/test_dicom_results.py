@@ -133,7 +133,7 @@ def test_the_validator_finds_no_error(
     for file in files:
         done = subprocess.run(["dciodvfy", "-new", file], capture_output=True, text=True)
         lines = done.stderr.splitlines()
-        # It knows no private coding schemes, and says so of each code.
+        # It knows no private coding schemes, and warns of each such code.
         odd = [line for line in lines if "Error" in line or "Warning" in line]
         assert [line for line in odd if "99CXRTF" not in line] == []
 
@@ -227,7 +227,7 @@ def test_study_is_read_from_a_pacs_and_results_are_stored_there(
     address = f"{pacs}/studies/{uid}"
     predict(settings(small_models / "tiny", address, pacs))
     assert "secret" not in caplog.text
-    # The results are in the study now, and are not taken for radiographs.
+    # The results are in the study now, and are not mistaken for radiographs.
     predict(settings(small_models / "tiny", address, tmp_path / "again", heatmaps=False))
     assert len(list((tmp_path / "again").glob("*-report.dcm"))) == 2
     table = (tmp_path / "again" / "predictions.csv").read_text()

@@ -1,4 +1,4 @@
-"""Tests of figures: what is drawn is what was passed."""
+"""Tests of figures: they draw the data that were passed."""
 
 import numpy as np
 

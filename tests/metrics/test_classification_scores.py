@@ -34,7 +34,7 @@ def test_binary_scores_match_scikit_learn() -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_weighted_areas_match_scikit_learn(seed: int) -> None:
     labels, probabilities, predicted = drawn(2, 60, seed)
-    # Some count nothing: in a resample every third patient is missing.
+    # Some have weight 0: every third patient is missing from a bootstrap sample.
     weights = np.random.default_rng(seed).integers(0, 3, 60)
     scores = metrics.classification_scores(labels, probabilities, predicted, BINARY, weights)
     p = probabilities[:, 1]

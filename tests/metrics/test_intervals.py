@@ -49,7 +49,7 @@ def test_intervals_have_nominal_coverage() -> None:
             covered += by_patient and low <= truth <= high
             by_image += not by_patient and low <= truth <= high
     assert covered / 120 >= 0.88
-    # Images taken as independent claim more than they know: what resampling patients is for.
+    # Treating images as independent gives intervals that are too narrow, so patients are drawn.
     assert by_image / 120 <= 0.75
 
 

@@ -7,7 +7,7 @@ from cxr_tf import metrics
 
 
 def jackknife_z(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> float:
-    """DeLong's statistic from pairwise comparisons, as the paper defines it."""
+    """Return DeLong's statistic from pairwise comparisons, as the paper defines it."""
     positive, negative = labels == 1, labels == 0
     of_positives, of_negatives = [], []
     for score in (first, second):
@@ -55,7 +55,7 @@ def test_multiclass_delong_tests_the_macro_average() -> None:
     assert metrics.macro_auroc(labels, knows) > metrics.macro_auroc(labels, guesses) + 0.1
     assert metrics.delong_test(labels, knows, guesses) < 1e-6
     assert metrics.delong_test(labels, guesses, knows) < 1e-6
-    # Order of the classes is nothing to an average over them.
+    # The order of the classes does not affect an average over them.
     turned = [2, 0, 1]
     p = metrics.delong_test(labels, guesses, knows[:, [0, 2, 1]])
     again = metrics.delong_test(

@@ -383,7 +383,7 @@ def test_export_that_disagrees_with_the_pipeline_is_refused(fitted: Fitted) -> N
     test = stored["splits"] == "test"
     knn, _ = load_knn(str(fitted.model))
     paths = [str(p) for p in stored["paths"][test]]
-    # The embeddings of the wrong images: what a mixed-up preprocessing would look like.
+    # The embeddings of the wrong images, as a mixed-up preprocessing would give.
     with pytest.raises(RuntimeError, match="disagrees"):
         check_agreement(fitted.model / "1", knn, stored["embeddings"][test][::-1], paths, 16)
 

@@ -1,4 +1,4 @@
-"""What prepare_data.py writes: data sets, and the page of a check."""
+"""Data sets that prepare_data.py writes, and the page of a check."""
 
 import json
 import os

@@ -38,7 +38,7 @@ def test_training_folder_keeps_the_splits_of_the_training(
     assert 0 < len(part.labels) < len(trained_on)
     every = open_subset(dataclasses.replace(settings, split="all"), served, "binary", CLASSES)
     assert len(every.labels) == len(trained_on)
-    # Another folder is scored whole, with a note if it has images of the training.
+    # Another folder is scored as a whole, with a note if it has images of the training.
     removed = next(unsplit.glob("*/*.png"))
     trained = [r.path for r in trained_on.radiographs if r.split in ("train", "val")]
     removed.unlink()

@@ -47,7 +47,7 @@ def change(run: Run, row: int, column: str, value: str) -> None:
 @pytest.mark.parametrize(
     "column, value", [("pneumonia", "0.31415"), ("predicted", "something else")]
 )
-def test_one_number_or_label_that_differs_fails(
+def test_a_single_different_number_or_label_is_a_failure(
     classifier: Run, tmp_path: Path, column: str, value: str
 ) -> None:
     change(classifier, 3, column, value)

@@ -112,7 +112,7 @@ def test_disk_rest_and_grpc_give_the_same_predictions(
         assert [json.loads(r["neighbor_paths"]) for r in disk] == [
             json.loads(r["neighbor_paths"]) for r in grpc
         ]
-    # Both servers were asked three times, in batches of two; the last image goes as a pair.
+    # Both servers got three requests, in batches of two; the last image is sent as a pair.
     assert [n for _, n in models.requests] == [2, 2, 2] * 2
 
 
@@ -238,9 +238,9 @@ def test_bad_images_are_matched_by_position_and_size(contents: list[bytes]) -> N
     message = "assertion failed: [image_bytes[{}]: neither JPEG nor PNG ({} bytes); 1 of 9 images]"
     mine = [good, bad, good]
     assert client.bad_images(message.format(1, 4), mine) == {1: "neither JPEG nor PNG"}
-    # Two images of another client went before ours.
+    # Two images of another client come before those of this one.
     assert client.bad_images(message.format(3, 4), mine) == {1: "neither JPEG nor PNG"}
-    # Another client's bad image, where ours is good.
+    # Another client's bad image, at the position of a good one of this client.
     assert client.bad_images(message.format(0, 77), mine) == {}
     assert isinstance(client.refusal(message.format(0, 77), mine), client.Overloaded)
     assert isinstance(client.refusal("wrong rank", mine), UserError)
@@ -364,7 +364,7 @@ def test_refused_request_reports_the_reason(
         assert "and more" not in str(caught.value)
 
 
-def test_timeout_is_one_line(models: Models, address: str, contents: list[bytes]) -> None:
+def test_timeout_gives_one_line(models: Models, address: str, contents: list[bytes]) -> None:
     ask = client.connect(address, "tiny")
     ask(contents[:1])  # the model is loaded by now
     over = threading.Event()
@@ -379,7 +379,7 @@ def test_timeout_is_one_line(models: Models, address: str, contents: list[bytes]
 
 
 @pytest.mark.parametrize("scheme", ["http", "grpc"])
-def test_unreachable_server_is_one_line_with_exit_code_2(
+def test_unreachable_server_gives_one_line_with_exit_code_2(
     scheme: str, images: list[str], monkeypatch, capsys
 ) -> None:
     with socket.socket() as unused:
@@ -394,7 +394,7 @@ def test_unreachable_server_is_one_line_with_exit_code_2(
             runpy.run_path(str(SCRIPT), run_name="__main__")
     lines = capsys.readouterr().err.splitlines()
     assert stop.value.code == 2 and len(lines) == 1, lines
-    assert lines[0].startswith(f"error: no TF Serving responds at {url} (")
+    assert lines[0].startswith(f"error: no TF Serving server responds at {url} (")
     assert "onnection refused" in lines[0]
 
 

@@ -1,4 +1,4 @@
-"""Exports to other formats compute what the SavedModel does; their pre-processing is documented."""
+"""Exports to other formats compute what the SavedModel does; their preprocessing is documented."""
 
 import io
 import re

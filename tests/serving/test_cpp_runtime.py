@@ -82,7 +82,7 @@ def images(phantoms: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def pixels(images: list[str]) -> np.ndarray:
-    """What the signature `tensor` takes: float32 [N, 64, 64, 3] in 0..255."""
+    """Inputs of the signature `tensor`: float32 [N, 64, 64, 3] in 0..255."""
     from PIL import Image
 
     return np.stack([np.asarray(Image.open(p).convert("RGB"), np.float32) for p in images])

@@ -1,4 +1,4 @@
-"""Tests of exported models: equal to what was measured, and written whole or not at all."""
+"""Tests of exported models: they reproduce the measured results, and are written atomically."""
 
 import csv
 import json

@@ -85,7 +85,7 @@ def test_labels_and_foreign_models_are_kept(root: Path, caplog) -> None:
     assert versions(entries["lungs"]) == [1, 2, 3]
     assert dict(entries["lungs"].version_labels) == {"stable": 1}
     assert entries["theirs"].base_path == "/srv/theirs"
-    # With its version the label goes, and says so: TF Serving would refuse the file.
+    # A label is removed with its version, with a note: TF Serving would refuse the file.
     shutil.rmtree(root / "lungs" / "1")
     shutil.rmtree(root / "knn")
     with caplog.at_level(logging.WARNING, "cxr_tf"):
@@ -164,7 +164,7 @@ def test_batching_config_is_written_once_and_parses(root: Path) -> None:
 
 @pytest.fixture
 def tools(tmp_path: Path) -> Path:
-    """A PATH with what a script may count on, and neither TF Serving nor Docker."""
+    """A PATH with the tools that a script may rely on, but neither TF Serving nor Docker."""
     folder = tmp_path / "bin"
     folder.mkdir()
     for name in ("sh", "cmp", "mv", "rm", "sed", "cat"):
@@ -196,7 +196,7 @@ def test_serve_uses_the_model_server_on_the_path(tools: Path, root: Path) -> Non
     assert code == 0 and err == ""
     assert out[:3] == ["tensorflow_model_server", "--port=9000", "--rest_api_port=8501"]
     assert f"--model_config_file={root.resolve()}/models.config" in out and out[-1] == "--flag=1"
-    # Requests of several clients together fail together: only where it is asked for.
+    # Requests that are merged fail together, so batching is used only on request.
     assert not [line for line in out if "batching" in line]
     _, out, _ = serve(tools, root, "--batching")
     assert "--enable_batching=true" in out

@@ -76,7 +76,7 @@ def test_ninety_nine_percent_of_validation_pass(
 
 
 @pytest.mark.parametrize("kind", ["noise", "upside down", "inverted"])
-def test_images_that_are_no_chest_radiographs_are_novel(
+def test_images_that_are_not_chest_radiographs_are_novel(
     served: loading.ServedModel, data: ImageDataset, kind: str
 ) -> None:
     images = data.split("test").images

@@ -1,4 +1,4 @@
-"""OpenVINO predicts what TensorFlow does; where it cannot run a signature, TensorFlow does."""
+"""OpenVINO predicts what TensorFlow does; TensorFlow runs the signatures that OpenVINO cannot."""
 
 import json
 import logging
@@ -290,7 +290,7 @@ assert "openvino" in sys.modules and sys.modules["openvino_telemetry"] is None
 
 
 @pytest.mark.parametrize(("backbone", "taken"), [("alexnet", "tensorflow"), ("resnet50", "auto")])
-def test_auto_takes_tensorflow_where_it_is_faster(
+def test_auto_selects_tensorflow_if_it_is_faster(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backbone: str, taken: str
 ) -> None:
     monkeypatch.setattr(openvino_engine, "takes_openvino", lambda *_: True)
@@ -312,7 +312,7 @@ def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", ["tiny", "autoencoder"])
-def test_evaluation_scores_the_same(
+def test_evaluation_gives_the_same_scores(
     models: Path, phantoms: Path, tmp_path: Path, name: str, no_figures: None
 ) -> None:
     def scores(wanted: Any) -> dict:
@@ -387,7 +387,7 @@ def test_neighbors_of_openvino_embeddings_are_exported(
     results = run.metrics
     assert results["model"]["engine"] == "openvino"
     assert results["served_agreement"]["equal"] == results["test"]["images"]
-    # TensorFlow's embeddings and these are never taken for each other.
+    # TensorFlow's embeddings and these are never confused.
     with np.load(run.directory / "embeddings.npz") as stored:
         assert str(stored["model"]) == fingerprint(models / "tiny" / "1") + "-openvino"
 

@@ -1,6 +1,6 @@
 """Requirements of TF Serving, in a process that imports only TensorFlow.
 
-Its binary is not needed: the SavedModel is loaded by the path of its own loader, REST bodies are
+Its binary is not needed: the SavedModel is loaded as by its own loader, REST bodies are
 converted by its documented rules, and its files are read by its own protocol buffers.
 """
 
@@ -45,7 +45,7 @@ def models() -> pytest.MarkDecorator:
 
 
 def test_nothing_but_tensorflow_is_needed(found: dict) -> None:
-    # Of the first model: after it the process looks on with tools that import more. (TensorFlow
+    # Of the first model: later the process uses tools that import more. (TensorFlow
     # imports Keras by itself, and Keras scikit-learn.)
     assert "tensorflow" in found["tiny"]["imported"]
     assert not {"cxr_tf", "tensorflow_serving"} & set(found["tiny"]["imported"])
@@ -86,7 +86,7 @@ def test_a_bad_image_is_named_by_its_position(found: dict, name: str) -> None:
 
 
 @models()
-def test_warm_up_asks_every_signature_once(found: dict, name: str, small_models: Path) -> None:
+def test_warm_up_calls_every_signature_once(found: dict, name: str, small_models: Path) -> None:
     records = found[name]["warm_up"]
     card = json.loads((small_models / name / "1" / cards.CARD).read_text())
     assert [r["signature"] for r in records] == sorted(card["signatures"])
@@ -99,7 +99,7 @@ def test_warm_up_asks_every_signature_once(found: dict, name: str, small_models:
 
 
 @models()
-def test_saved_model_cli_shows_and_runs_it(found: dict, name: str) -> None:
+def test_saved_model_cli_shows_and_runs_the_model(found: dict, name: str) -> None:
     for signature, outputs in found[name]["cli"].items():
         assert f"signature_def['{signature}']" in found[name]["show"]
         columns = found[name]["named"][signature]["outputs"]
@@ -115,9 +115,9 @@ def test_saved_model_cli_shows_and_runs_it(found: dict, name: str) -> None:
 
 
 @models()
-def test_graph_holds_only_what_stock_tensorflow_has(found: dict, name: str) -> None:
+def test_graph_has_only_operations_of_stock_tensorflow(found: dict, name: str) -> None:
     operations = set(found[name]["operations"])
-    # What reads the files is inside of a function, which the walk must have seen.
+    # The operations that read files are inside a function, which the walk must have visited.
     assert {"DecodeImage", "ExtractJpegShape", "Assert", "IgnoreErrorsDataset"} <= operations
     assert found[name]["unknown"] == []
     assert not {o for o in operations if "PyFunc" in o or "HashTable" in o or "Lookup" in o}

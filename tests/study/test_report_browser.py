@@ -1,4 +1,4 @@
-"""The report in a real browser: headless Chromium, by Playwright. Skips where either is missing."""
+"""The report in headless Chromium, by Playwright; skipped if either is missing."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -135,7 +135,7 @@ def brightness(page: Any, selector: str, what: str) -> float:
     [({"color_scheme": "light"}, False), ({"color_scheme": "dark"}, True)],
     indirect=["opened"],
 )
-def test_light_and_dark(opened: Any, dark: bool) -> None:
+def test_light_and_dark_themes(opened: Any, dark: bool) -> None:
     page, text = (brightness(opened, "body", w) for w in ("backgroundColor", "color"))
     assert (page < text) is dark and abs(page - text) > 0.7
 

@@ -1,6 +1,6 @@
 """Tests of the study: repeated steps, report, and comparison.
 
-One study runs for real, on phantoms, with a network of two layers in the place of each backbone.
+One study runs for real, on phantoms, with a network of two layers in place of each backbone.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ def finished_study(tmp_path_factory: pytest.TempPathFactory) -> RunStudy:
 
 @pytest.fixture
 def settings(finished_study: RunStudy, tmp_path: Path) -> RunStudy:
-    """The finished study in a place of its own, where a test may change it."""
+    """A copy of the finished study, which a test may change."""
     root = Path(finished_study.logs).parent
     shutil.copytree(root, tmp_path / "study")
     return dataclasses.replace(
@@ -219,7 +219,7 @@ def test_finished_runs_are_compared_without_their_data(
     for key in ("data_fingerprint", "data_is_phantom", "images"):
         assert after.config[key] == before.config[key]
     assert after.config["settings"]["data"] == before.config["settings"]["data"]
-    assert not (tmp_path / "data").exists()  # no phantoms in the place of what is gone
+    assert not (tmp_path / "data").exists()  # no phantoms in place of missing data
     # The record says how they were trained, and flags of training that say otherwise are refused.
     recorded = after.config["settings"]
     assert (recorded["epochs"], recorded["image_size"]) == (1, 64)

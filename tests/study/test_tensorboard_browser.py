@@ -1,6 +1,6 @@
 """TensorBoard on the runs of a study, by the README's command, in a real browser.
 
-Skips where Playwright or a browser is missing.
+Skipped if Playwright or a browser is missing.
 """
 
 import re
@@ -18,7 +18,7 @@ PATIENCE = 60_000  # milliseconds: TensorBoard reads the runs while the first pa
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Where a TensorBoard shows the logs of a study."""
+    """Address of a TensorBoard that shows the logs of a study."""
     from tiny_study import run_tiny_study
 
     logs = run_tiny_study(tmp_path_factory.getbasetemp() / "tiny-study").logs
@@ -37,7 +37,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def page(browser: Any) -> Iterator[Any]:
-    """A window in which nothing may fail."""
+    """A browser window; any error in it fails the test."""
     opened = browser.new_page(viewport={"width": 1400, "height": 900})
     opened.set_default_timeout(PATIENCE)
     errors: list[str] = []

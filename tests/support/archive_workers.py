@@ -2,8 +2,8 @@
 
     python archive_workers.py --images ... --model any --out ...     # else as score_archive.py
 
-Its predictions depend on every byte of a file. It takes SECONDS_PER_IMAGE, of the environment, so
-that it can be killed meanwhile.
+Its predictions depend on every byte of a file. It takes SECONDS_PER_IMAGE, an environment variable,
+for each image, so that it can be killed meanwhile.
 """
 
 import functools
@@ -61,7 +61,7 @@ def settings(out, **changes):
 
 
 def plan_of(out, images):
-    """A plan in a folder for these paths."""
+    """Create a plan in a folder for these paths."""
     from cxr_tf.archive.listing import list_images
 
     plan = Plan.create(open_storage(str(out)), RECIPE)
@@ -69,13 +69,13 @@ def plan_of(out, images):
 
 
 def undisturbed(plan):
-    """{name: content} of all shards, computed here."""
+    """Return {name: content} of all shards, computed in this process."""
     here = make_worker()(settings(plan.storage.absolute))
     return {f"{s:05d}.parquet": here.compute(plan.images_of(s)) for s in range(plan.shards)}
 
 
 def written(out):
-    """{name: content} of the shards of a folder, hidden files included."""
+    """Return {name: content} of the shards in a folder, hidden files included."""
     return {p.name: p.read_bytes() for p in (Path(out) / "shards").iterdir()}
 
 

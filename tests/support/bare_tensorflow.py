@@ -1,6 +1,6 @@
-"""What TF Serving does with a SavedModel, with nothing but TensorFlow: `python bare_tensorflow.py`.
+"""Do what TF Serving does with a SavedModel, using only TensorFlow: `python bare_tensorflow.py`.
 
-Loads by the path that its own loader takes (tag `serve`, tensors by the names in the signatures),
+Loads it as TF Serving's own loader does (tag `serve`, tensors by the names in the signatures),
 and converts REST bodies by the rules of https://www.tensorflow.org/tfx/serving/api_rest.
 """
 
@@ -17,7 +17,7 @@ import tensorflow as tf
 
 
 def load(folder):
-    """A function (signature, {input: array}) -> {output: array}, and the SignatureDefs."""
+    """Return a function (signature, {input: array}) -> {output: array}, and the SignatureDefs."""
     graph = tf.Graph()
     with graph.as_default():
         session = tf.compat.v1.Session(graph=graph)
@@ -37,7 +37,7 @@ def load(folder):
 
 
 def inputs_of_json(body, signatures):
-    """A REST body -> signature, {input: array}, and whether it was in rows."""
+    """Convert a REST body to signature, {input: array}, and whether it was in rows."""
     signature = body.get("signature_name", "serving_default")
     infos = signatures[signature].inputs
     assert ("instances" in body) != ("inputs" in body)
@@ -61,7 +61,7 @@ def inputs_of_json(body, signatures):
 
 
 def json_of_outputs(outputs, in_rows):
-    """{output: array} -> the REST answer; a single output loses its name."""
+    """Convert {output: array} to the REST response; a single output loses its name."""
     lists = {name: _text(values.tolist()) for name, values in outputs.items()}
     if len(lists) == 1:
         return {"predictions" if in_rows else "outputs": next(iter(lists.values()))}
@@ -96,7 +96,7 @@ def _text(value):
 
 
 def operations(folder):
-    """Names of all operations, those inside of functions included, and of those unknown here."""
+    """Return the names of all operations, including those inside functions, and of unknown ones."""
     from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
     from tensorflow.python.framework import op_def_registry
 
@@ -110,7 +110,7 @@ def operations(folder):
 
 
 def command_line(*arguments):
-    """What `saved_model_cli` prints."""
+    """Return what `saved_model_cli` prints."""
     from tensorflow.python.tools import saved_model_cli
 
     printed, before = io.StringIO(), sys.argv
@@ -124,7 +124,7 @@ def command_line(*arguments):
 
 
 def examine(folder, contents, work):
-    """Everything a test asks of one SavedModel, as JSON has it."""
+    """Return everything that the tests check of one SavedModel, as JSON types."""
     run, signatures = load(folder)
     found = {"rows": {}, "columns": {}, "named": {}, "cli": {}, "warm_up": []}
     encoded = [{"b64": base64.b64encode(c).decode()} for c in contents]

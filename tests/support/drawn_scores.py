@@ -8,7 +8,7 @@ THREE = ("normal", "bacterial", "viral")
 
 
 def drawn(classes: int, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Labels int [N], somewhat informative probabilities [N, C], and the likeliest class."""
+    """Draw labels int [N], somewhat informative probabilities [N, C], and the likeliest class."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, classes, count)
     logits = rng.normal(size=(count, classes)) + 1.2 * np.eye(classes)[labels]

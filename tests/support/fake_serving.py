@@ -1,9 +1,9 @@
-"""TF Serving's REST and gRPC faces, with a SavedModel behind them: by its documents and its protos.
+"""Stand-ins for TF Serving's REST and gRPC servers, after its documentation and its protos.
 
     with rest_server(models) as url, grpc_server(models) as address: ...
 
-models: {name: folder of the model}. `models.before` is called with each prediction request before
-it is answered, and may raise Refused to answer something else.
+models: {name: folder of the SavedModel}. `models.before` is called with each prediction request
+before it is answered, and may raise Refused to answer something else.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ class Models:
         self.before = lambda contents: None
 
     def find(self, name, version="", label=""):
-        """The run function and signatures of a loaded version; `stable` is a label of version 1."""
+        """Return run function and signatures of a loaded version; `stable` labels version 1."""
         folder = self.root / name / (version or "1")
         if not folder.is_dir() or label not in ("", "stable"):
             raise Refused("NOT_FOUND", f"Servable not found for request: Latest({name})")
@@ -55,7 +55,7 @@ class Models:
         try:
             return run(signature, inputs)
         except tf.errors.InvalidArgumentError as error:
-            # Python puts a title before what the C++ status says.
+            # Python puts a title before the message of the C++ status.
             lines = [line for line in error.message.splitlines() if "assertion" in line]
             raise Refused("INVALID_ARGUMENT", "\n\t ".join([*lines, "[[{{node x}}]]"])) from None
 

@@ -34,7 +34,7 @@ class FlakyStore:
         self.late: set[str] = set()
         self.requests = 0
         self.choose: Callable[[], int | str | None] = lambda: None
-        """Asked for a fault where `faults` has none left."""
+        """Called for a fault when `faults` is empty."""
 
     def __call__(self, environment, start):
         reads = environment["REQUEST_METHOD"] == "GET"
@@ -69,7 +69,7 @@ class FlakyStore:
 
 @contextlib.contextmanager
 def flaky_s3() -> Iterator[FlakyStore]:
-    """The store, at the address that the environment gives to all clients meanwhile."""
+    """Yield the store; meanwhile the environment points all clients to its address."""
     store = FlakyStore()
     server = make_server("127.0.0.1", 0, store, threaded=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -2,8 +2,8 @@
 
     python tests/support/replica_training.py OUT.npz [MUTATION]
 
-Virtual devices must be configured before TensorFlow starts. MUTATION breaks one part of what makes
-the results equal, to show that the test would notice.
+Virtual devices must be configured before TensorFlow starts. MUTATION breaks one of the parts that
+make the results equal, to show that the test would notice.
 """
 
 import sys
@@ -47,7 +47,7 @@ def batches(part: range) -> tf.data.Dataset:
 
 
 def train(count: int, mutation: str = "") -> dict[str, np.ndarray]:
-    """Weights after 20 steps with MixStyle, dropout, and frozen and trainable BatchNorm."""
+    """Return weights after 20 steps with MixStyle, dropout, and frozen and trainable BatchNorm."""
     keras.utils.set_random_seed(1)
     strategy = strategy_of(count)
     with strategy.scope():

@@ -11,7 +11,7 @@ NO_BROWSER = "no Chromium that starts"
 
 
 def without_skips(report: Report) -> Report:
-    """The report, failed if the test was skipped for any reason but a missing browser."""
+    """Return the report, failed if the test was skipped for any reason but a missing browser."""
     reason = str(report.longrepr)
     if report.skipped and not hasattr(report, "wasxfail") and NO_BROWSER not in reason:
         report.outcome = "failed"

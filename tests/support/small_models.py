@@ -57,7 +57,7 @@ def write_models(root: Path, backbone: str, data: Path) -> Path:
 
 
 def write_binary_model(root: Path, backbone: str) -> None:
-    """A small classifier of two classes, `binary`, at the operating point 0.5."""
+    """Export a small classifier of two classes, `binary`, with the operating point 0.5."""
     tf.keras.utils.set_random_seed(5)
     classes = ("normal", "pneumonia")
     card = {"kind": "classifier", "task": "binary", "classes": classes, "image_size": 64}

@@ -27,12 +27,12 @@ SHAPES = {
 
 
 def draw(shape: tuple[int, ...]) -> np.ndarray:
-    """Normally distributed numbers, the same for a shape on every machine: float32."""
+    """Draw normally distributed numbers, the same for a shape on every machine: float32."""
     return np.random.default_rng(sum(shape)).standard_normal(shape, np.float32)
 
 
 def weights() -> dict[str, np.ndarray]:
-    """A state dict as torch orders it, with weights so large that logits are of the order of 1."""
+    """Draw a state dict in torch's order, with weights so large that logits are of order 1."""
     state = {}
     for name, shape in SHAPES.items():
         state[f"{name}.weight"] = draw(shape) * np.float32(np.sqrt(2 / np.prod(shape[1:])))
@@ -41,7 +41,7 @@ def weights() -> dict[str, np.ndarray]:
 
 
 def images(size: int) -> np.ndarray:
-    """Normalised images, float32 [2, size, size, 3]."""
+    """Draw normalised images, float32 [2, size, size, 3]."""
     return draw((2, size, size, 3))
 
 

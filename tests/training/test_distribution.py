@@ -15,7 +15,7 @@ from cxr_tf.training.distribution import PeerError, Workers, read_cluster
 
 @dataclass(frozen=True)
 class OneOfThree(Workers):
-    """A worker whose peers send what is in `peers`, in place of the network."""
+    """A worker whose peers send the messages in `peers`, without a network."""
 
     strategy: Any = None
     index: int = 0
@@ -103,7 +103,7 @@ def test_error_of_one_worker_stops_the_others() -> None:
     assert len(worker.sent) == 2  # the header and the text
 
 
-def test_lost_worker_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lost_worker_gives_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distribution, "SECONDS_TO_END", 1e6)
     with pytest.raises(UserError, match=r"lost.*--resume"), OneOfThree().failing_together():
         raise tf.errors.UnavailableError(None, None, "Socket closed")

@@ -77,7 +77,8 @@ def _surroundings(
 def gaussian(x: keras.KerasTensor, *, radius: int, sigma: float) -> keras.KerasTensor:
     """Blur [N, H, W, 1] with a Gaussian, sigma in pixels; borders are mirrored.
 
-    Two products with a banded matrix: a convolution of one channel takes ten times as long.
+    Computed as two products with a banded matrix: a one-channel convolution takes ten times as
+    long.
     """
     return _blurred(x, *(_blur_matrix(int(n), radius, sigma) for n in x.shape[1:3]))
 

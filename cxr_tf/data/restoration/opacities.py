@@ -166,7 +166,7 @@ def contrast_pair(healthy: tf.Tensor, painted: tf.Tensor) -> tuple[tf.Tensor, di
 
 
 def as_pair(healthy: tf.Tensor, painted: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-    """Return (painted, targets) of images float32 [B, S, S, 1], in the network's own scale."""
+    """Return (painted, targets) for images float32 [B, S, S, 1], in the network's own scale."""
     residual = painted - healthy
     lesion_mask = tf.clip_by_value(residual / FULL_MASK_RISE, 0.0, 1.0)
     return painted, {"residual": residual, "lesion_mask": lesion_mask}
@@ -177,10 +177,10 @@ def reframe(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Vary the framing of image and lungs, float32, by columns 0 to 4 and 12 of the draws.
 
-    Much more than for a classifier: sick children are framed differently from healthy ones, which
-    must not be an anomaly to an autoencoder trained on healthy ones. At strength 1: rotation up to
-    5 degrees, 0.7 to 1.1 times the field of view, aspect changed by up to 20 %, shift up to 6 %; a
-    quarter of the images are not moved.
+    It varies much more than for a classifier: sick children are framed differently from healthy
+    ones, which an autoencoder trained on healthy ones must not detect as an anomaly. At strength 1:
+    rotation up to 5 degrees, 0.7 to 1.1 times the field of view, aspect changed by up to 20 %,
+    shift up to 6 %; a quarter of the images are not moved.
     """
     moved = tf.cast(draws[:, 12] < 0.5, tf.float32) * strength
     field = tf.exp(moved * (0.22 * draws[:, 1] - 0.13))
@@ -232,7 +232,7 @@ def paint(
     region *= lungs * tf.cast(uniform(23, 0.0, 1.0) < PAINTED_SHARE, tf.float32)
     middle, fine = (_noise(batch, size, seed, k, cells) for k, cells in ((2, 10), (3, 28)))
 
-    # ------------------------------------------------------------------ how dense
+    # ------------------------------------------------------------------ density
     # A haze over both lungs is less dense than a consolidation.
     strength = uniform(24, 0.15, 0.90) * tf.where(kind < 0.72, 1.0, 0.65)
     mottled = 1.0 + 0.15 * fine + 0.10 * middle
@@ -246,7 +246,7 @@ def paint(
     background = 0.5 * (healthy + _smooth(healthy))
     solid = healthy + opacity * tf.maximum(tissue - background, 0.0)
 
-    # Tissue of another image has the texture of a real radiograph, which noise has not.
+    # Tissue of another image has the texture of a real radiograph, unlike noise.
     shift = tf.random.stateless_uniform([2], fold(seed, 30)) - 0.5
     other = tf.roll(healthy, 1, axis=0)
     other = tf.roll(other, tf.cast(shift * [0.9 * size, 0.5 * size], tf.int32), axis=[1, 2])

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-# Text is looked for within this share of the side from a border, at this many pixels a side.
+# Text is searched for within this share of the side from a border, at this many pixels per side.
 BORDER, WORKING_SIDE = 0.2, 1024
 
 # Grey levels above or below the surroundings.
@@ -17,10 +17,10 @@ HEIGHTS, MIN_LETTERS = (0.008, 0.06), 4
 
 
 def has_text(pixels: np.ndarray) -> bool:
-    """Return whether text-like marks are near the borders of a radiograph, uint8 [H, W].
+    """Return whether there are text-like marks near the borders of a radiograph, uint8 [H, W].
 
-    A row of four or more marks of similar height, next to each other, brighter or darker than their
-    surroundings. Faint or handwritten text may be missed.
+    Such a text is a row of four or more marks of similar height, next to each other, brighter or
+    darker than their surroundings. Faint or handwritten text may be missed.
     """
     from PIL import Image
     from scipy import ndimage

@@ -3,8 +3,8 @@
     png = png_bytes(Path("IM0001"))                          # for prediction
     convert(Path("ward"), Path("data/ward"))                 # images/*.png and catalogue.csv
 
-Only the elements that the picture needs are read from a file, and those that identify the patient;
-the latter are written as a hash under a random key that is not kept. Needs pydicom
+Only the elements that the picture needs and those that identify the patient are read from a file;
+the latter are written as a hash under a random key that is not kept. Requires pydicom
 (requirements-dicom.txt).
 """
 
@@ -41,7 +41,7 @@ SUFFIXES = (".dcm", ".dicom")
 # patient lying on one side.
 LATERAL_VIEWS = {"LL", "RL", "LATERAL", "LAT"}
 
-# PS3.3 C.7.3.1.1.1: computed and digital radiography, and what scanned films are stored as.
+# PS3.3 C.7.3.1.1.1: computed and digital radiography, and modalities used for scanned films.
 RADIOGRAPHY = {"CR", "DX", "DR", "RG", "OT", "SC", "XR", "RF"}
 
 # PS3.16, annex L, and common additions.
@@ -76,7 +76,7 @@ class DicomRadiograph:
 
 
 def is_dicom(path: Path) -> bool:
-    """Return whether a file is DICOM, by its suffix or, as scanners often omit it, its content."""
+    """Return whether a file is DICOM, by its suffix or, since it is often missing, its content."""
     if path.suffix.lower() in SUFFIXES:
         return True
     try:
@@ -91,18 +91,18 @@ def is_dicom(path: Path) -> bool:
 def png_bytes(path: Path) -> bytes:
     """Return the radiograph in a DICOM file as an 8-bit gray PNG without metadata.
 
-    Raises UserError where it holds none.
+    Raises UserError if it contains none.
     """
     return _png(read_radiograph(path).pixels)
 
 
 def has_dicom_content(content: bytes, name: str) -> bool:
-    """Whether bytes are those of a DICOM file, by its name or by themselves."""
+    """Return whether content is that of a DICOM file, by the file's name or its own bytes."""
     return name.lower().endswith(SUFFIXES) or content[128:132] == b"DICM"
 
 
 def png_of_content(content: bytes, name: str) -> bytes:
-    """The same as `png_bytes`, of the content of a file, which errors call by `name`."""
+    """Do what `png_bytes` does for the content of a file; error messages call the file `name`."""
     return _png(_radiograph(io.BytesIO(content), name).pixels)
 
 
@@ -129,7 +129,7 @@ def _radiograph(file: IO[bytes], path: Path | str, *, laterals: bool = False) ->
     except (UserError, MemoryError):
         raise
     except Exception as error:  # its message could quote the file
-        # Errors of the disk have a number: pydicom raises a bare OSError where a file ends early.
+        # Errors of the disk have a number: pydicom raises a bare OSError if a file ends early.
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise UserError(f"{path}: truncated or corrupt DICOM file") from None
@@ -179,7 +179,7 @@ def _read(dataset: "pydicom.Dataset", path: Path | str, *, laterals: bool) -> Di
 def refusal(dataset: "pydicom.Dataset", *, laterals: bool = False) -> str:
     """Return why a file is not a frontal chest radiograph for presentation; empty if it is.
 
-    Elements that are missing or empty refuse nothing. The rule of conversion and prediction alike.
+    Missing or empty elements are no reason to refuse. Conversion and prediction use the same rule.
     """
     modality, part = _word(dataset, "Modality"), _word(dataset, "BodyPartExamined")
     if modality and modality not in RADIOGRAPHY:
@@ -205,7 +205,7 @@ def convert(origin: Path, folder: Path, *, laterals: bool = False) -> tuple[Path
     Writes `folder`/images/<patient>_<n>.png and `folder`/catalogue.csv, whole or not at all. In a
     folder the labels are the names NORMAL, PNEUMONIA and so on of the folders in it. Files left out
     are logged with the reason. Returns the path of the catalogue, and the number of images without
-    a label. Raises UserError where nothing can be converted.
+    a label. Raises UserError if nothing can be converted.
     """
     if folder.exists():
         raise UserError(f"{folder} exists; remove it or choose another --out")
@@ -254,14 +254,12 @@ def convert(origin: Path, folder: Path, *, laterals: bool = False) -> tuple[Path
         publish(partial, folder)
     log.info("%d of %d DICOM files converted, to %s", len(rows), len(listed), folder)
     for name in with_text:
-        log.info(
-            "  possible text in the image, look at it before you pass it on: %s", folder / name
-        )
+        log.info("  possible text in the image, inspect it before you share it: %s", folder / name)
     return folder / "catalogue.csv", sum(not row[1] for row in rows)
 
 
 def _placeholder(paths: list[Path]) -> str:
-    """Return the PatientID that nearly all files share, or an empty string; says so in the log."""
+    """Return and log the PatientID that nearly all files share, or an empty string."""
     pydicom = _pydicom()
     patients, studies = [], set()
     for path in paths:
@@ -281,7 +279,7 @@ def _placeholder(paths: list[Path]) -> str:
     count = sum(p.upper() in PLACEHOLDERS for p in patients) or patients.count(value)
     if (value and len(studies) > 1) or any(p.upper() in PLACEHOLDERS for p in patients):
         log.info(
-            "  %d of %d files share one PatientID, taken for a placeholder: images are grouped by "
+            "  %d of %d files share one PatientID, treated as a placeholder: images are grouped by "
             "study instead", count, len(patients),
         )  # fmt: skip
     return value if len(studies) > 1 else ""

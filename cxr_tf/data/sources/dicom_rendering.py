@@ -46,7 +46,7 @@ def render(dataset: "pydicom.Dataset", path: Path | str) -> np.ndarray:
     image = values[~padding] if not padding.all() else values.ravel()
     shown, low, high = _windowed(dataset, values, image, path)
     share = np.clip((shown - low) / (high - low), 0, 1) if high != low else np.zeros(values.shape)
-    # PS3.3 C.8.11.3: INVERSE goes with MONOCHROME1; with MONOCHROME2 it says the same.
+    # PS3.3 C.8.11.3: INVERSE belongs to MONOCHROME1; with MONOCHROME2 it has the same meaning.
     photometric = dataset.PhotometricInterpretation
     shape = str(dataset.get("PresentationLUTShape") or "").strip().upper()
     if photometric == "MONOCHROME1" or shape == "INVERSE":

@@ -1,10 +1,10 @@
-"""Images from a PACS, and results into it, by DICOMweb (WADO-RS and STOW-RS).
+"""Retrieve images from a PACS and store results in it by DICOMweb (WADO-RS and STOW-RS).
 
     with downloaded(("dicomweb://localhost:8042/dicom-web/studies/1.2.3",)) as (images, urls): ...
     store("dicomweb://localhost:8042/dicom-web", [Path("report.dcm")])
 
 dicomweb:// is http, dicomwebs:// is https. User name and password come from the URL or ~/.netrc.
-Needs dicomweb-client (requirements-dicom.txt).
+Requires dicomweb-client (requirements-dicom.txt).
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from cxr_tf.errors import UserError
 
 SCHEMES = {"dicomweb": "http", "dicomwebs": "https"}
 
-# Series of a study that hold radiographs: computed, digital and scanned film.
+# Modalities of series that contain radiographs: computed, digital and scanned film.
 MODALITIES = ("CR", "DX", "RG")
 
 _UID = r"[0-9.]{1,64}"
@@ -31,16 +31,16 @@ _RESOURCE = re.compile(
 
 
 def is_dicomweb(text: str) -> bool:
-    """Whether a value of --images or --output is a DICOMweb address."""
+    """Return whether a value of --images or --output is a DICOMweb address."""
     return text.partition("://")[0] in SCHEMES
 
 
 @contextlib.contextmanager
 def downloaded(wanted: Sequence[str]) -> Iterator[tuple[tuple[str, ...], dict[str, str]]]:
-    """The same list with each DICOMweb address replaced by a folder of the images it names.
+    """Yield the list with each DICOMweb address replaced by a folder of the images it names.
 
-    Yields also {path of a downloaded file: its address}. The folder is temporary. Raises UserError
-    where a server does not answer, or has no such study, or no radiograph in it.
+    Also yields {path of a downloaded file: its address}. The folder is temporary. Raises UserError
+    if a server does not answer, has no such study, or has no radiograph in it.
     """
     if not any(map(is_dicomweb, wanted)):
         yield tuple(wanted), {}
@@ -59,7 +59,7 @@ def downloaded(wanted: Sequence[str]) -> Iterator[tuple[tuple[str, ...], dict[st
 
 
 def check_target(url: str) -> None:
-    """Raises UserError where results cannot be stored at a DICOMweb address."""
+    """Raise UserError if results cannot be stored at a DICOMweb address."""
     if "/studies" in url:
         raise UserError(f"--output {url}: name the root of the service, without /studies")
     with _errors(url):
@@ -67,7 +67,7 @@ def check_target(url: str) -> None:
 
 
 def store(url: str, files: Sequence[Path]) -> None:
-    """Sends DICOM files to the service at a DICOMweb address; UserError where it refuses one."""
+    """Send DICOM files to the service at a DICOMweb address; raise UserError if it refuses one."""
     import pydicom
 
     client = _client(url)
@@ -80,7 +80,7 @@ def store(url: str, files: Sequence[Path]) -> None:
 
 
 def _retrieve(url: str, folder: Path) -> dict[str, str]:
-    """Downloads the images that an address names into a new folder; returns {path: address}."""
+    """Download the images that an address names into a new folder; return {path: address}."""
     found = _RESOURCE.fullmatch(url)
     if not found:
         raise UserError(
@@ -107,7 +107,7 @@ def _retrieve(url: str, folder: Path) -> dict[str, str]:
 
 
 def _instances(client: Any, found: re.Match[str]) -> Iterator[tuple[str, str]]:
-    """UIDs of the series and the instance of each image."""
+    """Yield the UIDs of the series and the instance of each image."""
     study = found["study"]
     if found["instance"]:
         yield found["series"], found["instance"]
@@ -126,7 +126,7 @@ def _instances(client: Any, found: re.Match[str]) -> Iterator[tuple[str, str]]:
 
 
 def _value(dataset: dict[str, Any], tag: str) -> str:
-    """The first value of an element in DICOM JSON."""
+    """Return the first value of an element in DICOM JSON."""
     return str(dataset.get(tag, {}).get("Value", [""])[0])
 
 
@@ -145,20 +145,20 @@ def _client(url: str) -> Any:
         session.auth = (parts.username, parts.password or "")
     address = parts._replace(scheme=SCHEMES[parts.scheme], netloc=parts.netloc.rpartition("@")[2])
     client = DICOMwebClient(address.geturl().rstrip("/"), session=session)
-    # Two more attempts within two seconds, where its own five take half a minute.
+    # Two more attempts within two seconds; the client's own five take half a minute.
     client.set_http_retry_params(max_attempts=3, wait_exponential_multiplier=250)
     return client
 
 
 def shown(url: str) -> str:
-    """An address without user name and password."""
+    """Return an address without user name and password."""
     parts = urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 @contextlib.contextmanager
 def _errors(url: str) -> Iterator[None]:
-    """Errors of the connection as UserError."""
+    """Convert connection errors to UserError."""
     import requests
 
     address = shown(url)

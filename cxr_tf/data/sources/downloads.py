@@ -172,7 +172,7 @@ def download(source: Source, part: Path, origin: str = "", *, pause: float = 1.0
 
 
 def _fetch(source: Source, url: str, part: Path, pause: float) -> None:
-    """Append to `part` until it has the published size, retrying where that may help."""
+    """Append to `part` until it has the published size, retrying if that may help."""
     failures, last = 0, ""
     while failures < MAX_FAILURES:
         have = part.stat().st_size if part.exists() else 0
@@ -249,7 +249,7 @@ def _difference(file: Path, source: Source) -> str:
 
 
 def unpack(archive: Path, folder: Path, *, inside: str, terms: str) -> None:
-    """Write the images below `inside` in a zip archive to `folder`, whole or not at all.
+    """Write the images below `inside` in a zip archive to `folder`, atomically.
 
     `terms` are written as LICENCE.txt. Raises UserError for an archive that would write outside of
     the folder, holds a link, expands to far more than its own size, or has no image there.

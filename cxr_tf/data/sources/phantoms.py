@@ -5,10 +5,11 @@
     phantom("bacterial", seed=0, patient=12).image     # uint8 [128, 128]
     write_phantoms(Path("data/phantoms"), count=600)   # train/ val/ test/ masks/ README.txt
 
-Drawings, not physics, and no evidence about patients. They let every job run offline, and their
-exact masks show whether an explanation or an anomaly map highlights the lesion. A four-layer CNN,
-trained from scratch for 12 epochs on 440 of them at 64 px (15 s on two CPU cores), separates normal
-from sick with an accuracy of 0.97 and an AUROC of 0.99; mean brightness has an AUROC of 0.54.
+They are drawings, not physics, and no evidence about patients. They let every job run offline, and
+their exact masks show whether an explanation or an anomaly map highlights the lesion. A four-layer
+CNN, trained from scratch for 12 epochs on 440 of them at 64 px (15 s on two CPU cores), separates
+normal from sick with an accuracy of 0.97 and an AUROC of 0.99; mean brightness has an AUROC of
+0.54.
 
 Everything is drawn in anatomical coordinates, u to the image's right and v downwards, both -1..1
 across the image, so a phantom looks the same at every size. As in every radiograph on a light box,
@@ -74,7 +75,7 @@ def phantom(finding: str, *, seed: int, patient: int, index: int = 0, size: int 
     if finding not in FINDINGS:
         raise ValueError(f"unknown finding {finding!r}; known: {', '.join(FINDINGS)}")
     if size < 32:
-        raise ValueError(f"a phantom needs at least 32 pixels a side, got {size}")
+        raise ValueError(f"a phantom needs at least 32 pixels per side, got {size}")
 
     anatomy_rng = np.random.default_rng((seed, patient, _ANATOMY))
     lesion_rng = np.random.default_rng((seed, patient, _LESION))

@@ -1,7 +1,7 @@
 """Occlusion: cover each patch in turn and measure how far the probability drops.
 
     grid = make_grid(224)                                  # patch 32, stride 16
-    occluder = make_occluder(model, grid, batch_size=64)   # incremental where it is faster
+    occluder = make_occluder(model, grid, batch_size=64)   # incremental if that is faster
     function = compiled(occluder)
     covers = cover_images(images, "air", grid.patch)       # the fill of the patches
     plain, covered = function(images, covers, all_places(grid))
@@ -77,8 +77,8 @@ class Grid:
 def make_grid(size: int, patch: int | None = None, stride: int | None = None) -> Grid:
     """Make a grid; by default the stride is a fourteenth of the side, and the patch two strides.
 
-    At 224 pixels that is patch 32, stride 16. UserError for a patch larger than the image, for a
-    stride of 0, and for one larger than the patch, which would leave pixels that no patch covers.
+    At 224 pixels that is patch 32, stride 16. Raises UserError for a patch larger than the image,
+    a stride of 0, or a stride larger than the patch, which would leave pixels uncovered.
     """
     if patch is not None and not 1 <= patch <= size:
         raise UserError(
@@ -264,7 +264,7 @@ def compiled(occluder: Occluder) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
 
 
 def equal_splits(total: tf.Tensor, largest: int) -> tf.Tensor:
-    """Split 0..total-1 into equal chunks of at most `largest`; their bounds, int32 [chunks + 1]."""
+    """Split 0..total-1 into equal chunks of up to `largest`; return bounds, int32 [chunks + 1]."""
     chunks = tf.maximum((total + largest - 1) // largest, 1)
     size = (total + chunks - 1) // chunks
     return tf.minimum(tf.range(chunks + 1) * size, total)

@@ -31,7 +31,7 @@ class Windows:
     """Windows in which a map [N, H, W, C] can differ from its plain value, for each patch.
 
     rows, heights: int [G], first row and height of the window for each row of the grid of patches,
-    or [1], the same for all. columns, widths: the same of its columns.
+    or [1], the same for all. columns, widths: the same for its columns.
     """
 
     rows: np.ndarray
@@ -40,13 +40,13 @@ class Windows:
     widths: np.ndarray
 
     def same(self, other: "Windows") -> bool:
-        """Whether both have the same windows."""
+        """Return whether both have the same windows."""
         return all(
             np.array_equal(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)
         )
 
     def cover(self, shape: Any) -> bool:
-        """Whether every window covers a whole map [N, H, W, C]."""
+        """Return whether every window covers a whole map [N, H, W, C]."""
         return bool(self.heights.min() >= shape[1] and self.widths.min() >= shape[2])
 
     def share(self, shape: Any) -> float:
@@ -208,7 +208,7 @@ def whole_map(shape: Any) -> Windows:
 
 
 def is_local(operation: Any) -> bool:
-    """Whether it is a convolution or pooling of which a window can be computed separately."""
+    """Return whether a window of this convolution or pooling can be computed separately."""
     if is_convolution(operation):
         return True
     # Padded average pooling averages fewer values at the border; no backbone here has it.
@@ -219,7 +219,7 @@ def is_local(operation: Any) -> bool:
 
 
 def is_pointwise(step: Step) -> bool:
-    """Whether each output value depends only on the inputs at the same position."""
+    """Return whether each output value depends only on the inputs at the same position."""
     operation = step.operation
     if isinstance(operation, _POINTWISE_LAYERS):
         return getattr(operation, "axis", -1) in (-1, 3)
@@ -251,7 +251,7 @@ def _front(network: Network) -> int:
 
 
 def _moves_channels_only(step: Step) -> bool:
-    """Whether it is a step of Keras's RGB to BGR: selects a channel, or stacks channels."""
+    """Return whether it is a step of Keras's RGB to BGR: selecting a channel, or stacking them."""
     name = type(step.operation).__name__
     if name == "GetItem":
         key = step.args[1] if len(step.args) > 1 else step.kwargs.get("key")

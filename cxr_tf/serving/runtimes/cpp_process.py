@@ -1,7 +1,7 @@
 """Predict with exported models on the C++ runtime, for `check_served.py --runtime c++`.
 
 It is started as `python -m cxr_tf.serving.runtimes.cpp_process JOB.json`, and never imports
-TensorFlow's Python package, so that all results are of the C++ runtime.
+TensorFlow's Python package, so that all results come from the C++ runtime.
 """
 
 import json
