@@ -38,17 +38,17 @@ def other_residuals(network: keras.Model, material: Material) -> Iterator[tuple[
     coarser = [removed] + [
         tf.nn.avg_pool2d(removed, times, times, "VALID").numpy() for times in (2, 4, 8)
     ]
-    yield "the mark of the network", material.measured(highest_tenth(np.concatenate(marks)))
+    yield "lesion mask of the network", material.measured(highest_tenth(np.concatenate(marks)))
     dissimilar = np.concatenate(similar).mean(axis=(1, 2, 3))
-    yield "SSIM of what it gives back", material.measured(np.maximum(dissimilar, 0))
+    yield "SSIM of the reconstruction", material.measured(np.maximum(dissimilar, 0))
     squared = material.measured(highest_tenth(removed**2), least=autoencoder.LEAST_RESIDUAL**2)
-    yield "removed, squared", squared
+    yield "squared residual", squared
     yield (
-        "removed, at four scales",
+        "residual at four scales",
         material.measured(np.mean([highest_tenth(x) for x in coarser], axis=0)),
     )
     yield (
-        "removed, in deviations of each pixel",
+        "residual in standard deviations of each pixel",
         material.measured(highest_tenth(by_pixel(removed, material))),
     )
 

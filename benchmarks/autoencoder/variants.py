@@ -71,7 +71,7 @@ def variants(
         "seed": retrained(NEXT_SEED, seen, lungs, seed=next_seed),
         "long": retrained("trained four times as long", seen, lungs, epochs=4 * material.epochs),
         "fixed-lungs": retrained(
-            "lungs where they are on average", seen, np.repeat(average, len(lungs), axis=0)
+            "mean lung position", seen, np.repeat(average, len(lungs), axis=0)
         ),
         "phantoms": lambda: of_phantom_lesions(material),
         "hard": retrained(
@@ -105,12 +105,12 @@ def of_default(material: Material) -> Iterator[tuple[str, Row]]:
     yield "weights of the last step, not averaged", material.row(network)
     network.set_weights(averaged)
 
-    yield "the context, no network", Row(material.context_score, None)
+    yield "appearance model, no network", Row(material.context_score, None)
     grey = dataclasses.replace(
         material, context=fitting.fit_appearance_model(material.healthy.images, GreyContext)
     )
     joined = grey.score(network, "combined")
-    yield "the context, detail in grey levels", Row(grey.context_score, joined)
+    yield "appearance model, detail in grey levels", Row(grey.context_score, joined)
     yield from other_residuals(network, material)
 
     healthy = fitting.healthy_images(material.val)
@@ -122,7 +122,7 @@ def of_default(material: Material) -> Iterator[tuple[str, Row]]:
     yield "averaged with the mirrored image", Row(None, (default.joined + mirrored) / 2)
     views = [default.joined, *(ask(moved)["score"] for moved in shifts(images))]
     yield "averaged with four shifted images", Row(None, np.mean(views, axis=0))
-    yield "joined by logistic regression", Row(None, fitted_together(model, material))
+    yield "errors joined by logistic regression", Row(None, fitted_together(model, material))
 
 
 def rescanned_pair(healthy: tf.Tensor, lungs: tf.Tensor, seed: tf.Tensor) -> tuple:
@@ -147,7 +147,7 @@ def of_phantom_lesions(material: Material) -> Iterator[tuple[str, Row]]:
     network, _, seconds = trained(
         material, images, np.concatenate(painted), epochs=epochs // copies, pair=pair
     )
-    yield "the phantoms' lobar and interstitial opacities", material.row(network, seconds)
+    yield "opacities of the phantom generator", material.row(network, seconds)
 
 
 def phantom_lesions(material: Material, copy: int) -> np.ndarray:
@@ -193,7 +193,7 @@ def of_covered(material: Material) -> Iterator[tuple[str, Row]]:
             removed = network(x * (1 - cover), training=False)["residual"]
             error += (tf.nn.relu(x + removed) * cover).numpy()
         amounts.append(highest_tenth(error))
-    yield "cells covered and told (inpainting)", material.measured(np.concatenate(amounts), seconds)
+    yield "masked inpainting", material.measured(np.concatenate(amounts), seconds)
 
 
 def of_grey_levels(material: Material) -> Iterator[tuple[str, Row]]:
@@ -205,7 +205,7 @@ def of_grey_levels(material: Material) -> Iterator[tuple[str, Row]]:
         _, targets = opacities.as_pair(healthy / spread, painted / spread)
         return opacities.standardised(painted), targets
 
-    yield "grey levels, not local contrast", seen_as(opacities.standardised, pair, material)
+    yield "grey levels instead of local contrast", seen_as(opacities.standardised, pair, material)
 
 
 def of_surroundings(times: float, material: Material) -> Iterator[tuple[str, Row]]:

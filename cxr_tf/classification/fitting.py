@@ -50,7 +50,7 @@ def fit_head(
 ) -> None:
     """Set the `logits` layer to a logistic regression on the features of the frozen backbone.
 
-    Its penalty is chosen by the log loss on validation and its stressed copy.
+    Its penalty is chosen by the log loss on validation and its perturbed copy.
     """
     workers = workers or connect()
     embed = compiled(fold_frozen_norms(embedding_of(model)))
@@ -152,7 +152,7 @@ def weighted_cross_entropy(weights: dict[int, float]) -> loop.Objective:
 
 
 class ValidationEvaluator:
-    """Score a model on validation and on its stressed copy after every epoch.
+    """Score a model on validation and on its perturbed copy after every epoch.
 
     Each worker computes the logits of a part of the images; the scores are those of all.
     """
@@ -235,6 +235,6 @@ def epoch_line(entry: dict[str, float], epochs: int | None = None) -> str:
     where = f"epoch {entry['epoch']}/{epochs}: " if epochs else ""
     return (
         f"{where}validation loss {entry['val_loss']:.3f} AUROC {entry['val_auroc']:.4f} "
-        f"accuracy {entry['val_accuracy']:.3f}; stressed {entry['val_stressed_loss']:.3f} "
+        f"accuracy {entry['val_accuracy']:.3f}; perturbed {entry['val_stressed_loss']:.3f} "
         f"{entry['val_stressed_auroc']:.4f} {entry['val_stressed_accuracy']:.3f}"
     )

@@ -9,7 +9,7 @@ class weights, styles mixed between images, and an exponential moving average of
 is evaluated and kept.
 
 Selection. Validation images of the same hospital are nearly separable and can hardly rank models,
-so everything (epoch, temperature, backbone) is chosen on validation *and* a stressed copy of it:
+so everything (epoch, temperature, backbone) is chosen on validation *and* a perturbed copy of it:
 the same images under 2.5 times the default augmentation. Test is used once, at the end.
 """
 

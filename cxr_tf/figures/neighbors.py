@@ -13,7 +13,7 @@ from cxr_tf.figures.style import CYCLE, class_colour
 def knn_grid(candidates: Sequence[dict], chosen: dict) -> Figure:
     """Draw balanced accuracy against k for every representation, metric and weighting.
 
-    Upper row: validation; lower row: its stressed copy. The chosen candidate, by the mean of both,
+    Upper row: validation; lower row: its perturbed copy. The chosen candidate, by the mean of both,
     is marked.
     """
     spaces = list(dict.fromkeys(c["representation"] for c in candidates))
@@ -28,7 +28,7 @@ def knn_grid(candidates: Sequence[dict], chosen: dict) -> Figure:
     )
     rows = (
         ("balanced_accuracy", "balanced accuracy,\nvalidation"),
-        ("stressed_balanced_accuracy", "balanced accuracy,\nstressed validation"),
+        ("stressed_balanced_accuracy", "balanced accuracy,\nperturbed validation"),
     )
     for column, space in enumerate(spaces):
         of_space = [c for c in candidates if c["representation"] == space]

@@ -208,7 +208,7 @@ def embed_files(served: loading.ServedModel, paths: Sequence[str], batch_size: i
 def embed_stressed(
     served: loading.ServedModel, paths: Sequence[str], batch_size: int
 ) -> np.ndarray:
-    """Embed images under the augmentation of the stressed validation split, float32 [N, D]."""
+    """Embed images under the augmentation of the perturbed validation split, float32 [N, D]."""
     predict = served.predictor("embed")
     images, _ = decoding.load_images(paths, served.card["image_size"])
     parts = []

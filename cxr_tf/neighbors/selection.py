@@ -4,7 +4,7 @@
     chosen = max(grid, key=lambda c: (c.score, -c.brier))
     knn = fit_pipeline(embeddings, chosen)      # a scikit-learn pipeline
 
-The criterion is balanced accuracy, averaged over validation and a stressed copy of it: validation
+The criterion is balanced accuracy, averaged over validation and a perturbed copy of it: validation
 alone is nearly separable and ranks nothing. Images against the shortcut of their class count as
 much as all others of it. The Brier score breaks ties.
 """
@@ -38,7 +38,7 @@ WIDEST_INDEX = 256 * 1024**2
 
 @dataclass(frozen=True)
 class Candidate:
-    """One cell of the grid, with its scores on validation and on the stressed copy."""
+    """One cell of the grid, with its scores on validation and on the perturbed copy."""
 
     representation: str
     metric: str

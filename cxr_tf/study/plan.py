@@ -128,7 +128,7 @@ def plan(settings: RunStudy, catalog: data_catalog.Catalog, images: Images) -> l
                 run_name=f"{settings.name}-{label}-knn",
                 settings=functools.partial(neighbours_settings, settings, label),
                 work=named(fit_knn.fit_knn),
-                # Embedded three times: the images, stressed validation, and before training.
+                # Embedded three times: the images, perturbed validation, and before training.
                 seconds=lambda speed: (
                     OVERHEAD["knn"]
                     + len(catalog) * (0.015 + 2.5 * max(speed.inference.values(), default=0.0))

@@ -31,7 +31,7 @@ def classifier_seconds(
     """Estimate the seconds that training and evaluating one classifier take."""
     training, inference = speed.training[backbone], speed.inference[backbone]
     epochs = training_budget(settings, task).epochs
-    validation = 2 * counts["val"] * inference  # unchanged and stressed
+    validation = 2 * counts["val"] * inference  # unchanged and perturbed
     seconds = epochs * (counts["train"] * training + validation)
     if transfers_from_binary(settings, task) or getattr(settings, f"{backbone}_weights") != "none":
         # The head, on features of the frozen backbone.

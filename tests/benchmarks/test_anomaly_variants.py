@@ -92,7 +92,7 @@ def test_other_measures_are_computed_and_joined_like_the_default(
     rows = dict(residuals.other_residuals(network, material))
     assert len(rows) == 5
     mark = material.score(network, "lesion_mask")
-    np.testing.assert_allclose(rows["the mark of the network"].alone, mark, rtol=1e-4)
+    np.testing.assert_allclose(rows["lesion mask of the network"].alone, mark, rtol=1e-4)
     x = local_contrast(tf.constant(material.shown))
     removed = np.maximum(network(x, training=False)["residual"].numpy(), 0)
     row, default = material.measured(residuals.highest_tenth(removed)), material.row(network)
@@ -205,7 +205,7 @@ def test_all_variants_are_compared_and_finished_ones_are_kept(
     compared = run.metrics["variants"]
     assert len(compared) == 27 and {
         "both seeds averaged",
-        "grey levels, not local contrast",
+        "grey levels instead of local contrast",
     } <= set(compared)
     assert (
         compared["default"]["alone"] == compared["the next seed"]["alone"]
@@ -237,7 +237,7 @@ def test_selected_variants_are_trained_with_the_default(
         settings, vgg16_weights="none", variants=("large", "seed", "small"), name="some"
     )
     compared = compare_autoencoders.compare_autoencoders(some).metrics["variants"]
-    assert "both seeds averaged" in compared and "lungs where they are on average" not in compared
+    assert "both seeds averaged" in compared and "mean lung position" not in compared
     # In the order of the table, with the opacities that their names state.
     asked = []
     monkeypatch.setattr(variants.opacities, "paint", lambda x, *_, **how: asked.append(how) or x)
