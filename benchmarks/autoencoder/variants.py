@@ -75,11 +75,13 @@ def variants(
         ),
         "phantoms": lambda: of_phantom_lesions(material),
         "hard": retrained(
-            "paint with edges a quarter as soft", seen, lungs, pair=painted(softness=0.25)
+            "opacities with edges a quarter as soft", seen, lungs, pair=painted(softness=0.25)
         ),
-        "soft": retrained("paint with edges twice as soft", seen, lungs, pair=painted(softness=2)),
-        "small": retrained("painted regions half as wide", seen, lungs, pair=painted(extent=0.5)),
-        "large": retrained("painted regions twice as wide", seen, lungs, pair=painted(extent=2)),
+        "soft": retrained(
+            "opacities with edges twice as soft", seen, lungs, pair=painted(softness=2)
+        ),
+        "small": retrained("opacities half as wide", seen, lungs, pair=painted(extent=0.5)),
+        "large": retrained("opacities twice as wide", seen, lungs, pair=painted(extent=2)),
         "scanners": retrained(
             "trained on images of other scanners", seen, lungs, pair=rescanned_pair
         ),

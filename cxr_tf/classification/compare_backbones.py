@@ -44,8 +44,8 @@ NOT_OF_TRAINING = {
 def compare_backbones(settings: CompareBackbones) -> Run:
     """Train the models (or read finished runs), write the comparison, and return its run.
 
-    The model is chosen by the loss on validation and its perturbed copy, never on test. With several
-    workers all train, and the chief compares and writes.
+    The model is chosen by the loss on validation and its perturbed copy, never on test. With
+    several workers all train, and the chief compares and writes.
     """
     workers = connect(settings.worker_timeout)
     with workers.failing_together():

@@ -163,7 +163,7 @@ def shifts(by_shift: Mapping[str, Mapping[str, float]], classes: Sequence[str]) 
 
 
 # Beginning of a key of the history: label of its curve.
-CURVES = {"train": "training", "val": "validation", "val_stressed": "stressed validation"}
+CURVES = {"train": "training", "val": "validation", "val_stressed": "perturbed validation"}
 
 
 def training_curves(history: Sequence[dict[str, float]], best_epoch: int) -> Figure:
