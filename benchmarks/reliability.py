@@ -33,6 +33,8 @@ import tyro
 from benchmarks import faults, hostile_server
 from benchmarks.faults import DONE, KILLED, ONE_LINE, run
 from cxr_tf import files, runs
+from cxr_tf.runs.config_json import CONFIG_FIELDS
+from cxr_tf.runs.metrics_json import METRICS_FIELDS
 
 ROOT = Path(__file__).parents[1]
 
@@ -176,12 +178,12 @@ def records_with_wrong_fields(settings: Campaign) -> Iterator[Row]:
     examples: dict[str, tuple[dict[str, Any], dict[str, Any], Callable[[Any], Any]]] = {
         "config.json": (
             {"job": "knn", "settings": {"seed": 1}, "data_fingerprint": "a", "images": 3},
-            runs.CONFIG_FIELDS,
+            CONFIG_FIELDS,
             lambda r: (r["job"] + r["data_fingerprint"], r["settings"]["seed"]),
         ),
         "metrics.json": (
             {"test": {"auroc": 0.5, "ci95": {"auroc": [0.4, 0.6]}}, "model": {"saved_model": "x"}},
-            runs.METRICS_FIELDS,
+            METRICS_FIELDS,
             lambda r: (r["test"]["auroc"] + sum(r["test"]["ci95"]["auroc"]),
                        r["model"]["saved_model"] + ""),
         ),

@@ -22,6 +22,7 @@ from cxr_tf.data.file_headers import (
     is_jpeg,
     significant_bits,
 )
+from cxr_tf.data.resizing import resize_to_square
 from cxr_tf.data.tf_data import PARALLEL, prefetch
 
 # Grey levels; an image with a smaller standard deviation is blank. The lowest among
@@ -72,16 +73,9 @@ def _decode(encoded: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]:
     image, sides, is_gray = tf.cond(
         is_jpeg(encoded), lambda: _decode_jpeg(encoded, size), lambda: _decode_png(encoded)
     )
-    # The op behind `tf.image.resize`, which itself takes integer sides only. Resizing precedes the
-    # conversion to luminance, which is linear too and at full size as slow as the decoding.
-    resized = tf.raw_ops.ScaleAndTranslate(
-        images=image[None],
-        size=[size, size],
-        scale=size / sides,
-        translation=[0.0, 0.0],
-        kernel_type="triangle",
-        antialias=True,
-    )[0]
+    # Resizing precedes the conversion to luminance, which is linear too and at full size as slow as
+    # the decoding.
+    resized = resize_to_square(image, sides, size)
     gray = tf.cond(
         is_gray,
         lambda: resized,

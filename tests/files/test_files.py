@@ -60,7 +60,7 @@ def test_second_writer_waits_for_the_first(tmp_path: Path) -> None:
 def test_writers_without_locks_use_separate_folders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "lock", lambda *_, **__: None)
+    monkeypatch.setattr(files.atomic, "lock", lambda *_, **__: None)
     with (
         files.temporary_sibling(tmp_path / "set") as one,
         files.temporary_sibling(tmp_path / "set") as two,
@@ -111,9 +111,9 @@ def test_content_reaches_the_disk_before_the_rename(
 ) -> None:
     calls: list[str] = []
     rename = os.replace
-    monkeypatch.setattr(files, "sync", lambda path: calls.append(f"sync {path.name}"))
+    monkeypatch.setattr(files.atomic, "sync", lambda path: calls.append(f"sync {path.name}"))
     monkeypatch.setattr(
-        files.os, "replace", lambda a, b: (calls.append(f"rename {b.name}"), rename(a, b))
+        files.atomic.os, "replace", lambda a, b: (calls.append(f"rename {b.name}"), rename(a, b))
     )
     files.write_json(tmp_path / "metrics.json", {})
     assert calls == ["sync .metrics.json.writing", "rename metrics.json", f"sync {tmp_path.name}"]
@@ -130,7 +130,7 @@ def test_content_reaches_the_disk_before_the_rename(
 @pytest.mark.parametrize("exchange", [True, False])
 def test_replace_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool) -> None:
     if not exchange:
-        monkeypatch.setattr(files, "_exchange", lambda first, second: False)
+        monkeypatch.setattr(files.atomic, "_exchange", lambda first, second: False)
     for content in ("old", "new"):
         with files.temporary_sibling(tmp_path / "maps") as partial:
             (partial / content).write_text(content)

@@ -3,6 +3,7 @@
 import errno
 import json
 import math
+import shutil
 import subprocess
 import sys
 import threading
@@ -275,7 +276,7 @@ def test_interrupted_emptying_is_repeated(tmp_path: Path, monkeypatch: pytest.Mo
         (run.directory / name).mkdir()
     (run.directory / "old.csv").touch()
     with monkeypatch.context() as patch:
-        patch.setattr(cxr_tf_runs.shutil, "rmtree", interrupt)
+        patch.setattr(shutil, "rmtree", interrupt)
         with pytest.raises(KeyboardInterrupt):
             cxr_tf_runs.start_run(run.directory, {"settings": {}})
     assert (run.directory / "config.json").exists()  # so the next process empties it again

@@ -1,0 +1,34 @@
+"""The run directory `logs/<job>/<name>/`: settings, metrics, predictions, figures, TensorBoard.
+
+A run is finished when `metrics.json` exists: it is written last. Every file appears whole or not at
+all.
+"""
+
+from cxr_tf.runs.opening import (
+    check_name,
+    is_foreign,
+    numbered_names,
+    open_finished_run,
+    open_run,
+    reserve_run,
+    start_run,
+    to_run_name,
+)
+from cxr_tf.runs.record import NOT_COMPARED, RECORDED_PACKAGES, run_record
+from cxr_tf.runs.run import Catalog, Run
+
+__all__ = [
+    "NOT_COMPARED",
+    "RECORDED_PACKAGES",
+    "Catalog",
+    "Run",
+    "check_name",
+    "is_foreign",
+    "numbered_names",
+    "open_finished_run",
+    "open_run",
+    "reserve_run",
+    "run_record",
+    "start_run",
+    "to_run_name",
+]
