@@ -48,6 +48,10 @@ def compare_backbones(settings: CompareBackbones) -> Run:
     several workers all train, and the chief compares and writes.
     """
     workers = connect(settings.worker_timeout)
+    if settings.runs:  # nothing to train, so nothing that workers share
+        if not workers.is_chief:
+            return Run(Path(settings.logs) / "compare" / settings.name)
+        return _compare(settings, workers)
     with workers.failing_together():
         workers.agree_on_settings("compare_backbones", settings)
         run = _compare(settings, workers)

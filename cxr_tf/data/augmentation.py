@@ -56,23 +56,27 @@ def augment(images: tf.Tensor, draws: tf.Tensor, strength: float = 1.0) -> tf.Te
     images = tf.cast(images, tf.float32)
     size = images.shape[1]
     u = draws * strength
-    # One in ten is not moved. Interpolation blurs, and a network trained on blurred images only
-    # classifies every sharp one as healthy.
-    moved = tf.cast(draws[:, 12] < 0.8, tf.float32)
+    # A quarter keep their place, bands of detail and borders. Interpolation blurs, and a network
+    # trained on blurred images only classifies every sharp one as healthy.
+    moved = tf.cast(draws[:, 12] < 0.5, tf.float32)
     images = _move(
         images, draws, moved, strength, scale=min(FRAMING * strength, MAX_FRAMING), down=0.06,
         mirrored=draws[:, 14] < 0.0,
     )  # fmt: skip
-    images = _sharpen(images, tf.clip_by_value(0.8 * u[:, 13], -1.0, 2.0) + 0.3 * moved)
-    images = _scale_bands(images, tf.exp(tf.clip_by_value(0.35 * u[:, 15:18], -0.6, 0.6)))
+    images = _sharpen(images, tf.clip_by_value(0.8 * u[:, 13], -1.0, 2.0))
+    gains = tf.clip_by_value(0.35 * u[:, 15:18], -0.6, 0.6) * moved[:, None]
+    images = _scale_bands(images, tf.exp(gains))
     images, mean = _expose(images, u)
     ramp = tf.linspace(-1.0, 1.0, size)[None, :, None, None]
-    images = tf.clip_by_value(images * (1.0 + 0.2 * _per_image(u[:, 18]) * ramp), 0.0, 255.0)
+    images = tf.clip_by_value(
+        images * (1.0 + 0.2 * _per_image(u[:, 18] * moved) * ramp), 0.0, 255.0
+    )
     images = _cut_out(images, mean, draws, strength)
 
     rows = tf.range(size, dtype=tf.float32)[None, :, None, None]
     top, bottom = (
-        _per_image(size * STRIP * tf.maximum(0.0, 2.0 * draws[:, k] - 1.0)) for k in (19, 20)
+        _per_image(size * STRIP * moved * tf.maximum(0.0, 2.0 * draws[:, k] - 1.0))
+        for k in (19, 20)
     )
     gray = tf.clip_by_value(128.0 + 190.0 * _per_image(draws[:, 21]), 0.0, 255.0)
     return tf.where((rows < top) | (rows >= size - bottom), gray, images)
