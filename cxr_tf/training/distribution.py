@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 # Bytes that each worker sends at a time.
 CHUNK = 1 << 26
 
-# After a worker is lost, the process ends at the latest after so many seconds.
+# A lost worker leaves the others this long to end by themselves.
 SECONDS_TO_END = 5.0
 
 # What TensorFlow raises if another worker stops: UNAVAILABLE first, then the others.
@@ -183,8 +183,11 @@ class Workers:
     # ------------------------------------------------------------------ failures
 
     @contextlib.contextmanager
-    def failing_together(self) -> Iterator[None]:
-        """Stop all workers with one line if one of them makes a mistake or disappears."""
+    def failing_together(self, seconds_to_end: float = SECONDS_TO_END) -> Iterator[None]:
+        """Stop all workers with one line if one of them makes a mistake or disappears.
+
+        After a worker is lost, this process ends at the latest after so many seconds.
+        """
         try:
             yield
         except PeerError:
@@ -198,7 +201,7 @@ class Workers:
             if self.count == 1:
                 raise
             # TensorFlow may wait for the lost worker when the process ends.
-            timer = threading.Timer(SECONDS_TO_END, os._exit, [2])
+            timer = threading.Timer(seconds_to_end, os._exit, [2])
             timer.daemon = True
             timer.start()
             raise PeerError(
