@@ -30,35 +30,38 @@ READ = 2**26
 FILES = 16
 
 
-def bounds(settings: Benchmark, place: Path) -> Results:
-    """Measure the arithmetic of machine and networks, and the parts of reading a JPEG."""
+def bounds(settings: Benchmark, place: Path, side: int = SIDE, read: int = READ) -> Results:
+    """Measure the arithmetic of machine and networks, and the parts of reading a JPEG.
+
+    side: of the matrices; read: count of numbers that are read from memory.
+    """
     repeats = settings.repeats or 9
-    speeds = {"float32": products_a_second(tf.float32, repeats)}
+    speeds = {"float32": products_a_second(tf.float32, side, repeats)}
     if resolve_precision("auto") == "mixed_bfloat16":
-        speeds["bfloat16"] = products_a_second(tf.bfloat16, repeats)
+        speeds["bfloat16"] = products_a_second(tf.bfloat16, side, repeats)
     for precision, speed in speeds.items():
-        yield Bound(f"product of matrices of {SIDE:,}", precision, speed / 1e9, "billion mult./s")
-    reading = bytes_a_second(repeats)
-    yield Bound(f"sum of {READ:,} numbers", "float32", reading / 1e9, "GB/s")
+        yield Bound(f"product of matrices of {side:,}", precision, speed / 1e9, "billion mult./s")
+    reading = bytes_a_second(read, repeats)
+    yield Bound(f"sum of {read:,} numbers", "float32", reading / 1e9, "GB/s")
     for name in settings.backbones:
         yield from _network(name, settings.image_size, speeds, reading)
     yield from _jpeg(settings, place, repeats)
 
 
-def products_a_second(dtype: tf.DType, repeats: int) -> float:
+def products_a_second(dtype: tf.DType, side: int, repeats: int) -> float:
     """Return the multiplications per second of a square matrix product, by the fastest call."""
-    a, b = (tf.cast(tf.random.stateless_normal([SIDE, SIDE], [k, 0]), dtype) for k in (0, 1))
+    a, b = (tf.cast(tf.random.stateless_normal([side, side], [k, 0]), dtype) for k in (0, 1))
 
     def multiply() -> None:
         tf.linalg.matmul(a, b).numpy()
 
-    return SIDE**3 / fastest(multiply, repeats)
+    return side**3 / fastest(multiply, repeats)
 
 
-def bytes_a_second(repeats: int) -> float:
+def bytes_a_second(read: int, repeats: int) -> float:
     """Return the bytes per second at which memory is read, by the fastest call."""
-    values = tf.ones([READ])
-    return 4 * READ / fastest(lambda: tf.reduce_sum(values).numpy(), repeats)
+    values = tf.ones([read])
+    return 4 * read / fastest(lambda: tf.reduce_sum(values).numpy(), repeats)
 
 
 def fastest(way: Way, repeats: int) -> float:

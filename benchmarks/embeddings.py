@@ -1,6 +1,7 @@
 """Benchmarks on embeddings: selection of nearest neighbours, and t-SNE."""
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,13 @@ def random_embeddings(points: int, width: int, seed: int, place: Path) -> Embedd
     )
 
 
-def knn(settings: Benchmark, place: Path) -> Results:
-    """Benchmark the selection of k, metric, weights and representation of nearest neighbours."""
+def knn(
+    settings: Benchmark, place: Path, neighbours: Sequence[int] = selection.NEIGHBOURS
+) -> Results:
+    """Benchmark the selection of k, metric, weights and representation of nearest neighbours.
+
+    neighbours: values of k.
+    """
     from sklearn.decomposition import PCA
     from sklearn.model_selection import GridSearchCV
     from sklearn.neighbors import KNeighborsClassifier
@@ -65,14 +71,14 @@ def knn(settings: Benchmark, place: Path) -> Results:
             "project": [steps[name][1]],
             "unit": list(units.values()),
             "knn__weights": list(selection.WEIGHTS),
-            "knn__n_neighbors": list(selection.NEIGHBOURS),
+            "knn__n_neighbors": list(neighbours),
         }
         for name in shown
     ]
     results_of: dict[str, Any] = {}
 
     def ours() -> None:
-        results_of["ours"] = selection.search(data)
+        results_of["ours"] = selection.search(data, neighbours=neighbours)
 
     def theirs() -> None:
         # With a cache, so that it does not fit the same PCA for every number of neighbours.
@@ -117,8 +123,11 @@ def knn(settings: Benchmark, place: Path) -> Results:
     )
 
 
-def tsne(settings: Benchmark, place: Path) -> Results:
-    """Benchmark t-SNE including PCA."""
+def tsne(settings: Benchmark, place: Path, trust_noise: float = TRUST_NOISE) -> Results:
+    """Benchmark t-SNE including PCA.
+
+    trust_noise: how much less trustworthy ours may be.
+    """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE, trustworthiness
     from sklearn.preprocessing import StandardScaler
@@ -147,6 +156,6 @@ def tsne(settings: Benchmark, place: Path) -> Results:
         theirs=timings["theirs"],
         unit="s",
         count=1,
-        same=trust["ours"] >= trust["theirs"] - TRUST_NOISE,
+        same=trust["ours"] >= trust["theirs"] - trust_noise,
         check=f"trustworthiness {trust['ours']:.3f} and {trust['theirs']:.3f}",
     )

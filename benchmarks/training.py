@@ -143,8 +143,11 @@ def _bare_vgg16(weights: list[np.ndarray], size: int) -> keras.Model:
     return model
 
 
-def finetuning(settings: Benchmark, place: Path) -> Results:
-    """Benchmark fine-tuning steps on one batch in memory: forward, backward, AdamW."""
+def finetuning(settings: Benchmark, place: Path, rate: float = RATE) -> Results:
+    """Benchmark fine-tuning steps on one batch in memory: forward, backward, AdamW.
+
+    rate: the learning rate.
+    """
     size = settings.image_size
     drawn = [
         phantom(FINDINGS[k % 2], seed=settings.seed, patient=k, size=size).image
@@ -153,11 +156,11 @@ def finetuning(settings: Benchmark, place: Path) -> Results:
     images = np.repeat(np.stack(drawn)[..., None], 3, 3).astype(np.float32)
     labels = np.arange(BATCH, dtype=np.int64) % 2
     for name in settings.backbones:
-        yield from _finetuning_of(name, images, labels, settings)
+        yield from _finetuning_of(name, images, labels, settings, rate)
 
 
 def _finetuning_of(
-    name: str, images: np.ndarray, labels: np.ndarray, settings: Benchmark
+    name: str, images: np.ndarray, labels: np.ndarray, settings: Benchmark, rate: float
 ) -> Results:
     from cxr_tf.classification.fitting import training_model
 
@@ -191,9 +194,9 @@ def _finetuning_of(
         model.set_weights(weights)
         ours = way == "ours"
         models[way] = training_model(model, name, pretrained=True) if ours else logits_of(model)
-    models["Keras"].compile(keras.optimizers.AdamW(RATE, weight_decay=DECAY), **common)
+    models["Keras"].compile(keras.optimizers.AdamW(rate, weight_decay=DECAY), **common)
     models["ours"].compile(
-        averaged_adamw(RATE, steps=20, weight_decay=DECAY),
+        averaged_adamw(rate, steps=20, weight_decay=DECAY),
         # Training enables op determinism, under which Keras does not use XLA. The switch applies to
         # the whole process, and would also affect the Keras alternative.
         jit_compile=False,
@@ -219,7 +222,7 @@ def _finetuning_of(
             reason = str(error)
         else:
             short = precision == "mixed_bfloat16"
-            fit = pytorch.Fit(network, images, labels, RATE, DECAY, autocast=short)
+            fit = pytorch.Fit(network, images, labels, rate, DECAY, autocast=short)
             steps["PyTorch"], losses["PyTorch"] = fit.steps, fit.loss
     if reason:
         yield Skipped(job, "PyTorch", reason)

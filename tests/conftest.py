@@ -22,6 +22,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 # Modules that look at the same study, the same training or the same exported models, each of which
 # takes its time to make.
 STUDY = ("test_report_browser", "test_check_served", "test_study", "test_tensorboard_browser")
+NEIGHBORS = ("test_fit_knn", "test_storage", "test_embeddings", "test_projection")
 PREDICTION = ("test_analysis", "test_page_browser", "test_dicom_results")
 TRAINING = ("test_classification", "test_export")
 EXPORTS = (
@@ -30,6 +31,7 @@ EXPORTS = (
 GROUPS = (
     dict.fromkeys(STUDY, "study")
     | dict.fromkeys(TRAINING, "training")
+    | dict.fromkeys(NEIGHBORS, "neighbors")
     | dict.fromkeys(EXPORTS, "exports")
     | dict.fromkeys(PREDICTION, "prediction")
 )

@@ -26,25 +26,29 @@ class Progress:
 
 @dataclass
 class Queue:
-    """Numbers of the waiting shards, and how often the workers of each shard died."""
+    """Numbers of the waiting shards, and how often the workers of each shard died.
+
+    attempts: workers that may die on a shard before it is given up.
+    """
 
     waiting: list[int]
+    attempts: int = ATTEMPTS
     deaths: Counter[int] = field(default_factory=Counter)
     given_up: dict[int, str] = field(default_factory=dict)
 
     @staticmethod
-    def of(shards: Sequence[int]) -> "Queue":
+    def of(shards: Sequence[int], attempts: int = ATTEMPTS) -> "Queue":
         """Return a queue of these shards, in this order."""
-        return Queue(list(reversed(shards)))
+        return Queue(list(reversed(shards)), attempts)
 
     def take(self) -> int | None:
         """Return the next shard, or None if none is waiting."""
         return self.waiting.pop() if self.waiting else None
 
     def return_(self, shard: int, reason: str) -> None:
-        """Put a shard whose worker died back into the queue, or give it up after ATTEMPTS."""
+        """Put a shard whose worker died back into the queue, or give it up after all attempts."""
         self.deaths[shard] += 1
-        if self.deaths[shard] < ATTEMPTS:
+        if self.deaths[shard] < self.attempts:
             self.waiting.append(shard)
         else:
             self.given_up[shard] = reason
@@ -54,7 +58,7 @@ class Queue:
         if self.given_up:
             shard, reason = min(self.given_up.items())
             raise UserError(
-                f"{len(self.given_up)} shards could not be computed: {ATTEMPTS} workers died on "
-                f"{shard_name(shard)} ({reason}). All others are finished; fix or remove the file "
-                "that causes it, or give workers more memory, and run the same command again"
+                f"{len(self.given_up)} shards could not be computed: {self.attempts} workers died "
+                f"on {shard_name(shard)} ({reason}). All others are finished; fix or remove the "
+                "file that causes it, or give workers more memory, and run the same command again"
             )

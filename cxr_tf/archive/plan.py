@@ -256,20 +256,20 @@ def digest_of(path: str) -> bytes:
     return hashlib.blake2b(path.encode(), digest_size=16).digest()
 
 
-def repeats(digests: Path) -> np.ndarray:
+def repeats(digests: Path, at_a_time: int = SORTED_AT_A_TIME) -> np.ndarray:
     """Return bool [N]: whether a digest occurs earlier in a file of N digests.
 
     The digests are partitioned by value into temporary files, which are sorted one by one: memory
-    is N bytes plus a constant.
+    is N bytes plus a constant. at_a_time: how many are sorted at a time, more or less.
     """
     count = digests.stat().st_size // DIGEST.itemsize
     repeated = np.zeros(count, bool)
-    parts = min(-(-count // SORTED_AT_A_TIME), MOST_PARTS)
+    parts = min(-(-count // at_a_time), MOST_PARTS)
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(parts)]
-        for start in range(0, count, SORTED_AT_A_TIME):
+        for start in range(0, count, at_a_time):
             offset = start * DIGEST.itemsize
-            block = np.fromfile(digests, DIGEST, SORTED_AT_A_TIME, offset=offset)
+            block = np.fromfile(digests, DIGEST, at_a_time, offset=offset)
             entries = np.zeros(len(block), ENTRY)
             entries["digest"], entries["row"] = block, np.arange(start, start + len(block))
             part_of = block["high"] % np.uint64(parts)

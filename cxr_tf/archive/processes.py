@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from cxr_tf.archive.engine import Progress, Queue
+from cxr_tf.archive.engine import ATTEMPTS, Progress, Queue
 from cxr_tf.archive.worker import ModelRequest, Worker, WorkerSettings, describe
 from cxr_tf.errors import UserError
 
@@ -40,13 +40,18 @@ def run(
     workers: int,
     *,
     make_worker: Callable[[WorkerSettings], Worker] = Worker,
+    attempts: int = ATTEMPTS,
+    most_failed_starts: int = FAILED_STARTS,
 ) -> Iterator[Progress]:
     """Compute shards on this many processes, and yield the progress.
+
+    attempts: at a shard whose workers die. most_failed_starts: consecutive workers that end before
+    their model is loaded.
 
     Raises UserError for a user's mistake reported by a worker, and at the end if workers died on a
     shard repeatedly; RuntimeError for any other error in a worker.
     """
-    queue = Queue.of(shards)
+    queue = Queue.of(shards, attempts)
     workers = min(workers, len(shards))
     if not settings.threads and workers > 1:
         # More threads than cores only wait for each other. Results do not depend on the number.
@@ -86,9 +91,9 @@ def run(
                         queue.return_(process.shard, reason)
                     elif not process.ready:
                         failed_starts += 1
-                        if failed_starts == FAILED_STARTS:
+                        if failed_starts == most_failed_starts:
                             raise UserError(
-                                f"{FAILED_STARTS} workers died while loading the model "
+                                f"{failed_starts} workers died while loading the model "
                                 f"({reason}): is there enough memory? Use fewer --workers"
                             ) from None
                     continue

@@ -55,11 +55,12 @@ class Neighbors:
     distances: np.ndarray
 
 
-def fit_knn(settings: FitKnn) -> dict[str, Any]:
+def fit_knn(settings: FitKnn, approximate_from: int = APPROXIMATE_FROM) -> dict[str, Any]:
     """Find the nearest cases of each query image, or only build the index and measure it.
 
-    Returns the reported numbers. Raises UserError for an archive that is not finished or
-    has no embeddings, and for a query that cannot be read.
+    approximate_from: embeddings from which the search is approximate. Returns the reported numbers.
+    Raises UserError for an archive that is not finished or has no embeddings, and for a query that
+    cannot be read.
     """
     check_numbers(settings, neighbors=1)
     plan = Plan.read(open_storage(settings.archive))
@@ -73,7 +74,7 @@ def fit_knn(settings: FitKnn) -> dict[str, Any]:
     if not count:
         raise UserError(f"{settings.archive} has no image that could be read")
     k = min(settings.neighbors, count)
-    index = open_index(plan, count) if count >= APPROXIMATE_FROM else None
+    index = open_index(plan, count) if count >= approximate_from else None
     report: dict[str, Any] = {"embeddings": count, "search": "exact" if index is None else "faiss"}
     if index is not None:
         report |= measure(plan, index, k)

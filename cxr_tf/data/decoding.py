@@ -166,16 +166,20 @@ def _decode_16_bit_png(encoded: tf.Tensor) -> tf.Tensor:
 
 
 def load_images(
-    paths: Sequence[str], size: int, *, masks: bool = False
+    paths: Sequence[str],
+    size: int,
+    *,
+    masks: bool = False,
+    in_memory: int = MAX_BYTES_IN_MEMORY,
 ) -> tuple[np.ndarray, dict[int, str]]:
     """Decode files in parallel.
 
     Returns uint8 [N, size, size, 1] in the order of `paths`, and {row: reason} for files that
     cannot be read, whose rows are zero. Files that an exported model refuses (see `decode_checked`)
     are refused here too, so that training and serving accept the same images. masks: accept
-    two-valued images.
+    two-valued images. in_memory: bytes above which the images are kept in an unnamed file.
     """
-    images = _allocate((len(paths), size, size, 1))
+    images = _allocate((len(paths), size, size, 1), in_memory)
     faults = np.full(len(paths), CORRUPT)
     files = tf.data.Dataset.from_tensor_slices((np.arange(len(paths)), list(paths)))
     # A file that cannot be decoded drops out here and is identified by its missing row number.
@@ -216,13 +220,13 @@ def _decode_files(paths: Sequence[str]) -> None:
         decode_radiograph(tf.io.read_file(path), 32)
 
 
-def _allocate(shape: tuple[int, ...]) -> np.ndarray:
+def _allocate(shape: tuple[int, ...], in_memory: int) -> np.ndarray:
     """Return a zeroed uint8 array, in memory or, if it is large, mapped from an unnamed file.
 
     The file is unnamed from the start, so that no interruption can leave it behind.
     """
     size = int(np.prod(shape))
-    if size <= MAX_BYTES_IN_MEMORY:
+    if size <= in_memory:
         return np.zeros(shape, np.uint8)
     with tempfile.TemporaryFile() as file:
         if hasattr(os, "posix_fallocate"):

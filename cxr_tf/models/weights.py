@@ -13,7 +13,6 @@ from cxr_tf.config import LARGEST_SEED
 from cxr_tf.data.sources.phantoms import FINDINGS, phantom
 from cxr_tf.errors import UserError
 from cxr_tf.files import expand_user
-from cxr_tf.models.alexnet import alexnet_features
 from cxr_tf.models.backbones import SMALLEST_SIZE, backbone, backbone_layers
 from cxr_tf.models.classifier import build_classifier
 
@@ -125,11 +124,7 @@ def _from_file(model: keras.Model, name: str, path: Path) -> keras.Model:
 def _reference(name: str, shape: tuple[int, ...]) -> keras.Model:
     """Return the bare backbone that weights files are saved from."""
     inputs = keras.Input(shape)
-    if name == "vgg16":
-        return keras.applications.VGG16(include_top=False, weights=None, input_tensor=inputs)
-    if name == "resnet50":
-        return keras.applications.ResNet50(include_top=False, weights=None, input_tensor=inputs)
-    return keras.Model(inputs, alexnet_features(inputs), name="alexnet")
+    return keras.Model(inputs, backbone(name).features(inputs), name=name)
 
 
 def _copy(source: keras.Model, target: keras.Model, name: str) -> None:

@@ -9,6 +9,7 @@ alone is nearly separable and ranks nothing. Images against the shortcut of thei
 much as all others of it. The Brier score breaks ties.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,10 +57,14 @@ class Candidate:
         return round((self.balanced_accuracy + self.stressed_balanced_accuracy) / 2, 9)
 
 
-def search(embeddings: Embeddings, weights: np.ndarray | None = None) -> list[Candidate]:
+def search(
+    embeddings: Embeddings,
+    weights: np.ndarray | None = None,
+    neighbours: Sequence[int] = NEIGHBOURS,
+) -> list[Candidate]:
     """Evaluate every cell of the grid; one neighbour search per metric and representation.
 
-    weights [V]: how much each validation image counts within its class.
+    weights [V]: how much each validation image counts within its class. neighbours: values of k.
     """
     train, val = slice(0, embeddings.indexed), embeddings.rows("val")
     labels = embeddings.labels
@@ -77,12 +82,12 @@ def search(embeddings: Embeddings, weights: np.ndarray | None = None) -> list[Ca
             )  # fmt: skip
             queries = np.concatenate([values[val], stressed])
             knn = KNeighborsClassifier(
-                min(largest, max(NEIGHBOURS)), algorithm="brute", metric="euclidean"
+                min(largest, max(neighbours)), algorithm="brute", metric="euclidean"
             ).fit(values[train], labels[train])
             distances, rows = knn.kneighbors(queries)
             del knn, values
             for voting in WEIGHTS:
-                for k in (k for k in NEIGHBOURS if k <= largest):
+                for k in (k for k in neighbours if k <= largest):
                     shares = vote(distances[:, :k], labels[rows[:, :k]], voting, classes)
                     candidates.append(
                         Candidate(

@@ -68,10 +68,10 @@ def data_uri(content: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def image_map(run: Run, classes: list[str]) -> dict[str, Any] | None:
+def image_map(run: Run, classes: list[str], most: int = MOST_POINTS) -> dict[str, Any] | None:
     """Return the t-SNE of a KNN run, which it wrote for TensorBoard's projector, as SVG points.
 
-    Coordinates lie in 1000 x 640. At most MOST_POINTS are kept: first misclassified test images,
+    Coordinates lie in 1000 x 640. At most so many are kept: first misclassified test images,
     then other test images, then others at random.
     """
     planes = read_planes(run.directory)
@@ -83,7 +83,7 @@ def image_map(run: Run, classes: list[str]) -> dict[str, Any] | None:
     order = np.random.default_rng(0).permutation(len(rows))
     # A stable sort of shuffled rows: random within each group.
     first = order[np.argsort((~wrong * 1 + ~is_test * 1)[order], kind="stable")]
-    kept = np.sort(first[:MOST_POINTS])
+    kept = np.sort(first[:most])
     # Points drawn last lie on top; in random order no class covers the others.
     kept = order[np.isin(order, kept)]
     kept = kept[np.argsort((is_test * 1 + wrong)[kept], kind="stable")]

@@ -183,8 +183,11 @@ class Workers:
     # ------------------------------------------------------------------ failures
 
     @contextlib.contextmanager
-    def failing_together(self) -> Iterator[None]:
-        """Stop all workers with one line if one of them makes a mistake or disappears."""
+    def failing_together(self, seconds_to_end: float = SECONDS_TO_END) -> Iterator[None]:
+        """Stop all workers with one line if one of them makes a mistake or disappears.
+
+        After a worker is lost, this process ends at the latest after so many seconds.
+        """
         try:
             yield
         except PeerError:
@@ -198,7 +201,7 @@ class Workers:
             if self.count == 1:
                 raise
             # TensorFlow may wait for the lost worker when the process ends.
-            timer = threading.Timer(SECONDS_TO_END, os._exit, [2])
+            timer = threading.Timer(seconds_to_end, os._exit, [2])
             timer.daemon = True
             timer.start()
             raise PeerError(

@@ -155,22 +155,15 @@ def test_weights_do_not_depend_on_sick_images(
 
 @pytest.mark.usefixtures("quick")
 def test_resumed_run_is_identical_to_an_uninterrupted_one(
-    chests: Path, finished: TrainAutoencoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    chests: Path, finished: TrainAutoencoder, tmp_path: Path
 ) -> None:
+    from killed_training import killed_after_an_epoch
+
     from cxr_tf.anomaly import train_autoencoder
-    from cxr_tf.training import epochs as training_epochs
 
     settings = settings_for(chests, tmp_path)
-    on_epoch_end = training_epochs.EpochEnd.on_epoch_end
-
-    def kill(self, epoch, logs=None):
-        on_epoch_end(self, epoch, logs)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training_epochs.EpochEnd, "on_epoch_end", kill)
-        with pytest.raises(KeyboardInterrupt):
-            train_autoencoder.train_autoencoder(settings)
+    with killed_after_an_epoch():
+        train_autoencoder.train_autoencoder(settings)
     with pytest.raises(UserError, match="was interrupted"):
         train_autoencoder.train_autoencoder(settings)
     train_autoencoder.train_autoencoder(dataclasses.replace(settings, resume=True))

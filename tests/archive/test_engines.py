@@ -16,7 +16,7 @@ pytest.importorskip("pyarrow", reason="pyarrow is not installed (requirements-ar
 import archive_workers
 from archive_workers import make_worker, plan_of, settings, undisturbed, written
 
-from cxr_tf.archive import engine, processes, ray_cluster
+from cxr_tf.archive import processes, ray_cluster
 from cxr_tf.archive.plan import Plan
 from cxr_tf.errors import UserError
 
@@ -33,13 +33,16 @@ def images(tmp_path: Path) -> Path:
     return folder
 
 
-def finish(plan: Plan, workers: int = 2, seconds: float = SECONDS) -> list[processes.Progress]:
+def finish(
+    plan: Plan, workers: int = 2, seconds: float = SECONDS, **how: int
+) -> list[processes.Progress]:
     return list(
         processes.run(
             settings(plan.storage.absolute),
             plan.missing(),
             workers,
             make_worker=make_worker(seconds),
+            **how,
         )
     )
 
@@ -109,15 +112,12 @@ def test_concurrent_coordinators(tmp_path: Path, images: Path) -> None:
     assert written(tmp_path / "out") == undisturbed(plan)
 
 
-def test_file_that_crashes_every_worker_is_reported(
-    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_file_that_crashes_every_worker_is_reported(tmp_path: Path, images: Path) -> None:
     (images / "20.png").write_bytes(b"poison")
     plan = plan_of(tmp_path / "out", [images])
-    monkeypatch.setattr(engine, "ATTEMPTS", 2)
     message = r"2 workers died on shards/00002.parquet \(exit code 7\)"
     with pytest.raises(UserError, match=message):
-        finish(plan, workers=1, seconds=0)
+        finish(plan, workers=1, seconds=0, attempts=2)
     assert plan.missing() == [2]
 
 
@@ -139,15 +139,16 @@ def test_full_disk_stops_the_archive_which_then_resumes(tmp_path: Path, images: 
     assert written(tmp_path / "out") == undisturbed(plan)
 
 
-def test_workers_that_cannot_start_are_given_up(
-    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(processes, "FAILED_STARTS", 2)
+def test_workers_that_cannot_start_are_given_up(tmp_path: Path, images: Path) -> None:
     plan = plan_of(tmp_path / "out", [images])
     with pytest.raises(UserError, match="2 workers died while loading the model"):
         list(
             processes.run(
-                settings(plan.storage.absolute), plan.missing(), 1, make_worker=archive_workers.die
+                settings(plan.storage.absolute),
+                plan.missing(),
+                1,
+                make_worker=archive_workers.die,
+                most_failed_starts=2,
             )
         )
 

@@ -17,7 +17,6 @@ pytest.importorskip("pyarrow", reason="pyarrow is not installed (requirements-ar
 
 from archive_workers import RECIPE, plan_of
 
-from cxr_tf.archive import plan as plans
 from cxr_tf.archive.storage import open_storage
 
 
@@ -165,11 +164,10 @@ def test_another_recipe_is_refused_with_the_difference(tmp_path: Path) -> None:
         Plan.read(open_storage(str(tmp_path)))
 
 
-def test_repeats_are_detected_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plans, "SORTED_AT_A_TIME", 7)
+def test_repeats_are_detected_in_parts(tmp_path: Path) -> None:
     names = [str(k % 30) for k in range(50)]
     (tmp_path / "digests").write_bytes(b"".join(map(digest_of, names)))
-    assert repeats(tmp_path / "digests").tolist() == [k >= 30 for k in range(50)]
+    assert repeats(tmp_path / "digests", 7).tolist() == [k >= 30 for k in range(50)]
     (tmp_path / "none").write_bytes(b"")
     assert repeats(tmp_path / "none").tolist() == []
 

@@ -85,12 +85,13 @@ def test_stale_network_share_is_retried(
 ) -> None:
     stale = [OSError(errno.ESTALE, os.strerror(errno.ESTALE))] * 2
 
-    def read(path: str) -> bytes:
+    def read(path: Path) -> bytes:
         if stale:
             raise stale.pop()
         return b"radiograph"
 
-    monkeypatch.setattr(sources, "read_image", read)
+    (tmp_path / "a.png").touch()
+    monkeypatch.setattr(Path, "read_bytes", read)
     assert Reader()(Image(str(tmp_path / "a.png"))) == b"radiograph" and len(without_pauses) == 2
 
 

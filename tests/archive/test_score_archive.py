@@ -54,17 +54,23 @@ def load_once(model: str, **how: str) -> loading.ServedModel:
 
 
 @pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run the workers and describe the model in this process, which has loaded TensorFlow."""
+def here(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Run the workers and describe the model in this process, which has loaded TensorFlow.
+
+    Returns the shards that they compute, in order.
+    """
+    computed: list[int] = []
 
     def run(settings, shards, workers, make_worker: Callable = Worker):
         worker = make_worker(settings)
         for shard in shards:
+            computed.append(shard)
             yield Progress(shard, worker.score(shard), finished=True)
 
     monkeypatch.setattr(loading, "load_served", load_once)
     monkeypatch.setattr(processes, "run", run)
     monkeypatch.setattr(processes, "describe_model", describe)
+    return computed
 
 
 def settings(model: Path, ward: Path, out: Path, **changes: object) -> ScoreArchive:
@@ -121,7 +127,12 @@ def compare(
     ],
 )
 def test_numbers_equal_those_of_predict(
-    here: None, models: Path, ward: Path, tmp_path: Path, kind: str, signatures: tuple[str, ...]
+    here: list[int],
+    models: Path,
+    ward: Path,
+    tmp_path: Path,
+    kind: str,
+    signatures: tuple[str, ...],
 ) -> None:
     out = tmp_path / "out"
     score_archive.score_archive(settings(models / kind, ward, out, signatures=signatures))
@@ -161,7 +172,7 @@ def test_predictions_and_embeddings_take_one_pass(models: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize("kind", ["tiny", "tiny-knn"])
 def test_merged_table_equals_that_of_predict(
-    here: None, models: Path, ward: Path, tmp_path: Path, kind: str
+    here: list[int], models: Path, ward: Path, tmp_path: Path, kind: str
 ) -> None:
     out, model = tmp_path / "out", models / kind
     score_archive.score_archive(settings(model, ward, out))
@@ -203,11 +214,9 @@ def test_merged_table_equals_that_of_predict(
 
 
 def test_only_missing_or_new_shards_are_computed(
-    here: None, models: Path, ward: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    here: list[int], models: Path, ward: Path, tmp_path: Path
 ) -> None:
-    computed: list[int] = []
-    score = Worker.score
-    monkeypatch.setattr(Worker, "score", lambda w, s, *a: computed.append(s) or score(w, s, *a))
+    computed = here
     names = sorted(ward.iterdir())
     (tmp_path / "list.txt").write_text("\n".join(map(str, names[:20])) + "\n")
     order = settings(models / "tiny", tmp_path / "list.txt", tmp_path / "out")
@@ -230,7 +239,7 @@ def test_only_missing_or_new_shards_are_computed(
 
 
 def test_mistakes_are_reported_and_nothing_is_written(
-    here: None, models: Path, ward: Path, tmp_path: Path
+    here: list[int], models: Path, ward: Path, tmp_path: Path
 ) -> None:
     order = settings(models / "tiny", ward, tmp_path / "out")
     for changes, message in (
@@ -261,7 +270,7 @@ def test_mistakes_are_reported_and_nothing_is_written(
 
 
 def test_each_worker_detects_another_model_in_the_same_folder(
-    here: None, models: Path, ward: Path, tmp_path: Path
+    here: list[int], models: Path, ward: Path, tmp_path: Path
 ) -> None:
     order = settings(models / "tiny", ward, tmp_path / "out")
     score_archive.score_archive(order)
@@ -273,7 +282,7 @@ def test_each_worker_detects_another_model_in_the_same_folder(
 
 
 def test_status_counts_finished_shards(
-    here: None, models: Path, ward: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    here: list[int], models: Path, ward: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "cxr_tf")
     order = settings(models / "tiny", ward, tmp_path / "out")
@@ -286,7 +295,7 @@ def test_status_counts_finished_shards(
 
 
 def test_radiograph_of_the_archive_has_distance_0_to_itself(
-    here: None, models: Path, ward: Path, tmp_path: Path
+    here: list[int], models: Path, ward: Path, tmp_path: Path
 ) -> None:
     order = settings(models / "tiny", ward, tmp_path / "out", signatures=("embed",))
     score_archive.score_archive(order)

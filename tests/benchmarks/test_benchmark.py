@@ -1,6 +1,6 @@
 """Tests of the benchmarks: reports and comparisons of results; nothing is timed."""
 
-import dataclasses
+import functools
 import json
 import runpy
 import sys
@@ -8,14 +8,16 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import openTSNE
 import pytest
 import tensorflow as tf
+from sklearn import model_selection
 
 from benchmarks import benchmark, bounds, embeddings, material, measurement, tables, training
 from benchmarks.config import Benchmark
 from benchmarks.measurement import Cost, Memory, Results, Row, Skipped, Timing
 from cxr_tf.errors import UserError
-from cxr_tf.neighbors import projection, selection
+from cxr_tf.neighbors import projection
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark.py"
 
@@ -60,11 +62,9 @@ def test_table_marks_missed_targets_and_differing_results() -> None:
     assert f"{about['cores']} cores" in text.splitlines()[0]
 
 
-def test_bounds_of_machine_networks_and_files(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(bounds, "SIDE", 64)
-    monkeypatch.setattr(bounds, "READ", 2**16)
+def test_bounds_of_machine_networks_and_files(tmp_path) -> None:
     settings = Benchmark(image_size=64, images=16, backbones=("alexnet", "vgg16"), repeats=1)
-    found = list(bounds.bounds(settings, tmp_path))
+    found = list(bounds.bounds(settings, tmp_path, side=64, read=2**16))
     values = {(x.job, x.of): x.value for x in found}
     # Of torchvision's AlexNet at 64 pixels by hand: maps of 15, 7 and 3 pixels a side, a classifier
     # of 9,216-4,096-4,096, and two classes.
@@ -89,15 +89,18 @@ def test_bounds_of_machine_networks_and_files(tmp_path, monkeypatch) -> None:
     assert "| one image through alexnet at 64 | multiplications | 0.0941 billion |" in text
 
 
-def test_bounds_without_a_jpeg_skip_the_decoder(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(bounds, "SIDE", 64)
-    monkeypatch.setattr(bounds, "READ", 2**16)
-    monkeypatch.setattr(bounds, "radiographs", lambda *_: tmp_path)
-    settings = Benchmark(backbones=(), repeats=1, data="pngs")
-    assert isinstance(list(bounds.bounds(settings, tmp_path))[-1], Skipped)
+def test_bounds_without_a_jpeg_skip_the_decoder(tmp_path) -> None:
+    settings = Benchmark(backbones=(), repeats=1, images=16, data="pngs")
+    drawn = tmp_path / "radiographs-16"  # there since an earlier job
+    drawn.mkdir()
+
+    def last() -> Results:
+        return list(bounds.bounds(settings, tmp_path, side=64, read=2**16))[-1]
+
+    assert isinstance(last(), Skipped)
     data = tf.io.encode_jpeg(np.zeros((32, 32, 1), np.uint8)).numpy()
-    (tmp_path / "1.JPG").write_bytes(data)
-    assert list(bounds.bounds(settings, tmp_path))[-1].job.startswith("JPEG of 32 x 32 to 224")
+    (drawn / "1.JPG").write_bytes(data)
+    assert last().job.startswith("JPEG of 32 x 32 to 224")
 
 
 def test_memory_and_costs_have_separate_tables() -> None:
@@ -166,8 +169,8 @@ def test_the_peak_of_a_new_process_is_its_own() -> None:
 
 
 def test_one_job_from_the_command_line_to_the_file(tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(selection, "NEIGHBOURS", (1, 7))
-    monkeypatch.setattr(selection, "representations", lambda *_: ("standardised", "PCA"))
+    few = functools.partial(embeddings.knn, neighbours=(1, 7))
+    monkeypatch.setitem(benchmark.JOBS, "knn", few)
     given = ["knn", "--points", "200", "--width", "16", "--repeats", "1", "--name", "one"]
     monkeypatch.setattr(sys, "argv", ["benchmark.py", *given, "--logs", str(tmp_path)])
     runpy.run_path(str(SCRIPT), run_name="__main__")
@@ -181,7 +184,7 @@ def test_one_job_from_the_command_line_to_the_file(tmp_path, monkeypatch, capsys
     assert written["machine"]["packages"]["tensorflow"][0].isdigit()
     assert written["finished"]
     assert written["load_before"] >= 0 and written["settings"]["points"] == 200
-    assert "| KNN with choice of 16 settings, 200 x 16 |" in out
+    assert "| KNN with choice of 24 settings, 200 x 16 |" in out
 
     with pytest.raises(UserError, match="exists"):
         benchmark.benchmark(Benchmark(jobs=("knn",), name="one", logs=str(tmp_path)))
@@ -204,28 +207,31 @@ def test_interrupted_run_keeps_its_results(tmp_path, monkeypatch) -> None:
 
 
 def test_search_with_other_results_is_marked_as_different(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(selection, "NEIGHBOURS", (1, 7))
-    monkeypatch.setattr(selection, "representations", lambda *_: ("as is",))
-    right = selection.vote
-    monkeypatch.setattr(selection, "vote", lambda *given: right(*given)[:, ::-1])
+    class Other(model_selection.GridSearchCV):
+        def fit(self, *given, **how):
+            super().fit(*given, **how)
+            self.cv_results_["mean_test_score"] = self.cv_results_["mean_test_score"] - 0.1
+            return self
+
     settings = Benchmark(points=200, width=16, repeats=1)
-    (found,) = embeddings.knn(settings, tmp_path)
+    (found,) = embeddings.knn(settings, tmp_path, neighbours=(1,))
+    assert isinstance(found, Row) and found.same, found.check
+    monkeypatch.setattr(model_selection, "GridSearchCV", Other)
+    (found,) = embeddings.knn(settings, tmp_path, neighbours=(1,))
     assert isinstance(found, Row) and not found.same
 
 
 def test_untrustworthy_map_is_marked_as_different(tmp_path, monkeypatch) -> None:
+    class Shuffled(openTSNE.TSNE):
+        def fit(self, points):
+            return super().fit(points)[::-1]
+
     settings = Benchmark(points=200, width=16, repeats=1)
-    monkeypatch.setattr(embeddings, "TRUST_NOISE", 0.03)  # of 200 points it is larger
-    (found,) = embeddings.tsne(settings, tmp_path)
+    noise = 0.03  # of 200 points it is larger
+    (found,) = embeddings.tsne(settings, tmp_path, noise)
     assert isinstance(found, Row) and found.same, found.check
-    right = projection.project
-
-    def shuffled(values: np.ndarray, *, seed: int) -> projection.Projected:
-        projected = right(values, seed=seed)
-        return dataclasses.replace(projected, plane=projected.plane[::-1])
-
-    monkeypatch.setattr(projection, "project", shuffled)
-    (found,) = embeddings.tsne(settings, tmp_path)
+    monkeypatch.setattr(projection, "TSNE", Shuffled)
+    (found,) = embeddings.tsne(settings, tmp_path, noise)
     assert isinstance(found, Row) and not found.same, found.check
 
 
@@ -289,13 +295,12 @@ def test_norm_statistics_give_features_of_mean_0_and_spread_1() -> None:
 
 
 @pytest.fixture
-def fine_tuned(tiny_backbone: str, tmp_path, monkeypatch):
+def fine_tuned(tiny_backbone: str, tmp_path):
     """Rows of the fine-tuning job on a small network; given is the rate of theirs and ours."""
 
     def measured(rate: float) -> list[Row]:
-        monkeypatch.setattr(training, "RATE", rate)
         settings = Benchmark(backbones=(tiny_backbone,), image_size=64, repeats=1)
-        return [x for x in training.finetuning(settings, tmp_path) if isinstance(x, Row)]
+        return [x for x in training.finetuning(settings, tmp_path, rate) if isinstance(x, Row)]
 
     return measured
 

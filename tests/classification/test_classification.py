@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from killed_training import killed_after_an_epoch
 from scipy.special import softmax
 
 from cxr_tf.config import TrainClassifier
@@ -40,24 +41,32 @@ def tiny_settings(phantoms: Path, root: Path, **changed) -> TrainClassifier:
     return TrainClassifier(**(settings | changed))
 
 
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Skip figures and export, which are slow and tested on the finished run."""
+def skip_figures_and_export(patch: pytest.MonkeyPatch) -> None:
+    """They are slow, and tested on the finished run."""
     from cxr_tf import runs
     from cxr_tf.scoring import classifier
     from cxr_tf.serving import export
 
-    monkeypatch.setattr(classifier, "draw_split", lambda *a, **k: None)
-    monkeypatch.setattr(runs.Run, "write_figure", lambda *a, **k: None)
-    monkeypatch.setattr(export, "export_classifier", lambda *a, **k: Path("nowhere/1"))
+    patch.setattr(classifier, "draw_split", lambda *a, **k: None)
+    patch.setattr(runs.Run, "write_figure", lambda *a, **k: None)
+    patch.setattr(export, "export_classifier", lambda *a, **k: Path("nowhere/1"))
+
+
+def keep_checkpoints(patch: pytest.MonkeyPatch) -> None:
+    """Those of a finished run too, for comparison."""
+    from cxr_tf.training.checkpoints import TrainingState
+
+    patch.setattr(TrainingState, "remove", lambda self: None)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    skip_figures_and_export(monkeypatch)
 
 
 @pytest.fixture
 def kept_state(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the checkpoints of a finished run, for comparison."""
-    from cxr_tf.training.checkpoints import TrainingState
-
-    monkeypatch.setattr(TrainingState, "remove", lambda self: None)
+    keep_checkpoints(monkeypatch)
 
 
 def final_state(settings: TrainClassifier) -> dict[str, np.ndarray]:
@@ -83,8 +92,8 @@ def undisturbed(
 
     settings = tiny_settings(phantoms, tmp_path_factory.mktemp("undisturbed"))
     with pytest.MonkeyPatch.context() as patch:
-        quick.__wrapped__(patch)
-        kept_state.__wrapped__(patch)
+        skip_figures_and_export(patch)
+        keep_checkpoints(patch)
         train_classifier(settings)
     return settings
 
@@ -142,44 +151,30 @@ def test_resumed_run_is_identical_to_an_uninterrupted_one(
 
 @pytest.mark.usefixtures("quick", "kept_state")
 def test_fine_tuning_resumes_identically(
-    undisturbed: TrainClassifier, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    undisturbed: TrainClassifier, phantoms: Path, tmp_path: Path
 ) -> None:
     """From pretrained weights, with a fitted head and frozen BatchNorm."""
     from cxr_tf.classification import train_classifier
-    from cxr_tf.training import epochs
 
     source = Path(undisturbed.logs) / "classifier/run/model.keras"
     changed = {"weights": str(source), "epochs": 2}
     smooth, rough = (tiny_settings(phantoms, tmp_path / s, **changed) for s in ("a", "b"))
     train_classifier.train_classifier(smooth)
-
-    on_epoch_end = epochs.EpochEnd.on_epoch_end
-
-    def kill(self, epoch, logs=None):
-        on_epoch_end(self, epoch, logs)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(epochs.EpochEnd, "on_epoch_end", kill)
-        # The second time no epoch is left.
-        for resume in (False, True):
-            with pytest.raises(KeyboardInterrupt):
-                train_classifier.train_classifier(dataclasses.replace(rough, resume=resume))
+    for resume in (False, True):  # the second time no epoch is left
+        with killed_after_an_epoch():
+            train_classifier.train_classifier(dataclasses.replace(rough, resume=resume))
     train_classifier.train_classifier(dataclasses.replace(rough, resume=True))
     assert_same(final_state(smooth), final_state(rough))
 
 
-def test_finished_run_is_not_changed(
-    finished: TrainClassifier, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from cxr_tf.classification import fitting, train_classifier
+def test_finished_run_is_not_changed(finished: TrainClassifier) -> None:
+    from cxr_tf.classification import train_classifier
 
     def contents() -> dict[Path, tuple[int, int]]:
         roots = Path(finished.logs), Path(finished.saved_models)
         files = [p for root in roots for p in root.rglob("*") if p.is_file()]
         return {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in files}
 
-    monkeypatch.setattr(fitting, "fine_tune", lambda *a, **k: pytest.fail("trains again"))
     before = contents()
     with pytest.raises(UserError, match="finished"):
         train_classifier.train_classifier(finished)
@@ -217,8 +212,8 @@ def test_nan_loss_stops_at_its_step(
     with np.load(folder / "checkpoint.npz") as kept:
         assert all(np.isfinite(kept[k]).all() for k in kept if k.startswith("v"))
     monkeypatch.undo()
-    quick.__wrapped__(monkeypatch)
-    kept_state.__wrapped__(monkeypatch)
+    skip_figures_and_export(monkeypatch)
+    keep_checkpoints(monkeypatch)
     run = train_classifier.train_classifier(dataclasses.replace(settings, resume=True))
     assert isinstance(run, runs.Run)
     assert_same(final_state(undisturbed), final_state(settings))
@@ -250,7 +245,7 @@ def test_unreadable_file_raises_before_anything_is_written(
         train_classifier.train_classifier(settings)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data"]
 
-    quick.__wrapped__(monkeypatch)
+    skip_figures_and_export(monkeypatch)
     run = train_classifier.train_classifier(dataclasses.replace(settings, skip_unreadable=True))
     rows = sum(run.metrics[s]["images"] for s in ("val", "test"))
     assert 0 < rows < 71
@@ -443,24 +438,15 @@ def test_resumed_run_keeps_its_precision(
     tiny_backbone: str, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from cxr_tf.classification import train_classifier
-    from cxr_tf.training import epochs
     from cxr_tf.training import precision as training_precision
 
     def resolving_to(precision: str) -> Callable[..., str]:
         return lambda wanted, **_: precision if wanted == "auto" else wanted
 
     settings = tiny_settings(phantoms, tmp_path, precision="auto", epochs=2)
-    on_epoch_end = epochs.EpochEnd.on_epoch_end
-
-    def kill(self, epoch, logs=None):
-        on_epoch_end(self, epoch, logs)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, killed_after_an_epoch():
         patch.setattr(training_precision, "resolve_precision", resolving_to("float32"))
-        patch.setattr(epochs.EpochEnd, "on_epoch_end", kill)
-        with pytest.raises(KeyboardInterrupt):
-            train_classifier.train_classifier(settings)
+        train_classifier.train_classifier(settings)
     monkeypatch.setattr(training_precision, "resolve_precision", resolving_to("mixed_bfloat16"))
     run = train_classifier.train_classifier(dataclasses.replace(settings, resume=True))
     assert run.config["resolved"]["precision"] == "float32"

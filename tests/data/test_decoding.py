@@ -137,9 +137,8 @@ def test_large_sets_are_kept_in_an_unnamed_file(
 
     paths = sorted(map(str, phantoms.glob("val/*/*.png")))
     in_memory, _ = decoding.load_images(paths, 64)
-    monkeypatch.setattr(decoding, "MAX_BYTES_IN_MEMORY", 1000)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    on_disk, _ = decoding.load_images(paths, 64)
+    on_disk, _ = decoding.load_images(paths, 64, in_memory=1000)
     assert isinstance(on_disk, np.memmap)
     assert on_disk.any()
     np.testing.assert_array_equal(in_memory, on_disk)

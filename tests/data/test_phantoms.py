@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from cxr_tf.data.sources.phantom_anatomy import paint_interstitial, paint_lobar
 from cxr_tf.data.sources.phantoms import FINDINGS, Phantom, phantom, write_phantoms
@@ -162,12 +163,14 @@ def digest(folder: Path) -> str:
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch) -> None:
-    def broken(*args, index: int, **kwargs):
-        if index:
-            raise KeyboardInterrupt
-        return phantom(*args, index=index, **kwargs)
+    save = Image.Image.save
 
-    monkeypatch.setattr("cxr_tf.data.sources.phantoms.phantom", broken)
+    def broken(image: Image.Image, path: Path) -> None:
+        if path.name.endswith("_01.png"):
+            raise KeyboardInterrupt
+        save(image, path)
+
+    monkeypatch.setattr(Image.Image, "save", broken)
     with pytest.raises(KeyboardInterrupt):
         write_phantoms(tmp_path / "phantoms", count=30, size=32)
     assert list(tmp_path.iterdir()) == []

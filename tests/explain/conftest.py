@@ -8,8 +8,6 @@ import pytest
 from classifier_run import write_run
 from random_classifier import random_classifier
 
-from cxr_tf.explain import cams
-
 
 @pytest.fixture(scope="module")
 def classifier(
@@ -32,9 +30,3 @@ def bright_corner() -> keras.Model:
     model = keras.Model(images, keras.layers.Softmax(name="probabilities")(scaled))
     model.get_layer("logits").set_weights([np.array([[-9.0, 9.0]]), np.array([4.5, -4.5])])
     return model
-
-
-@pytest.fixture
-def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cams, "SMOOTHGRAD_SAMPLES", 2)
-    monkeypatch.setattr(cams, "SCORECAM_MAPS", 4)

@@ -9,7 +9,7 @@ from cxr_tf.models.classifier import build_classifier
 
 @pytest.mark.parametrize("name", ["vgg16", "tiny"])
 def test_cams_use_the_last_feature_maps_and_are_deterministic(
-    name: str, tiny_backbone: str, few_samples: None
+    name: str, tiny_backbone: str
 ) -> None:
     model = build_classifier(name, classes=2, image_size=64)
     images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 1)).astype(np.float32)

@@ -187,7 +187,7 @@ def test_mistakes_are_reported_before_anything_is_written(
     attempt(r"broken\.png", data="", images=(str(broken),))
 
 
-def test_table_has_every_method(classifier: Path, tmp_path: Path, few_samples: None) -> None:
+def test_table_has_every_method(classifier: Path, tmp_path: Path) -> None:
     run = explain_explain.explain(
         Explain(
             classifier=str(classifier), split="val", count=2, method="all",

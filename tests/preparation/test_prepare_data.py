@@ -6,13 +6,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from ward import draw_phantoms, write_ward
 
 from cxr_tf import files
 from cxr_tf.config import PrepareData
 from cxr_tf.errors import UserError
-from cxr_tf.preparation import prepare_data as prepare_data_module
 from cxr_tf.preparation.prepare_data import prepare_data
 
 
@@ -129,17 +129,18 @@ def test_phantoms_are_written_to_out(
 def test_interrupted_check_is_replaced_by_the_next(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(*arguments: object) -> None:
+    def interrupt(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(prepare_data_module, "draw_page", interrupt)
+        patch.setattr(Figure, "savefig", interrupt)
         with pytest.raises(KeyboardInterrupt):
             check(data, tmp_path)
     run = tmp_path / "logs" / "data" / data.name
     assert (run / "near-duplicates.csv").exists() and not (run / "metrics.json").exists()
     files.release_lock(run)
-    monkeypatch.setattr(prepare_data_module, "draw_page", lambda *arguments: None)
+    dot = Image.new("RGB", (1, 1))  # in place of the figures, which take seconds to draw
+    monkeypatch.setattr(Figure, "savefig", lambda _, path, **how: dot.save(path, "png"))
     # Another process works on it: neither waits for the other, nor does it write a second page.
     descriptor = files.lock(run, wait=True)
     if descriptor is not None:

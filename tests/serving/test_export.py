@@ -386,3 +386,19 @@ def test_model_exported_before_an_interruption_is_not_exported_again(tmp_path: P
     assert versions.write_version(base, write, card=other, resumed=True) == base / "2"
     # Without an interruption every export is a version.
     assert versions.write_version(base, write, card=other) == base / "3"
+
+
+@pytest.mark.parametrize("block", [7, 64])
+def test_exported_search_is_exact_for_any_block_size(block: int) -> None:
+    import tensorflow as tf
+
+    from cxr_tf.serving.export import nearest_rows
+
+    rng = np.random.default_rng(0)
+    # Far from the origin, where float32 would lose the distances.
+    index = (rng.normal(size=(50, 6)) + 1000).astype(np.float32)
+    queries = (rng.normal(size=(9, 6)) + 1000).astype(np.float32)
+    distances, rows = nearest_rows(tf.constant(queries), tf.Variable(index), 5, block=block)
+    truth = np.linalg.norm(queries[:, None].astype(float) - index[None], axis=2)
+    np.testing.assert_array_equal(rows, np.argsort(truth, axis=1, kind="stable")[:, :5])
+    np.testing.assert_allclose(distances, np.sort(truth, axis=1)[:, :5], rtol=1e-6)

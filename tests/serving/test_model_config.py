@@ -105,17 +105,15 @@ def test_unparsable_models_config_is_left_unchanged(root: Path, caplog) -> None:
 
 def test_concurrent_export_is_not_lost(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another export finishes after this one has looked, and before it has written."""
-    look = model_config.model_versions_by_name
+    rename = os.replace
 
-    def slow(folder: Path) -> dict[str, list[int]]:
-        found = look(folder)
-        if not (folder / "other").exists():
-            model(folder, "other", 1)
-            monkeypatch.setattr(model_config, "model_versions_by_name", look)
-            model_config.write_models_config(folder)
-        return found
+    def late(*names: Path) -> None:
+        if not (root / "other").exists():
+            model(root, "other", 1)
+            model_config.write_models_config(root)
+        rename(*names)
 
-    monkeypatch.setattr(model_config, "model_versions_by_name", slow)
+    monkeypatch.setattr(os, "replace", late)
     model_config.write_models_config(root)
     assert set(written(root)) == {"knn", "lungs", "other"}
 

@@ -7,7 +7,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import keras
@@ -89,8 +91,8 @@ def others(phantoms: Path) -> list[bytes]:
     return [p.read_bytes() for p in sorted((phantoms / "test").rglob("*.png"))[:5]]
 
 
-def on_tensorflow(graph: Any, outputs: list[str], precision: str) -> Any:
-    """The result of `openvino_engine._compile`, without OpenVINO."""
+def on_tensorflow(graph: Any, outputs: list[str]) -> Any:
+    """The network of a graph, as OpenVINO would compile it."""
     whole = tf.compat.v1.wrap_function(lambda: tf.graph_util.import_graph_def(graph, name=""), [])
     inputs = [x.outputs[0] for x in whole.graph.get_operations() if x.type == "Placeholder"]
     assert [x.dtype for x in inputs] == [tf.uint8]
@@ -106,12 +108,24 @@ def without_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    """TensorFlow instead of OpenVINO."""
-    monkeypatch.setattr(
-        openvino_engine, "takes_openvino", lambda engine, precision: engine != "tensorflow"
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """OpenVINO computing on TensorFlow; `alters` is what it makes of the right outputs."""
+
+    def compile_model(model: tuple[Any, list[str]], *_: Any) -> Callable:
+        network = on_tensorflow(*model)
+        return lambda pixels: {k: openvino.alters(v) for k, v in network(pixels).items()}
+
+    openvino: Any = ModuleType("openvino")
+    openvino.alters = lambda values: values
+    openvino.convert_model = lambda network, output, **_: (network.as_graph_def(), output)
+    openvino.Core = lambda: SimpleNamespace(
+        compile_model=compile_model, get_property=lambda *_: ["BF16"]
     )
-    monkeypatch.setattr(openvino_engine, "_compile", on_tensorflow)
+    for module in (openvino, ModuleType("nncf")):
+        module.__spec__ = ModuleSpec(module.__name__, None)  # by which it is installed
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda *_: [])
+    return openvino
 
 
 def assert_equal(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
@@ -189,7 +203,7 @@ def test_outputs_repeat_bit_for_bit(models: Path, others: list[bytes]) -> None:
 
 @pytest.mark.parametrize("wanted", ["auto", "openvino"])
 def test_occlusion_stays_with_tensorflow(
-    stand_in: None, models: Path, others: list[bytes], wanted: str, caplog: Any
+    stand_in: Any, models: Path, others: list[bytes], wanted: str, caplog: Any
 ) -> None:
     served = loading.load_served(str(models / "tiny"), engine=wanted)
     if wanted == "openvino":
@@ -233,12 +247,12 @@ def test_bfloat16_must_be_requested(wanted: str) -> None:
 
 
 def test_auto_falls_back_to_tensorflow(
-    stand_in: None, models: Path, others: list[bytes], monkeypatch: pytest.MonkeyPatch, caplog: Any
+    stand_in: Any, models: Path, others: list[bytes], caplog: Any
 ) -> None:
-    def fails(*_: Any) -> None:
+    def fails(*_: Any, **__: Any) -> None:
         raise RuntimeError("no kernel for this\nand a page more")
 
-    monkeypatch.setattr(openvino_engine, "_compile", fails)
+    stand_in.convert_model = fails
     expected = loading.load_served(str(models / "tiny")).predictor("serving_default")(others)
     served = loading.load_served(str(models / "tiny"), engine="auto")
     with caplog.at_level(logging.WARNING):
@@ -254,13 +268,9 @@ def test_auto_falls_back_to_tensorflow(
 
 @pytest.mark.parametrize("wrong", [lambda p: p + 3e-4, lambda p: p * np.nan])
 def test_a_network_with_other_outputs_is_rejected(
-    stand_in: None, models: Path, monkeypatch: pytest.MonkeyPatch, wrong: Callable
+    stand_in: Any, models: Path, wrong: Callable
 ) -> None:
-    def compile_wrongly(*arguments: Any) -> Any:
-        network = on_tensorflow(*arguments)
-        return lambda pixels: {k: wrong(v) for k, v in network(pixels).items()}
-
-    monkeypatch.setattr(openvino_engine, "_compile", compile_wrongly)
+    stand_in.alters = wrong
     with pytest.raises(UserError, match="'probabilities' differs from TensorFlow's by"):
         loading.load_served(str(models / "tiny"), engine="openvino").predictor("serving_default")
 
@@ -291,9 +301,8 @@ assert "openvino" in sys.modules and sys.modules["openvino_telemetry"] is None
 
 @pytest.mark.parametrize(("backbone", "taken"), [("alexnet", "tensorflow"), ("resnet50", "auto")])
 def test_auto_selects_tensorflow_if_it_is_faster(
-    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backbone: str, taken: str
+    stand_in: Any, models: Path, tmp_path: Path, backbone: str, taken: str
 ) -> None:
-    monkeypatch.setattr(openvino_engine, "takes_openvino", lambda *_: True)
     folder = shutil.copytree(models / "tiny" / "1", tmp_path / "1")
     card = json.loads((folder / cards.CARD).read_text())
     (folder / cards.CARD).write_text(json.dumps({**card, "backbone": backbone}))
@@ -333,20 +342,16 @@ def test_evaluation_gives_the_same_scores(
 
 @pytest.mark.parametrize("spoil", [False, True])
 def test_the_cost_of_a_precision_is_logged(
-    stand_in: None,
+    stand_in: Any,
     models: Path,
     phantoms: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     caplog: Any,
     no_figures: None,
     spoil: bool,
 ) -> None:
-    def compile_roughly(*arguments: Any) -> Any:
-        network = on_tensorflow(*arguments)
-        return lambda pixels: {k: v[:, ::-1] if spoil else v for k, v in network(pixels).items()}
-
-    monkeypatch.setattr(openvino_engine, "_compile", compile_roughly)
+    if spoil:
+        stand_in.alters = lambda values: values[:, ::-1]
     settings = Evaluate(
         model=str(models / "tiny"), data=str(phantoms), engine="openvino",
         engine_precision="bfloat16", bootstrap_samples=3, name="rough", logs=str(tmp_path),
@@ -364,20 +369,13 @@ def test_the_cost_of_a_precision_is_logged(
 
 
 def test_neighbors_of_openvino_embeddings_are_exported(
-    stand_in: None, models: Path, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stand_in: Any, models: Path, phantoms: Path, tmp_path: Path
 ) -> None:
     from cxr_tf.neighbors.embeddings import fingerprint
     from cxr_tf.neighbors.fit_knn import fit_knn
 
-    def compile_inexactly(*arguments: Any) -> Any:
-        network = on_tensorflow(*arguments)
-        noise = np.random.default_rng(0)
-        return lambda pixels: {
-            k: (v * (1 + noise.normal(0, 1e-5, v.shape))).astype(np.float32)
-            for k, v in network(pixels).items()
-        }
-
-    monkeypatch.setattr(openvino_engine, "_compile", compile_inexactly)
+    noise = np.random.default_rng(0)
+    stand_in.alters = lambda v: (v * (1 + noise.normal(0, 1e-5, v.shape))).astype(np.float32)
     settings = FitKnn(
         classifier=str(models / "tiny"), data=str(phantoms), engine="openvino",
         bootstrap_samples=3, name="knn", logs=str(tmp_path / "logs"),
@@ -395,7 +393,7 @@ def test_neighbors_of_openvino_embeddings_are_exported(
 @pytest.mark.parametrize("name", ["autoencoder", "knn"])
 @pytest.mark.parametrize("precision", ["bfloat16", "int8"])
 def test_other_precisions_are_for_classifiers(
-    stand_in: None, models: Path, name: str, precision: Any
+    stand_in: Any, models: Path, name: str, precision: Any
 ) -> None:
     settings = Predict(
         model=str(models / name),
@@ -435,7 +433,7 @@ def test_int8_is_close_and_independent_of_the_batch(
     assert capsys.readouterr().out == "", "predict.py prints its table there"
 
 
-def test_int8_gives_no_embeddings(stand_in: None, models: Path) -> None:
+def test_int8_gives_no_embeddings(stand_in: Any, models: Path) -> None:
     served = loading.load_served(str(models / "tiny"), engine="openvino", precision="int8")
     with pytest.raises(UserError, match="int8 is for predictions, not for embeddings"):
         served.predictor("embed")

@@ -443,12 +443,11 @@ def test_report_escapes_user_input(settings: RunStudy) -> None:
     assert "</script><b>" not in page
 
 
-def test_map_keeps_all_test_images(settings: RunStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_map_keeps_all_test_images(settings: RunStudy) -> None:
     from cxr_tf.study import report_pictures
 
     knn = Run(Path(settings.logs) / "knn/tiny-binary-knn")
-    monkeypatch.setattr(report_pictures, "MOST_POINTS", 20)
-    drawn = report_pictures.image_map(knn, ["normal", "pneumonia"])
+    drawn = report_pictures.image_map(knn, ["normal", "pneumonia"], 20)
     assert drawn is not None
     images = knn.metrics["test"]["images"]
     assert len(drawn["points"]) == 20 and drawn["all"] == 90

@@ -97,12 +97,17 @@ def bands(count: int, size: int) -> np.ndarray:
     return wanted * np.minimum(number, count - 1 - number) // ((count + 1) // 2)
 
 
-def make_plan(network: Network, starts: np.ndarray, patch: int) -> Plan:
-    """Plan for patches of one size at every pair of `starts` (int [G], the grid's rows)."""
+def make_plan(
+    network: Network, starts: np.ndarray, patch: int, band: np.ndarray | None = None
+) -> Plan:
+    """Plan for patches of one size at every pair of `starts` (int [G], the grid's rows).
+
+    band: the band of each row of the grid, int [G]; those for the size of the images by default.
+    """
     split = _front(network)
     front, rest = network.after[:split], network.after[split:]
     start = front[-1].output if front else network.standardised
-    band = bands(len(starts), network.size)
+    band = bands(len(starts), network.size) if band is None else band
     sizes = np.full(len(starts), patch)
     window = Windows(starts, starts, sizes, sizes)
     where: dict[int, Windows | None] = {id(start): window}
