@@ -1,6 +1,6 @@
 """Augmentation of training batches: random framing, sharpness, exposure and cutout.
 
-    draws = augmentation_draws(count, seed)                     # float32 [count, 18] in -1..1
+    draws = augmentation_draws(count, seed)                     # float32 [count, 22] in -1..1
     images = augment(images, draws)                             # for classifiers
     images = vary_acquisition(images, draws, framing=0.07)      # milder, without covered areas
 
@@ -10,10 +10,12 @@ ones 1.5 times, so that squashed to a square a healthy chest is lower. A network
 shortcut unless training varies these properties by more than the classes differ in them.
 """
 
+import itertools
+
 import tensorflow as tf
 
 # Random numbers per image: of `vary_acquisition` and the cutout, and of what `augment` adds.
-ACQUISITION_DRAWS, ADDED_DRAWS = 14, 4
+ACQUISITION_DRAWS, ADDED_DRAWS = 14, 8
 AUGMENTATION_DRAWS = ACQUISITION_DRAWS + ADDED_DRAWS
 
 # Column of the draw that decides on the cutout; 1 means none.
@@ -22,12 +24,15 @@ CUTOUT_DRAW = 11
 # Largest log scale of width and height in `augment`, and its limit at a strength above 1.
 FRAMING, MAX_FRAMING = 0.25, 0.3
 
+# Sides in pixels to which an image is reduced between two bands of detail.
+BAND_SIDES = (32, 16, 8)
+
 # Largest depth of a covered strip along the upper or lower border, as a share of the side.
 STRIP = 0.18
 
 
 def augmentation_draws(count: int, seed: tf.Tensor) -> tf.Tensor:
-    """Return the random numbers of an epoch's augmentations: float32 [count, 18] in -1..1."""
+    """Return the random numbers of an epoch's augmentations: float32 [count, 22] in -1..1."""
     first = tf.random.stateless_uniform([count, ACQUISITION_DRAWS], seed, -1.0, 1.0)
     other_seed = tf.cast(seed, tf.int64) + tf.constant([1 << 40, 0], tf.int64)
     added = tf.random.stateless_uniform([count, ADDED_DRAWS], other_seed, -1.0, 1.0)
@@ -37,36 +42,39 @@ def augmentation_draws(count: int, seed: tf.Tensor) -> tf.Tensor:
 def augment(images: tf.Tensor, draws: tf.Tensor, strength: float = 1.0) -> tf.Tensor:
     """Augment a batch for the training of a classifier; returns float32 [B, S, S, 1].
 
-    images: uint8 or float32 [B, S, S, 1] in 0..255. draws: float32 [B, 18] in -1..1, which
+    images: uint8 or float32 [B, S, S, 1] in 0..255. draws: float32 [B, 22] in -1..1, which
     determine the result. strength: scales every range, that of the framing to 35 % at most.
 
     At strength 1: rotation up to 4 degrees; width and height scaled independently by up to 28 %;
     shift up to 4 % across and 6 % down; outside of the image black or its mirror image; fine detail
-    (what a 3x3 blur removes) 0.2 to 1.8 times; gamma 0.79 to 1.27; contrast and brightness up to
-    12 %. 3 in 10 images have a square of 10 to 30 % of the side covered, and nearly 1 in 5 each a
-    strip along the upper and the lower border. No flips: the heart is on the left, and chest X-rays
-    are never taken upside down.
+    (what a 3x3 blur removes) 0.2 to 1.8 times; three bands of coarser detail 0.7 to 1.4 times;
+    gamma 0.79 to 1.27; contrast and brightness up to 12 %; a vertical gradient of brightness up to
+    20 %. 3 in 10 images have a square of 10 to 30 % of the side covered, and 1 in 4 each a strip
+    along the upper and the lower border. No flips: the heart is on the left, and chest X-rays are
+    never taken upside down.
     """
     images = tf.cast(images, tf.float32)
     size = images.shape[1]
     u = draws * strength
-    # A quarter keep their place and borders. Interpolation blurs, and a network trained on blurred
-    # images only classifies every sharp one as healthy.
-    moved = tf.cast(draws[:, 12] < 0.5, tf.float32)
+    # One in ten keeps its place, and the others are sharpened: interpolation blurs, and a network
+    # trained on blurred images only classifies every sharp one as healthy.
+    moved = tf.cast(draws[:, 12] < 0.8, tf.float32)
     images = _move(
         images, draws, moved, strength, scale=min(FRAMING * strength, MAX_FRAMING), down=0.06,
         mirrored=draws[:, 14] < 0.0,
     )  # fmt: skip
-    images = _sharpen(images, tf.clip_by_value(0.8 * u[:, 13], -1.0, 2.0))
+    images = _sharpen(images, tf.clip_by_value(0.8 * u[:, 13], -1.0, 2.0) + 0.3 * moved)
+    images = _scale_bands(images, tf.exp(tf.clip_by_value(0.35 * u[:, 15:18], -0.6, 0.6)))
     images, mean = _expose(images, u)
+    ramp = tf.linspace(-1.0, 1.0, size)[None, :, None, None]
+    images = tf.clip_by_value(images * (1.0 + 0.2 * _per_image(u[:, 18]) * ramp), 0.0, 255.0)
     images = _cut_out(images, mean, draws, strength)
 
     rows = tf.range(size, dtype=tf.float32)[None, :, None, None]
     top, bottom = (
-        _per_image(size * STRIP * moved * tf.maximum(0.0, 2.0 * draws[:, k] - 1.0))
-        for k in (15, 16)
+        _per_image(size * STRIP * tf.maximum(0.0, 2.0 * draws[:, k] - 1.0)) for k in (19, 20)
     )
-    gray = tf.clip_by_value(128.0 + 190.0 * _per_image(draws[:, 17]), 0.0, 255.0)
+    gray = tf.clip_by_value(128.0 + 190.0 * _per_image(draws[:, 21]), 0.0, 255.0)
     return tf.where((rows < top) | (rows >= size - bottom), gray, images)
 
 
@@ -127,6 +135,21 @@ def _move(
 def _sharpen(images: tf.Tensor, gain: tf.Tensor) -> tf.Tensor:
     """Add `gain` [B] times the fine detail, which depends on the scanner and the file format."""
     return images + _per_image(gain) * (images - binomial_blur(images))
+
+
+def _scale_bands(images: tf.Tensor, gains: tf.Tensor) -> tf.Tensor:
+    """Multiply the detail between `BAND_SIDES` by gains [B, 3]."""
+    size = images.shape[1]
+
+    def reduced(side: int) -> tf.Tensor:
+        small = tf.image.resize(images, [side, side], antialias=True)
+        return tf.image.resize(small, [size, size])
+
+    levels = [images, *map(reduced, BAND_SIDES)]
+    return levels[-1] + sum(
+        _per_image(gains[:, k]) * (fine - coarse)
+        for k, (fine, coarse) in enumerate(itertools.pairwise(levels))
+    )
 
 
 def _expose(images: tf.Tensor, u: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -108,7 +108,8 @@ def test_cutout_covers_a_square_of_bounded_size_in_some_images() -> None:
 
 def test_strips_cover_the_upper_and_the_lower_border_of_some_images() -> None:
     draws = augmentation.augmentation_draws(400, tf.constant([7, 3], tf.int64)).numpy()
-    draws[:, :9], draws[:, 11], draws[:, 12:15] = 0, 1, 0  # strips alone
+    draws[:, :9], draws[:, 11], draws[:, 12:19] = 0, 1, 0  # strips alone
+    draws[:, 12] = 1  # not moved
     noise = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 1)).astype(np.float32)
     changed = (np.abs(moved(noise, draws) - noise)[..., 0] > 1e-2).mean(axis=2) > 0.9
     top, bottom = changed[:, : SIZE // 2], changed[:, SIZE // 2 :]
@@ -128,7 +129,15 @@ def test_outside_of_the_image_is_black_or_its_mirror_image() -> None:
     assert black == 0
 
 
-def test_variation_for_the_autoencoder_has_no_strips_or_mirrored_borders() -> None:
+def test_bands_of_detail_change_without_the_mean() -> None:
+    rows = np.arange(SIZE)[:, None, None] * np.ones((1, SIZE, 1))
+    coarse = (120 + 40 * np.sin(2 * np.pi * rows / (SIZE / 6))).astype(np.float32)
+    weaker, same, stronger = moved(coarse, only(17, -1, 0, 1))
+    assert weaker.std() < 0.9 * same.std() < same.std() < 0.9 * stronger.std()
+    np.testing.assert_allclose([weaker.mean(), stronger.mean()], same.mean(), atol=1)
+
+
+def test_variation_for_the_autoencoder_has_no_strips_bands_or_mirrored_borders() -> None:
     draws = augmentation.augmentation_draws(50, tf.constant([7, 4], tf.int64)).numpy()
     changed = draws.copy()
     changed[:, augmentation.ACQUISITION_DRAWS :] *= -1
