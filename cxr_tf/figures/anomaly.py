@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from cxr_tf.figures.style import CLASS_COLOURS, CYCLE, class_colour
 
@@ -22,11 +23,14 @@ def restoration_curves(history: Sequence[dict[str, float]], best_epoch: int) -> 
         label="validation",
     )  # fmt: skip
     left.set(title="loss on healthy images", yscale="log", ylabel="loss")
+    for which in (left.yaxis.set_major_formatter, left.yaxis.set_minor_formatter):
+        which(StrMethodFormatter("{x:g}"))  # not powers of ten, whose markup is switched off
     right.plot(epochs, [h["val_auroc"] for h in history], "o-", color=CYCLE[0], markersize=3)
     right.set(title="AUROC on validation, healthy vs. pneumonia", ylabel="AUROC")
     for axes in (left, right):
         axes.axvline(best_epoch, color="0.6", linestyle=":", label=f"selected epoch {best_epoch}")
         axes.set(xlabel="epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     left.legend(fontsize=8)
     return figure
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from sklearn import metrics as sk
 
 from cxr_tf.figures.style import CYCLE, class_colour, drawn
@@ -187,9 +188,14 @@ def training_curves(history: Sequence[dict[str, float]], best_epoch: int) -> Fig
             )
         axes.axvline(best_epoch, color="0.7", linewidth=1, linestyle="--")
         axes.set(xlabel="epoch", title=title)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         if len(keys) > 1:
             axes.legend(fontsize=8)
     return figure
+
+
+# Titles of scores in figures, where they differ from the key.
+SCORE_TITLES = {"auroc": "AUROC", "recall": "sensitivity", "f1": "F1"}
 
 
 def comparison(
@@ -209,6 +215,6 @@ def comparison(
             axes.text(table[metric], row - 0.14, f"{table[metric]:.3f}", ha="center", fontsize=8)
         axes.set_yticks(range(len(names)), names if axes is np.atleast_1d(panels)[0] else [])
         # The first model on top, as in the table.
-        axes.set(title=metric, ylim=(len(names) - 0.5, -0.5))
+        axes.set(title=SCORE_TITLES.get(metric, metric), ylim=(len(names) - 0.5, -0.5))
         axes.grid(axis="x", color="0.9")
     return figure

@@ -137,8 +137,8 @@ def mean_heatmaps(
             shares = positive[:, outside].sum(axis=1)[totals > 0] / totals[totals > 0]
             share = f"{shares.mean():.0%}" if len(shares) else "none"
             axes.set_title(
-                f"{name}: {classes[k]}, {rows.sum()} images\n{share} of the heat outside the chest "
-                f"(uniform heat: {outside.mean():.0%})",
+                f"{name}: {classes[k]}, {rows.sum()} images\n"
+                f"{share} of the heat outside the chest\n(uniform heat: {outside.mean():.0%})",
                 fontsize=9,
             )
             figure.colorbar(drawn, ax=axes, fraction=0.046, pad=0.02)

@@ -1,6 +1,7 @@
 """Tests of figures: they draw the data that were passed."""
 
 import numpy as np
+import pytest
 
 
 def test_scores_without_intervals_are_drawn() -> None:
@@ -35,3 +36,27 @@ def test_dollar_signs_in_file_names_are_plain_text() -> None:
     figure = figures.heatmap_overlay(image, heat, "scan$_1_2$.png", "probability")
     figure.canvas.draw()  # a formula would be parsed only now
     assert figure.get_suptitle() == "scan$_1_2$.png"
+
+
+@pytest.mark.parametrize("epochs", [1, 12])
+def test_training_curves_have_plain_tick_labels_and_whole_epochs(epochs: int) -> None:
+    from matplotlib import pyplot as plt
+    from matplotlib.text import Text
+
+    from cxr_tf import figures
+
+    history = [
+        {
+            **{"epoch": k, "train_loss": 0.5 / k, "val_loss": 0.4, "val_stressed_loss": 0.6},
+            **{"val_auroc": 0.9, "val_stressed_auroc": 0.8, "learning_rate": 1e-4},
+        }
+        for k in range(1, epochs + 1)
+    ]
+    for draw in (figures.training_curves, figures.restoration_curves):
+        figure = draw(history, 1)
+        figure.canvas.draw()
+        for axes in figure.axes:
+            assert not any("$" in t.get_text() for t in axes.findobj(Text))
+            ticks = [t.get_text() for t in axes.get_xticklabels()]
+            assert ticks and all(label.isdigit() for label in ticks)
+        plt.close(figure)
