@@ -41,13 +41,13 @@ NOT_OF_TRAINING = {
 }
 
 
-def compare_backbones(settings: CompareBackbones) -> Run:
+def compare_backbones(settings: CompareBackbones, workers: Workers | None = None) -> Run:
     """Train the models (or read finished runs), write the comparison, and return its run.
 
     The model is chosen by the loss on validation and its perturbed copy, never on test. With
     several workers all train, and the chief compares and writes.
     """
-    workers = connect(settings.worker_timeout)
+    workers = workers or connect(settings.worker_timeout)
     if settings.runs:  # nothing to train, so nothing that workers share
         if not workers.is_chief:
             return Run(Path(settings.logs) / "compare" / settings.name)

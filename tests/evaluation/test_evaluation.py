@@ -11,6 +11,7 @@ from cxr_tf.config import CompareBackbones, Evaluate, TrainClassifier
 from cxr_tf.errors import UserError
 from cxr_tf.evaluation.evaluate import evaluate, evaluation_name
 from cxr_tf.runs import Run
+from cxr_tf.training.distribution import Workers
 
 
 def test_existing_evaluation_is_refused_before_images_are_read(tmp_path: Path) -> None:
@@ -77,3 +78,13 @@ def test_comparison_reports_mistakes_before_training(tmp_path: Path) -> None:
         compare_backbones.compare_backbones(plain)
     with pytest.raises(UserError, match="nowhere"):
         compare_backbones.compare_backbones(dataclasses.replace(plain, name="d"))
+
+
+def test_finished_runs_are_compared_by_the_chief_without_the_others(tmp_path: Path) -> None:
+    """In a study the others wait for the next training meanwhile, and answer nothing else."""
+    settings = CompareBackbones(runs=(str(tmp_path / "nowhere"),), name="c", logs=str(tmp_path))
+    # Without a strategy, any message to another worker raises AttributeError.
+    chief, other = (Workers(strategy=None, index=index, count=2) for index in (0, 1))
+    with pytest.raises(UserError, match="not a run directory"):
+        compare_backbones.compare_backbones(settings, chief)
+    assert compare_backbones.compare_backbones(settings, other).directory == tmp_path / "compare/c"
