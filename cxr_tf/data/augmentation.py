@@ -63,7 +63,9 @@ def augment(images: tf.Tensor, draws: tf.Tensor, strength: float = 1.0) -> tf.Te
         images, draws, moved, strength, scale=min(FRAMING * strength, MAX_FRAMING), down=0.06,
         mirrored=draws[:, 14] < 0.0,
     )  # fmt: skip
-    images = _sharpen(images, tf.clip_by_value(0.8 * u[:, 13], -1.0, 2.0) + 0.3 * moved)
+    images = _sharpen(
+        images, tf.clip_by_value(0.8 * u[:, 13], -1.0, 2.0) + 0.3 * min(strength, 1.0) * moved
+    )
     images = _scale_bands(images, tf.exp(tf.clip_by_value(0.35 * u[:, 15:18], -0.6, 0.6)))
     images, mean = _expose(images, u)
     ramp = tf.linspace(-1.0, 1.0, size)[None, :, None, None]
@@ -71,9 +73,8 @@ def augment(images: tf.Tensor, draws: tf.Tensor, strength: float = 1.0) -> tf.Te
     images = _cut_out(images, mean, draws, strength)
 
     rows = tf.range(size, dtype=tf.float32)[None, :, None, None]
-    top, bottom = (
-        _per_image(size * STRIP * tf.maximum(0.0, 2.0 * draws[:, k] - 1.0)) for k in (19, 20)
-    )
+    covered = tf.maximum(draws[:, 19:21] - 1.0 + 0.5 * strength, 0.0) / max(0.5 * strength, 1e-6)
+    top, bottom = (_per_image(size * STRIP * tf.minimum(covered[:, k], 1.0)) for k in (0, 1))
     gray = tf.clip_by_value(128.0 + 190.0 * _per_image(draws[:, 21]), 0.0, 255.0)
     return tf.where((rows < top) | (rows >= size - bottom), gray, images)
 

@@ -258,7 +258,7 @@ def test_remains_of_a_killed_export_are_not_a_version_and_are_removed(
     (base / ".writing-1" / "variables").mkdir(parents=True)
     (base / ".writing-1" / "saved_model.pb").write_bytes(b"half")
     assert model_config.model_versions(base) == []
-    with pytest.raises(UserError, match="no versions"):
+    with pytest.raises(UserError, match="neither a SavedModel nor versions"):
         loading.load_served(str(base))
     assert copy(exported, base) == base / "1"
     assert [p.name for p in base.iterdir()] == ["1"]
@@ -267,7 +267,7 @@ def test_remains_of_a_killed_export_are_not_a_version_and_are_removed(
 def test_folder_without_an_exported_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such model"):
         loading.load_served(str(tmp_path / "none"))
-    with pytest.raises(UserError, match="no SavedModel"):
+    with pytest.raises(UserError, match="neither a SavedModel nor versions"):
         loading.load_served(str(tmp_path))
     (tmp_path / "1").mkdir()
     (tmp_path / "1" / "saved_model.pb").write_bytes(b"no protocol buffer")

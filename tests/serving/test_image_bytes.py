@@ -125,5 +125,5 @@ def test_gray_rgb_and_16_bit_files_have_equal_predictions(
     served = loading.load_served(str(folder))
     out = served.signature("serving_default")(image_bytes=tf.constant(files))
     first, *others = out["probabilities"].numpy()
-    for other in others:
-        np.testing.assert_array_equal(other, first)
+    for other in others:  # some processors sum the rows of a batch in another order
+        np.testing.assert_allclose(other, first, rtol=1e-6)
