@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup quickstart demo test lint docs tensorboard clean
+.PHONY: help setup quickstart demo test test-slow lint docs tensorboard clean
 
 help:
 	@echo "make setup        only sets up .venv"
 	@echo "make quickstart   set up, then the whole study on phantoms, with its report, offline (minutes)"
 	@echo "make demo         a page for one radiograph, in the browser, with the models of the quickstart"
 	@echo "make test         set up, then run the tests"
+	@echo "make test-slow    the other tests: benchmarks, other runtimes, several processes"
 	@echo "make lint         formatting, lint, types and the layers of the package"
 	@echo "make docs         the documentation as a site, in site/"
 	@echo "make tensorboard  show everything under logs/ at http://localhost:6006"
@@ -48,7 +49,10 @@ demo: $(VENV)/.demo-installed
 	$(BIN)/python scripts/demo.py $(DEMO)
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
+
+test-slow: setup
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m slow
 
 lint: setup
 	$(BIN)/ruff format --check .

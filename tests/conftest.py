@@ -36,13 +36,31 @@ GROUPS = (
     | dict.fromkeys(PREDICTION, "prediction")
 )
 
+# Groups that take longest: first, so that no process waits for another at the end.
+LONGEST = ("study", "test_packaging", "training", "exports", "test_anomaly")
 
-@pytest.hookimpl(wrapper=True)  # before xdist, which reads the groups in the same hook
+# Modules and tests of `make test-slow`: benchmarks, other runtimes, several processes.
+SLOW = {
+    *("test_anomaly_variants", "test_benchmark", "test_load", "test_reliability"),
+    *("test_openvino_engine", "test_conversion", "test_cpp_runtime"),
+    *("test_engines", "test_object_store", "test_workers", "test_replicas"),
+    "test_wheel_trains_in_a_separate_environment",
+    "test_training_on_two_devices",
+    "test_default_epochs_are_recorded",
+    "test_weights_do_not_depend_on_sick_images",
+}
+
+
+@pytest.hookimpl(wrapper=True)  # before xdist and -m, which read the marks in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None, None, None]:
-    """Keep a module's tests in one process under `pytest -n`, so that they share its fixtures."""
+    """Mark slow tests; keep those of a module in one process, where they share its fixtures."""
     for item in items:
         module = item.path.stem
         item.add_marker(pytest.mark.xdist_group(GROUPS.get(module, module)))
+        if {module, getattr(item, "originalname", item.name)} & SLOW:
+            item.add_marker(pytest.mark.slow)
+    order = {name: k for k, name in enumerate(LONGEST)}
+    items.sort(key=lambda i: order.get(GROUPS.get(i.path.stem, i.path.stem), len(order)))
     yield
 
 
