@@ -125,6 +125,7 @@ def fine_tune(
             seed=settings.seed,
             epochs=epochs,
             strength=settings.augmentation,
+            strong=settings.weights != "none",
             part=part,
         )
 

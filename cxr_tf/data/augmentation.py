@@ -1,8 +1,8 @@
 """Augmentation of training batches: random framing, sharpness, exposure and cutout.
 
     draws = augmentation_draws(count, seed)                     # float32 [count, 22] in -1..1
-    images = augment(images, draws)                             # for classifiers
-    images = vary_acquisition(images, draws, framing=0.07)      # milder, without covered areas
+    images = augment(images, draws)                             # from pretrained weights
+    images = vary_acquisition(images, draws)                    # milder: from scratch
 
 How a radiograph is framed, exposed and processed differs between hospitals, and in the Kermany data
 between the classes: radiographs of healthy children are 1.2 times as wide as high, those of sick
@@ -21,8 +21,9 @@ AUGMENTATION_DRAWS = ACQUISITION_DRAWS + ADDED_DRAWS
 # Column of the draw that decides on the cutout; 1 means none.
 CUTOUT_DRAW = 11
 
-# Largest log scale of width and height in `augment`, and its limit at a strength above 1.
+# Largest log scale of width and height, and its limit at a strength above 1.
 FRAMING, MAX_FRAMING = 0.25, 0.3
+MILD_FRAMING, MAX_MILD_FRAMING = 0.15, 0.2
 
 # Sides in pixels to which an image is reduced between two bands of detail.
 BAND_SIDES = (32, 16, 8)
@@ -40,7 +41,7 @@ def augmentation_draws(count: int, seed: tf.Tensor) -> tf.Tensor:
 
 
 def augment(images: tf.Tensor, draws: tf.Tensor, strength: float = 1.0) -> tf.Tensor:
-    """Augment a batch for the training of a classifier; returns float32 [B, S, S, 1].
+    """Augment a batch strongly, for training from pretrained weights: float32 [B, S, S, 1].
 
     images: uint8 or float32 [B, S, S, 1] in 0..255. draws: float32 [B, 22] in -1..1, which
     determine the result. strength: scales every range, that of the framing to 35 % at most.
@@ -80,13 +81,16 @@ def augment(images: tf.Tensor, draws: tf.Tensor, strength: float = 1.0) -> tf.Te
 
 
 def vary_acquisition(
-    images: tf.Tensor, draws: tf.Tensor, strength: float = 1.0, *, framing: float
+    images: tf.Tensor, draws: tf.Tensor, strength: float = 1.0, *, framing: float = MILD_FRAMING
 ) -> tf.Tensor:
     """Vary framing, sharpness and exposure of a batch; returns float32 [B, S, S, 1].
 
     images: uint8 or float32 [B, S, S, 1] in 0..255. draws: float32 [B, 14 or more] in -1..1, which
-    determine the result. strength: scales every range. framing: largest log scale of width and
-    height at strength 1.
+    determine the result. strength: scales every range, that of the framing to 22 % at most.
+    framing: largest log scale of width and height at strength 1.
+
+    For training from scratch, whose first epochs learn little under `augment`, and for perturbed
+    copies.
 
     At strength 1: rotation up to 4 degrees; shift up to 4 %; fine detail, gamma, contrast,
     brightness and covered squares as in `augment`.
@@ -94,7 +98,8 @@ def vary_acquisition(
     images = tf.cast(images, tf.float32)
     u = draws * strength
     moved = tf.cast(draws[:, 12] < 0.5, tf.float32)
-    images = _move(images, draws, moved, strength, scale=framing * strength, down=0.04)
+    scale = min(framing * strength, MAX_MILD_FRAMING)
+    images = _move(images, draws, moved, strength, scale=scale, down=0.04)
     images = _sharpen(images, tf.clip_by_value(0.8 * u[:, 13], -1.0, 2.0))
     images, mean = _expose(images, u)
     return _cut_out(images, mean, draws, strength)

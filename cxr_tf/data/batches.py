@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from cxr_tf.data.augmentation import augment, augmentation_draws
+from cxr_tf.data.augmentation import augment, augmentation_draws, vary_acquisition
 from cxr_tf.data.tf_data import PARALLEL, no_autograph, prefetch
 
 # Seed of the perturbed validation copy: fixed, so that runs with other seeds are comparable.
@@ -18,14 +18,15 @@ def training_batches(
     seed: int,
     epochs: range,
     strength: float = 1.0,
+    strong: bool = False,
     part: range | None = None,
 ) -> tf.data.Dataset:
     """Return training batches of some epochs: (float32 [B, S, S, 3] in 0..255, int64 [B]).
 
     Each epoch of `epochs` is a fresh permutation, and each image a fresh augmentation, both drawn
     from (seed, epoch, row) alone, so that a resumed run sees the same batches. The last, incomplete
-    batch of an epoch is dropped; see `steps_per_epoch`. part: only these rows of every batch, for
-    one of several replicas.
+    batch of an epoch is dropped; see `steps_per_epoch`. strong: by `augment` instead of the milder
+    `vary_acquisition`. part: only these rows of every batch, for one of several replicas.
     """
     n = len(labels)
     steps = steps_per_epoch(n, batch_size)
@@ -54,7 +55,8 @@ def training_batches(
 
     @no_autograph
     def finish(batch: tf.Tensor, draws: tf.Tensor, target: tf.Tensor) -> tuple:
-        return to_rgb(augment(batch, draws, strength)), target
+        change = augment if strong else vary_acquisition
+        return to_rgb(change(batch, draws, strength)), target
 
     stream = tf.data.Dataset.range(epochs.start, epochs.stop).flat_map(order)
     stream = stream.map(gather, num_parallel_calls=2)
@@ -87,7 +89,7 @@ def evaluation_batches(
         batch = tf.ensure_shape(batch, [None, size, size, 1])
         if draws is None:
             return tf.cast(batch, tf.float32)
-        return augment(batch, tf.gather(draws, rows), strength)
+        return vary_acquisition(batch, tf.gather(draws, rows), strength)
 
     rows = range(len(images)) if rows is None else rows
     numbers = tf.data.Dataset.range(rows.start, rows.stop).batch(batch_size)

@@ -1,6 +1,7 @@
 """Batches: every row once per epoch, repeatable, independent of the batch size."""
 
 import numpy as np
+import pytest
 
 from cxr_tf.data import batches as data_batches
 
@@ -58,8 +59,9 @@ def test_every_epoch_draws_new_augmentations() -> None:
     assert all(np.abs(first[row] - second[row]).mean() > 1 for row in first)
 
 
-def test_strength_0_only_repeats_the_channel() -> None:
-    for x, y in batches(range(1), strength=0.0):
+@pytest.mark.parametrize("strong", [False, True])
+def test_strength_0_only_repeats_the_channel(strong: bool) -> None:
+    for x, y in batches(range(1), strength=0.0, strong=strong):
         assert x.dtype == np.float32
         np.testing.assert_allclose(x, np.repeat(IMAGES[y], 3, axis=-1), atol=1e-3)
     clean = np.concatenate(list(data_batches.evaluation_batches(IMAGES, batch_size=4)))
