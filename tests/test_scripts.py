@@ -39,7 +39,7 @@ def place(tmp_path_factory):
     """A working directory with phantoms and the comparison of three backbones on them.
 
     The backbones are small ones under the real names; `make quickstart` uses the real ones. Trained
-    in bfloat16, because evaluation and export are in float32 all the same.
+    in bfloat16, because evaluation and export are in float32 anyway.
     """
     from tiny_backbone import in_place_of
 
