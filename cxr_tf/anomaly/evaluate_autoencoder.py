@@ -19,6 +19,7 @@ from cxr_tf.data.audit import log_warnings
 from cxr_tf.runs import Run, open_run
 from cxr_tf.scoring import selection, shifts
 from cxr_tf.serving import loading
+from cxr_tf.serving.batch_prediction import concatenated
 
 log = logging.getLogger(__name__)
 
@@ -29,9 +30,7 @@ def evaluate_autoencoder(settings: Evaluate, served: loading.ServedModel) -> Run
     run = open_run(settings.logs, "evaluate", settings.name, settings, part.catalog)
     paths, split = part.catalog.paths, settings.split
     detect, explain = served.file_predictor("serving_default"), served.file_predictor("explain")
-    batches = range(0, len(paths), settings.batch_size)
-    parts = [detect(paths[start : start + settings.batch_size]) for start in batches]
-    outputs = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+    outputs = concatenated(detect, paths, settings.batch_size)
     threshold = float(outputs["threshold"][0])
     scores = score_split(
         part,

@@ -188,13 +188,13 @@ def _train(settings: TrainClassifier, data: ImageDataset | None, workers: Worker
         to_logits,
         batches.evaluation_batches(val.images, batch_size=32, stress_seed=STRESS_SEED),
     )
-    temperature = metrics.fit_temperature(
+    temperature, bias = metrics.fit_calibration(
         np.concatenate([val_logits, stressed_logits]),
         np.concatenate([val.labels, val.labels]),
-        np.tile(metrics.group_weights(val.labels, val.against), 2),
+        np.tile(fitting.image_weights(val, fitting.class_weights(train.labels)), 2),
     )
-    final = calibrated(final, temperature)
-    val_probabilities = special.softmax(val_logits / temperature, axis=1)
+    final = calibrated(final, temperature, bias)
+    val_probabilities = special.softmax(val_logits / temperature + bias, axis=1)
     threshold = 0.5
     if len(data.classes) == 2:
         threshold = metrics.operating_point(
@@ -213,7 +213,7 @@ def _train(settings: TrainClassifier, data: ImageDataset | None, workers: Worker
     logits_by_split = {"val": val_logits, "test": test_logits}
     results: dict[str, Any] = {}
     for split, part in (("val", val), ("test", test)):
-        probabilities = special.softmax(logits_by_split[split] / temperature, axis=1)
+        probabilities = special.softmax(logits_by_split[split] / temperature + bias, axis=1)
         results[split] = classifier.score_split(
             run, split, part, probabilities, threshold,
             bootstrap_samples=settings.bootstrap_samples,
@@ -226,6 +226,7 @@ def _train(settings: TrainClassifier, data: ImageDataset | None, workers: Worker
         "classes": list(data.classes),
         "parameters": final.count_params(),
         "temperature": temperature,
+        "bias": dict(zip(data.classes, bias.tolist(), strict=True)),
         "threshold": threshold,
         "coverage": settings.coverage,
         "set_thresholds": dict(zip(data.classes, set_thresholds.tolist(), strict=True)),
@@ -249,7 +250,8 @@ def _train(settings: TrainClassifier, data: ImageDataset | None, workers: Worker
     results["warnings"] = [*data.catalog.warnings]
     for split, part in (("val", val), ("test", test)):
         predicted = export.decide(
-            tf.constant(special.softmax(logits_by_split[split] / temperature, axis=1)), threshold
+            tf.constant(special.softmax(logits_by_split[split] / temperature + bias, axis=1)),
+            threshold,
         )
         results["warnings"] += metrics.prediction_warnings(split, predicted.numpy(), part.classes)
     run.write_figure(
@@ -272,6 +274,7 @@ def _train(settings: TrainClassifier, data: ImageDataset | None, workers: Worker
         classes=list(data.classes),
         backbone=settings.backbone,
         temperature=temperature,
+        bias=results["model"]["bias"],
         coverage=settings.coverage,
         set_thresholds=results["model"]["set_thresholds"],
         novelty_pass_rate=detector.pass_rate,

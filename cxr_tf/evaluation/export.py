@@ -17,6 +17,7 @@ from cxr_tf.errors import UserError
 from cxr_tf.files import expand_user, temporary_sibling, write_json
 from cxr_tf.metrics.classification import classification_scores
 from cxr_tf.scoring.selection import open_subset
+from cxr_tf.serving.batch_prediction import concatenated
 from cxr_tf.serving.conversion import (
     FILES,
     check_installed,
@@ -77,12 +78,13 @@ def verify(
     Raises UserError if a float32 probability differs by more than 1e-3.
     """
     run, reference = open_converted(file), served.signature("tensor")
-    found, expected = [], []
-    for start in range(0, len(subset.labels), settings.batch_size):
-        images = to_rgb(subset.images[start : start + settings.batch_size])
-        expected.append(reference(images=images)["probabilities"].numpy())
-        found.append(run(images.numpy()))
-    probabilities = {"converted": np.concatenate(found), "saved_model": np.concatenate(expected)}
+
+    def by_both(gray: np.ndarray) -> dict[str, np.ndarray]:
+        images = to_rgb(gray)
+        expected = reference(images=images)["probabilities"].numpy()
+        return {"converted": run(images.numpy()), "saved_model": expected}
+
+    probabilities = concatenated(by_both, subset.images, settings.batch_size)
     threshold = served.card.get("threshold", 0.5)
     labels = {k: decide(tf.constant(v), threshold).numpy() for k, v in probabilities.items()}
     difference = float(np.abs(probabilities["converted"] - probabilities["saved_model"]).max())

@@ -18,7 +18,7 @@ from cxr_tf.evaluation.prediction_output import (
     write_table,
 )
 from cxr_tf.files import replace_folder, temporary_sibling
-from cxr_tf.serving.batch_prediction import open_signature
+from cxr_tf.serving.open_model import open_signature
 
 
 def predict(settings: Predict) -> None:

@@ -3,7 +3,7 @@
 from cxr_tf.metrics.calibration import (
     CALIBRATION_BINS,
     expected_calibration_error,
-    fit_temperature,
+    fit_calibration,
     reliability,
 )
 from cxr_tf.metrics.classification import classification_scores, macro_auroc
@@ -60,9 +60,9 @@ __all__ = [
     "detection_scores",
     "detection_support",
     "expected_calibration_error",
+    "fit_calibration",
     "fit_gaussian",
     "fit_shortcuts",
-    "fit_temperature",
     "gaps",
     "group_weights",
     "hottest_pixel",

@@ -2,13 +2,14 @@
 
     model = build_classifier("vgg16", classes=2, image_size=224)
     logits_of(model)          # the same layers up to the logits, for training
-    model = calibrated(model, temperature=1.7)
+    model = calibrated(model, temperature=1.7, bias=np.array([0.2, -0.2]))
 
 The model maps float32 [N, S, S, 3] in 0..255 to probabilities [N, C]. The layers `embedding`,
 `logits` and `probabilities` have the same names in every version.
 """
 
 import keras
+import numpy as np
 
 from cxr_tf.models.backbones import backbone
 
@@ -50,15 +51,22 @@ def embedding_of(model: keras.Model) -> keras.Model:
     return keras.Model(model.input, model.get_layer("embedding").output, name=model.name)
 
 
-def calibrated(model: keras.Model, temperature: float) -> keras.Model:
-    """Return the classifier with its logits divided by `temperature`; shares all layers.
+def calibrated(
+    model: keras.Model, temperature: float, bias: np.ndarray | None = None
+) -> keras.Model:
+    """Return the classifier with calibrated probabilities, softmax(logits / temperature + bias).
 
-    Temperature scaling, Guo et al., "On Calibration of Modern Neural Networks" (ICML 2017).
+    bias: float [C], zeros by default. Shares all layers. See `metrics.fit_calibration`.
     """
     logits = model.get_layer("logits").output
-    return keras.Model(model.input, _probabilities(logits, temperature), name=model.name)
+    return keras.Model(model.input, _probabilities(logits, temperature, bias), name=model.name)
 
 
-def _probabilities(logits: keras.KerasTensor, temperature: float) -> keras.KerasTensor:
-    scaled = keras.layers.Rescaling(1.0 / temperature, name="temperature", dtype="float32")(logits)
-    return keras.layers.Softmax(name="probabilities", dtype="float32")(scaled)
+def _probabilities(
+    logits: keras.KerasTensor, temperature: float, bias: np.ndarray | None = None
+) -> keras.KerasTensor:
+    offset = 0.0 if bias is None else np.asarray(bias).tolist()
+    scale = keras.layers.Rescaling(
+        1.0 / temperature, offset=offset, name="temperature", dtype="float32"
+    )
+    return keras.layers.Softmax(name="probabilities", dtype="float32")(scale(logits))

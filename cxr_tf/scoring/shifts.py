@@ -13,6 +13,7 @@ from cxr_tf.data.acquisition_shifts import SHIFTS
 from cxr_tf.data.dataset import ImageDataset
 from cxr_tf.runs import Run
 from cxr_tf.serving import loading
+from cxr_tf.serving.batch_prediction import concatenated
 
 log = logging.getLogger(__name__)
 
@@ -58,11 +59,13 @@ def under_shifts(
     predict = served.predictor("serving_default")
     results: dict[str, dict[str, float]] = {}
     for name, shift in SHIFTS.items():
-        parts = []
-        for start in range(0, len(images), batch_size):
-            shifted = shift(images[start : start + batch_size])
-            parts.append(predict([tf.io.encode_png(image).numpy() for image in shifted]))
-        outputs = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+        def predict_shifted(
+            batch: np.ndarray, shift: Callable[[np.ndarray], np.ndarray] = shift
+        ) -> dict[str, np.ndarray]:
+            return predict([tf.io.encode_png(image).numpy() for image in shift(batch)])
+
+        outputs = concatenated(predict_shifted, images, batch_size)
         results[name] = {key: float(value) for key, value in scored(outputs).items()}
     shown = ("auroc", "balanced_accuracy", "recall", "specificity")
     rows = [[name, *(f"{scores[k]:.3f}" for k in shown)] for name, scores in results.items()]

@@ -1,14 +1,14 @@
-"""Batched predictions of many images, by a SavedModel on disk or by a server."""
+"""Batched predictions of many images, by a signature of a model on disk or on a server."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from cxr_tf import console
-from cxr_tf.config import Predict
 from cxr_tf.errors import UserError
-from cxr_tf.serving.client import BadImages, PredictFn, connect, read_image
+from cxr_tf.serving.client import BadImages, PredictFn, read_image
 
 
 @dataclass(frozen=True)
@@ -25,35 +25,15 @@ class BatchPredictions:
     reasons: dict[int, str]
 
 
-def open_signature(settings: Predict) -> PredictFn:
-    """Return the signature of a server or of a SavedModel as a function."""
-    return open_model(settings)(settings.signature)
+def concatenated(
+    predict: Callable[[Any], dict[str, np.ndarray]], items: Sequence[Any], batch_size: int
+) -> dict[str, np.ndarray]:
+    """Call `predict` on slices of at most `batch_size` items; return its outputs for all items.
 
-
-def open_model(settings: Predict) -> Callable[[str], PredictFn]:
-    """Open a model on a server or on disk; return a function from signature names to predictors.
-
-    Raises UserError if there is no such model; the function raises it for an unknown signature.
+    items: N files, paths or images, at least one; each output is [N, ...], in their order.
     """
-    if settings.server:
-        if settings.engine != "auto" or settings.engine_precision != "float32":
-            raise UserError("--engine is for a model on disk: leave it out with --server")
-        return lambda signature: connect(
-            settings.server,
-            settings.model,
-            signature=signature,
-            version=settings.version,
-            label=settings.label,
-            timeout=settings.timeout,
-        )
-    if settings.version is not None or settings.label:
-        raise UserError("--version and --label need --server; name the version's folder instead")
-    from cxr_tf.serving import loading
-
-    served = loading.load_served(
-        settings.model, engine=settings.engine, precision=settings.engine_precision
-    )
-    return served.predictor
+    parts = [predict(items[i : i + batch_size]) for i in range(0, len(items), batch_size)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def predict_in_batches(

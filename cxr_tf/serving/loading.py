@@ -13,6 +13,7 @@ from cxr_tf import legacy
 from cxr_tf.errors import UserError
 from cxr_tf.files import expand_user
 from cxr_tf.serving import cards, model_config, versions, warm_up
+from cxr_tf.serving.batch_prediction import concatenated
 from cxr_tf.serving.client import BadImages, PredictFn, as_text, bad_images, read_image
 from cxr_tf.serving.runtimes import openvino_engine
 
@@ -115,8 +116,7 @@ class ServedModel:
         names = [str(p) for p in ([paths] if isinstance(paths, str | Path) else paths)]
         if not names:
             raise UserError("no image to predict")
-        parts = [predict(names[i : i + batch_size]) for i in range(0, len(names), batch_size)]
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return concatenated(predict, names, batch_size)
 
     def embed(self, paths: Paths) -> np.ndarray:
         """Return the embedding of image files, float32 [N, D]; classifiers only."""
@@ -218,10 +218,6 @@ def predict_files(
 
     Raises UserError that names a file that cannot be decoded.
     """
-    classify = served.file_predictor("serving_default")
-    probabilities, labels = [], []
-    for start in range(0, len(paths), batch_size):
-        out = classify(paths[start : start + batch_size])
-        probabilities.append(out["probabilities"])
-        labels += [served.classes.index(x) for x in out["label"]]
-    return np.concatenate(probabilities), np.array(labels, np.int64)
+    outputs = concatenated(served.file_predictor("serving_default"), paths, batch_size)
+    labels = [served.classes.index(label) for label in outputs["label"]]
+    return outputs["probabilities"], np.array(labels, np.int64)

@@ -367,7 +367,7 @@ def test_resolved_settings_are_recorded(finished: TrainClassifier) -> None:
     assert resolved and None not in resolved.values() and "auto" not in resolved.values()
 
 
-def test_threshold_temperature_and_epoch_are_chosen_on_validation(
+def test_threshold_calibration_and_epoch_are_chosen_on_validation(
     finished: TrainClassifier,
 ) -> None:
     """Recompute them, and check that test would give others."""
@@ -391,33 +391,30 @@ def test_threshold_temperature_and_epoch_are_chosen_on_validation(
     train = data.split("train")
     shortcuts = metrics_module.fit_shortcuts(train.images, train.labels, train.classes)
 
-    def chosen(split: str) -> tuple[float, float, float]:
+    def chosen(split: str) -> tuple[float, ...]:
         part = with_groups(data.split(split), shortcuts)
         group_weights = metrics_module.group_weights(part.labels, part.against)
         logits = [
             infer(to_logits, data_batches.evaluation_batches(part.images, batch_size=32, **stress))
             for stress in ({}, {"stress_seed": STRESS_SEED})
         ]
-        temperature = metrics_module.fit_temperature(
+        weights = class_weights(data.split("train").labels)
+        image_weights = group_weights * [weights[k] for k in part.labels]
+        temperature, bias = metrics_module.fit_calibration(
             np.concatenate(logits),
             np.concatenate([part.labels, part.labels]),
-            np.tile(group_weights, 2),
+            np.tile(image_weights, 2),
         )
-        probabilities = [softmax(x / t, axis=1) for x in logits for t in (1.0, temperature)]
-        weights = class_weights(data.split("train").labels)
         losses = [
-            log_loss(
-                part.labels, p, sample_weight=group_weights * [weights[k] for k in part.labels]
-            )
-            for p in probabilities[::2]
+            log_loss(part.labels, softmax(x, axis=1), sample_weight=image_weights) for x in logits
         ]
-        threshold = metrics_module.operating_point(
-            part.labels, probabilities[1][:, 1], "youden", group_weights
-        )
-        return temperature, threshold, float(np.mean(losses))
+        scores = softmax(logits[0] / temperature + bias, axis=1)[:, 1]
+        threshold = metrics_module.operating_point(part.labels, scores, "youden", group_weights)
+        return temperature, bias[0], threshold, float(np.mean(losses))
 
     model = recorded["model"]
-    actual = model["temperature"], model["threshold"], model["selection_loss"]
+    bias = model["bias"][recorded["model"]["classes"][0]]
+    actual = model["temperature"], bias, model["threshold"], model["selection_loss"]
     assert actual == pytest.approx(chosen("val"), rel=1e-4)
     for value, of_test in zip(actual, chosen("test"), strict=True):
         assert value != pytest.approx(of_test, rel=1e-3)

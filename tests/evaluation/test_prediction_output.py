@@ -12,7 +12,7 @@ from PIL import Image
 from cxr_tf.config import Predict
 from cxr_tf.errors import UserError
 from cxr_tf.evaluation import predict, prediction_output
-from cxr_tf.serving import batch_prediction, versions
+from cxr_tf.serving import open_model, versions
 
 
 @pytest.fixture(scope="module")
@@ -117,4 +117,4 @@ def test_output_must_fit_the_signature(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=message):
             order = Predict(model="m", images=("x",), **arguments)
             prediction_output.check_output(order)
-            batch_prediction.open_signature(order)
+            open_model.open_signature(order)

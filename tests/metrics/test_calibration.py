@@ -22,15 +22,22 @@ def test_calibration_error_is_the_gap_of_confidence_and_frequency() -> None:
 
 
 @pytest.mark.parametrize("truth", [0.5, 1.0, 3.0])
-def test_fit_temperature_recovers_the_true_temperature(truth: float) -> None:
+@pytest.mark.parametrize("shift", [[0.0, 0.0, 0.0], [1.0, -0.7, -0.3]])
+def test_calibration_recovers_temperature_and_bias(truth: float, shift: list[float]) -> None:
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 3, (6000, 3))
-    chance = special.softmax(logits / truth, axis=1)
+    chance = special.softmax(logits / truth + shift, axis=1)
     labels = (rng.random((6000, 1)) > chance.cumsum(axis=1)).sum(axis=1)
-    assert metrics.fit_temperature(logits, labels) == pytest.approx(truth, rel=0.1)
+    temperature, bias = metrics.fit_calibration(logits, labels)
+    assert temperature == pytest.approx(truth, rel=0.1)
+    np.testing.assert_allclose(bias, shift, atol=0.1)
 
 
-def test_the_temperature_is_bounded_for_separable_labels() -> None:
+def test_calibration_is_bounded_for_separable_labels() -> None:
     logits = np.array([[4.0, -4.0], [-4.0, 4.0]])
-    assert 0.04 < metrics.fit_temperature(logits, np.array([0, 1])) < 0.5
-    assert 15 < metrics.fit_temperature(logits, np.array([1, 0])) <= 20.01
+    temperature, bias = metrics.fit_calibration(logits, np.array([0, 1]))
+    assert 0.04 < temperature < 0.5 and np.abs(bias).max() < 0.1
+    assert 15 < metrics.fit_calibration(logits, np.array([1, 0]))[0] <= 20.01
+    # One class only: the prior keeps its bias finite.
+    _, bias = metrics.fit_calibration(logits, np.array([0, 0]))
+    assert 0 < bias[0] < 3

@@ -91,8 +91,8 @@ def test_groups_of_a_class_count_alike() -> None:
 def test_temperature_and_youden_follow_the_weights() -> None:
     logits = np.array([[2.0, -2.0], [2.0, -2.0], [-2.0, 2.0], [2.0, -2.0]])
     labels = np.array([0, 0, 1, 1])
-    sure = metrics.fit_temperature(logits, labels, np.array([1, 1, 1, 0.01]))
-    unsure = metrics.fit_temperature(logits, labels, np.array([1, 1, 1, 3]))
+    sure, _ = metrics.fit_calibration(logits, labels, np.array([1, 1, 1, 0.01]))
+    unsure, _ = metrics.fit_calibration(logits, labels, np.array([1, 1, 1, 3]))
     assert unsure > 2 * sure
     scores = np.array([0.1, 0.6, 0.5, 0.9])
     low = metrics.operating_point(labels, scores, "youden", np.array([1, 1, 3, 1]))

@@ -40,11 +40,18 @@ def test_classifiers_are_flat_with_named_layers(name: str) -> None:
         assert bool(moving) == bool(blocks)
 
 
-def test_temperature_divides_the_logits(tiny_backbone: str) -> None:
+def test_calibration_divides_the_logits_and_adds_the_bias(
+    tiny_backbone: str, tmp_path: Path
+) -> None:
     model = build_classifier(tiny_backbone, classes=3, image_size=64)
+    logits, bias = logits_of(model)(RADIOGRAPHS).numpy(), np.array([0.5, -0.2, -0.3])
     cooled = calibrated(model, 2.5)
-    logits = logits_of(model)(RADIOGRAPHS).numpy()
     np.testing.assert_allclose(cooled(RADIOGRAPHS), keras.ops.softmax(logits / 2.5), atol=1e-6)
+    cooled = calibrated(model, 2.5, bias)
+    cooled.save(tmp_path / "model.keras")
+    for calibrated_model in (cooled, keras.saving.load_model(tmp_path / "model.keras")):
+        expected = keras.ops.softmax(logits / 2.5 + bias)
+        np.testing.assert_allclose(calibrated_model(RADIOGRAPHS), expected, atol=1e-6)
     assert cooled.get_layer("probabilities").output.shape == (None, 3)
     assert embedding_of(cooled)(RADIOGRAPHS).shape == (3, 16)
 

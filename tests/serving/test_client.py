@@ -21,7 +21,7 @@ from cxr_tf.config import Predict
 from cxr_tf.data import image_files
 from cxr_tf.errors import UserError
 from cxr_tf.evaluation import predict, prediction_loop, prediction_output
-from cxr_tf.serving import batch_prediction, client
+from cxr_tf.serving import client, open_model
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "predict.py"
 
@@ -207,7 +207,7 @@ def test_output_of_bad_images_only_has_all_columns(
     for bad in ([ward[1]], [ward[1], ward[4]]):
         predictions, reasons = prediction_loop.predict_images(
             Predict(model="", images=(), on_bad_image="nan"),
-            batch_prediction.open_signature(Predict(model=str(small_models / "tiny"), images=())),
+            open_model.open_signature(Predict(model=str(small_models / "tiny"), images=())),
             [*bad, missing],
             None,
         )

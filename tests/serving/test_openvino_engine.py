@@ -27,8 +27,8 @@ from cxr_tf.models.classifier import build_classifier
 from cxr_tf.scoring import classifier as scoring_classifier
 from cxr_tf.serving import cards, client, loading
 from cxr_tf.serving import export as serving_export
-from cxr_tf.serving.batch_prediction import open_signature
 from cxr_tf.serving.client import BadImages
+from cxr_tf.serving.open_model import open_signature
 from cxr_tf.serving.runtimes import openvino_engine
 
 CLASSES = ("normal", "bacterial", "viral")

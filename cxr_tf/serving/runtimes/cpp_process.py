@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from cxr_tf.serving.batch_prediction import concatenated
 from cxr_tf.serving.runtimes.cpp_runtime import (
     RuntimeStatusError,
     Session,
@@ -33,11 +34,7 @@ NO_IMAGE = b"not an image"
 def predict(session: Session, signature: str, values: Any, batch: int) -> dict[str, np.ndarray]:
     """Return the outputs of a one-input signature for N files or images, computed in batches."""
     (name,) = session.signatures[signature].inputs
-    parts = [
-        session.run(signature, {name: values[start : start + batch]})
-        for start in range(0, len(values), batch)
-    ]
-    return {output: np.concatenate([part[output] for part in parts]) for output in parts[0]}
+    return concatenated(lambda part: session.run(signature, {name: part}), values, batch)
 
 
 def examine(session: Session, folder: Path, files: list[bytes]) -> dict[str, Any]:

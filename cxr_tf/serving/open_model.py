@@ -1,0 +1,37 @@
+"""Open the signatures of a model, on disk or on a server."""
+
+from collections.abc import Callable
+
+from cxr_tf.config import Predict
+from cxr_tf.errors import UserError
+from cxr_tf.serving import loading
+from cxr_tf.serving.client import PredictFn, connect
+
+
+def open_signature(settings: Predict) -> PredictFn:
+    """Return the signature of a server or of a SavedModel as a function."""
+    return open_model(settings)(settings.signature)
+
+
+def open_model(settings: Predict) -> Callable[[str], PredictFn]:
+    """Open a model on a server or on disk; return a function from signature names to predictors.
+
+    Raises UserError if there is no such model; the function raises it for an unknown signature.
+    """
+    if settings.server:
+        if settings.engine != "auto" or settings.engine_precision != "float32":
+            raise UserError("--engine is for a model on disk: leave it out with --server")
+        return lambda signature: connect(
+            settings.server,
+            settings.model,
+            signature=signature,
+            version=settings.version,
+            label=settings.label,
+            timeout=settings.timeout,
+        )
+    if settings.version is not None or settings.label:
+        raise UserError("--version and --label need --server; name the version's folder instead")
+    served = loading.load_served(
+        settings.model, engine=settings.engine, precision=settings.engine_precision
+    )
+    return served.predictor
