@@ -93,7 +93,7 @@ def write_folder() -> None:
 
 def write_config() -> None:
     """Write models.config and batching.config after an export."""
-    from cxr_tf.serving import model_config
+    from cxr_tf.serving.store import model_config
 
     model_config.write_models_config(Path("saved_models"))
 
@@ -172,7 +172,7 @@ def kill_in_file_jobs(settings: Campaign) -> Iterator[Row]:
 
 def records_with_wrong_fields(settings: Campaign) -> Iterator[Row]:
     """Remove or retype every field of the records, and read them as the package does."""
-    from cxr_tf.serving import cards
+    from cxr_tf.serving.store import cards
     from cxr_tf.study import state
 
     examples: dict[str, tuple[dict[str, Any], dict[str, Any], Callable[[Any], Any]]] = {
@@ -226,7 +226,7 @@ def _row(fault: str, ended: collections.Counter[str]) -> Row:
 
 def predict_from(url: str, images: int = 3, timeout: float = 2.0) -> None:
     """Predict with a hostile server; assert that accepted predictions are correct."""
-    from cxr_tf.serving import client
+    from cxr_tf.serving.prediction import client
 
     with mock.patch.object(client, "FIRST_PAUSE", 0.01):
         predicted = client.connect(url, "model", timeout=timeout)([b"image"] * images)
@@ -387,7 +387,7 @@ def flip_bits(settings: Campaign) -> Iterator[Row]:
         subprocess.run(command(*TRAIN), check=True, capture_output=True)
         version = next((here / "saved_models/tiny").iterdir())
 
-        from cxr_tf.serving import cards  # imported once, not in each child
+        from cxr_tf.serving.store import cards  # imported once, not in each child
 
         def load() -> None:
             cards.check_files(version, cards.read_card(version))

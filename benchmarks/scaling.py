@@ -25,7 +25,7 @@ from cxr_tf.models import autoencoder
 from cxr_tf.models.classifier import logits_of
 from cxr_tf.models.occlusion import occluder
 from cxr_tf.neighbors import projection, selection
-from cxr_tf.serving.batch_prediction import predict_in_batches
+from cxr_tf.serving.prediction.batch_prediction import predict_in_batches
 from cxr_tf.training import optimizer
 
 SIZE = 64

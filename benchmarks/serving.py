@@ -17,8 +17,8 @@ from cxr_tf.errors import UserError
 from cxr_tf.models.batch_norm_folding import fold_norms
 from cxr_tf.models.classifier import build_classifier, embedding_of
 from cxr_tf.serving import loading
-from cxr_tf.serving.batch_prediction import predict_in_batches
-from cxr_tf.serving.client import PredictFn
+from cxr_tf.serving.prediction.batch_prediction import predict_in_batches
+from cxr_tf.serving.prediction.client import PredictFn
 from cxr_tf.training.precision import resolve_precision
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cxr_tf.data.acquisition_shifts import SHIFTS
+from cxr_tf.data.acquisition.shifts import SHIFTS
 from cxr_tf.data.sources.phantoms import write_phantoms
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"

@@ -90,7 +90,7 @@ def new_plan(out: Path, model: Path, images: list[str], shard_size: int) -> Any:
     from cxr_tf.archive.listing import list_images
     from cxr_tf.archive.plan import Plan, Recipe
     from cxr_tf.archive.storage import open_storage
-    from cxr_tf.serving.fingerprint import fingerprint
+    from cxr_tf.serving.store.fingerprint import fingerprint
 
     folder = model / "1"
     recipe = Recipe(
@@ -270,7 +270,7 @@ def by_ray(given: argparse.Namespace, model: Path, folder: Path) -> float:
 PREDICT = """
 import sys, time
 from pathlib import Path
-from cxr_tf.serving.batch_prediction import predict_in_batches
+from cxr_tf.serving.prediction.batch_prediction import predict_in_batches
 from cxr_tf.serving.loading import load_served
 predict = load_served(sys.argv[1]).predictor("serving_default")
 paths = sorted(map(str, Path(sys.argv[2]).iterdir()))

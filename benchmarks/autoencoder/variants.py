@@ -36,7 +36,8 @@ from benchmarks.autoencoder.residuals import (
 )
 from cxr_tf.anomaly import fitting, perturbed_copies, scoring
 from cxr_tf.config import LARGEST_SEED
-from cxr_tf.data import acquisition_shifts, decoding
+from cxr_tf.data import decoding
+from cxr_tf.data.acquisition.shifts import simulate_scanner
 from cxr_tf.data.restoration import opacities
 from cxr_tf.data.restoration.local_contrast import WINDOW, local_contrast
 from cxr_tf.data.sources import phantom_anatomy
@@ -129,7 +130,7 @@ def of_default(material: Material) -> Iterator[tuple[str, Row]]:
 
 def rescanned_pair(healthy: tf.Tensor, lungs: tf.Tensor, seed: tf.Tensor) -> tuple:
     """Perturb tone and light, blur or noise, then paint the opacities of the default."""
-    rescanned = acquisition_shifts.simulate_scanner(healthy, seed)
+    rescanned = simulate_scanner(healthy, seed)
     return opacities.restoration_pair(rescanned, lungs, seed)
 
 

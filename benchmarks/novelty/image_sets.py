@@ -6,7 +6,7 @@ All sets are uint8 [N, S, S, 1] at the classifier's size.
 import numpy as np
 from scipy import ndimage
 
-from cxr_tf.data.acquisition_shifts import SHIFTS
+from cxr_tf.data.acquisition.shifts import SHIFTS
 from cxr_tf.data.sources.phantoms import FINDINGS, phantom
 
 # Acquisition shifts under which a radiograph should still be accepted.

@@ -15,11 +15,11 @@ from cxr_tf.anomaly.scoring import (
 )
 from cxr_tf.config import Evaluate
 from cxr_tf.data import catalog
-from cxr_tf.data.audit import log_warnings
+from cxr_tf.data.acquisition.audit import log_warnings
 from cxr_tf.runs import Run, open_run
 from cxr_tf.scoring import selection, shifts
 from cxr_tf.serving import loading
-from cxr_tf.serving.batch_prediction import concatenated
+from cxr_tf.serving.prediction.batch_prediction import concatenated
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from cxr_tf.data import acquisition_shifts
+from cxr_tf.data.acquisition import shifts
 from cxr_tf.training import inference
 
 # Images uint8 [N, S, S, 1] -> some outputs of an autoencoder, by name.
@@ -27,8 +27,8 @@ THRESHOLD_SEED = VALIDATION_SEED + 2
 # and as from another scanner.
 PERTURBED_COPIES: tuple[Callable[[np.ndarray, int], np.ndarray], ...] = (
     lambda images, seed: images,
-    acquisition_shifts.perturb_exposure,
-    acquisition_shifts.perturb_scanner,
+    shifts.perturb_exposure,
+    shifts.perturb_scanner,
 )
 
 

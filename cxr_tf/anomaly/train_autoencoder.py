@@ -29,8 +29,9 @@ from cxr_tf.anomaly.perturbed_copies import predict_fn
 from cxr_tf.anomaly.resolved import resolve
 from cxr_tf.anomaly.threshold import choose_score, choose_threshold, score_perturbed_copies
 from cxr_tf.config import TrainAutoencoder, check_numbers
-from cxr_tf.data import audit, checks, dataset, loading, splits
 from cxr_tf.data import catalog as data_catalog
+from cxr_tf.data import checks, dataset, loading, splits
+from cxr_tf.data.acquisition import audit
 from cxr_tf.data.dataset import ImageDataset
 from cxr_tf.errors import UserError
 from cxr_tf.files import write_atomically
@@ -38,7 +39,8 @@ from cxr_tf.metrics import check_rule
 from cxr_tf.models import autoencoder
 from cxr_tf.runs import Run, check_name, open_run, reserve_run
 from cxr_tf.scoring import groups
-from cxr_tf.serving import export, novelty, versions
+from cxr_tf.serving import export, novelty
+from cxr_tf.serving.store import versions
 from cxr_tf.training import checkpoints
 from cxr_tf.training.distribution import Workers, connect
 from cxr_tf.training.records import model_card, write_tensorboard_summary

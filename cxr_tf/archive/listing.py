@@ -23,8 +23,8 @@ from typing import IO, Any
 
 from cxr_tf.archive.sources import Image
 from cxr_tf.archive.storage import filesystem
-from cxr_tf.data.conventions import IMAGE_SUFFIXES
-from cxr_tf.data.lists import check_utf8
+from cxr_tf.data.reading.conventions import IMAGE_SUFFIXES
+from cxr_tf.data.reading.lists import check_utf8
 from cxr_tf.data.sources import dicom
 from cxr_tf.errors import UserError
 

@@ -23,7 +23,7 @@ from cxr_tf.archive.storage import Storage, open_storage
 from cxr_tf.archive.worker import ModelRequest, WorkerSettings
 from cxr_tf.config import ScoreArchive, check_numbers
 from cxr_tf.errors import UserError
-from cxr_tf.serving.batch_prediction import progress
+from cxr_tf.serving.prediction.batch_prediction import progress
 
 log = logging.getLogger(__name__)
 

@@ -28,7 +28,7 @@ from cxr_tf.archive.worker import WorkerSettings, load_predictors
 from cxr_tf.config import FitKnn, check_numbers
 from cxr_tf.errors import UserError
 from cxr_tf.files import write_csv
-from cxr_tf.serving.batch_prediction import predict_readable, reason_of
+from cxr_tf.serving.prediction.batch_prediction import predict_readable, reason_of
 
 log = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from typing import NamedTuple
 from cxr_tf.archive.storage import filesystem
 from cxr_tf.data.sources import dicom
 from cxr_tf.errors import UserError
-from cxr_tf.serving.client import FIRST_PAUSE, RETRIES, read_image
+from cxr_tf.serving.prediction.client import FIRST_PAUSE, RETRIES, read_image
 
 log = logging.getLogger(__name__)
 

@@ -26,11 +26,11 @@ from cxr_tf.archive.sources import Image, Reader, Unreachable
 from cxr_tf.archive.storage import open_storage
 from cxr_tf.data.sources.phantoms import phantom
 from cxr_tf.errors import UserError
-from cxr_tf.serving.batch_prediction import predict_readable, reason_of
+from cxr_tf.serving.prediction.batch_prediction import predict_readable, reason_of
 
 if TYPE_CHECKING:
-    from cxr_tf.serving.client import PredictFn
     from cxr_tf.serving.loading import ServedModel
+    from cxr_tf.serving.prediction.client import PredictFn
 
 log = logging.getLogger(__name__)
 
@@ -261,6 +261,6 @@ def _predictor(served: "ServedModel", signature: str) -> "PredictFn":
 
 
 def _digest(served: "ServedModel") -> str:
-    from cxr_tf.serving.fingerprint import fingerprint
+    from cxr_tf.serving.store.fingerprint import fingerprint
 
     return fingerprint(served.folder)

@@ -27,8 +27,9 @@ from cxr_tf.classification import fitting
 from cxr_tf.classification.resolved import resolve_together
 from cxr_tf.classification.shortcuts import audit_training_images
 from cxr_tf.config import TrainClassifier, TrainingBudget, check_numbers
-from cxr_tf.data import audit, batches, checks, dataset, loading
+from cxr_tf.data import batches, checks, dataset, loading
 from cxr_tf.data import catalog as data_catalog
+from cxr_tf.data.acquisition import audit
 from cxr_tf.data.batches import STRESS_SEED
 from cxr_tf.data.dataset import ImageDataset
 from cxr_tf.errors import UserError
@@ -38,7 +39,8 @@ from cxr_tf.models.batch_norm_folding import fold_norms
 from cxr_tf.models.classifier import build_classifier, calibrated, logits_of
 from cxr_tf.runs import Run, check_name, open_run, reserve_run
 from cxr_tf.scoring import classifier, groups
-from cxr_tf.serving import export, novelty, versions
+from cxr_tf.serving import export, novelty
+from cxr_tf.serving.store import versions
 from cxr_tf.training.checkpoints import TrainingState, save_keras
 from cxr_tf.training.distribution import Workers, connect
 from cxr_tf.training.inference import compiled, images_per_second, infer

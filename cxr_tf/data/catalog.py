@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from cxr_tf.data.conventions import FINDING_FOLDERS, PHANTOM_NAME
+from cxr_tf.data.reading.conventions import FINDING_FOLDERS, PHANTOM_NAME
 from cxr_tf.errors import UserError
 
 SPLITS = ("train", "val", "test")
@@ -71,7 +71,7 @@ class Catalog:
     `findings` are the labels that occur, in the order of the classes of the task `labels`. A
     `published_split` marks the official split of a benchmark, which is kept unchanged, leakage
     included, so that results can be compared with published ones. `warnings` are those of
-    `cxr_tf.data.audit.audited`.
+    `cxr_tf.data.acquisition.audit.audited`.
     """
 
     source: str

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from cxr_tf.data.damaged_jpegs import damaged_files, libjpeg_messages
-from cxr_tf.data.file_headers import (
+from cxr_tf.data.reading.damaged_jpegs import damaged_files, libjpeg_messages
+from cxr_tf.data.reading.file_headers import (
     BLANK,
     CORRUPT,
     FAULTS,

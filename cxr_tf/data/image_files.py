@@ -5,8 +5,8 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from cxr_tf.data.conventions import IMAGE_SUFFIXES, visible_files
-from cxr_tf.data.lists import check_utf8
+from cxr_tf.data.reading.conventions import IMAGE_SUFFIXES, visible_files
+from cxr_tf.data.reading.lists import check_utf8
 from cxr_tf.data.sources import dicom
 from cxr_tf.errors import UserError
 from cxr_tf.files import expand_user

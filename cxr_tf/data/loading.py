@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from cxr_tf.data.catalog import Catalog, Radiograph, positive_last
-from cxr_tf.data.conventions import Row, read_folder
-from cxr_tf.data.lists import check_utf8, groups_of_list, rows_of_list
+from cxr_tf.data.reading.conventions import Row, read_folder
+from cxr_tf.data.reading.lists import check_utf8, groups_of_list, rows_of_list
 from cxr_tf.data.splits import resolve_splits
 from cxr_tf.errors import UserError
 from cxr_tf.files import digest_files, expand_user

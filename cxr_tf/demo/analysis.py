@@ -18,9 +18,9 @@ from cxr_tf.demo.models import Model
 from cxr_tf.errors import UserError
 from cxr_tf.evaluation.prediction_output import image_predictions
 from cxr_tf.figures.overlays import png
-from cxr_tf.serving.batch_prediction import predict_readable, reason_of
-from cxr_tf.serving.client import read_image
-from cxr_tf.serving.remarks import remarks
+from cxr_tf.serving.prediction.batch_prediction import predict_readable, reason_of
+from cxr_tf.serving.prediction.client import read_image
+from cxr_tf.serving.prediction.remarks import remarks
 
 BATCH = 8
 

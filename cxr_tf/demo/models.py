@@ -12,9 +12,11 @@ import numpy as np
 from cxr_tf.config import Demo
 from cxr_tf.errors import UserError
 from cxr_tf.files import expand_user
-from cxr_tf.serving import client, loading, warm_up
-from cxr_tf.serving.client import PredictFn
-from cxr_tf.serving.model_config import model_versions_by_name
+from cxr_tf.serving import loading
+from cxr_tf.serving.prediction import client
+from cxr_tf.serving.prediction.client import PredictFn
+from cxr_tf.serving.store import warm_up
+from cxr_tf.serving.store.model_config import model_versions_by_name
 
 # The flag of each kind of model, as named in its card.
 KINDS = {"classifier": "classifier", "knn": "neighbors", "autoencoder": "autoencoder"}

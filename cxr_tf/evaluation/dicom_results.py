@@ -21,7 +21,7 @@ import numpy as np
 
 from cxr_tf.data.sources.dicom import silent
 from cxr_tf.errors import UserError
-from cxr_tf.serving.remarks import remarks
+from cxr_tf.serving.prediction.remarks import remarks
 
 if TYPE_CHECKING:
     import pydicom

@@ -13,7 +13,7 @@ import numpy as np
 
 from cxr_tf import metrics
 from cxr_tf.config import Evaluate, check_numbers
-from cxr_tf.data.audit import log_warnings
+from cxr_tf.data.acquisition.audit import log_warnings
 from cxr_tf.evaluation.precision_cost import precision_cost
 from cxr_tf.runs import Run, open_run, reserve_run, to_run_name
 from cxr_tf.scoring.classifier import draw_split, result_line, score, score_subgroups

@@ -17,7 +17,6 @@ from cxr_tf.errors import UserError
 from cxr_tf.files import expand_user, temporary_sibling, write_json
 from cxr_tf.metrics.classification import classification_scores
 from cxr_tf.scoring.selection import open_subset
-from cxr_tf.serving.batch_prediction import concatenated
 from cxr_tf.serving.conversion import (
     FILES,
     check_installed,
@@ -27,6 +26,7 @@ from cxr_tf.serving.conversion import (
 )
 from cxr_tf.serving.export import decide
 from cxr_tf.serving.loading import ServedModel, load_served
+from cxr_tf.serving.prediction.batch_prediction import concatenated
 
 log = logging.getLogger(__name__)
 

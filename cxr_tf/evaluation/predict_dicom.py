@@ -22,9 +22,9 @@ from cxr_tf.evaluation.prediction_output import (
 )
 from cxr_tf.figures import overlays
 from cxr_tf.files import expand_user, replace_folder, short_stem, temporary_sibling
-from cxr_tf.serving.batch_prediction import BatchPredictions
-from cxr_tf.serving.client import PredictFn
 from cxr_tf.serving.open_model import open_model
+from cxr_tf.serving.prediction.batch_prediction import BatchPredictions
+from cxr_tf.serving.prediction.client import PredictFn
 
 # By signature: the output that is overlaid, and what it shows.
 HEATMAPS = {

@@ -7,8 +7,12 @@ from typing import Any
 
 from cxr_tf.config import Predict
 from cxr_tf.evaluation.prediction_output import PICTURES, blank, image_predictions
-from cxr_tf.serving.batch_prediction import BatchPredictions, predict_in_batches, progress
-from cxr_tf.serving.client import PredictFn
+from cxr_tf.serving.prediction.batch_prediction import (
+    BatchPredictions,
+    predict_in_batches,
+    progress,
+)
+from cxr_tf.serving.prediction.client import PredictFn
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +47,7 @@ def predict_images(
     if reasons:
         if not predicted:
             # The columns of the table are known from a prediction only.
-            from cxr_tf.serving.warm_up import phantom_file
+            from cxr_tf.serving.store.warm_up import phantom_file
 
             predicted[-1] = image_predictions(predict([phantom_file()]), 0)
         predicted |= {row: blank(next(iter(predicted.values()))) for row in reasons}

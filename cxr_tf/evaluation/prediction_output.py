@@ -13,8 +13,8 @@ from cxr_tf import console
 from cxr_tf.config import Predict
 from cxr_tf.errors import UserError
 from cxr_tf.files import short_stem, write_csv, write_json
-from cxr_tf.serving.batch_prediction import BatchPredictions
-from cxr_tf.serving.remarks import remarks
+from cxr_tf.serving.prediction.batch_prediction import BatchPredictions
+from cxr_tf.serving.prediction.remarks import remarks
 
 log = logging.getLogger(__name__)
 

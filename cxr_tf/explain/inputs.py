@@ -12,16 +12,17 @@ import tensorflow as tf
 
 from cxr_tf.config import Explain
 from cxr_tf.data import catalog as data_catalog
-from cxr_tf.data import checks, conventions, dataset, decoding, loading, splits
+from cxr_tf.data import checks, dataset, decoding, loading, splits
 from cxr_tf.data.image_files import find_images
+from cxr_tf.data.reading import conventions
 from cxr_tf.errors import UserError
 from cxr_tf.files import digest_files, expand_user
 from cxr_tf.models import weights
 from cxr_tf.models.layer_graph import in_float32
 from cxr_tf.runs import open_finished_run
 from cxr_tf.scoring import selection
-from cxr_tf.serving import model_config
-from cxr_tf.serving.client import read_image
+from cxr_tf.serving.prediction.client import read_image
+from cxr_tf.serving.store import model_config
 
 log = logging.getLogger(__name__)
 

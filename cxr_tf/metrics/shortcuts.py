@@ -20,7 +20,11 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from cxr_tf.data.acquisition_statistics import STATISTICS, acquisition_statistics, mean_chest
+from cxr_tf.data.acquisition.statistics import (
+    STATISTICS,
+    acquisition_statistics,
+    mean_chest,
+)
 from cxr_tf.metrics.classification import macro_auroc
 from cxr_tf.metrics.intervals import intervals
 from cxr_tf.metrics.ranking import roc_area

@@ -30,8 +30,9 @@ from cxr_tf.files import expand_user, write_arrays, write_atomically
 from cxr_tf.models import weights
 from cxr_tf.models.classifier import build_classifier, embedding_of
 from cxr_tf.runs import Run, open_finished_run
-from cxr_tf.serving import loading, versions
-from cxr_tf.serving.fingerprint import fingerprint
+from cxr_tf.serving import loading
+from cxr_tf.serving.store import versions
+from cxr_tf.serving.store.fingerprint import fingerprint
 from cxr_tf.training.inference import compiled, infer
 
 log = logging.getLogger(__name__)

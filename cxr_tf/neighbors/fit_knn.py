@@ -38,7 +38,8 @@ from cxr_tf.scoring import classifier as scoring_classifier
 from cxr_tf.scoring import selection
 from cxr_tf.scoring.groups import against_of_files, shortcuts_of
 from cxr_tf.scoring.predictions import Predictions, paired_tests
-from cxr_tf.serving import export, versions
+from cxr_tf.serving import export
+from cxr_tf.serving.store import versions
 
 log = logging.getLogger(__name__)
 

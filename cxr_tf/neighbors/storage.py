@@ -22,7 +22,8 @@ from cxr_tf.errors import UserError
 from cxr_tf.files import digest_files, expand_user, read_json, write_json
 from cxr_tf.neighbors.embeddings import batches, embed_files
 from cxr_tf.neighbors.selection import before_knn
-from cxr_tf.serving import loading, model_config
+from cxr_tf.serving import loading
+from cxr_tf.serving.store import model_config
 
 MANIFEST = "knn.json"
 

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING
 
 from cxr_tf import figures
 from cxr_tf.config import PrepareData, check_numbers
-from cxr_tf.data.audit import Inspection, all_warnings, inspect_images, log_warnings, warnings
+from cxr_tf.data.acquisition.audit import (
+    Inspection,
+    all_warnings,
+    inspect_images,
+    log_warnings,
+    warnings,
+)
 from cxr_tf.data.catalog import Catalog
 from cxr_tf.data.checks import check, describe, notes
 from cxr_tf.data.loading import PHANTOM_COUNT, PHANTOM_SIZE, open_catalog, phantom_folder

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cxr_tf import figures, metrics
-from cxr_tf.data.audit import Inspection
+from cxr_tf.data.acquisition.audit import Inspection
 from cxr_tf.errors import UserError
 from cxr_tf.runs import Run
 

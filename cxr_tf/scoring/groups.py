@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from cxr_tf import metrics
-from cxr_tf.data import acquisition_statistics, decoding
+from cxr_tf.data import decoding
+from cxr_tf.data.acquisition import statistics
 from cxr_tf.data.dataset import ImageDataset
 
 
@@ -25,7 +26,7 @@ def against_of_files(
     """Return which files are against the shortcut, bool [N]; None without a model."""
     if shortcuts is None or not len(labels):
         return None
-    images, _ = decoding.load_images(paths, acquisition_statistics.SIDE)
+    images, _ = decoding.load_images(paths, statistics.SIDE)
     return metrics.against_shortcut(labels, shortcuts.probabilities(images))
 
 

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from cxr_tf.config import Evaluate
-from cxr_tf.data import audit, checks, decoding, splits
 from cxr_tf.data import catalog as data_catalog
+from cxr_tf.data import checks, decoding, splits
 from cxr_tf.data import loading as data_loading
+from cxr_tf.data.acquisition import audit
 from cxr_tf.data.dataset import ImageDataset, decode_catalog
 from cxr_tf.errors import UserError
 from cxr_tf.scoring.groups import shortcuts_of, with_groups

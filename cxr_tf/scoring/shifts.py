@@ -9,11 +9,11 @@ import tensorflow as tf
 
 from cxr_tf import console, figures
 from cxr_tf.config import Evaluate
-from cxr_tf.data.acquisition_shifts import SHIFTS
+from cxr_tf.data.acquisition.shifts import SHIFTS
 from cxr_tf.data.dataset import ImageDataset
 from cxr_tf.runs import Run
 from cxr_tf.serving import loading
-from cxr_tf.serving.batch_prediction import concatenated
+from cxr_tf.serving.prediction.batch_prediction import concatenated
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def under_shifts(
     *,
     batch_size: int,
 ) -> dict[str, dict[str, float]]:
-    """Score the predictions under each shift of `data.acquisition_shifts`; logs a table.
+    """Score the predictions under each shift of `data.acquisition.shifts`; logs a table.
 
     images: uint8 [N, S, S, 1], decoded at the model's size. Shifted images are sent as PNG files.
     """

@@ -25,9 +25,9 @@ from cxr_tf.config import CheckServed
 from cxr_tf.errors import UserError
 from cxr_tf.files import write_json
 from cxr_tf.runs import Run, is_foreign, numbered_names, reserve_run, run_record, start_run
-from cxr_tf.serving import cards, versions
-from cxr_tf.serving.client import read_image
+from cxr_tf.serving.prediction.client import read_image
 from cxr_tf.serving.runtimes import bare_process, cpp_comparison
+from cxr_tf.serving.store import cards, versions
 
 log = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 from cxr_tf.data.decoding import decode_checked
-from cxr_tf.data.file_headers import CORRUPT, FAULTS, FINE
+from cxr_tf.data.reading.file_headers import CORRUPT, FAULTS, FINE
 
 # A gRPC status is cut off at a few kilobytes.
 _LARGEST_FAULT_COUNT = 16

@@ -5,7 +5,7 @@
     served.signature("serving_default")(image_bytes=tf.constant([...]))["probabilities"]
 
 Everything that was chosen (size, calibration, threshold, class names) is inside the graph: a client
-sends the bytes of the file and needs nothing else. `serving.versions` writes the folders.
+sends the bytes of the file and needs nothing else. `serving.store.versions` writes the folders.
 """
 
 from collections.abc import Callable
@@ -20,10 +20,11 @@ from cxr_tf.data.batches import to_rgb
 from cxr_tf.models.batch_norm_folding import fold_norms
 from cxr_tf.models.classifier import embedding_of
 from cxr_tf.models.occlusion import occluder as occlusion_occluder
-from cxr_tf.serving import decoding, versions
+from cxr_tf.serving import decoding
 from cxr_tf.serving.decoding import decode_images
 from cxr_tf.serving.loading import ServedModel
 from cxr_tf.serving.novelty import Detector
+from cxr_tf.serving.store import versions
 
 
 def export_autoencoder(

@@ -12,10 +12,10 @@ import tensorflow as tf
 from cxr_tf import legacy
 from cxr_tf.errors import UserError
 from cxr_tf.files import expand_user
-from cxr_tf.serving import cards, model_config, versions, warm_up
-from cxr_tf.serving.batch_prediction import concatenated
-from cxr_tf.serving.client import BadImages, PredictFn, as_text, bad_images, read_image
+from cxr_tf.serving.prediction.batch_prediction import concatenated
+from cxr_tf.serving.prediction.client import BadImages, PredictFn, as_text, bad_images, read_image
 from cxr_tf.serving.runtimes import openvino_engine
+from cxr_tf.serving.store import cards, model_config, versions, warm_up
 
 log = logging.getLogger(__name__)
 

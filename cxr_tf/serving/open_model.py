@@ -5,7 +5,7 @@ from collections.abc import Callable
 from cxr_tf.config import Predict
 from cxr_tf.errors import UserError
 from cxr_tf.serving import loading
-from cxr_tf.serving.client import PredictFn, connect
+from cxr_tf.serving.prediction.client import PredictFn, connect
 
 
 def open_signature(settings: Predict) -> PredictFn:

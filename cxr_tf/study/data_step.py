@@ -6,7 +6,7 @@ from cxr_tf.config import PrepareData
 from cxr_tf.data import catalog as data_catalog
 from cxr_tf.data import checks
 from cxr_tf.data import splits as data_splits
-from cxr_tf.data.audit import inspect_images, warnings
+from cxr_tf.data.acquisition.audit import inspect_images, warnings
 from cxr_tf.preparation.prepare_data import draw_page
 from cxr_tf.preparation.shortcut_audit import audit_inspected, write_audit
 from cxr_tf.runs import Run, open_run

@@ -7,8 +7,9 @@ from typing import get_args
 from cxr_tf.anomaly import train_autoencoder
 from cxr_tf.classification import compare_backbones, train_classifier
 from cxr_tf.config import BackboneName, PrepareData, RunStudy, TrainClassifier
-from cxr_tf.data import audit, checks, dataset
 from cxr_tf.data import catalog as data_catalog
+from cxr_tf.data import checks, dataset
+from cxr_tf.data.acquisition import audit
 from cxr_tf.errors import UserError
 from cxr_tf.explain import explain
 from cxr_tf.models import backbones

@@ -18,7 +18,7 @@ from cxr_tf.config import RunStudy
 from cxr_tf.data import catalog as data_catalog
 from cxr_tf.data import checks, loading
 from cxr_tf.errors import UserError
-from cxr_tf.serving import versions
+from cxr_tf.serving.store import versions
 from cxr_tf.study.compare_studies import compare_studies
 from cxr_tf.study.followers import TRAININGS, announce, follow
 from cxr_tf.study.plan import Images, plan

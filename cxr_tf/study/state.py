@@ -19,7 +19,7 @@ from cxr_tf.config import RunStudy
 from cxr_tf.data import catalog as data_catalog
 from cxr_tf.files import NUMBER, acquire_lock, digest_files, expand_user, read_json, write_json
 from cxr_tf.runs import NOT_COMPARED, Run, numbered_names, run_record
-from cxr_tf.serving import model_config
+from cxr_tf.serving.store import model_config
 from cxr_tf.study.presets import resolve
 from cxr_tf.study.steps import Step
 

@@ -211,7 +211,7 @@ def test_evaluating_the_export_reproduces_the_metrics(
 
     from cxr_tf.anomaly import perturbed_copies, train_autoencoder
     from cxr_tf.config import Evaluate
-    from cxr_tf.data import acquisition_shifts
+    from cxr_tf.data.acquisition import shifts
     from cxr_tf.evaluation.evaluate import evaluate
 
     model = str(Path(finished.saved_models) / "run")
@@ -229,9 +229,9 @@ def test_evaluating_the_export_reproduces_the_metrics(
     # Recompute the row of one shift.
     test = train_autoencoder.load_data(finished).split("test")
     network = keras.saving.load_model(folder / "model.keras", compile=False)
-    scores = perturbed_copies.predict_fn(network, ["score"])(
-        acquisition_shifts.SHIFTS["darker"](test.images)
-    )["score"]
+    scores = perturbed_copies.predict_fn(network, ["score"])(shifts.SHIFTS["darker"](test.images))[
+        "score"
+    ]
     called = scores >= float(again.metrics["model"]["threshold"])
     row = again.metrics["shifts"]["darker"]
     assert row["recall"] == pytest.approx(called[test.labels == 1].mean())

@@ -141,7 +141,7 @@ def test_dicom_behind_a_url_equals_dicom_on_disk(tmp_path: Path) -> None:
         "pydicom", reason="pydicom is not installed (requirements-dicom.txt)"
     )
     pydicom_data = pytest.importorskip("pydicom.data")
-    from cxr_tf.serving.client import read_image
+    from cxr_tf.serving.prediction.client import read_image
 
     dataset = pydicom.dcmread(pydicom_data.get_testdata_file("CT_small.dcm"))
     dataset.Modality = "DX"

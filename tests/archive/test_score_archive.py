@@ -26,8 +26,8 @@ from cxr_tf.data.image_files import find_images
 from cxr_tf.errors import UserError
 from cxr_tf.evaluation.predict import predict
 from cxr_tf.serving import loading
-from cxr_tf.serving.batch_prediction import BatchPredictions, predict_in_batches
 from cxr_tf.serving.loading import load_served
+from cxr_tf.serving.prediction.batch_prediction import BatchPredictions, predict_in_batches
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,8 @@ from PIL import Image
 from cxr_tf.config import Predict
 from cxr_tf.errors import UserError
 from cxr_tf.evaluation import predict, prediction_output
-from cxr_tf.serving import open_model, versions
+from cxr_tf.serving import open_model
+from cxr_tf.serving.store import versions
 
 
 @pytest.fixture(scope="module")

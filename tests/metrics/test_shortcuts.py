@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cxr_tf import metrics
-from cxr_tf.data.acquisition_shifts import SHIFTS
+from cxr_tf.data.acquisition.shifts import SHIFTS
 from cxr_tf.data.decoding import load_images
 from cxr_tf.data.loading import open_catalog
 

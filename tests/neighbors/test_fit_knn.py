@@ -183,7 +183,7 @@ def test_missing_class_is_reported_before_any_work(phantoms: Path, tmp_path: Pat
     import tensorflow as tf
 
     from cxr_tf.neighbors.fit_knn import fit_knn
-    from cxr_tf.serving import versions
+    from cxr_tf.serving.store import versions
 
     card = {"kind": "classifier", "task": "labels", "classes": ["a", "b", "c"], "image_size": 64}
     model = versions.write_version(

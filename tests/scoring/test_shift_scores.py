@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from cxr_tf.data import loading
-from cxr_tf.data.acquisition_shifts import SHIFTS
+from cxr_tf.data.acquisition.shifts import SHIFTS
 from cxr_tf.data.dataset import decode_catalog
 from cxr_tf.scoring.shifts import under_shifts
 

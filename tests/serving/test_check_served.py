@@ -15,9 +15,9 @@ from cxr_tf.config import CheckServed, RunStudy
 from cxr_tf.errors import UserError
 from cxr_tf.files import write_csv
 from cxr_tf.runs import Run
-from cxr_tf.serving import warm_up
 from cxr_tf.serving.check_served import check_served
 from cxr_tf.serving.runtimes import bare_process, cpp_comparison
+from cxr_tf.serving.store import warm_up
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "check_served.py"
 

@@ -17,7 +17,8 @@ from cxr_tf.errors import UserError
 from cxr_tf.files import write_json
 from cxr_tf.runs import Run
 from cxr_tf.serving import export as serving_export
-from cxr_tf.serving import loading, model_config, versions
+from cxr_tf.serving import loading
+from cxr_tf.serving.store import model_config, versions
 
 CLIENT = """
 import json, sys

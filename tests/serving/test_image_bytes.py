@@ -13,7 +13,8 @@ from PIL import Image
 
 from cxr_tf.data.decoding import decode_radiograph
 from cxr_tf.models.classifier import build_classifier
-from cxr_tf.serving import client, decoding, export, loading
+from cxr_tf.serving import decoding, export, loading
+from cxr_tf.serving.prediction import client
 
 
 def file_of(pixels: np.ndarray, kind: str) -> bytes:

@@ -14,7 +14,8 @@ import pytest
 import tensorflow as tf
 from small_models import MODELS
 
-from cxr_tf.serving import cards, loading
+from cxr_tf.serving import loading
+from cxr_tf.serving.store import cards
 
 
 @pytest.fixture(scope="module")

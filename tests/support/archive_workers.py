@@ -17,7 +17,7 @@ import numpy as np
 from cxr_tf.archive import processes, worker
 from cxr_tf.archive.plan import Plan, Recipe
 from cxr_tf.archive.storage import open_storage
-from cxr_tf.serving.client import BadImages
+from cxr_tf.serving.prediction.client import BadImages
 
 RECIPE = Recipe("nowhere", "digest", {"serving_default": "tensorflow"}, "float32", 8, 4)
 

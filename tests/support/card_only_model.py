@@ -4,7 +4,8 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from cxr_tf.serving import loading, versions
+from cxr_tf.serving import loading
+from cxr_tf.serving.store import versions
 
 
 def export_card(base: Path, **card: object) -> loading.ServedModel:

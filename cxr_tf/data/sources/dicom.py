@@ -22,8 +22,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from cxr_tf.data.conventions import label_of_folders, visible_files
-from cxr_tf.data.lists import Listed, placeholder_patient, read_list
+from cxr_tf.data.reading.conventions import label_of_folders, visible_files
+from cxr_tf.data.reading.lists import Listed, placeholder_patient, read_list
 from cxr_tf.data.sources.burned_in_text import has_text
 from cxr_tf.data.sources.dicom_rendering import ELEMENTS, render
 from cxr_tf.errors import UserError

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from cxr_tf import console
-from cxr_tf.data.conventions import IMAGE_SUFFIXES
+from cxr_tf.data.reading.conventions import IMAGE_SUFFIXES
 from cxr_tf.errors import UserError
 from cxr_tf.files import digest_files, expand_user, publish, temporary_sibling, write_atomically
 

@@ -14,9 +14,9 @@ import tensorflow as tf
 
 from cxr_tf.data.batches import to_rgb
 from cxr_tf.data.decoding import decode_radiograph
-from cxr_tf.serving import cards
-from cxr_tf.serving.client import bad_images, read_image
+from cxr_tf.serving.prediction.client import bad_images, read_image
 from cxr_tf.serving.runtimes.cpp_process import NO_IMAGE, SAMPLE
+from cxr_tf.serving.store import cards
 
 
 def prepare_task(model: Path, paths: Sequence[str], work: Path) -> dict[str, str]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from cxr_tf.serving.batch_prediction import concatenated
+from cxr_tf.serving.prediction.batch_prediction import concatenated
 from cxr_tf.serving.runtimes.cpp_runtime import (
     RuntimeStatusError,
     Session,

@@ -8,7 +8,7 @@ import numpy as np
 
 from cxr_tf import console
 from cxr_tf.errors import UserError
-from cxr_tf.serving.client import BadImages, PredictFn, read_image
+from cxr_tf.serving.prediction.client import BadImages, PredictFn, read_image
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,9 @@ class BatchPredictions:
 
 
 def concatenated(
-    predict: Callable[[Any], dict[str, np.ndarray]], items: Sequence[Any], batch_size: int
+    predict: Callable[[Any], dict[str, np.ndarray]],
+    items: Sequence[Any] | np.ndarray,
+    batch_size: int,
 ) -> dict[str, np.ndarray]:
     """Call `predict` on slices of at most `batch_size` items; return its outputs for all items.
 

@@ -21,9 +21,10 @@ from cxr_tf.config import Predict
 from cxr_tf.data import image_files
 from cxr_tf.errors import UserError
 from cxr_tf.evaluation import predict, prediction_loop, prediction_output
-from cxr_tf.serving import client, open_model
+from cxr_tf.serving import open_model
+from cxr_tf.serving.prediction import client
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "predict.py"
+SCRIPT = Path(__file__).parents[3] / "scripts" / "predict.py"
 
 
 @pytest.fixture(scope="module")

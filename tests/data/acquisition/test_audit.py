@@ -10,7 +10,7 @@ from PIL import Image, ImageEnhance
 from PIL.PngImagePlugin import PngInfo
 from ward import draw_phantoms, write_ward
 
-from cxr_tf.data.audit import (
+from cxr_tf.data.acquisition.audit import (
     audited,
     inspect_images,
     margins,

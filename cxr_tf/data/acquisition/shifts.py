@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 from scipy import ndimage
 
-from cxr_tf.data.acquisition_statistics import BAND_EDGES
+from cxr_tf.data.acquisition.statistics import BAND_EDGES
 from cxr_tf.data.augmentation import (
     CUTOUT_DRAW,
     affine,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from cxr_tf.data import acquisition_shifts
+from cxr_tf.data.acquisition import shifts
 from cxr_tf.data.sources.phantoms import phantom
 
 SIZE = 128
@@ -24,16 +24,16 @@ def square(images: np.ndarray) -> tuple[float, float]:
     return tuple(np.argwhere(images[0, ..., 0] > 200).mean(axis=0) - (SIZE - 1) / 2)
 
 
-@pytest.mark.parametrize("name", acquisition_shifts.SHIFTS)
+@pytest.mark.parametrize("name", shifts.SHIFTS)
 def test_shifts_return_pixels_and_do_not_depend_on_the_batch(name: str) -> None:
     images = chest()
     before = images.copy()
-    shifted = acquisition_shifts.SHIFTS[name](images)
+    shifted = shifts.SHIFTS[name](images)
     assert shifted.shape == images.shape and shifted.dtype == np.uint8
     np.testing.assert_array_equal(images, before)
     assert np.abs(shifted.astype(int) - images).mean() > 1 or "detail" in name or name == "blurred"
     assert (shifted != images).any(axis=(1, 2, 3)).all()
-    np.testing.assert_array_equal(acquisition_shifts.SHIFTS[name](images[2:]), shifted[2:])
+    np.testing.assert_array_equal(shifts.SHIFTS[name](images[2:]), shifted[2:])
 
 
 @pytest.mark.parametrize(
@@ -48,26 +48,26 @@ def test_framing_shifts_move_content_by_the_stated_factor(
     name: str, rows: float, columns: float
 ) -> None:
     before = square(chest())
-    after = square(acquisition_shifts.SHIFTS[name](chest()))
+    after = square(shifts.SHIFTS[name](chest()))
     assert after[0] == pytest.approx(before[0] * rows, abs=0.6)
     assert after[1] == pytest.approx(before[1] * columns, abs=0.6)
 
 
 def test_exposure_shifts_match_their_names() -> None:
     images = chest()
-    assert acquisition_shifts.SHIFTS["brighter"](images).mean() > images.mean() + 10
-    assert acquisition_shifts.SHIFTS["darker"](images).mean() < images.mean() - 10
-    lit = acquisition_shifts.SHIFTS["lit from below"](images).astype(int) - images
+    assert shifts.SHIFTS["brighter"](images).mean() > images.mean() + 10
+    assert shifts.SHIFTS["darker"](images).mean() < images.mean() - 10
+    lit = shifts.SHIFTS["lit from below"](images).astype(int) - images
     assert lit[:, :20].mean() < -5 and lit[:, -20:].mean() > 5
-    flat = np.sort(acquisition_shifts.SHIFTS["equalised"](images)[0].ravel()) / 255
+    flat = np.sort(shifts.SHIFTS["equalised"](images)[0].ravel()) / 255
     np.testing.assert_allclose(flat, np.linspace(0, 1, flat.size), atol=0.05)
 
 
 def test_noise_has_the_stated_spread_and_blur_removes_it() -> None:
     grey = np.full((2, SIZE, SIZE, 1), 128, np.uint8)
-    noise = acquisition_shifts.SHIFTS["noisy"](grey)
+    noise = shifts.SHIFTS["noisy"](grey)
     assert noise.std() == pytest.approx(12, rel=0.05)
-    assert acquisition_shifts.SHIFTS["blurred"](noise).std() < 0.6 * noise.std()
+    assert shifts.SHIFTS["blurred"](noise).std() < 0.6 * noise.std()
 
 
 @pytest.fixture(scope="module")
@@ -78,16 +78,16 @@ def images() -> np.ndarray:
 
 @pytest.mark.parametrize("name", ["perturb_exposure", "perturb_scanner"])
 def test_perturbed_copies_are_repeatable_and_distinct(images: np.ndarray, name: str) -> None:
-    changed = getattr(acquisition_shifts, name)(images, 3)
+    changed = getattr(shifts, name)(images, 3)
     assert changed.shape == images.shape and changed.dtype == np.uint8
-    np.testing.assert_array_equal(getattr(acquisition_shifts, name)(images, 3), changed)
-    assert not np.array_equal(getattr(acquisition_shifts, name)(images, 4), changed)
+    np.testing.assert_array_equal(getattr(shifts, name)(images, 3), changed)
+    assert not np.array_equal(getattr(shifts, name)(images, 4), changed)
     # 256 are changed at a time; those after must not be the first ones again.
     assert len({image.tobytes() for image in changed}) == len(images)
 
 
 def test_a_scanner_perturbation_preserves_content(images: np.ndarray) -> None:
-    changed = acquisition_shifts.perturb_scanner(images, 3).astype(float)
+    changed = shifts.perturb_scanner(images, 3).astype(float)
     correlations = [np.corrcoef(x.ravel(), images[0].ravel())[0, 1] for x in changed]
     assert np.median(correlations) > 0.9 and min(correlations) > 0.6
     # Darker and brighter by a quarter of the mean, and light from either edge.
@@ -101,14 +101,12 @@ def test_a_scanner_perturbation_preserves_content(images: np.ndarray) -> None:
 def test_a_third_of_the_copies_is_blurred_and_a_third_noisy() -> None:
     seed = tf.constant([1, 2], tf.int64)
     # Of images without any detail, what differs from pixel to pixel is noise.
-    flat = acquisition_shifts.simulate_scanner(tf.fill([600, 64, 64, 1], 100.0), seed).numpy()
+    flat = shifts.simulate_scanner(tf.fill([600, 64, 64, 1], 100.0), seed).numpy()
     grain = np.abs(np.diff(flat, 2, axis=1)).mean(axis=(1, 2, 3))
     assert np.mean(grain > 0.1) == pytest.approx(1 / 3, abs=0.08)  # four standard errors
     # Of stripes one pixel wide the blur leaves nothing, so half of it leaves half.
     stripes = np.where(np.arange(64) % 2, 140.0, 80.0) * np.ones((600, 64, 64))
-    striped = acquisition_shifts.simulate_scanner(
-        tf.constant(stripes[..., None], tf.float32), seed
-    ).numpy()
+    striped = shifts.simulate_scanner(tf.constant(stripes[..., None], tf.float32), seed).numpy()
     contrast = np.abs(np.diff(striped, axis=2)).mean(axis=(1, 2, 3))
     assert np.mean(contrast < 30) == pytest.approx(1 / 6, abs=0.06)
 
@@ -116,7 +114,7 @@ def test_a_third_of_the_copies_is_blurred_and_a_third_noisy() -> None:
 def test_margins_surround_the_whole_image() -> None:
     images = chest()
     for name, value in (("black margins", 0), ("white margins", 255)):
-        framed = acquisition_shifts.SHIFTS[name](images)
+        framed = shifts.SHIFTS[name](images)
         assert np.all(framed[:, :10] == value) and np.all(framed[:, :, -10:] == value)
         inside = framed[:, 10:-10, 10:-10]
         assert abs(inside.mean() - images.mean()) < 6
@@ -124,11 +122,11 @@ def test_margins_surround_the_whole_image() -> None:
 
 def test_band_gains_change_their_bands_alone() -> None:
     images = chest()
-    same = acquisition_shifts.band_gains(images, (1, 1, 1, 1))
+    same = shifts.band_gains(images, (1, 1, 1, 1))
     assert np.abs(same.astype(int) - images).max() <= 1
     # The edge of the square is fine detail, its surroundings are not.
-    sharp = acquisition_shifts.SHIFTS["fine detail stronger"](images).astype(int)
-    soft = acquisition_shifts.SHIFTS["fine detail weaker"](images).astype(int)
+    sharp = shifts.SHIFTS["fine detail stronger"](images).astype(int)
+    soft = shifts.SHIFTS["fine detail weaker"](images).astype(int)
     step = [x[0, 40, 36, 0] - x[0, 40, 33, 0] for x in (soft, images.astype(int), sharp)]
     assert step[0] < step[1] - 20
     assert abs(sharp.mean() - images.mean()) < 1 and abs(soft.mean() - images.mean()) < 1

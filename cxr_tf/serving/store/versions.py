@@ -16,7 +16,7 @@ from cxr_tf.files import (
     write_json,
 )
 from cxr_tf.runs import Run
-from cxr_tf.serving.cards import (
+from cxr_tf.serving.store.cards import (
     CARD,
     check_files,
     describe_signature,
@@ -24,8 +24,12 @@ from cxr_tf.serving.cards import (
     package_versions,
     read_card,
 )
-from cxr_tf.serving.model_config import model_versions, read_models_config, write_models_config
-from cxr_tf.serving.warm_up import WARM_UP, signature_defs, write_warm_up
+from cxr_tf.serving.store.model_config import (
+    model_versions,
+    read_models_config,
+    write_models_config,
+)
+from cxr_tf.serving.store.warm_up import WARM_UP, signature_defs, write_warm_up
 
 TRAINING_DIGESTS = Path("assets.extra") / "training_digests.txt"
 

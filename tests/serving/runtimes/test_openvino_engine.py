@@ -25,11 +25,13 @@ from cxr_tf.evaluation import evaluate
 from cxr_tf.models.autoencoder import build_autoencoder, build_network
 from cxr_tf.models.classifier import build_classifier
 from cxr_tf.scoring import classifier as scoring_classifier
-from cxr_tf.serving import cards, client, loading
 from cxr_tf.serving import export as serving_export
-from cxr_tf.serving.client import BadImages
+from cxr_tf.serving import loading
 from cxr_tf.serving.open_model import open_signature
+from cxr_tf.serving.prediction import client
+from cxr_tf.serving.prediction.client import BadImages
 from cxr_tf.serving.runtimes import openvino_engine
+from cxr_tf.serving.store import cards
 
 CLASSES = ("normal", "bacterial", "viral")
 

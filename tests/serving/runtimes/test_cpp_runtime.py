@@ -10,8 +10,8 @@ import pytest
 from small_models import MODELS
 
 from cxr_tf.errors import UserError
-from cxr_tf.serving.client import as_text
 from cxr_tf.serving.loading import load_served
+from cxr_tf.serving.prediction.client import as_text
 from cxr_tf.serving.runtimes import cpp_runtime
 
 PROGRAM = """

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from benchmarks.hostile_server import METADATA, right_answer
 from cxr_tf.errors import UserError
-from cxr_tf.serving import responses
+from cxr_tf.serving.prediction import responses
 
 URL = "http://server"
 

@@ -7,8 +7,8 @@ import pytest
 from catalogs import Write, error_of, write_list
 
 from cxr_tf.data.checks import check
-from cxr_tf.data.lists import read_list
 from cxr_tf.data.loading import open_catalog
+from cxr_tf.data.reading.lists import read_list
 from cxr_tf.data.splits import leakage
 
 

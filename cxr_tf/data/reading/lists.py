@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cxr_tf.data.conventions import (
+from cxr_tf.data.reading.conventions import (
     FINDING_FOLDERS,
     IMAGE_SUFFIXES,
     SPLIT_FOLDERS,

@@ -1,6 +1,6 @@
 """Tests of remarks on predictions."""
 
-from cxr_tf.serving.remarks import remarks
+from cxr_tf.serving.prediction.remarks import remarks
 
 PROBABILITIES = {"normal": 0.1, "bacterial": 0.5, "viral": 0.4}
 

@@ -5,7 +5,8 @@
 
 A `PredictFn` takes the contents of N image files and returns the outputs of one signature, each an
 array whose first axis is N; strings are `str`. `serving.loading` provides the same for a SavedModel
-on disk. Responses are checked against the metadata of the server (see `serving.responses`).
+on disk. Responses are checked against the metadata of the server; see
+`serving.prediction.responses`.
 """
 
 import base64
@@ -24,7 +25,7 @@ from urllib.parse import quote, urlsplit
 import numpy as np
 
 from cxr_tf.errors import UserError
-from cxr_tf.serving import responses
+from cxr_tf.serving.prediction import responses
 
 P = ParamSpec("P")
 

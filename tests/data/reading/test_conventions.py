@@ -7,8 +7,8 @@ import pytest
 from catalogs import Write, count_rows, error_of
 
 from cxr_tf.data.checks import describe
-from cxr_tf.data.conventions import patient_of
 from cxr_tf.data.loading import open_catalog
+from cxr_tf.data.reading.conventions import patient_of
 
 
 def test_kermany_file_names_give_cause_and_patient(tmp_path: Path, write: Write) -> None:

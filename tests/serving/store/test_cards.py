@@ -9,7 +9,8 @@ import tensorflow as tf
 
 from benchmarks import faults
 from cxr_tf.errors import UserError
-from cxr_tf.serving import cards, loading, versions
+from cxr_tf.serving import loading
+from cxr_tf.serving.store import cards, versions
 
 
 @pytest.fixture

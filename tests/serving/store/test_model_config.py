@@ -18,9 +18,9 @@ from google.protobuf import (
 )
 from tensorflow_serving.config import model_server_config_pb2
 
-from cxr_tf.serving import model_config
+from cxr_tf.serving.store import model_config
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SCRIPT = ROOT / "scripts" / "serve.sh"
 
 

@@ -5,8 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cxr_tf.data.acquisition_shifts import SHIFTS
-from cxr_tf.data.acquisition_statistics import STATISTICS, acquisition_statistics, mean_chest
+from cxr_tf.data.acquisition.shifts import SHIFTS
+from cxr_tf.data.acquisition.statistics import (
+    STATISTICS,
+    acquisition_statistics,
+    mean_chest,
+)
 from cxr_tf.data.decoding import load_images
 
 

@@ -1,0 +1,1 @@
+"""How radiographs were acquired: statistics, simulated shifts, audit."""

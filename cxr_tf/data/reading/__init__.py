@@ -1,0 +1,1 @@
+"""What folders, lists, file names and file headers tell."""

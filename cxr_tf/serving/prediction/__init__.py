@@ -1,0 +1,1 @@
+"""Predictions of image files by any signature, and the client of TF Serving."""
