@@ -23,8 +23,8 @@ def known_scores(settings: TrainAutoencoder) -> list[str]:
     known = autoencoder.scores_of(settings.model)
     if settings.score and settings.score not in known:
         raise UserError(
-            f"--score {settings.score} does not belong to --model {settings.model}, "
-            f"which has {' and '.join(known)}"
+            f"--score {settings.score} is not available for --model {settings.model}: "
+            f"choose {' or '.join(known)}"
         )
     return known
 

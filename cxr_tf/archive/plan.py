@@ -123,7 +123,7 @@ class Plan:
         plan = Plan.read(storage)
         if differences := plan.recipe.differences(recipe):
             raise UserError(
-                f"{storage.url} is computed with {'; '.join(differences)}: use the same "
+                f"{storage.url} was started with {'; '.join(differences)}: use the same "
                 "settings, or choose another --out"
             )
         return Plan(storage, plan.recipe, recipe.model)

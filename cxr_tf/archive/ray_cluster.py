@@ -2,9 +2,9 @@
 
     python scripts/score_archive.py ... --engine ray --address auto --workers 16 --gpus-per-worker 1
 
-Actors wait for free resources, so the cluster may grow. When a node leaves, its actors are started
-elsewhere, and their shards are computed by other actors. All nodes need this package, and the
-model's folder and --out under the same paths (a shared disk or an object store).
+Actors wait for free resources, so the cluster may grow. When a node leaves, new actors replace
+those it ran, and other actors compute their unfinished shards. Every node needs this package, and
+must see the model's folder and --out under the same paths (a shared disk or an object store).
 """
 
 import logging

@@ -44,8 +44,9 @@ NOT_OF_TRAINING = {
 def compare_backbones(settings: CompareBackbones, workers: Workers | None = None) -> Run:
     """Train the models (or read finished runs), write the comparison, and return its run.
 
-    The model is chosen by the loss on validation and its perturbed copy, never on test. With
-    several workers all train, and the chief compares and writes.
+    The model is chosen by the mean loss on the validation images and their perturbed copy, never on
+    test. With several workers, all of them train; the chief compares the models and writes the
+    results.
     """
     workers = workers or connect(settings.worker_timeout)
     if settings.runs:  # nothing to train, so nothing that workers share

@@ -16,7 +16,7 @@ def audit_training_images(
 ) -> metrics.ShortcutAudit | None:
     """Log, draw and return the shortcut audit of the training images.
 
-    None where a class has too few patients for it.
+    Returns None if a class has too few patients for the audit.
     """
     audit = metrics.audit_shortcuts(
         train.images, train.labels, train.catalog.patients, train.classes, seed=seed

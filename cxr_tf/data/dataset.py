@@ -29,7 +29,7 @@ class ImageDataset:
     against: np.ndarray | None = None
 
     def take(self, rows: np.ndarray) -> "ImageDataset":
-        """Return some of the rows, copied."""
+        """Return a copy of the given rows."""
         return replace(
             self,
             catalog=self.catalog.take(rows),

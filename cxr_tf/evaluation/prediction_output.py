@@ -47,7 +47,7 @@ def check_output(settings: Predict) -> Path | None:
         check_folder(output, overwrite=settings.overwrite)
         return output
     if output.exists() and not settings.overwrite:
-        raise UserError(f"{output} exists: choose another --output, or --overwrite")
+        raise UserError(f"{output} already exists: choose another --output, or add --overwrite")
     if output.is_dir():
         raise UserError(f"{output} is a folder: choose another --output")
     if not output.parent.is_dir():
@@ -58,7 +58,7 @@ def check_output(settings: Predict) -> Path | None:
 def check_folder(output: Path, *, overwrite: bool) -> None:
     """Raise UserError if a folder of results cannot be written."""
     if output.exists() and not overwrite:
-        raise UserError(f"{output} exists: choose another --output, or --overwrite")
+        raise UserError(f"{output} already exists: choose another --output, or add --overwrite")
     if output.exists() and not is_ours(output):
         raise UserError(f"{output} was not written by this command and is not overwritten")
     if not output.parent.is_dir():

@@ -2,15 +2,16 @@
 
 - Insertion and deletion (Petsiuk, Das and Saenko, "RISE", BMVC 2018, section 4.3): pixels are
   inserted into a blurred image, or deleted from the original, hottest first. For a faithful map the
-  area under the target's probability is large for insertion and small for deletion. A random map
-  is the baseline.
+  area under the curve of the target's probability is large for insertion and small for deletion. A
+  random map is the baseline.
 - Sensitivity to the weights (Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018): the
   rank correlation between the map and that of the same model with shuffled weights, first those of
   the last layer alone, then of all. A map that does not change explains nothing.
 - On phantoms, whose lesions are known: the pointing game (Zhang et al., "Top-down Neural Attention
   by Excitation Backprop", ECCV 2016), and the share of the heat that lies inside the lesion.
 - The share of the heat outside the chest: in a frame along the border and in the corners, where
-  markers and labels are. A share above that of the area indicates a shortcut.
+  markers and labels usually are. A share larger than this region's share of the image area
+  indicates a shortcut.
 """
 
 from collections.abc import Callable, Iterator

@@ -13,13 +13,13 @@ def classification_scores(
     classes: tuple[str, ...],
     weights: np.ndarray | None = None,
 ) -> dict[str, float]:
-    """Return the scores of a classifier, the flat table of `metrics.json`.
+    """Return a classifier's scores as the flat table stored in `metrics.json`.
 
     accuracy, balanced_accuracy, precision, recall, specificity, f1, auroc, auprc, brier, ece, loss,
-    and `<metric>/<class>` one class against the rest. Brier score: mean squared distance of the
-    probabilities from the one-hot label, halved, which for two classes is the usual binary one.
-    An undefined score (of a class without images) is NaN. `weights` [N] are repetitions of each
-    image, as in a bootstrap sample.
+    and `<metric>/<class>`, for one class against the rest. Brier score: mean squared distance of
+    the probabilities from the one-hot label, halved; for two classes, the usual binary one.
+    An undefined score (of a class without images) is NaN. `weights` [N]: how often each image is
+    counted, as in a bootstrap sample.
     """
     n, c = probabilities.shape
     w = np.ones(n) if weights is None else np.asarray(weights, float)

@@ -1,4 +1,4 @@
-"""Distance of images from those a model was trained on: a Gaussian of their features.
+"""Mahalanobis distance of images from the training images, by a Gaussian of their features.
 
     gaussian = fit_gaussian(embeddings, labels)
     mahalanobis(gaussian, new_embeddings).min(axis=1)

@@ -2,7 +2,7 @@
 
     python scripts/fit_knn.py --classifier logs/classifier/vgg16-binary
 
-Everything is chosen on validation (see `selection`). Test is evaluated once, at the end.
+Everything is chosen on the validation set (see `selection`). The test set is evaluated once.
 
 Probabilities are shares of the vote, not calibrated: a share moves in steps of 1/k, and a
 temperature cannot move a share of 0 or 1.
@@ -49,9 +49,10 @@ NOVELTY_QUANTILE = 0.99
 
 
 def fit_knn(settings: FitKnn) -> Run:
-    """Run the whole job and return the finished run, whose directory holds all results.
+    """Fit, evaluate and export the nearest neighbours, and return the finished run.
 
-    Raises UserError on a user's mistake, before anything is written wherever possible.
+    Its directory holds all results. Raises UserError for invalid settings or data, if possible
+    before anything is written.
     """
     if not settings.classifier:
         raise UserError("give --classifier, or --archive to find similar cases in an archive")

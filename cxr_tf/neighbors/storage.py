@@ -86,8 +86,8 @@ def load_knn(
     # Checked before unpickling, on the very bytes that are unpickled.
     if hashlib.sha256(content).hexdigest() != manifest["sha256"][name]:
         raise UserError(
-            f"{file} differs from the sha256 in {MANIFEST} and is not loaded: fit it again, or "
-            "copy it from a source that you trust"
+            f"{file} differs from the sha256 in {MANIFEST} and is not loaded: run fit_knn.py "
+            "again, or copy it from a source that you trust"
         )
     if embedding_width is not None and embedding_width != manifest["embedding_width"]:
         raise UserError(
@@ -109,7 +109,7 @@ def load_knn(
         return pickle.loads(content), manifest
     except Exception as error:  # both raise errors of any kind
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{file} cannot be loaded ({reason}): fit it again") from error
+        raise UserError(f"{file} cannot be loaded ({reason}): run fit_knn.py again") from error
 
 
 def check_agreement(

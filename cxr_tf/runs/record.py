@@ -60,7 +60,8 @@ def check_unchanged(run: Run, config: dict[str, Any]) -> None:
             continue
         if key not in NOT_COMPARED and key not in before["settings"]:
             raise UserError(
-                f"{run.directory} was started by a version without {flag}: choose another --name"
+                f"{run.directory} was started by a version of cxr_tf without {flag}: choose "
+                "another --name"
             )
         old = before["settings"].get(key)
         if key not in NOT_COMPARED and to_json_types(old) != to_json_types(value):

@@ -30,7 +30,10 @@ def open_model(settings: Predict) -> Callable[[str], PredictFn]:
             timeout=settings.timeout,
         )
     if settings.version is not None or settings.label:
-        raise UserError("--version and --label need --server; name the version's folder instead")
+        raise UserError(
+            "--version and --label are for --server: with a model on disk, give the version's "
+            "folder as --model"
+        )
     served = loading.load_served(
         settings.model, engine=settings.engine, precision=settings.engine_precision
     )

@@ -44,7 +44,7 @@ def pictures(run: Run, *names: str, split: str = "") -> dict[str, Picture | None
 
 
 def picture(run: Run, name: str) -> Picture | None:
-    """Return `figures/<name>.png` of a run, a large one as WebP; None if it is missing."""
+    """Return a run's `figures/<name>.png`, as WebP if it is large; None if it is missing."""
     path = run.directory / "figures" / f"{name}.png"
     if not path.exists():
         return None

@@ -72,7 +72,7 @@ def test_refusals_and_broken_downloads_are_retried(store: FlakyStore) -> None:
         assert store.faults == []
 
 
-def test_unreachable_store_writes_no_shard(store: FlakyStore) -> None:
+def test_no_shard_is_written_if_the_store_is_unreachable(store: FlakyStore) -> None:
     plan = Plan.create(open_storage("s3://pacs/down"), RECIPE)
     plan, _ = plan.extended([Image(f"s3://nowhere/{k}.png") for k in range(3)])
     read = Reader(retries=1)

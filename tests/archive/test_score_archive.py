@@ -260,7 +260,7 @@ def test_mistakes_are_reported_and_nothing_is_written(
     score_archive.score_archive(order)
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*")}
     for changes, message in (
-        ({"model": str(models / "tiny-knn")}, r"is computed with model .*tiny/1 .*not .*tiny-knn"),
+        ({"model": str(models / "tiny-knn")}, r"was started with model .*tiny/1 .*not .*tiny-knn"),
         ({"signatures": ("serving_default", "embed")}, "signatures serving_default on tensorflow,"),
         ({"batch_size": 16}, "batch size 8, not 16"),
     ):

@@ -162,7 +162,7 @@ def test_classes_of_any_language_are_written(study: Path, tmp_path: Path) -> Non
     ]
 
 
-def test_inputs_without_a_report_are_refused(
+def test_invalid_inputs_and_outputs_are_refused(
     small_models: Path, study: Path, phantoms: Path, tmp_path: Path
 ) -> None:
     png = next(phantoms.glob("t*/*/*.png"))

@@ -113,7 +113,7 @@ def test_output_must_fit_the_signature(tmp_path: Path) -> None:
         ({"signature": "explain", "output": "x.csv"}, "writes a folder"),
         ({"output": "x"}, "ends in .csv or .json"),
         ({"output": str(tmp_path / "no" / "x.csv")}, "no such folder"),
-        ({"version": 2}, "need --server"),
+        ({"version": 2}, "are for --server"),
     ):
         with pytest.raises(UserError, match=message):
             order = Predict(model="m", images=("x",), **arguments)

@@ -106,7 +106,7 @@ def test_new_setting_prevents_resuming_an_old_run(tmp_path: Path) -> None:
     config = run.config
     del config["settings"]["seed"]
     files.write_json(run.directory / "config.json", config)
-    with pytest.raises(UserError, match="by a version without --seed"):
+    with pytest.raises(UserError, match="by a version of cxr_tf without --seed"):
         cxr_tf_runs.open_run(str(tmp_path), "job", "a", Settings(resume=True), CATALOG)
 
 

@@ -68,7 +68,7 @@ def scores(
     run(plan.front, covered, weights)
 
     def at(x: Changed, windows: Windows) -> tf.Tensor:
-        if x.windows is None or x.windows.same(windows):
+        if x.windows is None or x.windows.equals(windows):
             return x.contents
         return read(x, windows, rows, columns)
 

@@ -39,8 +39,8 @@ class Windows:
     heights: np.ndarray
     widths: np.ndarray
 
-    def same(self, other: "Windows") -> bool:
-        """Return whether both have the same windows."""
+    def equals(self, other: "Windows") -> bool:
+        """Return whether `other` has the same windows."""
         return all(
             np.array_equal(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)
         )

@@ -112,9 +112,9 @@ def check(
     rows: int,
     url: str,
 ) -> dict[str, np.ndarray]:
-    """Raise UserError if outputs are not those of the metadata; return them in its order.
+    """Raise UserError if outputs differ from the metadata; return them in the metadata's order.
 
-    names: the names that the answer holds; rows: N, the number of images.
+    names: names of the outputs in the response; rows: N, the number of images.
     """
     if missing := sorted(expected.keys() - names.keys()):
         raise _wrong(url, f"lacks '{missing[0]}'")
