@@ -21,27 +21,35 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 
 # Modules that look at the same study, the same training or the same exported models, each of which
 # takes its time to make.
-STUDY = ("test_report_browser", "test_check_served", "test_study", "test_tensorboard_browser")
+STUDY = (
+    *("test_run_study", "test_state", "test_plan", "test_report", "test_report_pictures"),
+    *("test_report_browser", "test_tensorboard_browser", "test_compare_studies"),
+    *("test_compare_backbones", "test_check_served"),
+)
 NEIGHBORS = ("test_fit_knn", "test_storage", "test_embeddings", "test_projection")
 PREDICTION = ("test_analysis", "test_page_browser", "test_dicom_results")
-TRAINING = ("test_classification", "test_export")
+TRAINING = ("test_train_classifier", "test_classifier_fitting", "test_export")
+AUTOENCODER = ("test_train_autoencoder", "test_scoring", "test_evaluate_autoencoder")
 EXPORTS = (
     *("test_serving_contract", "test_client", "test_cpp_runtime", "test_conversion", "test_load"),
 )
 GROUPS = (
     dict.fromkeys(STUDY, "study")
     | dict.fromkeys(TRAINING, "training")
+    | dict.fromkeys(AUTOENCODER, "autoencoder")
     | dict.fromkeys(NEIGHBORS, "neighbors")
     | dict.fromkeys(EXPORTS, "exports")
     | dict.fromkeys(PREDICTION, "prediction")
 )
 
 # Groups that take longest: first, so that no process waits for another at the end.
-LONGEST = ("study", "test_packaging", "training", "exports", "test_anomaly")
+LONGEST = ("study", "test_packaging", "training", "exports", "autoencoder")
 
 # Modules and tests of `make test-slow`: benchmarks, other runtimes, several processes.
 SLOW = {
-    *("test_anomaly_variants", "test_benchmark", "test_load", "test_reliability"),
+    *("test_anomaly_variants", "test_benchmark", "test_benchmark_embeddings", "test_bounds"),
+    *("test_load", "test_material", "test_measurement", "test_reliability", "test_tables"),
+    "test_training",
     *("test_openvino_engine", "test_conversion", "test_cpp_runtime"),
     *("test_engines", "test_object_store", "test_workers", "test_replicas"),
     "test_wheel_trains_in_a_separate_environment",

@@ -1,4 +1,4 @@
-"""Train on two virtual CPU devices; run by test_classification in a separate process.
+"""Train on two virtual CPU devices; run by test_train_classifier in a separate process.
 
 First from scratch, with trainable BatchNorm, then from the trained weights, with frozen BatchNorm
 and MixStyle. Virtual devices must be configured before TensorFlow starts.

@@ -1,6 +1,8 @@
 """A whole study on phantoms, with a network of two layers in place of each backbone."""
 
+import dataclasses
 import functools
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ from cxr_tf.config import RunStudy
 from cxr_tf.runs import Run
 
 BACKBONES = ("resnet50", "vgg16", "alexnet")
+TRAINED = [f"binary-{b}" for b in BACKBONES]
+ALL_DONE = {"data", *TRAINED, "binary", "binary-knn", "autoencoder", "heatmaps", "served"}
 
 
 @functools.cache
@@ -57,3 +61,14 @@ def of_test_only(draw: Callable[..., None]) -> Callable[..., None]:
             draw(run, split, *rest)
 
     return drawn
+
+
+def copied(finished_study: RunStudy, root: Path) -> RunStudy:
+    """Copy a finished study to `root`; return the settings of the copy, which a test may change."""
+    shutil.copytree(Path(finished_study.logs).parent, root)
+    return dataclasses.replace(
+        finished_study,
+        data=str(root / "phantoms"),
+        logs=str(root / "logs"),
+        saved_models=str(root / "saved_models"),
+    )

@@ -1,4 +1,4 @@
-"""Tests of the autoencoder: training, score, threshold and export."""
+"""Tests of training an autoencoder: data, settings, choices on validation, run and export."""
 
 import csv
 import dataclasses
@@ -9,43 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_autoencoder import settings_for
 
 from cxr_tf.config import TrainAutoencoder
 from cxr_tf.errors import UserError
-
-
-@pytest.fixture(scope="module")
-def chests(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """90 phantoms, 36 of them healthy; README and masks included."""
-    from cxr_tf.data.sources.phantoms import write_phantoms
-
-    folder = tmp_path_factory.mktemp("chests") / "phantoms"
-    write_phantoms(folder, count=90, size=64, seed=3)
-    return folder
-
-
-def settings_for(data: Path, root: Path, **changed) -> TrainAutoencoder:
-    settings = {
-        "data": str(data),
-        "image_size": 128,
-        "score": "combined",
-        "batch_size": 8,
-        "epochs": 2,
-        "bootstrap_samples": 5,
-        "name": "run",
-        "logs": str(root / "logs"),
-        "saved_models": str(root / "saved_models"),
-    }
-    return TrainAutoencoder(**(settings | changed))
-
-
-@pytest.fixture(scope="module")
-def finished(chests: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainAutoencoder:
-    from cxr_tf.anomaly.train_autoencoder import train_autoencoder
-
-    settings = settings_for(chests, tmp_path_factory.mktemp("finished"))
-    train_autoencoder(settings)
-    return settings
 
 
 @pytest.fixture
@@ -74,41 +41,6 @@ def assert_same(first: list[np.ndarray], second: list[np.ndarray]) -> None:
     assert len(first) == len(second) > 0
     for a, b in zip(first, second, strict=True):
         np.testing.assert_array_equal(a, b)
-
-
-def test_alternative_scores_are_recorded(finished: TrainAutoencoder) -> None:
-    import keras
-    from sklearn.metrics import roc_auc_score
-
-    from cxr_tf import metrics as metrics_module
-    from cxr_tf.anomaly import perturbed_copies, train_autoencoder
-    from cxr_tf.models.autoencoder import build_autoencoder
-
-    folder = Path(finished.logs) / "autoencoder" / finished.name
-    recorded = json.loads((folder / "metrics.json").read_text())["other_scores"]
-    assert set(recorded) == {"appearance", "residual", "lesion_mask"}
-    recorded.pop("appearance")  # the test of the export covers it
-    network = keras.saving.load_model(folder / "model.keras", compile=False).get_layer("denoising")
-    data = train_autoencoder.load_data(finished)
-    for score, tables in recorded.items():
-        for split, table in tables.items():
-            part = data.split(split)
-            scores = perturbed_copies.predict_fn(build_autoencoder(network, score), ["score"])(
-                part.images
-            )["score"]
-            assert table["auroc"] == pytest.approx(roc_auc_score(part.labels, scores), abs=1e-9)
-            # With so few bootstrap samples the interval need not contain the score.
-            draws = metrics_module.bootstrap_weights(
-                part.catalog.patients, bootstrap_samples=5, seed=0
-            )
-            bootstrap = [
-                roc_auc_score(part.labels, scores, sample_weight=w)
-                for w in draws
-                if w[part.labels == 0].any() and w[part.labels == 1].any()
-            ]
-            assert table["ci95"]["auroc"] == pytest.approx(
-                list(np.percentile(bootstrap, [2.5, 97.5])), abs=1e-9
-            )
 
 
 def test_export_lists_its_training_files(finished: TrainAutoencoder) -> None:
@@ -203,42 +135,6 @@ def test_export_predicts_the_measured_scores(finished: TrainAutoencoder) -> None
     assert float(tf.reduce_max(explained["reconstruction"])) <= 255
 
 
-def test_evaluating_the_export_reproduces_the_metrics(
-    chests: Path, finished: TrainAutoencoder, tmp_path: Path
-) -> None:
-    import keras
-    from sklearn.metrics import roc_auc_score
-
-    from cxr_tf.anomaly import perturbed_copies, train_autoencoder
-    from cxr_tf.config import Evaluate
-    from cxr_tf.data.acquisition import shifts
-    from cxr_tf.evaluation.evaluate import evaluate
-
-    model = str(Path(finished.saved_models) / "run")
-    settings = Evaluate(
-        model=model, data=str(chests), logs=str(tmp_path), bootstrap_samples=5, shifts=True
-    )
-    again = evaluate(dataclasses.replace(settings, batch_size=7))
-    folder = Path(finished.logs) / "autoencoder" / "run"
-    before = json.loads((folder / "metrics.json").read_text())["test"]
-    after = again.metrics["test"]
-    for metric in ("auroc", "recall", "specificity", "f1", "images", "auroc/viral"):
-        assert after[metric] == pytest.approx(before[metric], abs=1e-9)
-    figures = {path.stem for path in (again.directory / "figures").iterdir()}
-    assert {"typical-test", "shifts-test"} <= figures
-    # Recompute the row of one shift.
-    test = train_autoencoder.load_data(finished).split("test")
-    network = keras.saving.load_model(folder / "model.keras", compile=False)
-    scores = perturbed_copies.predict_fn(network, ["score"])(shifts.SHIFTS["darker"](test.images))[
-        "score"
-    ]
-    called = scores >= float(again.metrics["model"]["threshold"])
-    row = again.metrics["shifts"]["darker"]
-    assert row["recall"] == pytest.approx(called[test.labels == 1].mean())
-    assert row["specificity"] == pytest.approx(1 - called[test.labels == 0].mean())
-    assert row["auroc"] == pytest.approx(roc_auc_score(test.labels, scores), abs=1e-9)
-
-
 def test_threshold_is_chosen_on_validation(finished: TrainAutoencoder) -> None:
     import keras
 
@@ -326,136 +222,6 @@ def test_plain_autoencoder_without_sick_images(chests: Path, tmp_path: Path) -> 
     assert measured["test"]["auroc"] is None and measured["test"]["specificity"] is not None
 
 
-def test_appearance_model_detects_haze_but_not_exposure() -> None:
-    from cxr_tf.anomaly.fitting import fit_appearance_model
-    from cxr_tf.data.sources.phantoms import phantom
-
-    drawn = [phantom("normal", seed=8, patient=i, size=128) for i in range(48)]
-    healthy = np.stack([p.image for p in drawn])[..., None]
-    lungs = np.stack([p.lungs for p in drawn])[..., None]
-    appearance = fit_appearance_model(healthy[:40])
-    held_out = healthy[40:].astype(np.float32)
-    errors = np.asarray(appearance(held_out))
-    outside = np.asarray(appearance.region).reshape(16, 16) == 0
-    assert outside.any() and not errors[:, outside].any()
-    # Invariant to a linear change of the grey levels.
-    np.testing.assert_allclose(appearance(0.6 * held_out + 20), errors, atol=0.3)
-    hazy = np.where(lungs[40:], 0.5 * held_out + 70, held_out)
-    rise = (np.asarray(appearance(hazy)) - errors)[:, ~outside].mean(axis=(0, 1))
-    assert (rise > 0.5).all(), rise  # brighter, with less fine and coarse detail
-
-
-def test_structural_similarity_matches_tensorflow(tmp_path: Path) -> None:
-    import tensorflow as tf
-
-    from cxr_tf.models.autoencoder import structural_similarity
-
-    rng = np.random.default_rng(0)
-    first = rng.normal(size=(2, 48, 48, 1)).astype(np.float32)
-    second = first + rng.normal(scale=0.5, size=first.shape).astype(np.float32)
-    ours = np.asarray(structural_similarity(first, second))
-    # TensorFlow averages the windows that lie inside the image.
-    inside = ours[:, 5:-5, 5:-5].mean(axis=(1, 2, 3))
-    np.testing.assert_allclose(inside, tf.image.ssim(first, second, max_val=4.0), atol=1e-4)
-    np.testing.assert_allclose(structural_similarity(first, first), 1.0, atol=1e-4)
-
-
-# ---------------------------------------------------------------------- threshold
-
-
-SICK = np.array([False] * 10 + [True] * 10)
-SCORES = np.concatenate([np.linspace(0.1, 1.0, 10), np.linspace(0.65, 1.55, 10)]).astype(np.float32)
-
-
-def test_score_is_chosen_on_validation() -> None:
-    from cxr_tf.anomaly.threshold import choose_score
-
-    scores = {"combined": -SCORES, "appearance": SCORES, "residual": 2 * SCORES}
-    assert choose_score(SICK, scores) == "appearance"  # the first of equal scores
-    assert choose_score(np.zeros(20, bool), scores) == "combined"
-
-
-@pytest.mark.parametrize(
-    ("settings", "false_alarms", "least_sensitivity"),
-    [
-        ({}, 0, 0.6),
-        ({"operating_point": "min-specificity:0.9"}, 1, 0.7),
-        ({"operating_point": "min-sensitivity:0.8"}, 2, 0.8),
-    ],
-)
-def test_threshold_follows_the_rule(
-    settings: dict, false_alarms: int, least_sensitivity: float
-) -> None:
-    from cxr_tf.anomaly.threshold import choose_threshold
-
-    threshold, _ = choose_threshold(SICK, SCORES[None], TrainAutoencoder(**settings))
-    assert np.sum(SCORES[~SICK] >= threshold) == false_alarms
-    assert np.mean(SCORES[SICK] >= threshold) >= least_sensitivity
-
-
-def test_youden_uses_perturbed_copies_but_fixed_rates_do_not() -> None:
-    from cxr_tf.anomaly.threshold import choose_threshold
-
-    darker = SCORES - 0.5  # from another scanner
-    both = np.stack([SCORES, darker])
-    threshold, rule = choose_threshold(SICK, both, TrainAutoencoder())
-    assert "another scanner" in rule
-    candidates = np.unique(both)
-    called = both[..., None] >= candidates
-    j = called[:, SICK].mean(axis=(0, 1)) - called[:, ~SICK].mean(axis=(0, 1))
-    at = np.mean(both[:, SICK] >= threshold) - np.mean(both[:, ~SICK] >= threshold)
-    assert at == pytest.approx(j.max())
-    assert threshold < choose_threshold(SICK, SCORES[None], TrainAutoencoder())[0]
-    by_rate = TrainAutoencoder(operating_point="min-specificity:0.9")
-    assert choose_threshold(SICK, both, by_rate) == choose_threshold(SICK, SCORES[None], by_rate)
-
-
-def test_threshold_without_sick_images_is_a_quantile() -> None:
-    from cxr_tf.anomaly.threshold import choose_threshold
-
-    healthy = np.linspace(1, 2, 200).astype(np.float32)
-    none_sick = np.zeros(200, bool)
-    threshold, rule = choose_threshold(none_sick, healthy[None], TrainAutoencoder())
-    assert np.mean(healthy >= threshold) == pytest.approx(0.05, abs=0.006)
-    assert "no sick image" in rule
-    threshold, _ = choose_threshold(
-        none_sick, healthy[None], TrainAutoencoder(operating_point="min-specificity:0.8")
-    )
-    assert np.mean(healthy >= threshold) == pytest.approx(0.2, abs=0.006)
-
-
-@pytest.mark.parametrize(
-    ("settings", "healthy", "epochs"),
-    [
-        ({}, 1025, 8),
-        ({"model": "plain"}, 1025, 30),
-        ({}, 160, 50),
-        ({}, 30, 60),
-        ({"model": "plain"}, 160, 30),
-        ({"epochs": 3}, 160, 3),
-    ],
-)
-def test_default_epochs_grow_for_few_images(
-    settings: dict, healthy: int, epochs: int, tmp_path: Path
-) -> None:
-    from cxr_tf.anomaly.resolved import resolve
-    from cxr_tf.runs import Run
-
-    assert resolve(TrainAutoencoder(**settings), healthy, Run(tmp_path)).epochs == epochs
-
-
-def test_resumed_run_keeps_its_number_of_epochs(tmp_path: Path) -> None:
-    from cxr_tf.anomaly.resolved import resolve
-    from cxr_tf.runs import Run
-
-    run = Run(tmp_path)
-    resumed = TrainAutoencoder(resume=True)
-    assert resolve(resumed, 160, run).epochs == 50
-    (tmp_path / "config.json").write_text('{"settings": {"epochs": 46}}')
-    assert resolve(resumed, 160, run).epochs == 46  # images were added since
-    assert resolve(dataclasses.replace(resumed, epochs=7), 160, run).epochs == 7
-
-
 @pytest.mark.usefixtures("quick")
 def test_default_epochs_are_recorded(
     chests: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -478,7 +244,7 @@ def test_default_epochs_are_recorded(
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"score": "ssim"}, "does not belong to --model denoising"),
+        ({"score": "ssim"}, "is not available for --model denoising"),
         ({"image_size": 208}, "multiple of 32 from 128 on"),
         ({"image_size": 96}, "multiple of 32 from 128 on"),
         ({"model": "plain", "score": "", "image_size": 72}, "multiple of 16 from 64 on"),

@@ -1,4 +1,4 @@
-"""Tests of training one classifier."""
+"""Tests of training one classifier: settings, interruptions, choices on validation, and the run."""
 
 import csv
 import dataclasses
@@ -7,13 +7,13 @@ import math
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from killed_training import killed_after_an_epoch
 from scipy.special import softmax
+from tiny_classifier import keep_checkpoints, skip_figures_and_export, tiny_settings
 
 from cxr_tf.config import TrainClassifier
 from cxr_tf.errors import UserError
@@ -22,46 +22,6 @@ SCORES = (
     *("accuracy", "balanced_accuracy", "precision", "recall", "specificity", "f1"),
     *("auroc", "auprc", "brier", "ece", "loss"),
 )
-
-
-def tiny_settings(phantoms: Path, root: Path, **changed) -> TrainClassifier:
-    settings = {
-        "data": str(phantoms),
-        "backbone": "tiny",
-        "weights": "none",
-        "image_size": 64,
-        "batch_size": 16,
-        "epochs": 3,
-        "precision": "float32",
-        "bootstrap_samples": 5,
-        "name": "run",
-        "logs": str(root / "logs"),
-        "saved_models": str(root / "saved_models"),
-    }
-    return TrainClassifier(**(settings | changed))
-
-
-def skip_figures_and_export(patch: pytest.MonkeyPatch) -> None:
-    """They are slow, and tested on the finished run."""
-    from cxr_tf import runs
-    from cxr_tf.scoring import classifier
-    from cxr_tf.serving import export
-
-    patch.setattr(classifier, "draw_split", lambda *a, **k: None)
-    patch.setattr(runs.Run, "write_figure", lambda *a, **k: None)
-    patch.setattr(export, "export_classifier", lambda *a, **k: Path("nowhere/1"))
-
-
-def keep_checkpoints(patch: pytest.MonkeyPatch) -> None:
-    """Those of a finished run too, for comparison."""
-    from cxr_tf.training.checkpoints import TrainingState
-
-    patch.setattr(TrainingState, "remove", lambda self: None)
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    skip_figures_and_export(monkeypatch)
 
 
 @pytest.fixture
@@ -81,21 +41,6 @@ def assert_same(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> 
     assert first.keys() == second.keys()
     different = [k for k in first if first[k].tobytes() != second[k].tobytes()]
     assert not different
-
-
-@pytest.fixture(scope="module")
-def undisturbed(
-    tiny_backbone: str, phantoms: Path, tmp_path_factory: pytest.TempPathFactory
-) -> TrainClassifier:
-    """Three epochs of the small network without interruption, with checkpoints."""
-    from cxr_tf.classification.train_classifier import train_classifier
-
-    settings = tiny_settings(phantoms, tmp_path_factory.mktemp("undisturbed"))
-    with pytest.MonkeyPatch.context() as patch:
-        skip_figures_and_export(patch)
-        keep_checkpoints(patch)
-        train_classifier(settings)
-    return settings
 
 
 @pytest.mark.usefixtures("quick", "kept_state")
@@ -280,37 +225,6 @@ def test_invalid_settings_raise_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.usefixtures("quick")
-def test_zero_epochs_train_the_head_only(
-    undisturbed: TrainClassifier, phantoms: Path, tmp_path: Path
-) -> None:
-    """A head for three classes on the unchanged backbone of a binary model."""
-    import keras
-
-    from cxr_tf.classification import train_classifier
-    from cxr_tf.models.backbones import backbone_layers
-
-    source = Path(undisturbed.logs) / "classifier/run/model.keras"
-    run = train_classifier.train_classifier(
-        tiny_settings(phantoms, tmp_path, weights=str(source), epochs=0, task="three_class")
-    )
-    before = keras.saving.load_model(source, compile=False)
-    after = keras.saving.load_model(run.directory / "model.keras", compile=False)
-    assert after.output_shape == (None, 3)
-    for layer in backbone_layers(before, "tiny"):
-        for old, new in zip(
-            layer.get_weights(), after.get_layer(layer.name).get_weights(), strict=True
-        ):
-            np.testing.assert_array_equal(old, new)
-    metrics = run.metrics
-    assert metrics["model"]["best_epoch"] == 0
-    assert metrics["history"][0]["train_loss"] is None
-    assert {f"recall/{c}" for c in ("normal", "bacterial", "viral")} <= metrics["test"].keys()
-    with (run.directory / "predictions-test.csv").open() as file:
-        header = next(csv.reader(file))
-    assert header == ["path", "patient", "label", "normal", "bacterial", "viral", "predicted"]
-
-
 def test_run_directory_is_complete(finished: TrainClassifier) -> None:
     folder = Path(finished.logs) / "classifier" / finished.name
     metrics = json.loads((folder / "metrics.json").read_text())
@@ -418,36 +332,6 @@ def test_threshold_calibration_and_epoch_are_chosen_on_validation(
     assert actual == pytest.approx(chosen("val"), rel=1e-4)
     for value, of_test in zip(actual, chosen("test"), strict=True):
         assert value != pytest.approx(of_test, rel=1e-3)
-
-
-def test_class_weights_balance_two_classes_and_soften_three() -> None:
-    from cxr_tf.classification.fitting import class_weights
-
-    assert class_weights(np.repeat([0, 1], [30, 10])) == pytest.approx({0: 2 / 3, 1: 2.0})
-    counts = np.array([10, 40, 90])
-    weights = class_weights(np.repeat([0, 1, 2], counts))
-    assert [weights[k] / weights[0] for k in range(3)] == pytest.approx([1, 1 / 2, 1 / 3])
-    assert np.dot(counts, list(weights.values())) == pytest.approx(counts.sum())
-
-
-@pytest.mark.usefixtures("quick")
-def test_resumed_run_keeps_its_precision(
-    tiny_backbone: str, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from cxr_tf.classification import train_classifier
-    from cxr_tf.training import precision as training_precision
-
-    def resolving_to(precision: str) -> Callable[..., str]:
-        return lambda wanted, **_: precision if wanted == "auto" else wanted
-
-    settings = tiny_settings(phantoms, tmp_path, precision="auto", epochs=2)
-    with monkeypatch.context() as patch, killed_after_an_epoch():
-        patch.setattr(training_precision, "resolve_precision", resolving_to("float32"))
-        train_classifier.train_classifier(settings)
-    monkeypatch.setattr(training_precision, "resolve_precision", resolving_to("mixed_bfloat16"))
-    run = train_classifier.train_classifier(dataclasses.replace(settings, resume=True))
-    assert run.config["resolved"]["precision"] == "float32"
-    assert run.metrics["model"]["precision"] == "float32"
 
 
 def test_training_on_two_devices(phantoms: Path, tmp_path: Path) -> None:
