@@ -1,8 +1,8 @@
 """The Python API: one function per script, with the script's flags as keyword arguments.
 
-Each function takes the fields of its dataclass in `cxr_tf.config`, with hyphens as underscores:
-`train_classifier.py --image-size 64` is `train_classifier(image_size=64)`. All raise `UserError`
-on a mistake of the caller, with the message that the script prints.
+Each function takes the fields of its dataclass in `cxr_tf.config`, where hyphens are underscores:
+`train_classifier.py --image-size 64` is `train_classifier(image_size=64)`. A mistake by the caller
+raises `UserError`, with the message that the script prints.
 """
 
 import dataclasses
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 def open_catalog(
     data: str | Path, *, task: str = "binary", positive: str = "", seed: int = 0
 ) -> "Catalog":
-    """Read a folder, a .csv list or a .npz of radiographs; split by patient if it has no splits.
+    """Read a folder, .csv list or .npz file of radiographs; split it by patient if it is not split.
 
     Args:
-        data: folder, list or file; `"phantom"` for synthetic radiographs.
+        data: path of the folder, list or file, or `"phantom"` for synthetic radiographs.
         task: `"binary"`, `"three_class"`, or `"labels"` for any labels.
-        positive: the positive one of two labels; with `task="labels"` only.
+        positive: which of two labels is the positive one; only with `task="labels"`.
         seed: seed of the splits.
 
     Returns:
@@ -79,7 +79,7 @@ def train_classifier(**settings: Any) -> "Run":
 
 
 def compare_backbones(**settings: Any) -> "Run":
-    """Train three backbones and select one on validation; see `config.CompareBackbones`."""
+    """Train three backbones and select one on validation data; see `config.CompareBackbones`."""
     return _call("compare_backbones", settings)
 
 
@@ -94,7 +94,7 @@ def train_autoencoder(**settings: Any) -> "Run":
 
 
 def explain(**settings: Any) -> "Run":
-    """Explain a classifier's predictions by heatmaps; see `config.Explain`."""
+    """Explain a classifier's predictions with heatmaps; see `config.Explain`."""
     return _call("explain", settings)
 
 
@@ -104,15 +104,15 @@ def evaluate(**settings: Any) -> "Run":
 
 
 def predict(**settings: Any) -> None:
-    """Predict images, and print or write the predictions; see `config.Predict`.
+    """Classify or score images, and print or write the predictions; see `config.Predict`.
 
-    In a notebook, `load_model(...).predict(paths)` returns arrays instead.
+    To get the predictions as arrays, call `load_model(...).predict(paths)`.
     """
     _call("predict", settings)
 
 
 def score_archive(**settings: Any) -> None:
-    """Predict an archive of any size, shard by shard; see `config.ScoreArchive`."""
+    """Classify or score an archive of any size, shard by shard; see `config.ScoreArchive`."""
     _call("score_archive", settings)
 
 
@@ -147,7 +147,7 @@ def compare_studies(*studies: str | Path, logs: str = "logs") -> str:
 
 
 def _call(command: str, given: dict[str, Any]) -> Any:
-    """Call a command; raise UserError for an unknown or a missing setting."""
+    """Call a command; raise UserError for an unknown or missing setting."""
     kind = COMMANDS[command][0]
     known = [field.name for field in dataclasses.fields(kind)]
     if unknown := [name for name in given if name not in known]:

@@ -1,4 +1,4 @@
-"""Command-line entry point: flags to settings, one call, errors to one line and an exit code."""
+"""Run a command line: parse its flags, call its job, and turn errors into an exit code."""
 
 import contextlib
 import dataclasses
@@ -29,9 +29,10 @@ def run(
 ) -> None:
     """Parse the command line into `settings_type`, call `job` with it, and exit.
 
-    load_tensorflow: whether to import it first, without its start-up messages.
+    load_tensorflow: whether to import TensorFlow first, with its start-up messages hidden.
 
-    Exit codes: 0 done, 2 a mistake that the user can fix (one line on stderr), 130 interrupted.
+    The exit code is 0 if the job is done, 2 for a mistake that the user can fix (with one line on
+    stderr), and 130 for an interrupted job.
     """
     _install_signal_handlers()
     try:
@@ -59,7 +60,7 @@ def run(
     except KeyboardInterrupt:
         _set_handlers(signal.SIG_IGN)
         _fail(
-            "interrupted; run the same command again to continue (a training: with --resume)",
+            "interrupted; to continue, run the same command again (for training, with --resume)",
             130,
         )
     except BrokenPipeError:
@@ -118,7 +119,7 @@ def _parse(settings_type: type[Settings]) -> Settings:
 
 
 def _with_home(settings: Any) -> Any:
-    """Expand `~` in the output folders, which a shell leaves alone in `--logs=~/runs`."""
+    """Expand `~` in the output folders, because a shell does not expand it in `--logs=~/runs`."""
     given = {k: getattr(settings, k, None) for k in ("logs", "saved_models")}
     return dataclasses.replace(
         settings,
@@ -160,8 +161,8 @@ def _set_environment() -> None:
     # TensorFlow reads these once, on import.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-    # Keeps freed memory. Otherwise the gradients of large layers are returned to the system and
-    # faulted in again, page by page, in each step: a third of AlexNet's step time.
+    # This allocator keeps freed memory. Otherwise the memory of large gradients is returned to the
+    # system and faulted in again, page by page, in each step: a third of AlexNet's step time.
     os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "true")
 
 

@@ -1,4 +1,4 @@
-"""The commands: the settings that each takes, and the function that does the work.
+"""The commands, with the settings that each takes and the function that does its work.
 
 A script under scripts/ runs one of them, `cxr <command>` runs any, and `cxr_tf.<command>(...)`
 calls its function from Python. The function has the name of the command, in the module named here.
@@ -33,7 +33,7 @@ WITHOUT_TENSORFLOW = ("score_archive",)
 
 
 def call(command: str, settings: Any) -> Any:
-    """Import the module of a command, which may load TensorFlow, and do the work."""
+    """Import the module of a command, which may load TensorFlow, and call its function."""
     module = COMMANDS[command][1]
     if getattr(settings, "archive", ""):  # fit_knn
         module = "cxr_tf.archive.similar_cases"
@@ -41,7 +41,7 @@ def call(command: str, settings: Any) -> Any:
 
 
 def run(command: str) -> None:
-    """Run a command with the flags of the process, and exit; see `cli.run` for the exit codes.
+    """Run a command with the flags in `sys.argv`, and exit; see `cli.run` for the exit codes.
 
     `check_served` also exits with 1 if a model does not reproduce the measured predictions.
     """

@@ -1,12 +1,12 @@
-"""Verify exported models: repeat the predictions on all test images, as TF Serving would.
+"""Verify exported models by repeating the predictions on all test images as TF Serving would.
 
     python scripts/check_served.py --runs logs/classifier/vgg16-binary logs/knn/vgg16-binary-knn
     python scripts/check_served.py --runs logs/classifier/vgg16-binary --runtime c++
 
-Every test image goes, as the bytes of its file, into the SavedModel of the run, in a process of its
-own: one that imports only TensorFlow (`runtimes.bare_process`), or one that runs TensorFlow's C++
-runtime without the Python package (`runtimes.cpp_process`). Its predictions are compared with the
-run's `predictions-test.csv`.
+A separate process loads the SavedModel of each run and predicts the files of all test images. It
+imports only TensorFlow (`runtimes.bare_process`), or it runs TensorFlow's C++ runtime without the
+Python package (`runtimes.cpp_process`). Its predictions are compared with the run's
+`predictions-test.csv`.
 """
 
 import logging
@@ -31,11 +31,11 @@ from cxr_tf.serving.store import cards, versions
 
 log = logging.getLogger(__name__)
 
-# Programs that compute the same in float32 differ in their kernels and the order of their sums.
-# A file of predictions holds eight digits.
+# Programs that compute the same function in float32 use different kernels and add in a different
+# order. `predictions-test.csv` has eight digits.
 TOLERANCE = 1e-4
 
-# Program of the child process, by --runtime.
+# The arguments of `python` that start the child process, for each --runtime.
 PROGRAMS = {
     "tensorflow": [bare_process.__file__],
     "c++": ["-m", "cxr_tf.serving.runtimes.cpp_process"],
@@ -43,18 +43,18 @@ PROGRAMS = {
 
 
 def check_served(settings: CheckServed) -> Run:
-    """Compare all test images of the runs; return the run directory with the result.
+    """Verify the exported models of the runs on their test images; return a run with the results.
 
     `metrics.json`: {"agreed": bool, "models": [{"run", "kind", "saved_model", "images", "equal",
     "largest_difference", "labels_equal", "runtime"}]}. `equal` counts the images whose numbers
     differ by at most 1e-4 and whose label is the same. With --runtime c++ each model also has the
     result of `cpp_comparison.compare_runtimes`, as "c++".
 
-    Raises UserError if a run has no exported model or no predictions, or an image is gone.
+    Raises UserError if a run has no exported model or no predictions, or an image is missing.
     """
     if not settings.runs:
         raise UserError("no run to check: give --runs logs/classifier/<name> ...")
-    # A check may be repeated, and each has its own record.
+    # Each check is recorded as a run of its own, even if the same models are checked again.
     records = Path(settings.logs) / "served"
     names = numbered_names(Path(settings.runs[0]).resolve().name)
     free = (n for n in names if not Run(records / n).finished and not is_foreign(records / n))
@@ -88,9 +88,10 @@ def check_served(settings: CheckServed) -> Run:
 
 @dataclass(frozen=True)
 class Measurement:
-    """A finished run with an exported model, and its predictions on test.
+    """A finished run with an exported model, and its predictions on the test set.
 
-    columns: those of `predictions-test.csv`, by name. paths: of the test images, in their order.
+    columns: the columns of `predictions-test.csv`, by name; paths: the test images, in the same
+    order.
     """
 
     run: str
@@ -101,14 +102,17 @@ class Measurement:
 
 
 def read_measurement(folder: str) -> Measurement:
-    """Read what a run measured; raise UserError if it is not finished or exported no model."""
+    """Read the predictions of a run on the test set.
+
+    Raises UserError if the run is not finished, or exported no model.
+    """
     run = Run(Path(folder))
     if not run.finished:
         raise UserError(f"{folder} is not a finished run: logs/<job>/<name>")
     model = run.metrics.get("model", {}).get("saved_model", "")
     if not model or not (run.directory / "predictions-test.csv").exists():
         raise UserError(
-            f"{folder} has no exported model with predictions on test; name the run of a "
+            f"{folder} has no exported model with predictions on the test set; give the run of a "
             "classifier, of nearest neighbours or of an autoencoder"
         )
     columns = run.predictions("test")
@@ -128,7 +132,7 @@ def compare(measured: Measurement, predictions: dict[str, np.ndarray]) -> dict[s
     if "score" in predictions:
         expected = measured.columns["score"][:, None]
         numbers = predictions["score"][:, None]
-        # An autoencoder has two labels: an anomaly is recorded as a pneumonia.
+        # An autoencoder has two labels: an anomaly is recorded as pneumonia.
         labels = np.where(predictions["is_anomaly"], "pneumonia", "normal")
     else:
         classes = [c.decode() for c in predictions["classes"][0]]

@@ -50,16 +50,17 @@ def check_installed(format_: str) -> None:
 
 
 def runtime_version(format_: str) -> str:
-    """Return name and version of the package that runs a format."""
+    """Return the name and version of the package that runs a format."""
     package = list(NEEDS[format_].values())[-1]
     return f"{package} {metadata.version(package)}"
 
 
 def convert(served: ServedModel, format_: str, path: Path, *, int8: bool = False) -> None:
-    """Write the signature `tensor` of a classifier in another format.
+    """Convert the signature `tensor` of a classifier to another format, and write it to a file.
 
-    The file takes `images`, float32 [N, S, S, 3] in 0..255, and returns `probabilities`, float32
-    [N, C]. int8 (LiteRT): weights and activations in 8 bits, with scales from phantoms.
+    The converted model takes `images`, float32 [N, S, S, 3] in 0..255, and returns `probabilities`,
+    float32 [N, C]. int8 (LiteRT only): quantise weights and activations to 8 bits, with scales that
+    are calibrated on phantoms.
     """
     tensor: Any = served.signature("tensor")
     (images,) = tensor.structured_input_signature[1].values()
@@ -85,7 +86,7 @@ def _write_onnx(function: Any, path: Path) -> None:
     )
 
     frozen = convert_variables_to_constants_v2(function, lower_control_flow=False)
-    # The class names, which only the strings need, are inputs of the frozen function too.
+    # The class names, which only string outputs need, are inputs of the frozen function too.
     (given,) = (x.name for x in frozen.inputs if x.dtype == tf.float32 and x.shape.rank == 4)
     (probabilities,) = (x.name for x in frozen.outputs)
     model, _ = tf2onnx.convert.from_graph_def(
@@ -107,7 +108,10 @@ def _litert(function: Any, served: ServedModel, *, int8: bool) -> bytes:
 
 
 def calibration_images(served: ServedModel) -> Iterator[np.ndarray]:
-    """Yield phantoms, float32 [1, S, S, 3], so that int8 models depend on no patient's image."""
+    """Yield the images that calibrate int8 models, float32 [1, S, S, 3] in 0..255.
+
+    They are phantoms, so that a model depends on no patient's image.
+    """
     size = served.card["image_size"]
     for k in range(openvino_engine.CALIBRATION_IMAGES):
         gray = phantom(
@@ -146,14 +150,14 @@ def _open_litert(path: Path) -> Network:
 
 
 def _open_openvino(path: Path) -> Network:
-    # On CPUs with bfloat16, OpenVINO would compute in it.
+    # On CPUs with bfloat16, OpenVINO uses it by default.
     model = openvino_engine.core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return lambda images: model(images)["probabilities"]
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide the progress of converters, which they print to stdout, where scripts print results."""
+    """Hide the progress that converters print to stdout, where scripts print their results."""
     loggers = [logging.getLogger(name) for name in ("tf2onnx", "tensorflow")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

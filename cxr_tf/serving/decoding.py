@@ -12,12 +12,13 @@ _LARGEST_FAULT_COUNT = 16
 def decode_images(image_bytes: tf.Tensor, size: int) -> tf.Tensor:
     """Decode JPEG or PNG bytes, string [N], with `decode_radiograph` to uint8 [N, size, size, 1].
 
-    The first step of every signature that takes files. A request with a bad image fails with an
-    InvalidArgument error that names the positions of all bad images: `image_bytes[3]: truncated or
-    corrupt image (1834 bytes)`. An image is bad if it is empty, neither JPEG nor PNG (GIF and BMP
-    too, which the decoder would accept), larger than 50 megapixels, has a side below 16 pixels, is
-    blank or two-valued, or cannot be decoded. Sizes are read from the header before anything is
-    decoded. A JPEG damaged in the middle, which libjpeg decodes, passes.
+    This is the first step of every signature that takes files. A request with a bad image fails
+    with an InvalidArgument error that names the positions of up to 16 bad images: `image_bytes[3]:
+    truncated or corrupt image (1834 bytes)`. An image is bad if it is empty, is neither JPEG nor
+    PNG (the decoder would also accept GIF and BMP), is larger than 50 megapixels, has a side below
+    16 pixels, is blank or two-valued, or cannot be decoded. Its size is read from the header before
+    anything is decoded. A JPEG that is damaged in the middle is accepted, because libjpeg decodes
+    it.
     """
     count = tf.size(image_bytes)
     blank = tf.zeros([size, size, 1], tf.uint8)
@@ -34,7 +35,7 @@ def decode_images(image_bytes: tf.Tensor, size: int) -> tf.Tensor:
     placeholder = tf.data.Dataset.from_tensors((tf.constant(-1), tf.constant(FINE), blank))
     batch = placeholder.concatenate(decoded).batch(tf.cast(count, tf.int64) + 1)
     options = tf.data.Options()
-    # Both pay off only for streams that run for minutes.
+    # Autotuning and these optimisations pay off only for streams that run for minutes.
     options.autotune.enabled = False
     options.experimental_optimization.apply_default_optimizations = False
     rows, faults, grays = batch.with_options(options).get_single_element()

@@ -4,8 +4,8 @@
     served = load_served(folder)
     served.signature("serving_default")(image_bytes=tf.constant([...]))["probabilities"]
 
-Everything that was chosen (size, calibration, threshold, class names) is inside the graph: a client
-sends the bytes of the file and needs nothing else. `serving.store.versions` writes the folders.
+The image size, calibration, threshold and class names are inside the graph: a client sends the
+bytes of a file and needs nothing else. `serving.store.versions` writes the folders.
 """
 
 from collections.abc import Callable
@@ -37,7 +37,7 @@ def export_autoencoder(
     resumed: bool = False,
     detector: Detector | None = None,
 ) -> Path:
-    """Write the autoencoder as the next version under `base`; return its folder.
+    """Export an autoencoder as the next version under `base`; return the version's folder.
 
     Signatures (N images; S the model's size):
 
@@ -47,8 +47,9 @@ def export_autoencoder(
     - `explain`: image_bytes -> reconstruction float32 [N, S, S] in 0..255, anomaly_map float32
       [N, S, S], score.
 
-    With a detector (see `serving.novelty`) `serving_default` also has novelty float32 [N] and
-    is_novel bool [N]: a novel image is unlike the training images, healthy or sick.
+    healthy_scores: scores of the healthy validation images, ascending. With a detector (see
+    `serving.novelty`), `serving_default` also returns novelty float32 [N] and is_novel bool [N]: a
+    novel image is unlike the training images, whether healthy or not.
     """
     size = int(model.input_shape[1])
     sorted_scores = tf.constant(healthy_scores, tf.float32)
@@ -107,7 +108,7 @@ def export_classifier(
     set_thresholds: np.ndarray | None = None,
     detector: Detector | None = None,
 ) -> Path:
-    """Write a calibrated float32 classifier as the next version under `base`; return its folder.
+    """Export a calibrated float32 classifier as the next version under `base`; return its folder.
 
     Signatures (N images; C classes; S the model's size; D the embedding's width):
 
@@ -117,15 +118,16 @@ def export_classifier(
     - `tensor`: images float32 [N, S, S, 3] in 0..255 -> the same;
     - `embed`: image_bytes -> embedding float32 [N, D];
     - `predict_and_embed`: image_bytes -> the outputs of `serving_default` and `embed`, in one pass
-      of the network; with a detector only, which makes `serving_default` compute the embedding
-      too: otherwise the graphs are optimised differently, and the last bits differ;
+      of the network. It is exported only with a detector, for which `serving_default` computes the
+      embedding too. Otherwise TensorFlow would optimise the two graphs differently, and the last
+      bits of their outputs would differ;
     - `occlusion`: image_bytes -> heatmap float32 [N, S, S] (the drop of the label's probability
       where the image is covered, as in scripts/explain.py), and the outputs of `serving_default`.
 
-    set_thresholds: see `metrics.conformal_thresholds`; detector: see `serving.novelty`; without
-    them `prediction_set`, or `novelty` and `is_novel`, are not exported.
-    threshold: with two classes, the second is the label from this probability on; with more, the
-    label is the most probable class.
+    threshold: with two classes, the label is the second if its probability is at least `threshold`;
+    with more, the label is the most probable class. set_thresholds: see
+    `metrics.conformal_thresholds`; without them, `prediction_set` is not exported. detector: see
+    `serving.novelty`; without it, `novelty` and `is_novel` are not exported.
     """
     model = fold_norms(model)
     size = int(model.input_shape[1])
@@ -179,10 +181,10 @@ def export_classifier(
 
 
 def save(signatures: dict[str, Signature], folder: str) -> None:
-    """Write a SavedModel with these signatures.
+    """Write a SavedModel with the given signatures.
 
-    Like `keras.export.ExportArchive`, which would trace every function twice. AutoGraph is off:
-    control flow on tensors is written with `tf.cond` and `tf.while_loop`.
+    `keras.export.ExportArchive` would trace every function twice. AutoGraph is off: control flow on
+    tensors is written with `tf.cond` and `tf.while_loop`.
     """
     traced = {
         name: tf.function(function, input_signature=[spec], autograph=False).get_concrete_function()
@@ -198,8 +200,8 @@ def save(signatures: dict[str, Signature], folder: str) -> None:
 def variables_in_order(function: Any) -> list[tf.Variable]:
     """Return the variables of a concrete function in the order in which the graph captures them.
 
-    `function.variables` comes from a set of objects by address, whose order differs from process to
-    process: equal trainings would not give equal files.
+    The order of `function.variables` depends on memory addresses, and so differs from process to
+    process: identical training runs would not give identical files.
     """
     position = {id(tensor): k for k, tensor in enumerate(function.captured_inputs)}
     return sorted(function.variables, key=lambda v: position[id(v.handle)])
@@ -208,8 +210,8 @@ def variables_in_order(function: Any) -> list[tf.Variable]:
 def decide(probabilities: tf.Tensor, threshold: float) -> tf.Tensor:
     """Return the predicted class index of each row of probabilities [N, C], int64 [N].
 
-    With two classes, the second if its probability reaches `threshold`; with more, the most
-    probable.
+    With two classes, the second is predicted if its probability reaches `threshold`; with more
+    classes, the most probable one is predicted.
     """
     if probabilities.shape[-1] == 2:
         return tf.cast(probabilities[:, 1] >= threshold, tf.int64)
@@ -229,7 +231,7 @@ def export_knn(
     write_beside: Callable[[Path], Any],
     resumed: bool = False,
 ) -> Path:
-    """Write a nearest-neighbours model as the next version under `base`; return its folder.
+    """Export a nearest-neighbours model as the next version under `base`; return its folder.
 
     Signature `serving_default` (N images, C classes, k neighbours): image_bytes string [N] ->
     probabilities float32 [N, C] (shares of the vote), classes string [N, C], label string [N],
@@ -237,11 +239,11 @@ def export_knn(
     novelty float32 [N] (distance to the k-th neighbour divided by `novelty_limit`), is_novel bool
     [N] (novelty above 1: the image is unlike the images of the index).
 
-    `pipeline` is the fitted scikit-learn one, with steps among `standardise`, `project`,
-    `unit_length`, and last `knn`; index: float32 [M, E], its training rows after those steps;
-    index_labels: int [M]. `write_beside` writes further files into the version's folder; it may
-    check the finished SavedModel there and raise. Where a `resumed` job has been exported before,
-    it is not called; see `versions.write_version`.
+    pipeline: a fitted scikit-learn pipeline, with any of the steps `standardise`, `project` and
+    `unit_length`, and `knn` as the last one; index: float32 [M, E], the embeddings of the training
+    images after the steps before `knn`; index_labels: int [M]. `write_beside` writes further files
+    into the version's folder; it may also check the finished SavedModel there, and raise. It is not
+    called if a `resumed` job has already exported the model; see `versions.write_version`.
     """
     steps = dict(pipeline.steps)
     knn = steps["knn"]
@@ -274,7 +276,7 @@ def export_knn(
         labels = tf.gather(module.index_labels, rows)
         weights = tf.ones_like(distances)
         if knn.weights == "distance":
-            # As in scikit-learn: where neighbours are at distance 0, only they vote.
+            # As in scikit-learn: if neighbours are at distance 0, only they vote.
             identical = distances == 0
             weights = tf.where(
                 tf.reduce_any(identical, axis=1, keepdims=True),
@@ -306,11 +308,12 @@ def export_knn(
 def nearest_rows(
     queries: tf.Tensor, index: tf.Variable, k: int, *, block: int = 8192
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return exact Euclidean distances, float64 [N, k] ascending, and rows int64 [N, k].
+    """Return the exact Euclidean distances of the nearest rows of an index, and their numbers.
 
-    queries: float32 [N, E]; index: float32 [M, E], k <= M. The index is searched in blocks, so
-    that memory holds N x block distances whatever M is. In float64, like scikit-learn: in float32
-    |q|^2 - 2qx + |x|^2 loses the digits that order near neighbours.
+    queries: float32 [N, E]; index: float32 [M, E], k <= M. Returns distances float64 [N, k],
+    ascending, and row numbers int64 [N, k]. The index is searched in blocks, so that at most
+    N x block distances are in memory for any M. They are computed in float64, as in scikit-learn:
+    in float32, |q|^2 - 2qx + |x|^2 loses the digits that order near neighbours.
     """
     queries = tf.cast(queries, tf.float64)
     size = int(index.shape[0])

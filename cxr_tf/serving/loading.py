@@ -26,8 +26,9 @@ Paths = str | Path | Sequence[str | Path]
 class ServedModel:
     """An exported model in memory, with its model card.
 
-    engine: what runs the signatures: tensorflow, openvino, or auto, which falls back to TensorFlow.
-    precision: the precision of OpenVINO: float32, bfloat16 or int8.
+    engine: what runs the signatures: tensorflow; openvino; or auto, that is, OpenVINO, and
+    TensorFlow for signatures that OpenVINO cannot run. precision: the precision of OpenVINO:
+    float32, bfloat16 or int8.
     """
 
     folder: Path
@@ -52,7 +53,7 @@ class ServedModel:
     def training_digests(self) -> set[str]:
         """Return the digests (`Radiograph.digest`) of the training and validation files.
 
-        Empty for an export without them.
+        The set is empty if the export has no digests.
         """
         file = self.folder / versions.TRAINING_DIGESTS
         if not file.exists():
@@ -60,14 +61,14 @@ class ServedModel:
         return set(file.read_text().split()) if file.exists() else set()
 
     def decode(self, paths: list[str]) -> list[bytes]:
-        """Read image files as the signatures take them; DICOM is converted to PNG."""
+        """Return the contents of image files for the signatures; DICOM is converted to PNG."""
         return [read_image(p) for p in paths]
 
     def predictor(self, signature: str) -> PredictFn:
-        """Return a signature that takes image files, as a function like that of a server.
+        """Return a signature that takes image files as a `PredictFn`, like `client.connect`.
 
-        Raises UserError for a signature that does not take image files, and for one that OpenVINO
-        cannot run if the engine is `openvino`.
+        Raises UserError for a signature that does not take image files, and, if the engine is
+        `openvino`, for one that OpenVINO cannot run.
         """
         call: Any = self.signature(signature)
         inputs = call.structured_input_signature[1]
@@ -89,7 +90,7 @@ class ServedModel:
         return predict
 
     def file_predictor(self, signature: str) -> Callable[[Sequence[str]], dict[str, np.ndarray]]:
-        """Return `predictor` for file paths; its UserError names the first bad file."""
+        """Return a signature as a function of file paths; its UserError names the first bad file."""
         predict = self.predictor(signature)
 
         def predict_paths(paths: Sequence[str]) -> dict[str, np.ndarray]:
@@ -104,13 +105,14 @@ class ServedModel:
     def predict(
         self, paths: Paths, *, signature: str = "serving_default", batch_size: int = 32
     ) -> dict[str, np.ndarray]:
-        """Predict image files: every output of the signature, in the order of the paths.
+        """Return all outputs of a signature for image files, in the order of their paths.
 
         paths: one JPEG, PNG or DICOM file, or N of them. A classifier returns `probabilities`
-        float32 [N, C], `classes` [N, C] and `label` [N]; an autoencoder `score`, `threshold`,
-        `is_anomaly` and `percentile` [N]; nearest neighbours also their `neighbor_paths` [N, k].
+        float32 [N, C], `classes` [N, C] and `label` [N]; an autoencoder returns `score`,
+        `threshold`, `is_anomaly` and `percentile` [N]; nearest neighbours return the outputs of a
+        classifier and `neighbor_paths` [N, k].
 
-        Raises UserError for a file that cannot be read, and for a signature the model lacks.
+        Raises UserError for a file that cannot be read, and for an unknown signature.
         """
         predict = self.file_predictor(signature)
         names = [str(p) for p in ([paths] if isinstance(paths, str | Path) else paths)]
@@ -145,13 +147,13 @@ class ServedModel:
 
     def _on_openvino(self, signature: str, call: Any) -> Any:
         if self.precision == "int8" and signature == "embed":
-            # The cost of int8 is measured for predictions; nothing measures it for embeddings.
+            # The loss of accuracy by int8 is measured for predictions, but not for embeddings.
             raise UserError("--engine-precision int8 is for predictions, not for embeddings")
         try:
             return openvino_engine.on_openvino(
                 call, example=warm_up.phantom_file(), precision=self.precision
             )
-        except Exception as error:  # whatever it is, TensorFlow can run the signature
+        except Exception as error:  # TensorFlow can run the signature in any case
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             if self.engine == "openvino":
                 raise UserError(
@@ -167,9 +169,9 @@ def load_served(
 ) -> ServedModel:
     """Load an exported model from its folder (the newest version) or from a version's folder.
 
-    engine, precision: see `openvino_engine.takes_openvino`. Raises UserError if there is no
-    model or no such engine, and for a precision other than float32 unless the model is a
-    classifier: the cost in AUROC is measured for classifiers only.
+    engine, precision: see `openvino_engine.takes_openvino`. Raises UserError if there is no such
+    model or engine, and for a precision other than float32 unless the model is a classifier: the
+    loss of AUROC is measured for classifiers only.
     """
     if not openvino_engine.takes_openvino(engine, precision):
         engine = "tensorflow"
@@ -189,9 +191,9 @@ def load_served(
 
 
 def find_version(model: str) -> Path:
-    """Return the folder of a version: the newest if `model` is a model's folder.
+    """Return the version folder for a path: the path itself, or the newest version under it.
 
-    Raises UserError if it contains no model of this package.
+    Raises UserError if there is no model of this package.
     """
     folder = expand_user(model)
     if not folder.is_dir():
@@ -216,7 +218,7 @@ def predict_files(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return probabilities float32 [N, C] and predicted class indices int64 [N] of image files.
 
-    Raises UserError that names a file that cannot be decoded.
+    Raises UserError if a file cannot be decoded, and names the file.
     """
     outputs = concatenated(served.file_predictor("serving_default"), paths, batch_size)
     labels = [served.classes.index(label) for label in outputs["label"]]

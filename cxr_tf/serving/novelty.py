@@ -3,10 +3,11 @@
     detector = fit_detector(model, train, val)
     detector(images, embedding)                  # novelty float32 [N]; above 1 the image is novel
 
-The largest of two Mahalanobis distances, each divided by its limit: of the embedding from the
-nearest class, and of simple statistics of the pixels (layout, contrast, symmetry, sharpness). The
-first depends on the features of the network, the second detects what these ignore, such as blank
-images or images upside down. docs/out-of-distribution.md compares it with alternatives.
+The novelty of an image is the larger of two Mahalanobis distances, each divided by its limit: the
+distance of its embedding from the nearest class of the training images, and the distance of its
+pixel statistics (layout, contrast, symmetry, sharpness) from those of the training images. The
+first depends on the features of the network; the second detects what these ignore, such as blank
+or upside-down images. docs/out-of-distribution.md compares this detector with alternatives.
 """
 
 from dataclasses import dataclass
@@ -21,10 +22,10 @@ from cxr_tf.metrics.novelty import Gaussian, fit_gaussian, mahalanobis
 from cxr_tf.models.classifier import embedding_of
 from cxr_tf.training.inference import compiled, infer
 
-# Share of the validation images that pass.
+# Share of the validation images that are not novel.
 PASS_RATE = 0.99
 
-# More training images do not change the fit, and each costs a run of the network.
+# More training images do not change the fit, and each costs a pass through the network.
 LARGEST_FIT = 2048
 
 # Sides of the thumbnails in which statistics of the pixels are computed.
@@ -33,10 +34,10 @@ THUMBNAIL, LAYOUT = 32, 8
 
 @dataclass(frozen=True)
 class Detector:
-    """Fitted distances of pixel statistics and of embeddings, and the limit of each.
+    """Gaussians of pixel statistics and of embeddings, and the limit of the distance from each.
 
-    A model without an embedding, the autoencoder, has pixel statistics alone. pass_rate: the share
-    of validation images with a novelty of at most 1.
+    The detector of an autoencoder, which has no embedding, uses pixel statistics alone. pass_rate:
+    the share of validation images with a novelty of at most 1.
     """
 
     pixels: Gaussian
@@ -60,7 +61,7 @@ class Detector:
 def fit_detector(
     model: keras.Model, train: ImageDataset, val: ImageDataset, *, batch_size: int = 32
 ) -> Detector:
-    """Fit the distances on training images, and their limits on validation images.
+    """Fit the Gaussians to training images, and choose the limits on validation images.
 
     model: a float32 classifier of images [N, S, S, 3].
     """
@@ -83,21 +84,23 @@ def fit_detector(
 
 
 def fit_pixel_detector(train: np.ndarray, val: np.ndarray) -> Detector:
-    """Fit the distance of pixel statistics alone; train, val: uint8 [N, S, S, 1]."""
+    """Fit a detector that uses pixel statistics alone; train, val: uint8 [N, S, S, 1]."""
     pixels = _fit_pixels(train)
     limits, pass_rate = choose_limits(mahalanobis(pixels, statistics_of(val)).T)
     return Detector(pixels, float(limits[0]), pass_rate)
 
 
 def choose_limits(distances: np.ndarray) -> tuple[np.ndarray, float]:
-    """Return the limit of each kind of distance [K, N] of validation images, and the pass rate.
+    """Return the limit of each of K distances, and the share of images within all limits.
 
-    Each limit alone would let PASS_RATE pass, and so does their combination: if the limits refuse
-    different images, all of them are raised by the same factor.
+    distances: [K, N], of N validation images. Each limit is first chosen so that PASS_RATE of the
+    images are within it. Then all are raised by the same factor, so that PASS_RATE of the images
+    are within all of them, even if different images exceed different limits.
     """
     limits = np.maximum(np.quantile(distances, PASS_RATE, axis=1), 1e-12)
     novelty = (distances / limits[:, None]).max(axis=0)
-    # A little above the image on the limit, whose distance is computed anew in float32.
+    # The limits are slightly above the distance of the image that sets them, because the served
+    # graph computes its distance in float32.
     limits *= np.quantile(novelty, PASS_RATE, method="higher") * (1 + 1e-4)
     passing = (distances / limits[:, None]).max(axis=0) <= 1
     return limits, float(passing.mean())
@@ -117,7 +120,7 @@ def _fit_pixels(images: np.ndarray) -> Gaussian:
 def distance(gaussian: Gaussian, features: tf.Tensor) -> tf.Tensor:
     """Return the Mahalanobis distance of features [N, D] from the nearest class mean, [N].
 
-    As `metrics.mahalanobis`, in the type of the features.
+    It is computed as in `metrics.mahalanobis`, but in the dtype of the features.
     """
     dtype = features.dtype
 
@@ -141,9 +144,10 @@ def distance(gaussian: Gaussian, features: tf.Tensor) -> tf.Tensor:
 def pixel_statistics(images: tf.Tensor) -> tf.Tensor:
     """Return statistics of gray images float32 [N, S, S, 1] in 0..255: float32 [N, F].
 
-    Layout: an 8 x 8 thumbnail, standardised; brightness and contrast; correlation of a 32 x 32
-    thumbnail with itself mirrored, upside down and transposed; mean gradients down and across, of
-    the image and of the thumbnail, relative to the contrast, as logarithms.
+    The statistics are the layout, a standardised 8 x 8 thumbnail; brightness and contrast; the
+    correlations of a 32 x 32 thumbnail with its mirrored, upside-down and transposed copies; and
+    the logarithms of the mean vertical and horizontal gradients, relative to the contrast, of the
+    image and of the thumbnail.
     """
     size = int(images.shape[1])
     gray = images[..., 0]

@@ -9,14 +9,15 @@ from cxr_tf.serving.prediction.client import PredictFn, connect
 
 
 def open_signature(settings: Predict) -> PredictFn:
-    """Return the signature of a server or of a SavedModel as a function."""
+    """Return the signature that the settings name, on a server or on disk, as a function."""
     return open_model(settings)(settings.signature)
 
 
 def open_model(settings: Predict) -> Callable[[str], PredictFn]:
     """Open a model on a server or on disk; return a function from signature names to predictors.
 
-    Raises UserError if there is no such model; the function raises it for an unknown signature.
+    Raises UserError if there is no such model on disk. The returned function raises it for an
+    unknown signature, and if the server has no such model.
     """
     if settings.server:
         if settings.engine != "auto" or settings.engine_precision != "float32":

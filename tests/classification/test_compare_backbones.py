@@ -1,14 +1,17 @@
-"""Tests of comparing backbones: finished runs, here those of a study, without their data."""
+"""compare_backbones: mistakes before training, finished runs without their data, workers."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
 import pytest
 from tiny_study import BACKBONES, copied, run_tiny_study
 
+from cxr_tf.classification.compare_backbones import compare_backbones
 from cxr_tf.config import CompareBackbones, RunStudy
 from cxr_tf.errors import UserError
 from cxr_tf.runs import Run
+from cxr_tf.training.distribution import Workers
 
 
 @pytest.fixture
@@ -21,8 +24,6 @@ def settings(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> RunStu
 def test_finished_runs_are_compared_without_their_data(
     settings: RunStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cxr_tf.classification.compare_backbones import compare_backbones
-
     shutil.rmtree(settings.data)
     monkeypatch.chdir(tmp_path)
     trained = tuple(f"{settings.logs}/classifier/tiny-binary-{b}" for b in BACKBONES)
@@ -43,3 +44,39 @@ def test_finished_runs_are_compared_without_their_data(
         compare_backbones(
             CompareBackbones(runs=trained, name="other", epochs=7, logs=settings.logs)
         )
+
+
+def test_comparison_reports_mistakes_before_training(tmp_path: Path) -> None:
+    plain = CompareBackbones(
+        data=str(tmp_path / "nowhere"),
+        name="c",
+        resnet50_weights="none",
+        vgg16_weights="none",
+        logs=str(tmp_path / "logs"),
+        saved_models=str(tmp_path / "models"),
+    )
+    finished = tmp_path / "logs" / "classifier" / "c-alexnet"
+    for changed, message in (
+        ({"vgg16_weights": str(tmp_path / "none.h5")}, "no such weights file"),
+        ({"epochs": 0}, "--weights none needs"),
+        ({"trainable_blocks": 6}, "--trainable-blocks for resnet50 must be from 0 to 5, not 6"),
+    ):
+        with pytest.raises(UserError, match=message):
+            compare_backbones(dataclasses.replace(plain, **changed))
+    finished.mkdir(parents=True)
+    for name in ("config.json", "metrics.json"):
+        (finished / name).write_text("{}")
+    with pytest.raises(UserError, match="c-alexnet exists and is finished"):
+        compare_backbones(plain)
+    with pytest.raises(UserError, match="nowhere"):
+        compare_backbones(dataclasses.replace(plain, name="d"))
+
+
+def test_finished_runs_are_compared_by_the_chief_without_the_others(tmp_path: Path) -> None:
+    """In a study the others meanwhile wait for the next training, and respond to nothing else."""
+    settings = CompareBackbones(runs=(str(tmp_path / "nowhere"),), name="c", logs=str(tmp_path))
+    # Without a strategy, any message to another worker raises AttributeError.
+    chief, other = (Workers(strategy=None, index=index, count=2) for index in (0, 1))
+    with pytest.raises(UserError, match="not a run directory"):
+        compare_backbones(settings, chief)
+    assert compare_backbones(settings, other).directory == tmp_path / "compare/c"

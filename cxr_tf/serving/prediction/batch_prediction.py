@@ -1,4 +1,4 @@
-"""Batched predictions of many images, by a signature of a model on disk or on a server."""
+"""Predict many images in batches, with a signature of a model on disk or on a server."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ from cxr_tf.serving.prediction.client import BadImages, PredictFn, read_image
 class BatchPredictions:
     """The predictions of one batch, and the reasons why images were rejected.
 
-    rows: indices into the paths, in the order of the outputs' first axis; contents: the files of
-    those rows; outputs: {name: [N, ...]}; reasons: {row: reason} of the rejected images.
+    rows: indices into the paths, in the order of the outputs' first axis; contents: the contents
+    of those files; outputs: {name: [N, ...]}; reasons: {row: reason} of the rejected images.
     """
 
     rows: list[int]
@@ -32,7 +32,7 @@ def concatenated(
 ) -> dict[str, np.ndarray]:
     """Call `predict` on slices of at most `batch_size` items; return its outputs for all items.
 
-    items: N files, paths or images, at least one; each output is [N, ...], in their order.
+    items: N files, paths or images, at least one; each output is [N, ...], in the same order.
     """
     parts = [predict(items[i : i + batch_size]) for i in range(0, len(items), batch_size)]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -43,8 +43,8 @@ def predict_in_batches(
 ) -> Iterator[BatchPredictions]:
     """Predict all images, batch by batch.
 
-    A model refuses a batch with a bad image and names its position: the batch is predicted again
-    without it, or, with `on_bad_image` "error", UserError names the file.
+    A model rejects a batch with bad images and names their positions. The batch is then predicted
+    again without them; or, if `on_bad_image` is "error", a UserError names the first bad file.
     """
     for start in range(0, len(paths), batch_size):
         rows, contents, reasons = [], [], {}
@@ -78,12 +78,12 @@ def predict_readable(
     stop: bool = False,
     alone: bool = False,
 ) -> BatchPredictions:
-    """Predict one batch without the images that the model refuses.
+    """Predict one batch without the images that the model rejects.
 
-    rows: numbers of the images in the result. With `stop` it ends at the first refusal, with the
-    reasons and no outputs. A batch of one is predicted as two copies unless the image is `alone`:
-    for a single image some kernels sum in another order, and its last bits would depend on where a
-    list is cut into batches.
+    rows: the numbers of the images, for the result; stop: return after the first rejection, with
+    its reasons and without outputs; alone: the image is the only one to predict. A batch of one
+    image that is not alone is predicted as two copies: some kernels sum a single image in a
+    different order, and its last bits would depend on where a list is cut into batches.
     """
     reasons: dict[int, str] = {}
     while rows:
@@ -109,5 +109,5 @@ def reason_of(error: Exception, path: str) -> str:
 
 
 def progress(total: int, before: int = 0) -> console.Progress:
-    """Show how many images are done; see `console.Progress`."""
+    """Return a progress display of the images that are done; see `console.Progress`."""
     return console.Progress(total, "images", before=before)

@@ -349,7 +349,7 @@ def as_text(values: np.ndarray) -> np.ndarray:
 def _choose(
     signatures: dict[str, responses.Signature], signature: str, model: str
 ) -> tuple[str, responses.Outputs]:
-    """Return the only input of a signature, which takes image files, and the outputs."""
+    """Return the name of a signature's only input, which takes image files, and the outputs."""
     if signature not in signatures:
         known = ", ".join(sorted(signatures))
         raise UserError(f"{model} has no signature '{signature}'; it has {known}")

@@ -1,4 +1,4 @@
-"""Remarks on a prediction in words: where the model should not be relied on."""
+"""Remarks on a prediction: phrases that state why it should not be relied on."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,8 +1,8 @@
-"""Responses of TF Serving, checked against the metadata that the server gives of a signature.
+"""Check responses of TF Serving against the server's metadata for a signature.
 
-A prediction must have every output of the signature, with one row per image, of the type and shape
-in the metadata, and finite numbers, so that a wrong server or proxy never yields a wrong table.
-All functions raise UserError with the reason.
+A prediction must have every output of the signature, with the type and shape in the metadata, one
+row per image, and finite numbers, so that a wrong server or proxy never yields a wrong table. All
+functions raise UserError with the reason.
 """
 
 from collections.abc import Mapping
@@ -15,12 +15,12 @@ from cxr_tf.errors import UserError
 # Output name: (numpy type, sizes of the axes with None where unknown, or None for an unknown rank).
 Outputs = dict[str, tuple[np.dtype, tuple[int | None, ...] | None]]
 
-# Input name: whether it takes strings; and the outputs.
+# {input name: whether it takes strings}, and the outputs.
 Signature = tuple[dict[str, bool], Outputs]
 
 
 def signatures_of_json(answer: Mapping[str, Any], url: str) -> dict[str, Signature]:
-    """Return the signatures in the answer of the REST API to a metadata request."""
+    """Return the signatures in a response of the REST API to a metadata request."""
     from google.protobuf import json_format
     from tensorflow_serving.apis import get_model_metadata_pb2
 
@@ -72,7 +72,7 @@ def _signatures(definitions: Mapping[str, Any], url: str) -> dict[str, Signature
 def arrays_of_json(
     answer: Mapping[str, Any], expected: Outputs, rows: int, url: str
 ) -> dict[str, np.ndarray]:
-    """Return the outputs in the answer of the REST API, in the columnar format, as arrays."""
+    """Return as arrays the outputs in a response of the REST API, in the columnar format."""
     if "outputs" not in answer:
         raise _wrong(url, "has no outputs")
     outputs = answer["outputs"]
@@ -97,7 +97,7 @@ def arrays_of_proto(
     for name, tensor in outputs.items():
         try:
             values = tf.make_ndarray(tensor)
-        except Exception as error:  # of any kind, for a tensor that contradicts itself
+        except Exception as error:  # an inconsistent tensor raises errors of any kind
             raise _wrong(url, f"has a damaged '{name}' ({error})") from None
         if values.dtype.kind == "O":
             values = _text(values)
@@ -150,7 +150,7 @@ def _array(values: Any, dtype: np.dtype, name: str, url: str) -> np.ndarray:
     if array.dtype.kind not in kinds:
         expected = "text" if dtype.kind == "O" else str(dtype)
         raise _wrong(url, f"has values of '{name}' that are not {expected}")
-    # numpy turns the numbers among strings, and the booleans among numbers, into them.
+    # NumPy converts numbers among strings to strings, and booleans among numbers to numbers.
     if array.size and len({_is_plain(v) for v in np.array(values, object).ravel()}) > 1:
         raise _wrong(url, f"has values of different types in '{name}'")
     return array.astype(dtype)
@@ -167,4 +167,4 @@ def _text(values: np.ndarray) -> np.ndarray:
 
 
 def _wrong(url: str, problem: str) -> UserError:
-    return UserError(f"the response of {url} is wrong: it {problem}; is it TF Serving?")
+    return UserError(f"the response of {url} is wrong: it {problem}; is this a TF Serving server?")

@@ -1,7 +1,7 @@
 """Predict with SavedModels in a process that imports TensorFlow and nothing of `cxr_tf`.
 
-`cxr_tf.serving.check_served` starts it as `python bare_process.py JOB.json`. A model is loaded as
-by TF Serving: with the tag `serve`, and tensors by their names in the signature.
+`cxr_tf.serving.check_served` starts it as `python bare_process.py JOB.json`. It loads a model as TF
+Serving does: by the tag `serve`, with the tensors that the signature names.
 """
 
 import json

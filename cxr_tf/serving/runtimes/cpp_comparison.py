@@ -1,4 +1,4 @@
-"""Compare outputs of the C++ runtime with TensorFlow's, for `check_served.py --runtime c++`.
+"""Compare the outputs of the C++ runtime with TensorFlow's, for `check_served.py --runtime c++`.
 
 The child process (`runtimes.cpp_process`) has run every signature of a model. Here the same images
 are predicted by TensorFlow's Python package, and each output is compared.
@@ -20,7 +20,7 @@ from cxr_tf.serving.store import cards
 
 
 def prepare_task(model: Path, paths: Sequence[str], work: Path) -> dict[str, str]:
-    """Return the fields of a task that only the C++ process needs, and write its images."""
+    """Write the images for the C++ process; return the fields of a task that only it needs."""
     work.mkdir()
     size = cards.read_card(model)["image_size"]
     images = [to_rgb(decode_radiograph(read_image(p), size)).numpy() for p in paths[:SAMPLE]]
@@ -37,7 +37,8 @@ def compare_runtimes(
 ) -> dict[str, Any]:
     """Compare one model on the two runtimes; `agreed` states whether all checks passed.
 
-    signatures: {"embed/embedding": see `difference`} for every output of every signature.
+    In the result, `signatures` has the `difference` of every output of every signature, by name,
+    such as `embed/embedding`.
     """
     report = json.loads(Path(task["report"]).read_text())
     loaded = tf.saved_model.load(str(model))
@@ -68,9 +69,10 @@ def compare_runtimes(
 
 
 def difference(values: np.ndarray, expected: np.ndarray) -> float:
-    """Return the largest difference of two outputs, relative to the largest value if above 1.
+    """Return the largest difference between two arrays of one output; NaN for different shapes.
 
-    For strings 0 if all are equal; NaN for different strings or shapes.
+    The difference is relative to the largest value if that is above 1. For strings, it is 0 if all
+    are equal, and NaN otherwise.
     """
     if values.shape != expected.shape:
         return float("nan")

@@ -1,6 +1,6 @@
 """Predict with exported models on the C++ runtime, for `check_served.py --runtime c++`.
 
-It is started as `python -m cxr_tf.serving.runtimes.cpp_process JOB.json`, and never imports
+The program is started as `python -m cxr_tf.serving.runtimes.cpp_process JOB.json`. It never imports
 TensorFlow's Python package, so that all results come from the C++ runtime.
 """
 
@@ -32,7 +32,7 @@ NO_IMAGE = b"not an image"
 
 
 def predict(session: Session, signature: str, values: Any, batch: int) -> dict[str, np.ndarray]:
-    """Return the outputs of a one-input signature for N files or images, computed in batches."""
+    """Return the outputs of a one-input signature for N files or images, run in batches."""
     (name,) = session.signatures[signature].inputs
     return concatenated(lambda part: session.run(signature, {name: part}), values, batch)
 

@@ -4,8 +4,8 @@
         session.run("serving_default", {"image_bytes": [content]})["probabilities"]
 
 TF Serving is built on this runtime: it loads a SavedModel by the tag `serve` and runs the tensors
-that a signature names. Here the same library, `libtensorflow_cc` of the TensorFlow wheel,
-is called through its C API (tensorflow/c/c_api.h) with ctypes.
+that a signature names. This module calls the same library, `libtensorflow_cc` in the TensorFlow
+wheel, through its C API (tensorflow/c/c_api.h) with ctypes.
 """
 
 import contextlib
@@ -161,9 +161,9 @@ class Session:
 def load_session(folder: Path, *, threads: int = 0) -> Session:
     """Load the version folder of a SavedModel by the tag `serve`.
 
-    threads: intra-op and inter-op parallelism; 0: one thread per core.
+    threads: number of intra-op and of inter-op threads; 0 is one thread per core.
 
-    Raises UserError if this installation has no C++ runtime, or it cannot load the folder.
+    Raises UserError if this installation has no C++ runtime, or the runtime cannot load the folder.
     """
     library = _library()
     graph = library.TF_NewGraph()
@@ -211,7 +211,7 @@ def warm_up_requests(folder: Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 def read_records(path: Path) -> Iterator[bytes]:
-    """Yield the records of a TFRecord file like `tf.data.TFRecordDataset`; ignores checksums."""
+    """Yield the records of a TFRecord file, without verifying their checksums."""
     # https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format_details
     with path.open("rb") as file:
         while header := file.read(12):
@@ -261,7 +261,7 @@ def _tensorflow_folder() -> Path:
 
 
 class _String(ctypes.Structure):
-    """TF_TString: 24 bytes that hold a short string, or a pointer to a long one."""
+    """TF_TString: 24 bytes that contain a short string, or a pointer to a long one."""
 
     _fields_ = (("bytes", ctypes.c_uint64 * 3),)
 

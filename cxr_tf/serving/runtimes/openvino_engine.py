@@ -25,25 +25,25 @@ from cxr_tf.errors import UserError
 
 Signature = Callable[..., dict[str, tf.Tensor]]
 
-# Outputs of the network, from which all other outputs of a signature are computed.
+# Outputs of the network. All other outputs of a signature are computed from these.
 NETWORK_OUTPUTS = ("probabilities", "embedding", "score", "anomaly_map", "reconstruction")
 
 # Networks that are slower on OpenVINO than on TensorFlow in float32 (`benchmark.py folder`); `auto`
 # runs them on TensorFlow.
 SLOWER_ON_OPENVINO = ("alexnet",)
 
-# The largest allowed difference of a float32 output from TensorFlow's.
+# The largest allowed difference between OpenVINO's and TensorFlow's values of a float32 output.
 TOLERANCE = 1e-4
 
 # Suffixes of function names, which must be unique in a process.
 _number = itertools.count()
 
-# Under int8, layers that are not quantised compute in float32.
+# With int8, layers that are not quantised compute in float32.
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}
 
 # The int8 scales are calibrated on phantoms. If they were calibrated on the images to predict, each
-# prediction would depend on the other images, and the loss measured on validation would be that of
-# another model.
+# prediction would depend on the other images, and the loss of accuracy measured on the validation
+# set would be that of a different model.
 CALIBRATION_IMAGES, CALIBRATION_SEED = 32, 20_003
 
 
@@ -52,7 +52,7 @@ class CannotRun(Exception):
 
 
 def takes_openvino(engine: str, precision: str = "float32") -> bool:
-    """Return whether to use OpenVINO; for `auto`, if it is installed and there is no GPU.
+    """Return whether to use OpenVINO: with `auto`, only if it is installed and there is no GPU.
 
     Raises UserError if OpenVINO is requested but not installed, or the engine or the CPU does not
     support the precision.
@@ -80,11 +80,13 @@ def takes_openvino(engine: str, precision: str = "float32") -> bool:
 def on_openvino(function: Any, *, example: bytes, precision: str = "float32") -> Signature:
     """Return a signature of a loaded SavedModel with its network on OpenVINO.
 
-    function: image_bytes string [N] -> named outputs. precision: of the network; float32, bfloat16
-    or int8. example: an image file, on which float32 outputs are compared with TensorFlow's.
+    function: image_bytes string [N] -> named outputs; precision: the precision of the network,
+    float32, bfloat16 or int8; example: an image file, for which float32 outputs are compared with
+    TensorFlow's.
 
-    Raises CannotRun for a signature that is not files -> pixels -> one run of a network -> outputs,
-    and for an output that differs from TensorFlow's. Errors of OpenVINO are passed on.
+    Raises CannotRun for a signature that does not have the form files -> pixels -> one pass through
+    a network -> outputs, and for an output that differs from TensorFlow's. Errors of OpenVINO are
+    passed on.
     """
     compiled = _compiled(function, precision)
     if precision == "float32":
@@ -127,7 +129,7 @@ def _compiled(function: Any, precision: str) -> Signature:
     feeds = {**dict.fromkeys(cuts, numbers), pixels: tf.TensorSpec(shape, tf.uint8)}
     recomputed = _needed(nodes, rest, until={_node_of(tensor) for tensor in feeds})
     if any("Conv" in nodes[name].op for name in recomputed):
-        raise CannotRun("its outputs need more of the image than one run of the network")
+        raise CannotRun("its outputs need more than one pass of the image through the network")
     finish = _part(nodes, library, feeds, rest)
 
     def call(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -141,7 +143,10 @@ def _compiled(function: Any, precision: str) -> Signature:
 
 
 def _inlined(function: Any) -> tuple[dict[str, Any], Any]:
-    """Return nodes by name, with calls inlined and variables frozen, and the function library."""
+    """Return the nodes of a function by name, and the function library of its graph.
+
+    Calls are inlined, and variables are frozen.
+    """
     from tensorflow.python.framework import convert_to_constants as freezing
 
     # The first two steps of `convert_variables_to_constants_v2`. The third builds a function of the
@@ -165,19 +170,19 @@ def _inlined(function: Any) -> tuple[dict[str, Any], Any]:
 
 
 def _pixels(nodes: dict[str, Any]) -> tuple[str, tf.TensorShape]:
-    """Return name and shape of the output of `decoding.decode_images`: uint8 [N, S, S, 1]."""
+    """Return the name and shape of the output of `decoding.decode_images`, uint8 [N, S, S, 1]."""
     decoded = [
         node
         for node in nodes.values()
         if node.op == "EnsureShape" and node.attr["T"].type == tf.uint8.as_datatype_enum
     ]
     if len(decoded) != 1:
-        raise CannotRun("it does not decode its images once")
+        raise CannotRun("it does not decode its images exactly once")
     return f"{decoded[0].name}:0", tf.TensorShape(decoded[0].attr["shape"].shape)
 
 
 def _network_ends(nodes: dict[str, Any], sources: dict[str, str]) -> list[str]:
-    """Return the last tensors of the network: the embedding of neighbours, or its outputs."""
+    """Return the last tensors of the network: for nearest neighbours, the embedding alone."""
     double = tf.float64.as_datatype_enum
     casts = {n.name for n in nodes.values() if n.op == "Cast" and n.attr["DstT"].type == double}
     # The index is searched in float64; the first tensor that is cast to it is the embedding.
@@ -196,7 +201,7 @@ def _part(
     *,
     control: bool = False,
 ) -> Any:
-    """Return a part of a graph as a function from tensors `feeds`, in order, to `fetches`."""
+    """Return a part of a graph as a function from the tensors `feeds` to the tensors `fetches`."""
     graph = _graph(nodes, library, feeds, fetches, control=control)
     whole = tf.compat.v1.wrap_function(lambda: tf.graph_util.import_graph_def(graph, name=""), [])
     return whole.prune(
@@ -215,8 +220,8 @@ def _graph(
 ) -> Any:
     """Return a GraphDef of the nodes that `fetches` need, with placeholders for `feeds`.
 
-    control: keep control dependencies. Outside the decoder they only tie an inlined function to its
-    inputs.
+    control: keep control dependencies. Outside the decoder, they only make an inlined function wait
+    for its inputs.
     """
     fed = {_node_of(tensor): spec for tensor, spec in feeds.items()}
     graph = tf.compat.v1.GraphDef(library=library)
@@ -227,7 +232,7 @@ def _graph(
             node.attr["dtype"].type = fed[name].dtype.as_datatype_enum
             node.attr["shape"].shape.CopyFrom(fed[name].shape.as_proto())
         elif nodes[name].op == "Placeholder":
-            raise CannotRun("its outputs need more of the image than one run of the network")
+            raise CannotRun("its outputs need more than one pass of the image through the network")
         else:
             node.CopyFrom(nodes[name])
             kept = [x for x in node.input if control or not x.startswith("^")]
@@ -271,8 +276,8 @@ def _node_of(tensor: str) -> str:
 
 def core() -> Any:
     """Import OpenVINO with telemetry disabled, and return its runtime."""
-    # Imports and conversions would be reported to Google Analytics. Without this package nothing is
-    # sent.
+    # OpenVINO would report imports and conversions to Google Analytics. Without this package, it
+    # sends nothing.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
 
@@ -292,8 +297,8 @@ def _compile(graph: Any, outputs: Sequence[str], precision: str) -> Any:
     model = openvino.convert_model(network, output=list(outputs), share_weights=False)
     if precision == "int8":
         model = _quantised(model)
-    # On CPUs with bfloat16, OpenVINO uses it by default. Batches run one after the other, so all
-    # cores work on one.
+    # On CPUs with bfloat16, OpenVINO uses it by default. Batches run one after the other, so that
+    # all cores work on the same batch.
     hints = {"INFERENCE_PRECISION_HINT": _PRECISIONS[precision], "PERFORMANCE_HINT": "LATENCY"}
     return runtime.compile_model(model, "CPU", hints)
 
@@ -315,7 +320,7 @@ def _quantised(model: Any) -> Any:
             nncf.Dataset(images),
             preset=nncf.QuantizationPreset.MIXED,
             subset_size=len(images),
-            # With the last layer in 8 bits, a tenth of the labels of three classes changed; in
+            # With the last layer in 8 bits, a tenth of the three-class labels changed; with it in
             # float32, which costs no time, a thirtieth.
             ignored_scope=nncf.IgnoredScope(patterns=[".*/logits.*"], validate=False),
         )

@@ -36,7 +36,7 @@ def read_card(folder: Path) -> Record:
 
 
 def file_digests(folder: Path) -> dict[str, str]:
-    """Return {relative path: digest} of all files of a version but its card."""
+    """Return {relative path: digest} of all files of a version except its card."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     names = {path.relative_to(folder).as_posix(): path for path in files}
     return {name: digest_files(path) for name, path in names.items() if name != CARD.as_posix()}
@@ -45,8 +45,8 @@ def file_digests(folder: Path) -> dict[str, str]:
 def check_files(folder: Path, card: Mapping[str, Any]) -> None:
     """Raise UserError if a file of a version differs from its digest in the card.
 
-    Files that no graph needs, such as warm-up requests, may be missing. Cards of earlier versions
-    hold no digests.
+    Files that no graph needs, such as warm-up requests, may be missing. Cards that were written by
+    earlier versions of the package have no digests.
     """
     for name, digest in card.get("files", {}).items():
         file = folder / name
@@ -61,12 +61,12 @@ def check_files(folder: Path, card: Mapping[str, Any]) -> None:
 
 
 def describe_signature(signature: Any) -> dict[str, Any]:
-    """Describe a SignatureDef for the model card: {inputs, outputs}: {name: dtype and shape}."""
+    """Return a SignatureDef for the model card: the dtype and shape of each input and output."""
     return {
         side: {
             name: {
                 "dtype": tf.as_dtype(info.dtype).name,
-                # None is the number of images.
+                # None stands for the number of images.
                 "shape": [None if d.size < 0 else d.size for d in info.tensor_shape.dim],
             }
             for name, info in sorted(tensors.items())

@@ -15,15 +15,15 @@ log = logging.getLogger(__name__)
 _MODELS_CONFIG_HEAD = """\
 # The models that TF Serving serves. scripts/serve.sh starts it with this file, which TF Serving
 # reloads when it changes. Each export rewrites the file and lists all existing versions: to retire
-# a version, delete its folder. Requests without version and label go to the newest version.
+# a version, delete its folder. Requests without a version or label go to the newest version.
 #
-# You may add labels and models from other folders; they are kept, comments are not. With
+# You may add labels, and models from other folders: each export keeps them, but not comments. With
 #
 #     version_labels { key: "stable" value: 1 }
 #     version_labels { key: "canary" value: 2 }
 #
-# in a config, clients that request "stable" stay on version 1 whatever is exported. To release, or
-# to roll back, change the number.
+# in the config of a model, clients that request "stable" stay on version 1 whatever is exported. To
+# release a version, or to roll back, change the number.
 """
 
 _BATCHING_CONFIG = """\
@@ -34,12 +34,12 @@ _BATCHING_CONFIG = """\
 # Maximum number of images per batch. Larger requests are refused; predict.py sends 32.
 max_batch_size { value: 32 }
 
-# Time to wait for a batch to fill. On a CPU large batches are hardly faster per image than single
-# images, so do not wait. GPU: 5000.
+# Time to wait for a batch to fill. On a CPU, large batches are hardly faster per image than single
+# images, so do not wait. With a GPU: 5000.
 batch_timeout_micros { value: 0 }
 
-# Batches that run in parallel: the number of CPU cores of the serving machine (here those of the
-# exporting machine). GPU: 2, one is copied while the other runs.
+# Batches that run in parallel: the number of CPU cores of the serving machine (here, the number of
+# the exporting machine). With a GPU: 2, so that one batch is copied while the other runs.
 num_batch_threads { value: CORES }
 
 # Further requests are refused at once (REST 503, gRPC UNAVAILABLE), and predict.py retries.
@@ -51,9 +51,9 @@ def write_models_config(root: Path) -> None:
     """Write `models.config` for the models under `root`, and `batching.config` if it is missing.
 
     Labels in the existing file are kept while their version exists, and so are models from other
-    folders. Versions are listed by number, because a label needs its version loaded even where it
-    is not the newest. Paths are absolute, as TF Serving requires. A file that cannot be parsed is
-    left unchanged, with a warning.
+    folders. Versions are listed by number, because a label needs its version loaded even if that is
+    not the newest. Paths are absolute, as TF Serving requires. A file that cannot be parsed is left
+    unchanged, with a warning.
     """
     from google.protobuf import text_format
 
@@ -69,8 +69,8 @@ def write_models_config(root: Path) -> None:
         replace_text(
             path, _MODELS_CONFIG_HEAD + "\n" + text_format.MessageToString(config, as_utf8=True)
         )
-        # Another export may have listed the folder before this version existed, and written after.
-        # The last process to write sees no change here, and then the file is complete.
+        # Another export may have listed the folder before this version existed, and written its
+        # file after this one. The last process to write sees no change here: its file is complete.
         if model_versions_by_name(root) == exported:
             break
     batching = root / "batching.config"

@@ -1,4 +1,4 @@
-"""Versions under `saved_models/<name>/`, which appear whole or not at all."""
+"""Write versions under `saved_models/<name>/`, which appear complete or not at all."""
 
 import os
 import shutil
@@ -37,21 +37,22 @@ TRAINING_DIGESTS = Path("assets.extra") / "training_digests.txt"
 def write_version(
     base: Path, write: Callable[[str], Any], *, card: dict[str, Any], resumed: bool = False
 ) -> Path:
-    """Write the next version `<base>/<n>/`, which appears whole or not at all.
+    """Write the next version `<base>/<n>/`, which appears complete or not at all; return its folder.
 
-    `write` fills a folder whose name TF Serving does not take for a version; warm-up requests and
-    the model card are added. The card is `card` with name, version, signatures and the versions of
-    the software; its `training_digests` become a file of their own, one digest per line, because
-    there are thousands of them. Then `models.config` is updated. Existing versions are never
-    changed, and remains of a killed export are removed first. For a `resumed` training, the newest
-    version is returned as it is if its card is the same: it was exported before the interruption.
+    `write` writes the SavedModel into a folder whose name TF Serving does not recognise as a
+    version; warm-up requests and the model card are added. The card is `card` with the name,
+    version, signatures and versions of the software; its `training_digests` become a separate file,
+    one digest per line, because there are thousands of them. Then `models.config` is updated.
+    Existing versions are never changed, and the remains of a killed export are removed first. If a
+    `resumed` run exported the newest version before it was interrupted, so that the cards are
+    equal, that version is returned.
 
     Raises UserError if the disk is full or read-only.
     """
     check_saved_models(str(base.parent))
     is_first = not base.parent.exists()
     base.parent.mkdir(parents=True, exist_ok=True)
-    with exclusive_lock(base.parent):  # which has one models.config
+    with exclusive_lock(base.parent):  # its models share one models.config
         return _write_version(base, write, card, resumed=resumed, is_first=is_first)
 
 
@@ -143,8 +144,8 @@ def check_saved_models(path: str, name: str = "") -> None:
 def exported_by(run: Run) -> Path:
     """Return the folder of the version that a finished run exported.
 
-    A relative path in the record is resolved against the working directory and the folder that
-    holds `logs/`. Raises UserError if that folder holds no model, or another run's.
+    A relative path in the run's metrics is resolved against the working directory, then against the
+    folder that contains `logs/`. Raises UserError if there is no model, or only that of another run.
     """
     recorded = run.metrics["model"]["saved_model"]
     project = run.directory.resolve().parents[2:3]
@@ -160,6 +161,6 @@ def exported_by(run: Run) -> Path:
             return folder
     problem = "holds another model" if existing else "does not exist"
     raise UserError(
-        f"{run.directory} exported to {recorded}, which {problem}: start in the folder where it "
-        "was trained, or name the SavedModel's folder"
+        f"{run.directory} exported to {recorded}, which {problem}: run the command in the folder "
+        "where the model was trained, or give the SavedModel's folder"
     )

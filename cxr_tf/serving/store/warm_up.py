@@ -15,8 +15,8 @@ WARM_UP = Path("assets.extra") / "tf_serving_warmup_requests"
 def write_warm_up(path: Path, name: str, signatures: dict[str, Any]) -> None:
     """Write TF Serving's warm-up file: one request with a phantom for each signature.
 
-    TF Serving replays them before a version goes live, so that the first request does not wait for
-    buffers and kernels. `signatures` are the model's SignatureDefs.
+    TF Serving replays these requests before a version goes live, so that the first request of a
+    client does not wait for buffers and kernels. `signatures` are the model's SignatureDefs.
     """
     from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
 
@@ -36,13 +36,13 @@ def write_warm_up(path: Path, name: str, signatures: dict[str, Any]) -> None:
 
 
 def phantom_file(size: int = 128) -> bytes:
-    """Return a phantom as the contents of a PNG file."""
+    """Return the contents of a PNG file of a phantom."""
     image = phantom("bacterial", seed=0, patient=0, size=size).image
     return tf.io.encode_png(image[..., None]).numpy()
 
 
 def _phantom_input(dtype: tf.DType, shape: list[int]) -> Any:
-    """Return an input of that type and shape, made of files or pixels of phantoms if possible."""
+    """Return an input of the given type and shape: files or pixels of phantoms if possible."""
     if dtype == tf.string:
         return np.full(shape, phantom_file(), object)
     if len(shape) == 4:
