@@ -1,22 +1,29 @@
-"""Throughput of training with several processes on one machine, against one process.
+"""Several worker processes on one machine: throughput against one process, and kills.
 
-    python -m benchmarks.workers --backbone alexnet --workers 2
+    python -m benchmarks.workers throughput --backbone alexnet --workers 2
+    python -m benchmarks.workers kills --kills 5
 
-Each process has its own core: one process on one core, one process on as many cores as there are
-workers, and the workers, alternately. Prints a table of training images per second: median, lowest
-and highest of the rounds. The seconds are those of metrics.json, without start and export.
+throughput: one process on one core, one process on as many cores as there are workers, and the
+workers with one core each, alternately; training images per second, from the seconds in
+metrics.json. kills: SIGKILL of a random worker or of the chief at random moments, then the same
+command with --resume on all; the result must have the weights of an undisturbed training.
+Requires Linux.
 """
 
+import functools
 import json
 import os
+import random
 import socket
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import tyro
 
 from cxr_tf.config import BackboneName
@@ -26,19 +33,66 @@ ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
-class WorkerBenchmark:
-    """Measure how much faster several workers train than one."""
+class Training:
+    """A training on phantoms from scratch."""
 
     backbone: BackboneName = "alexnet"
     image_size: int = 64
     batch_size: int = 32
     epochs: int = 2
     workers: int = 2
+
+    def start(self, folder: Path, *, processes: int, cores: int, resume: bool = False) -> list:
+        """Start the processes, each with its own cores and with a folder for itself."""
+        sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(processes)]
+        addresses = [f"127.0.0.1:{s.getsockname()[1]}" for s in sockets]
+        for s in sockets:
+            s.close()
+        running = []
+        for index in range(processes):
+            environment = dict(os.environ)
+            if processes > 1:
+                task = {"type": "worker", "index": index}
+                cluster = {"cluster": {"worker": addresses}, "task": task}
+                environment["TF_CONFIG"] = json.dumps(cluster)
+            available = os.cpu_count() or 1
+            own_cores = {(index * cores + k) % available for k in range(cores)}
+            own = folder / str(index)
+            own.mkdir(parents=True, exist_ok=True)
+            command = [
+                *("taskset", "-c", ",".join(map(str, own_cores)), sys.executable),
+                *(str(ROOT / "scripts/train_classifier.py"), "--data", "phantom"),
+                *("--backbone", self.backbone, "--weights", "none"),
+                *("--image-size", str(self.image_size), "--batch-size", str(self.batch_size)),
+                *("--epochs", str(self.epochs), "--bootstrap-samples", "5"),
+                *("--name", "run", "--logs", str(own / "logs")),
+                *("--saved-models", str(own / "saved_models")),
+                *(["--resume"] if resume else []),
+            ]
+            with (own / "output.txt").open("w") as output:
+                running.append(
+                    subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+                )
+        return running
+
+
+@dataclass(frozen=True)
+class Throughput(Training):
+    """Measure how much faster several workers train than one process."""
+
     rounds: int = 3
 
 
-def main(settings: WorkerBenchmark) -> None:
-    """Run all rounds and print the table. Requires Linux, for the cores of a process."""
+@dataclass(frozen=True)
+class Kills(Training):
+    """Kill workers at random moments, resume, and compare the weights."""
+
+    kills: int = 5
+    seed: int = 0
+
+
+def throughput(settings: Throughput) -> None:
+    """Run all rounds and print a table: median, lowest and highest of the rounds."""
     count = settings.workers
     ways = {
         "one process, one core": (1, 1),
@@ -46,9 +100,13 @@ def main(settings: WorkerBenchmark) -> None:
         f"{count} workers, one core each": (count, 1),
     }
     rates: dict[str, list[float]] = {name: [] for name in ways}
+    images = len(loading.open_catalog("phantom", seed=0, task="binary").rows("train"))
     for _ in range(settings.rounds):
         for name, (processes, cores) in ways.items():
-            rates[name].append(images_per_second(settings, processes, cores))
+            with tempfile.TemporaryDirectory() as directory:
+                run_all(settings.start(Path(directory), processes=processes, cores=cores))
+                seconds = metrics_of(Path(directory))["model"]["train_seconds"]
+            rates[name].append(images * settings.epochs / seconds)
     print(f"| {settings.backbone} at {settings.image_size} pixels | training images/s |")
     print("| --- | --- |")
     for name, values in rates.items():
@@ -56,47 +114,60 @@ def main(settings: WorkerBenchmark) -> None:
         print(f"| {name} | {middle:.1f} ({low:.1f} to {high:.1f}) |")
 
 
-def images_per_second(settings: WorkerBenchmark, processes: int, cores: int) -> float:
-    """Train with some processes of some cores each; return training images per second."""
-    ports = [free_port() for _ in range(processes)]
+def kills(settings: Kills) -> None:
+    """Kill, resume and compare; print a table with one row for each kill."""
+    rng = random.Random(settings.seed)
+    start = functools.partial(settings.start, processes=settings.workers, cores=1)
     with tempfile.TemporaryDirectory() as directory:
-        running = []
-        for index in range(processes):
-            cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
-            task = {"type": "worker", "index": index}
-            environment = dict(os.environ)
-            if processes > 1:
-                environment["TF_CONFIG"] = json.dumps({"cluster": cluster, "task": task})
-            own_cores = range(index * cores, (index + 1) * cores)
-            process = subprocess.Popen(
-                [
-                    *("taskset", "-c", ",".join(map(str, own_cores)), sys.executable),
-                    *(ROOT / "scripts/train_classifier.py", "--data", "phantom"),
-                    *("--backbone", settings.backbone, "--weights", "none"),
-                    *("--image-size", str(settings.image_size)),
-                    *("--batch-size", str(settings.batch_size)),
-                    *("--epochs", str(settings.epochs), "--bootstrap-samples", "5"),
-                    *("--name", "run", "--logs", f"{directory}/{index}/logs"),
-                    *("--saved-models", f"{directory}/{index}/saved_models"),
-                ],
-                env=environment,
-                stdout=subprocess.DEVNULL,
+        began = time.monotonic()
+        run_all(start(Path(directory)))
+        duration = time.monotonic() - began
+        expected = weights_of(Path(directory))
+    print("| killed | after, s | the others exited after, s | their codes | resumed weights |")
+    print("| --- | --- | --- | --- | --- |")
+    for number in range(settings.kills):
+        victim = number % settings.workers if number < settings.workers else None
+        victim = rng.randrange(settings.workers) if victim is None else victim
+        moment = rng.uniform(0.2, 0.9) * duration
+        with tempfile.TemporaryDirectory() as directory:
+            running = start(Path(directory))
+            time.sleep(moment)
+            running[victim].kill()
+            killed = time.monotonic()
+            others = [p for k, p in enumerate(running) if k != victim]
+            codes = [p.wait(120) for p in others]
+            seconds = time.monotonic() - killed
+            running[victim].wait()
+            run_all(start(Path(directory), resume=True))
+            actual = weights_of(Path(directory))
+            difference = max(
+                float(np.abs(a - b).max()) for a, b in zip(expected, actual, strict=True)
             )
-            running.append(process)
-        if any([process.wait() for process in running]):
-            raise RuntimeError("a training failed")
-        run = Path(directory) / "0/logs/classifier/run"
-        metrics = json.loads((run / "metrics.json").read_text())
-    images = len(loading.open_catalog("phantom", seed=0, task="binary").rows("train"))
-    return images * settings.epochs / metrics["model"]["train_seconds"]
+        who = "chief" if victim == 0 else f"worker {victim}"
+        equal = "equal, bit for bit" if difference == 0 else f"differ by {difference:.1e}"
+        print(f"| {who} | {moment:.0f} | {seconds:.1f} | {codes} | {equal} |", flush=True)
 
 
-def free_port() -> int:
-    """Return a port that nothing listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+def run_all(running: list) -> None:
+    """Wait for all processes; raise RuntimeError if one of them failed."""
+    codes = [process.wait() for process in running]
+    if any(codes):
+        raise RuntimeError(f"a training failed: exit codes {codes}")
+
+
+def metrics_of(folder: Path) -> dict:
+    """Return the metrics.json of the chief."""
+    return json.loads((folder / "0/logs/classifier/run/metrics.json").read_text())
+
+
+def weights_of(folder: Path) -> list[np.ndarray]:
+    """Return the weights of the chief's model."""
+    import keras
+
+    file = folder / "0/logs/classifier/run/model.keras"
+    return [np.asarray(w) for w in keras.saving.load_model(file, compile=False).weights]
 
 
 if __name__ == "__main__":
-    main(tyro.cli(WorkerBenchmark))
+    settings = tyro.extras.subcommand_cli_from_dict({"throughput": Throughput, "kills": Kills})
+    throughput(settings) if isinstance(settings, Throughput) else kills(settings)
