@@ -1,1 +1,1 @@
-"""Speed and memory against the alternatives; not part of the installed package."""
+"""Benchmarks of speed and memory against alternatives; not part of the installed package."""

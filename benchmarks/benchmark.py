@@ -1,13 +1,13 @@
-"""Benchmark the package against the alternatives that a user would write, with equal results.
+"""Benchmark the package against alternatives that a user would write, with equal results.
 
     python scripts/benchmark.py knn savedmodel
 
 The package and the alternatives run in one process, alternately, after a warm-up: A B, B A, A B,
 ..., so that other load on the machine slows both equally. A ratio is computed in each round; the
 median, the lowest and the highest of the rounds are reported. The alternatives are written as in
-their documentation, at the same precision where they offer it, and the outputs are compared. Peak
-memory is measured in fresh processes. Alternatives in TensorFlow use the allocator that the scripts
-enable (see `cli`), which users would not have by default.
+their documentation, with the same precision if they offer it, and their outputs are compared with
+the package's. Peak memory is measured in fresh processes. Alternatives in TensorFlow use the
+allocator that the scripts enable (see `cli`), which users would not have by default.
 
 Each job is a generator of rows, and each row is reported as soon as it is measured.
 """
@@ -62,7 +62,7 @@ JOBS: dict[str, Callable[[Benchmark, Path], Results]] = {
 def benchmark(settings: Benchmark) -> Path:
     """Run the selected jobs, print the tables, and return the path of the JSON file.
 
-    Raises UserError on a user's mistake, before anything is measured.
+    Raises UserError for a user's mistake, before anything is measured.
     """
     check(settings)
     name = settings.name or datetime.now().strftime("%Y-%m-%d-%H%M%S")
@@ -106,7 +106,7 @@ def benchmark(settings: Benchmark) -> Path:
 
 
 def check(settings: Benchmark) -> None:
-    """Raise UserError for an unknown job, or, naming the flag, for a number out of range."""
+    """Raise UserError for an unknown job, or for a number that is out of range."""
     check_numbers(settings)
     if unknown := [job for job in settings.jobs if job not in JOBS]:
         raise UserError(f"unknown job '{unknown[0]}'; known: {', '.join(JOBS)}")

@@ -1,4 +1,4 @@
-"""Lower bounds of computation times: arithmetic, memory bandwidth, and the JPEG decoder.
+"""Measure lower bounds of computation times: arithmetic, memory bandwidth, and the JPEG decoder.
 
 A computation takes at least as long as its multiplications would at the speed of a bare matrix
 product, as reading its weights from memory, and as decoding its files.
@@ -24,16 +24,16 @@ from cxr_tf.training.precision import resolve_precision
 # Side of the matrices, large enough that the product is bound by arithmetic, not by memory.
 SIDE = 2048
 
-# Amount of numbers read to measure the memory bandwidth, more than fit into any cache.
+# Number of values that are read to measure the memory bandwidth, more than fit into any cache.
 READ = 2**26
 
 FILES = 16
 
 
 def bounds(settings: Benchmark, place: Path, side: int = SIDE, read: int = READ) -> Results:
-    """Measure the arithmetic of machine and networks, and the parts of reading a JPEG.
+    """Measure the arithmetic of the machine and of networks, and the steps of reading a JPEG.
 
-    side: of the matrices; read: count of numbers that are read from memory.
+    side: side of the matrices; read: number of values that are read from memory.
     """
     repeats = settings.repeats or 9
     speeds = {"float32": products_a_second(tf.float32, side, repeats)}
@@ -49,7 +49,7 @@ def bounds(settings: Benchmark, place: Path, side: int = SIDE, read: int = READ)
 
 
 def products_a_second(dtype: tf.DType, side: int, repeats: int) -> float:
-    """Return the multiplications per second of a square matrix product, by the fastest call."""
+    """Return the multiplications per second of a square matrix product, in the fastest call."""
     a, b = (tf.cast(tf.random.stateless_normal([side, side], [k, 0]), dtype) for k in (0, 1))
 
     def multiply() -> None:
@@ -59,7 +59,7 @@ def products_a_second(dtype: tf.DType, side: int, repeats: int) -> float:
 
 
 def bytes_a_second(read: int, repeats: int) -> float:
-    """Return the bytes per second at which memory is read, by the fastest call."""
+    """Return the bytes per second at which memory is read, in the fastest call."""
     values = tf.ones([read])
     return 4 * read / fastest(lambda: tf.reduce_sum(values).numpy(), repeats)
 
@@ -116,15 +116,15 @@ def _jpeg(settings: Benchmark, place: Path, repeats: int) -> Results:
             tf.image.resize(image, [size, size], antialias=antialias)
 
     parts: dict[str, Way] = {
-        "decoder, whole": lambda: decoded(1),
-        "decoder, at half the size": lambda: decoded(2),
-        "decoder, at an eighth: little but the Huffman codes": lambda: decoded(8),
-        "from whole to size, four pixels for one (Keras)": lambda: resized(whole, False),
-        "from whole to size, antialiased": lambda: resized(whole, True),
-        "from half to size, antialiased": lambda: resized(half, True),
-        "all of ours": lambda: [ours(x) for x in encoded],
+        "decoding at full size": lambda: decoded(1),
+        "decoding at half the size": lambda: decoded(2),
+        "decoding at an eighth of the size: mainly Huffman codes": lambda: decoded(8),
+        "resizing from full size, four pixels for one (Keras)": lambda: resized(whole, False),
+        "resizing from full size, antialiased": lambda: resized(whole, True),
+        "resizing from half the size, antialiased": lambda: resized(half, True),
+        "this package, all steps": lambda: [ours(x) for x in encoded],
     }
     width, height = np.mean([x.shape[1::-1] for x in whole], axis=0)
-    job = f"JPEG of {width:.0f} x {height:.0f} to {size}, a thread"
+    job = f"JPEG of {width:.0f} x {height:.0f} to {size}, one thread"
     for part, way in parts.items():
         yield Bound(job, part, 1000 * fastest(way, repeats) / len(encoded), "ms")

@@ -17,22 +17,23 @@ AutoencoderVariant = Literal[
 class CompareAutoencoders:
     """Train variants of the autoencoder with the same settings and compare their detection.
 
-    Evaluates on validation; test is not used. Writes logs/compare/<name>/, and exports nothing.
+    Evaluates on the validation set; the test set is not used. Writes logs/compare/<name>/, and
+    exports nothing.
     """
 
     data: str = "phantom"
     """Folder of radiographs, .csv list, .npz of PneumoniaMNIST, or `phantom`."""
     variants: tuple[AutoencoderVariant, ...] = ()
-    """Train only the default and these variants; default: all."""
+    """Train only the default network and these variants; default: all variants."""
     vgg16_weights: str = "none"
-    """imagenet or a file, for the variants on features of a pretrained VGG16; none: leave them
-    out."""
+    """imagenet or a file, for the variants on features of a pretrained VGG16; none: leave out these
+    variants."""
     image_size: int = 224
     """Side of the square that images are resized to, in pixels: a multiple of 32, at least 128. The
     networks see half of it."""
     batch_size: int = 16
     epochs: int | None = None
-    """Epochs of each network, except the one trained four times as long; default: that of
+    """Epochs of each network, except the one trained four times as long; default: the default of
     train_autoencoder.py."""
     bootstrap_samples: int = 1000
     """Bootstrap samples (over patients) for each 95 % interval."""
@@ -49,9 +50,9 @@ class CompareAutoencoders:
 
 @dataclass(frozen=True)
 class CompareNovelty:
-    """Compare out-of-distribution detectors of a trained classifier; prints tables.
+    """Compare out-of-distribution detectors of a trained classifier.
 
-    Trains nothing and exports nothing.
+    Prints tables; trains nothing and exports nothing.
     """
 
     classifier: str = ""
@@ -68,7 +69,7 @@ class CompareNovelty:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Benchmark the package against alternatives; measure memory, and time by size.
+    """Benchmark the package against alternatives; measure memory, and time by number of images.
 
     Prints tables, and writes logs/benchmark/<name>.json.
     """
@@ -80,7 +81,7 @@ class Benchmark:
     """Folder of radiographs for bounds, input, folder and transfer; default: phantoms of realistic
     size (1300 x 900 pixels, JPEG)."""
     images: int = 160
-    """Number of images for folder and transfer; input uses four times as many, bounds few."""
+    """Number of images for folder and transfer; input uses four times as many, bounds a few."""
     image_size: int = 224
     points: int = 5000
     """Number of embeddings for knn and tsne."""
@@ -95,7 +96,7 @@ class Benchmark:
     sizes: tuple[int, ...] = (500, 1000, 2000, 4000)
     """Numbers of images or embeddings for scaling."""
     repeats: int | None = None
-    """Number of timed rounds after a warm-up; default: by benchmark."""
+    """Number of timed rounds after a warm-up; the default depends on the benchmark."""
     seed: int = 0
     name: str = ""
     """Name of the output file; default: date and time."""
@@ -114,7 +115,7 @@ class LoadTest:
     precisions: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
     image_size: int = 224
     requests: int = 160
-    """Requests to each backend, for one client and for all clients."""
+    """Number of requests to each backend, from one client and again from all clients."""
     clients: int = 8
     """Number of concurrent clients."""
     batch: int = 8

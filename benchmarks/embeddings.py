@@ -14,13 +14,13 @@ from cxr_tf.neighbors import projection, selection
 from cxr_tf.neighbors.embeddings import Embeddings
 
 # Difference in trustworthiness of scikit-learn's t-SNE between random and PCA initialisation: root
-# mean square over 8 sets of 1,000 such embeddings. On the same sets this package was 0.004
-# (standard error 0.002) below it, with approximate and with exact neighbours.
+# mean square over 8 sets of 1,000 such embeddings. On the same sets, this package was 0.004
+# (standard error 0.002) below scikit-learn, with approximate and with exact neighbours.
 TRUST_NOISE = 0.006
 
 
 def random_embeddings(points: int, width: int, seed: int, place: Path) -> Embeddings:
-    """Generate random embeddings to search, and a tenth as many for validation."""
+    """Generate random embeddings to search in, and a tenth as many for validation."""
     held_out = max(20, points // 10)
     values, labels = embeddings(points + held_out, width, seed)
     noise = np.random.default_rng(seed).normal(0, 0.3, (held_out, width))
@@ -81,7 +81,7 @@ def knn(
         results_of["ours"] = selection.search(data, neighbours=neighbours)
 
     def theirs() -> None:
-        # With a cache, so that it does not fit the same PCA for every number of neighbours.
+        # With a cache, the same PCA is not fitted again for every number of neighbours.
         with tempfile.TemporaryDirectory(dir=place) as cache:
             steps = [(name, "passthrough") for name in ("scale", "project", "unit")]
             pipe = Pipeline([*steps, ("knn", KNeighborsClassifier())], memory=cache)
@@ -126,7 +126,7 @@ def knn(
 def tsne(settings: Benchmark, place: Path, trust_noise: float = TRUST_NOISE) -> Results:
     """Benchmark t-SNE including PCA.
 
-    trust_noise: how much less trustworthy ours may be.
+    trust_noise: how much lower the trustworthiness of this package may be.
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE, trustworthiness

@@ -1,4 +1,4 @@
-"""Fault injection: kills before a file operation, flipped bits, a full disk, invalid records.
+"""Inject faults: kills before a file operation, flipped bits, a full disk, invalid records.
 
 A job is a function without arguments that works in the current directory. Jobs run in forked
 processes, so that a killed or aborting job does not affect this process.
@@ -29,10 +29,10 @@ CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.chmo
 
 
 def run(job: Job, *, kill_before: int = 0, log: Path | None = None) -> str:
-    """Run a job in a child process and return how it ended.
+    """Run a job in a child process, and return how it ended.
 
-    kill_before: send SIGKILL before the file operation of this number, counted from 1. log: file
-    for the output of the job.
+    kill_before: number, from 1, of the file operation before which SIGKILL is sent; log: file for
+    the output of the job.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -72,7 +72,7 @@ def exit_code(job: Job) -> int:
 
 
 def arm_kill(number: int) -> None:
-    """Kill this process before its file operation of that number, from 1."""
+    """Kill this process before its file operation with the given number, counted from 1."""
     count = 0
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
@@ -117,7 +117,7 @@ def flip_bit(content: bytes, rng: random.Random) -> bytes:
 
 
 def wrong_records(content: Any) -> Iterator[tuple[str, Any]]:
-    """Yield (name of the change, JSON value): each key removed, each value of another type."""
+    """Yield (name of the change, changed JSON): with each key removed, or its value retyped."""
     for path in _paths(content):
         for change in ("removed", "retyped"):
             changed = copy.deepcopy(content)

@@ -34,7 +34,7 @@ METADATA = {
 
 
 def right_answer(rows: int) -> dict[str, Any]:
-    """Return a correct prediction of N images."""
+    """Return the JSON of a correct prediction of N images."""
     return {
         "outputs": {
             "probabilities": [[0.25, 0.75]] * rows,
@@ -57,7 +57,7 @@ def _without(name: str) -> Callable[[int], Any]:
     return answer
 
 
-# Name of a fault: the JSON of the prediction of N images.
+# {name of a fault: function that returns the JSON of the prediction of N images}.
 WRONG_PREDICTIONS: dict[str, Callable[[int], Any]] = {
     "empty object": lambda rows: {},
     "a list": lambda rows: [1],
@@ -101,7 +101,7 @@ WRONG_METADATA: dict[str, Any] = {
     },
 }
 
-# Faults of the connection, at the metadata or the prediction request.
+# Faults of the connection, during the metadata or the prediction request.
 TRANSPORT = ("redirect", "HTML", "invalid UTF-8", "cut once", "cut always", "closed once", "drip")
 
 
@@ -109,7 +109,7 @@ TRANSPORT = ("redirect", "HTML", "invalid UTF-8", "cut once", "cut always", "clo
 def hostile_server(fault: str, where: str = "prediction") -> Iterator[str]:
     """Yield the address of a server that is correct except for one fault.
 
-    where: the request that a fault of the connection concerns, metadata or prediction.
+    where: the request during which a fault of the connection occurs, metadata or prediction.
     """
     hits = {"metadata": 0, "prediction": 0}
 
@@ -140,7 +140,7 @@ def hostile_server(fault: str, where: str = "prediction") -> Iterator[str]:
                     body = b"\xff\xfe\x00{"
                     length = len(body)
                 elif fault == "cut always" or (fault == "cut once" and hits[kind] == 1):
-                    body = body[: len(body) // 2]  # of the length that was announced
+                    body = body[: len(body) // 2]  # half of the announced length
                 elif fault == "closed once" and hits[kind] == 1:
                     self.close_connection = True
                     self.connection.close()

@@ -1,4 +1,4 @@
-"""Data of the benchmarks: phantoms as files, embeddings, networks with random weights."""
+"""Create the material of the benchmarks: files of phantoms, embeddings, and random networks."""
 
 from pathlib import Path
 
@@ -51,8 +51,8 @@ def catalog_of(splits: list[str]) -> data_catalog.Catalog:
 def radiographs(settings: Benchmark, place: Path, times: int = 1) -> Path:
     """Create <place>/radiographs-<count>/{train,val}/{NORMAL,PNEUMONIA}/ once, with equal classes.
 
-    Contains `times` --images images: links to files of --data, or phantoms as 8-bit grey JPEG of
-    1300 x 900 pixels and 200 kB, like the radiographs of the Kermany data.
+    The folder contains `times` x --images images: links to files of --data, or phantoms as 8-bit
+    grey JPEGs of 1300 x 900 pixels and 200 kB, like the radiographs of the Kermany data.
     """
     images = times * settings.images
     root = place / f"radiographs-{images}"
@@ -76,7 +76,7 @@ def radiographs(settings: Benchmark, place: Path, times: int = 1) -> Path:
     rng = np.random.default_rng(settings.seed)
     number = 0
     for split, count in parts.items():
-        # Few phantoms with many exposures, because drawing takes longer than the benchmark.
+        # A few phantoms with many exposures, because drawing takes longer than the benchmark.
         drawn = [
             phantom(FINDINGS[k % 2], seed=settings.seed, patient=number + k, size=512).image
             for k in range(min(count, 8))
@@ -95,7 +95,7 @@ def radiographs(settings: Benchmark, place: Path, times: int = 1) -> Path:
 
 
 def small_files(folder: Path, count: int, seed: int) -> list[str]:
-    """Write `count` grey JPEG of 224 x 224 pixels and 10 kB to <folder>/{NORMAL,PNEUMONIA}/.
+    """Write `count` grey JPEGs of 224 x 224 pixels and 10 kB to <folder>/{NORMAL,PNEUMONIA}/.
 
     They are shifted copies of a few phantoms, no two of them equal. Existing files are kept.
     Returns the paths, with alternating classes.
@@ -118,7 +118,8 @@ def small_files(folder: Path, count: int, seed: int) -> list[str]:
 def plain_classifier(name: str, image: np.ndarray) -> keras.Model:
     """Build a backbone with its original preprocessing, without standardisation.
 
-    Random weights, scaled to probabilities far from 0 and 1 on `image`: float32 [1, S, S, 3].
+    The weights are random, and scaled so that the probabilities of `image`, float32 [1, S, S, 3],
+    are far from 0 and 1.
     """
     images = keras.Input(image.shape[1:], name="images")
     features = backbones.backbone(name).features(images)
@@ -145,7 +146,7 @@ def set_norm_statistics(model: keras.Model, images: np.ndarray) -> None:
 
 
 def spread_logits(model: keras.Model, images: np.ndarray) -> None:
-    """Scale the last kernel so that logits differ by 1: equal outputs of 0 or 1 prove nothing."""
+    """Scale the last kernel so that logits differ by 1; equal outputs of 0 or 1 prove nothing."""
     layer = model.get_layer("logits")
     features = np.asarray(keras.Model(model.input, layer.input)(images, training=False))
     apart = np.ptp(features @ np.asarray(layer.kernel), axis=1).mean()
@@ -157,7 +158,7 @@ def exported(
 ) -> tuple[keras.Model, serving_loading.ServedModel]:
     """Return a classifier and its SavedModel, which is exported once.
 
-    Weights are random, except those of --vgg16-weights for VGG16.
+    The weights are random, except for VGG16, which has those of --vgg16-weights.
     """
     keras.utils.set_random_seed(settings.seed)  # so that it is the same model for every job
     model = build_classifier(name, classes=2, image_size=settings.image_size)

@@ -1,4 +1,4 @@
-"""Measurements: alternating timings, peak memory, time by size, and the machine."""
+"""Measure alternating timings, peak memory and time by size; describe the machine."""
 
 import dataclasses
 import importlib.util
@@ -30,7 +30,7 @@ ALTERNATIVES = ("torch", "captum", "monai", "tf-explain", "openvino")
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Seconds of each round, and the largest growth of the process in MB during a call."""
+    """The seconds of each round, and the largest growth of the process during a call, in MB."""
 
     seconds: list[float]
     grown_mb: float
@@ -38,7 +38,7 @@ class Timing:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """This package against one alternative; both process `count` items in their seconds."""
+    """A comparison of this package with one alternative; both process `count` items per round."""
 
     job: str
     alternative: str
@@ -53,12 +53,12 @@ class Row:
 
     @property
     def ratios(self) -> list[float]:
-        """Speed-up over the alternative in each round."""
+        """The speed-up over the alternative in each round."""
         return [b / a for a, b in zip(self.ours.seconds, self.theirs.seconds, strict=True)]
 
     @property
     def ratio(self) -> float:
-        """Median of the rounds."""
+        """The median speed-up of all rounds."""
         return float(np.median(self.ratios))
 
     def record(self) -> dict[str, Any]:
@@ -74,7 +74,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Memory of one implementation; `at_most` is the limit, or None."""
+    """The memory of one implementation; `at_most` is the limit, or None."""
 
     job: str
     way: str
@@ -95,7 +95,7 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Seconds of a job by size; `what` names the counted items."""
+    """The seconds of a job by its number of items; `what` names the items."""
 
     job: str
     what: str
@@ -104,7 +104,7 @@ class Cost:
 
     @property
     def slope(self) -> float:
-        """Exponent p of seconds ~ size^p, by least squares on the logarithms."""
+        """The exponent p of seconds ~ size^p, by least squares on the logarithms."""
         return float(np.polyfit(np.log(self.sizes), np.log(self.seconds), 1)[0])
 
     def record(self) -> dict[str, Any]:
@@ -114,7 +114,7 @@ class Cost:
 
 @dataclasses.dataclass(frozen=True)
 class Bound:
-    """A lower bound, or a quantity it depends on, of the machine, a network or a file."""
+    """A lower bound, or a quantity that it depends on, of the machine, a network or a file."""
 
     job: str
     of: str
@@ -139,7 +139,7 @@ Results = Iterator[Row | Memory | Cost | Bound | Skipped]
 
 
 def in_turn(ways: dict[str, Way], repeats: int, warm_up: bool = True) -> dict[str, Timing]:
-    """Time all implementations alternately for `repeats` rounds, in reversed order every other."""
+    """Time all implementations alternately, and in reversed order in every other round."""
     names = list(ways)
     seconds: dict[str, list[float]] = {n: [] for n in names}
     grown = dict.fromkeys(names, 0.0)
@@ -157,11 +157,11 @@ def in_turn(ways: dict[str, Way], repeats: int, warm_up: bool = True) -> dict[st
 def by_size(
     prepare: Callable[[int], Way], job: str, what: str, sizes: Sequence[int], repeats: int
 ) -> Cost:
-    """Time the function `prepare(size)` for each size: the fastest of `repeats` calls.
+    """Time the function `prepare(size)` for each size, by the fastest of `repeats` calls.
 
     Short calls are repeated for a second. An additional call of the smallest size is the warm-up.
-    The fastest call is used and not the median, because the sizes are not timed alternately and so
-    do not share disturbances.
+    The fastest call is used instead of the median, because the sizes are not timed alternately and
+    so do not share disturbances.
     """
     timed(prepare(sizes[0]))
     seconds = []
@@ -175,7 +175,7 @@ def by_size(
 
 
 def timed(way: Way) -> float:
-    """Return the seconds that a call takes, or those that it returns."""
+    """Return the seconds that a call takes, or the seconds that it returns."""
     started = time.perf_counter()
     result = way()
     elapsed = time.perf_counter() - started
@@ -205,7 +205,7 @@ def _reset_peak() -> None:
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
-        return  # VmHWM then is the peak of the whole run
+        return  # then VmHWM is the peak of the entire run
 
 
 def load() -> float:
@@ -233,7 +233,7 @@ def machine() -> dict[str, Any]:
 
 
 def missing(*modules: str) -> str:
-    """Return why an alternative cannot be measured here, or an empty string if it can."""
+    """Return the reason why an alternative cannot be measured here, or "" if it can."""
     absent = [m for m in modules if importlib.util.find_spec(m) is None]
     if absent:
         return f"{absent[0]} is not installed (requirements-benchmark.txt)"

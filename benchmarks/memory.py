@@ -1,4 +1,4 @@
-"""Peak memory of training, and of input by the number of images.
+"""Measure the peak memory of training, and how that of the input grows with the number of images.
 
 Each is measured in a fresh process.
 """
@@ -16,7 +16,7 @@ from cxr_tf.data import batches as data_batches
 from cxr_tf.data import decoding, loading
 from cxr_tf.data.sources.phantoms import write_phantoms
 
-# Peak of training VGG16 at 224, batch 32.
+# Limit of the peak memory of training VGG16 on 224 x 224 pixels, in batches of 32.
 TRAINING_MB = 3000
 
 # Limit of memory per image besides its cached pixels: its row in the catalogue, and its path in the
@@ -27,7 +27,7 @@ FEW, MANY = 1_000, 10_000
 
 
 def peaks_of_memory(settings: Benchmark, place: Path) -> Results:
-    """Measure training of all layers of VGG16, and catalogue and input by the number of images."""
+    """Measure training of all layers of VGG16, and the memory per image of catalogue and input."""
     if not memory_of_process("VmHWM"):
         yield Skipped("memory", "all", "this system does not report the peak memory of a process")
         return
@@ -56,7 +56,7 @@ def _training(settings: Benchmark, place: Path) -> Results:
 
 
 def train(folder: str, place: str, size: int) -> float:
-    """Return the peak MB of `train_classifier` with one epoch, from files to SavedModel."""
+    """Return the peak memory in MB of `train_classifier` with one epoch, including the export."""
     from cxr_tf.classification.train_classifier import train_classifier
     from cxr_tf.training.precision import resolve_precision
 
@@ -78,7 +78,7 @@ def train(folder: str, place: str, size: int) -> float:
 
 
 def train_by_keras(folder: str, size: int) -> float:
-    """Return the peak MB of one epoch on the same images, as in the Keras documentation."""
+    """Return the peak memory in MB of one epoch on the same images, as in Keras's documentation."""
     batches = keras.utils.image_dataset_from_directory(
         f"{folder}/train", image_size=(size, size), batch_size=BATCH, verbose=False
     )
@@ -107,20 +107,20 @@ def _growth(settings: Benchmark, place: Path) -> Results:
     )
     cache = size * size / 1024
     peak = peaks[MANY]["whole"]
-    yield Memory(job, "the catalogue", catalog, "kB an image", BESIDE_KB)
+    yield Memory(job, "the catalogue", catalog, "kB per image", BESIDE_KB)
     yield Memory(
         job,
         "an epoch of training batches, without the cache of 8-bit pixels",
         whole - cache,
-        "kB an image",
+        "kB per image",
         BESIDE_KB,
-        note=f"with the cache {whole:.1f} kB an image; the peak at {MANY:,} was {peak:,.0f} MB",
+        note=f"with the cache {whole:.1f} kB per image; the peak at {MANY:,} was {peak:,.0f} MB",
     )
-    yield Memory(job, "the cache of 8-bit pixels", cache, "kB an image")
+    yield Memory(job, "the cache of 8-bit pixels", cache, "kB per image")
 
 
 def read_through(folder: str, size: int) -> dict[str, float]:
-    """Return the growth in MB by the catalogue, and the peak after an epoch of batches."""
+    """Return the growth by the catalogue, and the peak memory after an epoch of batches, in MB."""
     before = memory_of_process("VmRSS")
     catalog = loading.open_catalog(folder)
     grown = memory_of_process("VmHWM") - before

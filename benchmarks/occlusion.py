@@ -16,7 +16,7 @@ from cxr_tf.models.occlusion import occluder
 
 
 def occlusion_maps(settings: Benchmark, place: Path) -> Results:
-    """Benchmark one map of each network, with grey patches."""
+    """Benchmark one occlusion map of each network, with grey patches."""
     size = settings.image_size
     image = np.repeat(
         phantom("bacterial", seed=settings.seed, patient=1, size=size).image[None, ..., None], 3, 3

@@ -130,8 +130,8 @@ class Fit:
 
     https://docs.pytorch.org/docs/stable/amp.html (CPU, bfloat16) and
     https://docs.pytorch.org/tutorials/intermediate/memory_format_tutorial.html. `network` is
-    from `as_torch`; images float32 [N, S, S, 3] in 0..255, labels int [N]. Without `autocast` it
-    runs in float32, for machines without bfloat16.
+    from `as_torch`; images float32 [N, S, S, 3] in 0..255, labels int [N]. Without `autocast`, the
+    network runs in float32, for machines without bfloat16.
     """
 
     def __init__(
@@ -185,9 +185,9 @@ class Fit:
 
 
 class Files:
-    """A PyTorch dataset of image files with labels; Pillow decodes and resizes.
+    """A PyTorch dataset of image files with labels; Pillow decodes and resizes the images.
 
-    Item: float32 [3, S, S] in 0..255, label.
+    Each item is an image, float32 [3, S, S] in 0..255, and its label.
     """
 
     def __init__(self, files: Sequence[tuple[str, int]], size: int) -> None:
@@ -211,10 +211,10 @@ def transfer(
 ) -> np.ndarray:
     """Train a linear layer on a frozen backbone with Adam; return the logits [N] of `val`.
 
-    As in https://docs.pytorch.org/tutorials/beginner/transfer_learning_tutorial.html, with the
-    dropout, loss and optimizer of Keras's guide: each epoch decodes the files, runs the backbone,
-    and validates. The loader is the default one, in this process: decoding takes a few hundredths
-    of the time of the backbone.
+    This follows https://docs.pytorch.org/tutorials/beginner/transfer_learning_tutorial.html, with
+    the dropout, loss and optimizer of Keras's guide: each epoch decodes the files, runs the
+    backbone, and validates. The loader is the default one, which runs in this process: decoding
+    takes a few hundredths of the backbone's time.
     """
     import torch
     from torch import nn

@@ -21,7 +21,7 @@ def startup(settings: Benchmark, place: Path) -> Results:
     """Benchmark `--help` of the slowest script against the import of TensorFlow."""
     scripts = sorted((Path(__file__).parents[2] / "scripts").glob("*.py"))
     if not scripts:
-        yield Skipped("startup", "import tensorflow", "the scripts are not beside the package")
+        yield Skipped("startup", "import tensorflow", "the scripts are not next to the package")
         return
 
     def seconds_of(*command: str) -> float:
@@ -50,11 +50,13 @@ def startup(settings: Benchmark, place: Path) -> Results:
 
 
 def reading(settings: Benchmark, place: Path) -> Results:
-    """Benchmark files of original size to batches float32 [B, S, S, 1]: first and later epochs.
+    """Benchmark reading files of original size into batches, in the first and in later epochs.
 
-    All use one channel, since radiographs are greyscale; the network repeats it three times.
+    The batches are float32 [B, S, S, 1]: all implementations use one channel, since radiographs are
+    greyscale, and the network repeats it three times.
     """
-    # Four times as many as elsewhere, because the start-up would dominate a third of a second.
+    # Four times as many images as in other benchmarks, whose reading takes a third of a second:
+    # the start-up would dominate that.
     folder = radiographs(settings, place, times=4)
     size = settings.image_size
     by_keras = keras.utils.image_dataset_from_directory(

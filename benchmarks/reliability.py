@@ -1,4 +1,4 @@
-"""A campaign of faults against the package, whose table is in docs/reliability.md.
+"""Inject faults into the package; the table of results is in docs/reliability.md.
 
     python -m benchmarks.reliability --trials 200
     python -m benchmarks.reliability --parts files records server       # seconds, no TensorFlow
@@ -6,8 +6,8 @@
 Parts: files (a kill before every file operation of the jobs that write files), commands (the same
 before every k-th operation of commands), trainings (kills at random moments, then --resume),
 records (JSON with missing or wrong fields), bits (flipped bits in exported models), disk (a full
-file system; needs root) and server (wrong responses of a server). After a kill the job runs again,
-and its output must equal that of an undisturbed job.
+file system; needs root) and server (wrong responses of a server). After a kill, the job is run
+again, and its output must equal that of an undisturbed job.
 """
 
 import collections
@@ -49,7 +49,7 @@ class Campaign:
     trials: int = 100
     """Flipped bits per file."""
     kills: int = 5
-    """Kills per training."""
+    """Kills per training run."""
     every: int = 5
     """Kill commands before every file operation of a multiple of this number."""
     seed: int = 0
@@ -79,12 +79,12 @@ def main(settings: Campaign) -> list[Row]:
 
 
 def write_file() -> None:
-    """Write a JSON file over another."""
+    """Overwrite a JSON file."""
     files.write_json(Path("metrics.json"), {"auroc": 0.5})
 
 
 def write_folder() -> None:
-    """Write a folder over another, as predict.py --overwrite does."""
+    """Overwrite a folder, as predict.py --overwrite does."""
     with files.temporary_sibling(Path("maps")) as partial:
         (partial / "predictions.csv").write_text("new")
         (partial / "0.png").write_text("new")
@@ -107,12 +107,12 @@ def restart_run() -> None:
 
 
 def prepare_file(here: Path) -> None:
-    """Create an earlier file."""
+    """Create the file that the job overwrites."""
     (here / "metrics.json").write_text('{"auroc": 0.1}')
 
 
 def prepare_folder(here: Path) -> None:
-    """Create an earlier folder."""
+    """Create the folder that the job overwrites."""
     (here / "maps").mkdir()
     (here / "maps" / "predictions.csv").write_text("old")
     (here / "maps" / "old.png").write_text("old")
@@ -234,7 +234,7 @@ def predict_from(url: str, images: int = 3, timeout: float = 2.0) -> None:
 
 
 def hostile_servers(settings: Campaign) -> Iterator[Row]:
-    """Predict with wrong servers: an error of one line, or correct results after a retry."""
+    """Predict with wrong servers; expect an error of one line, or correct results after a retry."""
     os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1"
     kinds = {
         "wrong predictions": [(f, "prediction") for f in hostile_server.WRONG_PREDICTIONS],
@@ -295,7 +295,7 @@ def results(here: Path) -> dict[str, bytes]:
 
 
 def kill_trainings(settings: Campaign) -> Iterator[Row]:
-    """Kill trainings at random moments, resume each, and compare the results bit by bit."""
+    """Kill training runs at random moments, resume each, and compare the results bit by bit."""
     rng = random.Random(settings.seed)
     for arguments in (TRAIN, AUTOENCODER):
         with faults.working_directory() as here:
@@ -380,7 +380,7 @@ def kill_commands(settings: Campaign) -> Iterator[Row]:
 
 
 def flip_bits(settings: Campaign) -> Iterator[Row]:
-    """Flip a bit of a file of an exported model, and check it as before loading."""
+    """Flip bits in the files of an exported model, and check them as is done before loading."""
     rng = random.Random(settings.seed)
     with faults.working_directory() as here:
         write_phantoms(here)

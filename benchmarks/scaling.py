@@ -1,7 +1,7 @@
-"""Growth of the time of each job with the number of images.
+"""Measure how the time of each job grows with the number of images.
 
 Networks and images are small, so that thousands take seconds: the growth is measured, not the
-speed. A job that processes each image alike has a slope of 1, or less if a part of its time is
+speed. A job that processes all images alike has a slope of 1, or less if a part of its time is
 constant.
 """
 
@@ -35,7 +35,7 @@ MAPPED = 1 / 100
 
 
 def costs(settings: Benchmark, place: Path) -> Results:
-    """Measure the seconds of each job for each of `--sizes`."""
+    """Measure the seconds of each job for each number of images in `--sizes`."""
     small = dataclasses.replace(settings, image_size=SIZE)
     for prepare, job, what in (
         (_catalogue, "reading the catalogue", "files"),
@@ -44,7 +44,7 @@ def costs(settings: Benchmark, place: Path) -> Results:
         (_classifier, f"an epoch of training, AlexNet at {SIZE}", "images"),
         (
             _autoencoder,
-            f"an epoch of training, restoring autoencoder at {SIZE}, the healthy half",
+            f"an epoch of training, denoising autoencoder at {SIZE}, the healthy half",
             "images",
         ),
         (_predictions, f"predictions of files, SavedModel of AlexNet at {SIZE}", "files"),

@@ -1,4 +1,4 @@
-"""Benchmarks of exported models: the SavedModel called directly, and on a folder of files."""
+"""Benchmarks of exported models: called directly on images, and on a folder of files."""
 
 import functools
 from collections.abc import Callable
@@ -117,7 +117,7 @@ def _served_row(
 
 
 def folder(settings: Benchmark, place: Path) -> Results:
-    """Benchmark embeddings and predictions of original files by each engine against float32."""
+    """Benchmark the embeddings and predictions of a folder, by each engine, against Keras."""
     paths = sorted(str(p) for p in radiographs(settings, place).rglob("*.*"))
     for name in settings.backbones:
         model, served = exported(name, settings, place)

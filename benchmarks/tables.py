@@ -1,4 +1,4 @@
-"""Report of the results: a log line for each row, and the tables at the end."""
+"""Format the results: a log line for each row, and the tables at the end."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -64,7 +64,7 @@ def amount(row: Row, timing: Timing) -> str:
 
 
 def number(value: float) -> str:
-    """Format with three significant digits, or without decimals from 100 on."""
+    """Format a number with three significant digits, or without decimals from 100 on."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
@@ -88,7 +88,7 @@ def _speed(rows: Sequence[Row]) -> list[str]:
 
 
 def _memory(rows: Sequence[Memory]) -> list[str]:
-    lines = ["", "| memory | of | takes | target |", "| --- | --- | --- | --- |"]
+    lines = ["", "| memory of | implementation | memory | target |", "| --- | --- | --- | --- |"]
     for row in rows:
         limit = _limit(row).removeprefix(", ")
         lines.append(f"| {row.job} | {row.way} | {number(row.value)} {row.unit} | {limit} |")

@@ -33,7 +33,7 @@ RATE, DECAY = 3e-6, 0.05
 
 
 def transfer(settings: Benchmark, place: Path) -> Results:
-    """Benchmark training a head on frozen VGG16, from files to AUROC on validation."""
+    """Benchmark training a head on frozen VGG16, from files to the AUROC on the validation set."""
     from sklearn.metrics import roc_auc_score
 
     from cxr_tf.classification.fitting import fit_head
@@ -131,12 +131,12 @@ def transfer(settings: Benchmark, place: Path) -> Results:
             unit="s",
             count=1,
             same=auroc["ours"] >= auroc[other] - 0.02,
-            check=f"AUROC on validation {auroc['ours']:.3f} and {auroc[other]:.3f}",
+            check=f"AUROC on the validation set {auroc['ours']:.3f} and {auroc[other]:.3f}",
         )
 
 
 def _bare_vgg16(weights: list[np.ndarray], size: int) -> keras.Model:
-    """Return VGG16 with the first `weights`: [N, S, S, 3] in 0..255 -> features [N, 512]."""
+    """Return VGG16 with the first of `weights`: [N, S, S, 3] in 0..255 -> features [N, 512]."""
     images = keras.Input((size, size, 3))
     model = keras.Model(images, backbones.backbone("vgg16").features(images))
     model.set_weights(weights[: len(model.weights)])
@@ -182,7 +182,7 @@ def _finetuning_of(
     set_norm_statistics(start, images)
     spread_logits(start, images[:4])
     weights = start.get_weights()
-    # For both: see `ahead`. Otherwise a fit of seconds would be timed to a power of two.
+    # For both: see `tf_data.prefetch`. Otherwise a short fit could appear to take twice its time.
     batches = tf_data.prefetch(tf.data.Dataset.from_tensors((images, labels)).repeat())
     common: dict[str, Any] = {
         "loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True),

@@ -1,12 +1,12 @@
-"""Several worker processes on one machine: throughput against one process, and kills.
+"""Measure training with several workers on one machine: throughput, and resuming after kills.
 
     python -m benchmarks.workers throughput --backbone alexnet --workers 2
     python -m benchmarks.workers kills --kills 5
 
-throughput: one process on one core, one process on as many cores as there are workers, and the
-workers with one core each, alternately; training images per second, from the seconds in
-metrics.json. kills: SIGKILL of a random worker or of the chief at random moments, then the same
-command with --resume on all; the result must have the weights of an undisturbed training.
+throughput compares one process on one core, one process on as many cores as there are workers, and
+the workers with one core each, alternately, in training images per second, by the seconds in
+metrics.json. kills sends SIGKILL to the chief or a worker at random moments, and then runs the same
+command with --resume on all; the resulting weights must be those of an undisturbed training run.
 Requires Linux.
 """
 
@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[1]
 
 @dataclass(frozen=True)
 class Training:
-    """A training on phantoms from scratch."""
+    """A training run on phantoms, with random initial weights."""
 
     backbone: BackboneName = "alexnet"
     image_size: int = 64
@@ -43,7 +43,7 @@ class Training:
     workers: int = 2
 
     def start(self, folder: Path, *, processes: int, cores: int, resume: bool = False) -> list:
-        """Start the processes, each with its own cores and with a folder for itself."""
+        """Start the processes, each with its own cores and its own folder."""
         sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(processes)]
         addresses = [f"127.0.0.1:{s.getsockname()[1]}" for s in sockets]
         for s in sockets:
@@ -92,7 +92,7 @@ class Kills(Training):
 
 
 def throughput(settings: Throughput) -> None:
-    """Run all rounds and print a table: median, lowest and highest of the rounds."""
+    """Run all rounds, and print a table with their median, lowest and highest speeds."""
     count = settings.workers
     ways = {
         "one process, one core": (1, 1),
@@ -115,7 +115,7 @@ def throughput(settings: Throughput) -> None:
 
 
 def kills(settings: Kills) -> None:
-    """Kill, resume and compare; print a table with one row for each kill."""
+    """Kill, resume and compare training runs; print a table with one row for each kill."""
     rng = random.Random(settings.seed)
     start = functools.partial(settings.start, processes=settings.workers, cores=1)
     with tempfile.TemporaryDirectory() as directory:
@@ -152,11 +152,11 @@ def run_all(running: list) -> None:
     """Wait for all processes; raise RuntimeError if one of them failed."""
     codes = [process.wait() for process in running]
     if any(codes):
-        raise RuntimeError(f"a training failed: exit codes {codes}")
+        raise RuntimeError(f"a training run failed: exit codes {codes}")
 
 
 def metrics_of(folder: Path) -> dict:
-    """Return the metrics.json of the chief."""
+    """Return the content of the chief's metrics.json."""
     return json.loads((folder / "0/logs/classifier/run/metrics.json").read_text())
 
 

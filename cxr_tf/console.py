@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
-# How often a job whose output goes to a file or a pipe reports, in seconds.
+# Seconds between the progress lines of a job whose output goes to a file or a pipe.
 REPORT_EVERY = 10.0
 
 
@@ -29,11 +29,11 @@ def table(
     width: int | None = None,
     indent: int = 0,
 ) -> str:
-    """Return a table as text: columns of numbers aligned right, the others left.
+    """Return a table as text, with columns of numbers aligned right and the others left.
 
     width: maximum width in characters; None: each row is one line, however long. If the table is
-    too wide, the first column is folded, which keeps every character of a path. indent: spaces
-    before each line.
+    too wide, the first column is folded, so that no character of a path is lost. indent: number of
+    spaces before each line.
     """
     from rich.console import Console
     from rich.table import Table
@@ -57,7 +57,7 @@ def table(
 
 
 def time_span(seconds: float) -> str:
-    """Return a time span in words, such as `2 h 05 min`."""
+    """Format a time span, such as `2 h 05 min`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
@@ -74,12 +74,12 @@ def _is_number(text: str) -> bool:
 
 
 class Progress:
-    """Progress of a job on stderr: a bar on a terminal, otherwise a line every ten seconds.
+    """The progress of a job on stderr: a bar on a terminal, otherwise a line every ten seconds.
 
         with Progress(len(paths), "images") as show:
             show(32)
 
-    before: how much was already done at the start; it does not count towards the speed.
+    before: the amount already done at the start, which does not count towards the speed.
     """
 
     def __init__(self, total: int, unit: str = "images", *, before: int = 0) -> None:
@@ -94,7 +94,7 @@ class Progress:
         self.close()
 
     def __call__(self, done: int) -> None:
-        """Show that `done` of the total are done; the last call ends the bar."""
+        """Show that `done` units are complete; the bar ends when the total is reached."""
         if sys.stderr.isatty():
             if self.bar is None:
                 self.bar = self._start()
@@ -137,5 +137,5 @@ class Progress:
         )
         bar.add_task("", total=self.total, completed=self.before, unit=self.unit)
         bar.start()
-        atexit.register(bar.stop)  # or the cursor would stay hidden
+        atexit.register(bar.stop)  # otherwise the cursor would stay hidden
         return bar

@@ -1,25 +1,25 @@
 """Deprecated names: flags, settings in `config.json`, and files of exported models.
 
 A deprecated flag still works and prints its new name once; recorded settings are read under their
-present names, so that old runs load, compare and resume.
+present names, so that old runs can be loaded, compared and resumed.
 """
 
 from collections.abc import Collection, Sequence
 from typing import Any
 
-# Deprecated name of a setting: its present name. Flags are the same with hyphens.
+# Deprecated name of a setting: its present name. The flags have hyphens instead of underscores.
 SETTINGS = {"resamples": "bootstrap_samples"}
 
-# Setting: {deprecated value: present value}. `model` only if there is a `score` too, as in
-# train_autoencoder.py; elsewhere it is a folder.
+# Setting: {deprecated value: present value}. `model` is included only if the command also has
+# `score`, as train_autoencoder.py does; in other commands it is a folder.
 VALUES = {
     "operating_point": {"half": "0.5"},
     "model": {"restoring": "denoising"},
     "score": {"removed": "residual", "mark": "lesion_mask", "context": "appearance"},
 }
 
-# Settings that old runs lack, and the value with which they resume: it changes no result that they
-# have computed.
+# Settings that old runs lack, and the values with which these runs are resumed. The values change
+# no result that such a run has already computed.
 ADDED_SETTINGS = {"coverage": 0.95}
 
 # Two flags of train_autoencoder.py that `--operating-point` has replaced.
@@ -100,5 +100,5 @@ def _as_rule(name: str, value: str) -> str:
         return f"min-sensitivity:{value}"
     try:
         return f"min-specificity:{round(1 - float(value), 9)}"
-    except ValueError:  # the check of the operating point names it
+    except ValueError:  # reported by the check of the operating point
         return f"min-specificity:{value}"

@@ -1,4 +1,4 @@
-"""Benchmark the package against the alternatives that a user would write.
+"""Benchmark the package against alternatives that a user would write.
 
 pip install -r requirements-benchmark.txt           # the alternatives
 python scripts/benchmark.py                         # all benchmarks; minutes each
@@ -10,7 +10,7 @@ python scripts/benchmark.py input --data chest_xray --images 500
 import sys
 from pathlib import Path
 
-# `benchmarks` lies next to `scripts` and is not installed.
+# `benchmarks` is next to `scripts` and is not installed.
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.config import Benchmark

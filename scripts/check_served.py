@@ -1,4 +1,4 @@
-"""Verify exported models: repeat the predictions on all test images and compare.
+"""Verify exported models by repeating the predictions on all test images.
 
 python scripts/check_served.py --runs logs/classifier/vgg16-binary logs/knn/vgg16-binary-knn
 python scripts/check_served.py --runs logs/classifier/vgg16-binary --runtime c++

@@ -1,4 +1,4 @@
-"""Train variants of the autoencoder with the same settings and compare them on validation.
+"""Train variants of the autoencoder with the same settings, and compare them on validation data.
 
 python scripts/compare_autoencoders.py --data chest_xray
 """
@@ -6,7 +6,7 @@ python scripts/compare_autoencoders.py --data chest_xray
 import sys
 from pathlib import Path
 
-# `benchmarks` lies next to `scripts` and is not installed.
+# `benchmarks` is next to `scripts` and is not installed.
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.config import CompareAutoencoders

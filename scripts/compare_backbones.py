@@ -1,4 +1,4 @@
-"""Train ResNet50, VGG16 and AlexNet with the same settings, select on validation, report on test.
+"""Train three backbones, select one on validation data, and evaluate all on test data.
 
 python scripts/compare_backbones.py --data chest_xray --task three_class
 python scripts/compare_backbones.py --runs logs/classifier/a logs/classifier/b

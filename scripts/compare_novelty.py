@@ -6,7 +6,7 @@ python scripts/compare_novelty.py --classifier logs/classifier/vgg16-three-class
 import sys
 from pathlib import Path
 
-# `benchmarks` lies next to `scripts` and is not installed.
+# `benchmarks` is next to `scripts` and is not installed.
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.config import CompareNovelty

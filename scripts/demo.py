@@ -1,4 +1,4 @@
-"""Serve a web page that shows prediction, heatmap, similar cases and anomaly map of radiographs.
+"""Serve a web page with the prediction, heatmap, similar cases and anomaly map of a radiograph.
 
 python scripts/demo.py                                     # models under saved_models/
 python scripts/demo.py --server http://localhost:8501 --classifier vgg16-binary

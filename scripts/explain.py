@@ -1,4 +1,4 @@
-"""Explain a classifier's predictions by heatmaps: occlusion, class activation maps, SmoothGrad.
+"""Explain a classifier's predictions with heatmaps: occlusion, class activation maps, SmoothGrad.
 
 python scripts/explain.py --classifier logs/classifier/vgg16-binary
 python scripts/explain.py --classifier logs/classifier/vgg16-binary --method all --count 24

@@ -1,4 +1,4 @@
-"""Fit nearest neighbours in a classifier's embedding and export them: pickle, SavedModel, t-SNE.
+"""Fit nearest neighbours in a classifier's embedding, export them, and compute a t-SNE.
 
 python scripts/fit_knn.py --classifier logs/classifier/vgg16-binary
 python scripts/fit_knn.py --classifier saved_models/vgg16-binary --data chest_xray --name mine

@@ -1,4 +1,4 @@
-"""Measure latency and throughput of exported models on the C++ runtime and of Keras `predict`.
+"""Measure the latency and throughput of exported models on the C++ runtime, and of Keras `predict`.
 
 python scripts/load_test.py                                  # all networks, in both precisions
 python scripts/load_test.py --backbones vgg16 --requests 200
@@ -7,7 +7,7 @@ python scripts/load_test.py --backbones vgg16 --requests 200
 import sys
 from pathlib import Path
 
-# `benchmarks` lies next to `scripts` and is not installed.
+# `benchmarks` is next to `scripts` and is not installed.
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.config import LoadTest

@@ -1,4 +1,4 @@
-"""Predict images with a SavedModel or a model server.
+"""Classify or score images with a SavedModel or a model server.
 
 python scripts/predict.py --model saved_models/vgg16-binary --images one.jpeg ward/
 python scripts/predict.py --model saved_models/vgg16-binary --images ward/ --output out.csv

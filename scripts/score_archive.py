@@ -1,4 +1,4 @@
-"""Predict an archive of any size shard by shard, on this machine or on a Ray cluster.
+"""Classify or score an archive of any size, on this machine or on a Ray cluster.
 
 python scripts/score_archive.py --images ward/ --model saved_models/vgg16-binary --out scores/
 python scripts/score_archive.py --images ward/ list.csv --model saved_models/vgg16-binary \\

@@ -3,12 +3,12 @@
 #
 #   scripts/serve.sh [FOLDER] [--port 8500] [--rest-port 8501] [--batching] [-- FLAGS OF TF SERVING]
 #
-# Takes the tensorflow_model_server on the PATH, else its Docker image ($TF_SERVING_IMAGE to choose
-# another, such as one that ends in -gpu; $DOCKER_FLAGS for docker run, such as "--gpus all").
-# New exports, and changes of models.config, are taken up without a restart.
+# Uses tensorflow_model_server if it is on the PATH, or else its Docker image; $TF_SERVING_IMAGE is a
+# different image, such as one that ends in -gpu, and $DOCKER_FLAGS are flags of docker run, such as
+# "--gpus all". New exports, and changes of models.config, are loaded without a restart.
 set -eu
 
-# The version of TensorFlow that exported: an older TF Serving may lack an op of the graph.
+# The version of TensorFlow that exported the models: an older TF Serving may lack an op of the graph.
 version=2.21.0
 
 fail() {
@@ -36,7 +36,7 @@ while [ $# -gt 0 ]; do
             ;;
         -*) fail "unknown flag $1 (see --help); flags of TF Serving go after --" ;;
         *)
-            [ -z "$folder" ] || fail "one folder of models, not also '$1'"
+            [ -z "$folder" ] || fail "give one folder of models, not also '$1'"
             folder=$1
             ;;
     esac
@@ -48,8 +48,9 @@ folder=$(cd -P "$folder" && pwd -P)
 config=$folder/models.config
 [ -f "$config" ] || fail "$folder has no models.config: export a model first (train_classifier.py)"
 
-# TF Serving takes absolute paths only. A folder that was moved or copied has those of its old place:
-# of our models, which are called like their folders. Those from elsewhere stay where they are.
+# TF Serving requires absolute paths. After the folder was moved or copied, models.config has the old
+# paths. Those of our models, which have the names of their folders, are updated; those of models
+# from other folders are left unchanged.
 moved() {
     name=''
     while IFS= read -r line || [ -n "$line" ]; do
@@ -72,7 +73,7 @@ moved() {
     done < "$config"
 }
 if ! moved | cmp -s - "$config"; then
-    echo "models.config was written for another place; now for $folder" >&2
+    echo "models.config had the paths of another folder; it now has those of $folder" >&2
     if ! { moved > "$config.$$" && mv "$config.$$" "$config"; }; then
         rm -f "$config.$$"
         fail "cannot write $config"
@@ -97,19 +98,19 @@ if command -v tensorflow_model_server > /dev/null; then
 fi
 
 if command -v docker > /dev/null; then
-    docker info > /dev/null 2>&1 || fail "docker is installed but does not answer: start it, or" \
+    docker info > /dev/null 2>&1 || fail "docker is installed but does not respond: start it, or" \
         "install tensorflow_model_server (https://www.tensorflow.org/tfx/serving/setup)"
     image=${TF_SERVING_IMAGE:-tensorflow/serving:$version}
     if ! docker image inspect "$image" > /dev/null 2>&1 && ! docker pull "$image" >&2; then
-        [ -z "${TF_SERVING_IMAGE:-}" ] || fail "cannot get the image $image"
+        [ -z "${TF_SERVING_IMAGE:-}" ] || fail "cannot pull the image $image"
         image=tensorflow/serving:latest
-        echo "no image for TensorFlow $version: taking $image" >&2
+        echo "no image for TensorFlow $version: using $image" >&2
         docker image inspect "$image" > /dev/null 2>&1 || docker pull "$image" >&2 ||
-            fail "cannot get the image $image: pull it where there is a network, or name another" \
-                "by TF_SERVING_IMAGE"
+            fail "cannot pull the image $image: pull it with a network connection, or choose another" \
+                "with TF_SERVING_IMAGE"
     fi
-    # At the same path inside as outside, so that models.config holds for both. The image's own
-    # entry point is a shell that would keep Ctrl-C to itself.
+    # The folder has the same path inside as outside, so that models.config is valid in both. The
+    # image's own entry point is a shell that would not pass on Ctrl-C.
     # shellcheck disable=SC2086  # DOCKER_FLAGS are several words
     exec docker run --rm --init ${DOCKER_FLAGS:-} \
         -p "$port:8500" -p "$rest_port:8501" \

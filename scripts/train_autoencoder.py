@@ -1,7 +1,7 @@
-"""Train an autoencoder on healthy radiographs and detect anomalies by its residuals.
+"""Train an autoencoder on healthy radiographs, and detect anomalies with it.
 
 python scripts/train_autoencoder.py --data chest_xray
-python scripts/train_autoencoder.py --data chest_xray --max-false-alarm 0.05
+python scripts/train_autoencoder.py --data chest_xray --operating-point min-specificity:0.95
 python scripts/train_autoencoder.py --data chest_xray --model plain --score ssim --image-size 64
 """
 

@@ -61,7 +61,7 @@ SLOW = {
 
 @pytest.hookimpl(wrapper=True)  # before xdist and -m, which read the marks in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None, None, None]:
-    """Mark slow tests; keep those of a module in one process, where they share its fixtures."""
+    """Mark slow tests; run the tests of a module in one process, where they share its fixtures."""
     for item in items:
         module = item.path.stem
         item.add_marker(pytest.mark.xdist_group(GROUPS.get(module, module)))
@@ -128,7 +128,7 @@ def small_models(
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
-    """The system's Chromium, by Playwright; tests that need it are skipped if either is missing."""
+    """The system's Chromium, driven by Playwright; without either, tests are skipped."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
     with sync_api.sync_playwright() as playwright:
         found = next(filter(None, map(shutil.which, BROWSERS)), None)
@@ -145,8 +145,8 @@ def browser() -> Iterator[Any]:
 def finished(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainClassifier:
     """The settings of a finished run: a real VGG16, trained for an epoch.
 
-    At a low learning rate: three steps at the usual one drive its probabilities to 0 and 1, where
-    all images look alike.
+    The learning rate is low: three steps at the usual rate drive the probabilities to 0 and 1,
+    where images can no longer be distinguished.
     """
     from cxr_tf.classification.train_classifier import train_classifier
 

@@ -97,7 +97,7 @@ def test_signals_let_a_job_clean_up(command: list[str], number: signal.Signals, 
 
 
 def test_signal_that_the_parent_ignores_stays_ignored(command: list[str]) -> None:
-    """As under nohup, when the terminal is closed."""
+    """This is the situation under nohup when the terminal is closed."""
     ignoring = "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN);"
     ignoring += "os.execv(sys.argv[1], sys.argv[1:])"
     with subprocess.Popen(

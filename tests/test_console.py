@@ -1,4 +1,4 @@
-"""Tables and progress bars fit the terminal, and are plain lines in a file."""
+"""Tables and progress bars fit the terminal; in a file, they are plain lines."""
 
 import io
 import sys

@@ -38,8 +38,8 @@ def run(script, *arguments, capsys=None):
 def place(tmp_path_factory):
     """A working directory with phantoms and the comparison of three backbones on them.
 
-    The backbones are small ones under the real names; `make quickstart` uses the real ones. Trained
-    in bfloat16, because evaluation and export are in float32 anyway.
+    Small backbones have the names of the real ones, which `make quickstart` uses. They are trained
+    in bfloat16; evaluation and export are in float32 nevertheless.
     """
     from tiny_backbone import in_place_of
 
@@ -117,7 +117,7 @@ def test_finished_comparison_is_kept_and_refused_without_resume(here, capsys):
     assert [p.name for p in (here / "saved_models/tiny-vgg16").iterdir()] == ["1"]
 
 
-def test_comparing_finished_runs(here, capsys):
+def test_finished_runs_are_compared(here, capsys):
     folders = [f"logs/classifier/tiny-{b}" for b in ("vgg16", "alexnet")]
     code, _, _ = run("compare_backbones.py", "--runs", *folders, "--name", "two", capsys=capsys)
     assert code == 0
@@ -247,7 +247,7 @@ def test_mistake_gets_one_line_and_leaves_nothing(here, capsys, message, argumen
 
 
 def test_wrong_command_line_is_explained_and_leaves_nothing(here, capsys):
-    """The message comes from the library that parses flags, in a box of several lines."""
+    """The library that parses flags prints its message in a box of several lines."""
     before = sorted(here.rglob("*"))
     code, _, err = run("train_classifier.py", "--backbone", "vgg19", capsys=capsys)
     assert code == 2
@@ -270,7 +270,7 @@ def test_real_process_prints_one_line_only(here):
 
 
 def test_script_reuses_freed_memory():
-    """Arrays of 64 MB, made again and again, are not fetched from the system each time."""
+    """Repeated arrays of 64 MB are not allocated from the system each time."""
     job = """
 import dataclasses, resource
 from cxr_tf import cli

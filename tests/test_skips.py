@@ -16,9 +16,9 @@ def test_a_skip_is_a_failure_that_keeps_its_reason() -> None:
     assert failed.failed and "OpenVINO is not installed" in str(failed.longrepr)
 
 
-def test_a_missing_browser_stays_a_skip() -> None:
+def test_a_missing_browser_remains_a_skip() -> None:
     assert without_skips(report(f"{NO_BROWSER}: not found")).skipped
 
 
-def test_other_outcomes_stay() -> None:
+def test_other_outcomes_are_unchanged() -> None:
     assert without_skips(report("", outcome="passed")).passed

@@ -1,1 +1,1 @@
-"""Archives: the fault campaign, and measurements of speed and memory."""
+"""Benchmarks of archives: the fault campaign, and measurements of speed and memory."""

@@ -1,4 +1,4 @@
-"""Material of the fault campaign: images, a model, the command, comparison of archives."""
+"""Prepare the fault campaign: images, a model, the command, and the comparison of archives."""
 
 import contextlib
 import hashlib
@@ -43,7 +43,7 @@ class Campaign:
         return digests(out)
 
     def command(self, out: Path | str, images: list[str], *more: str) -> list[str]:
-        """Return the command line."""
+        """Return the command line that scores the images."""
         return [
             *(sys.executable, str(self.script)),
             *("--images", *images, "--model", str(self.model), "--out", str(out)),
@@ -116,7 +116,7 @@ def finish(command: list[str]) -> None:
 
 
 def workers_of(process: subprocess.Popen) -> list[int]:
-    """Return the worker processes of a coordinator."""
+    """Return the process ids of a coordinator's workers."""
     workers = []
     with contextlib.suppress(OSError):
         task = Path(f"/proc/{process.pid}/task/{process.pid}/children")
@@ -137,7 +137,7 @@ def digests(out: Path) -> dict[str, str]:
 
 
 def paths_once(out: Path) -> str:
-    """Return an empty string if each path of the lists occurs once, or else a message."""
+    """Return a message unless each listed path occurs exactly once in the shards, or else ""."""
     import pyarrow.parquet as pq
 
     scored = [p for f in sorted((out / "shards").iterdir()) for p in read_paths(pq, f)]

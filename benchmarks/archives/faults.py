@@ -1,4 +1,4 @@
-"""A campaign of faults against archives, each of which must end up equal to an undisturbed one.
+"""Inject faults while archives are scored; each archive must become equal to an undisturbed one.
 
 python -m benchmarks.archives.faults --work /tmp/faults
 python -m benchmarks.archives.faults --work /tmp/faults --cases workers coordinator
@@ -52,7 +52,7 @@ def kill_workers(campaign: Campaign) -> dict[str, Any]:
             time.sleep(random.uniform(0.5, 4))
             now = len(list((out / "shards").glob("[0-9]*")))
             workers = workers_of(process)
-            # At any moment, loading or computing, but seldom enough that shards are finished.
+            # Kill at any moment, during loading or computing, but let some shards be finished.
             if workers and now > finished and killed < campaign.kills:
                 finished = now
                 with contextlib.suppress(ProcessLookupError):
@@ -82,7 +82,7 @@ def kill_coordinator(campaign: Campaign, how: signal.Signals = signal.SIGKILL) -
                 problems.append(f"exit code {process.returncode}")
             if killed >= times:
                 break
-            # Finished before it was killed: remove some shards, to continue with the kills.
+            # It finished before it was killed: remove some shards, to continue with the kills.
             for shard in random.sample(sorted((out / "shards").iterdir()), k=40):
                 shard.unlink()
             continue
@@ -90,7 +90,7 @@ def kill_coordinator(campaign: Campaign, how: signal.Signals = signal.SIGKILL) -
         process.send_signal(how)
         killed += 1
         process.wait()
-        # 130 from the signal handler, or the signal itself before the handler is installed.
+        # The code is 130 from the signal handler, or the signal's before that is installed.
         if how == signal.SIGTERM and process.returncode not in (130, -signal.SIGTERM):
             problems.append(f"SIGTERM: exit code {process.returncode}")
         deadline = time.monotonic() + 60
@@ -180,7 +180,7 @@ def object_store(campaign: Campaign) -> dict[str, Any]:
         (copy / "plan.json").write_bytes(s3.cat_file("pacs/scores/plan.json"))
         problems = ["" if digests(copy) == expected else "shards differ", paths_once(copy)]
     note = f"{faults['503']} x 503, {faults['cut']} downloads cut, a third of the listing late"
-    return result("S3 that refuses, cuts and lists late", sum(faults.values()), problems, note)
+    return result("S3 with failed requests, late listings", sum(faults.values()), problems, note)
 
 
 def ray_node(campaign: Campaign) -> dict[str, Any]:
@@ -231,7 +231,7 @@ def ray_actors(campaign: Campaign) -> dict[str, Any]:
 
 
 def actor_processes() -> list[int]:
-    """Return the processes of the worker actors."""
+    """Return the process ids of the worker actors."""
     actors = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -285,10 +285,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--work", type=Path, required=True, help="an empty folder")
     parser.add_argument("--images", type=int, default=6400)
-    parser.add_argument("--kills", type=int, default=20, help="of workers")
+    parser.add_argument("--kills", type=int, default=20, help="number of workers to kill")
     parser.add_argument("--coordinator-kills", type=int, default=10)
     parser.add_argument(
-        "--stand-in", action="store_true", help="a model that loads in no time, to kill more often"
+        "--stand-in", action="store_true", help="use a model that loads in no time, for more kills"
     )
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
     given = parser.parse_args()

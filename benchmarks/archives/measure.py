@@ -1,4 +1,4 @@
-"""Archives: time and memory of planning, images per second, Ray's overhead, hours and cost.
+"""Measure archives: time and memory of planning, images per second, Ray's overhead, and cost.
 
 python -m benchmarks.archives.measure --work /tmp/archives plan
 python -m benchmarks.archives.measure --work /tmp/archives memory speed ray search
@@ -41,7 +41,7 @@ def many_paths(work: Path) -> Path:
 
 
 def list_of(work: Path, count: int) -> Path:
-    """Write a list of `count` of these paths."""
+    """Write a list of `count` of the paths of `many_paths`."""
     root = many_paths(work)
     path = work / f"list-{count}.txt"
     if not path.exists():
@@ -51,7 +51,7 @@ def list_of(work: Path, count: int) -> Path:
 
 
 def write_phantoms(folder: Path, count: int, size: tuple[int, int], suffix: str) -> None:
-    """Write phantoms as files of a width and a height in pixels."""
+    """Write phantoms as files of the given width and height in pixels."""
     from PIL import Image
 
     from cxr_tf.data.sources.phantoms import FINDINGS, phantom
@@ -66,7 +66,7 @@ def write_phantoms(folder: Path, count: int, size: tuple[int, int], suffix: str)
 
 
 def export_model(work: Path, backbone: str, size: int) -> Path:
-    """Export a random classifier as a SavedModel, and as `<folder>.keras` for a plain loop."""
+    """Export a random classifier as a SavedModel, and as `<folder>.keras` for the Keras loop."""
     folder = work / f"{backbone}-{size}"
     if not folder.exists():
         code = f"""
@@ -86,7 +86,7 @@ export_classifier(model, Path(sys.argv[1]), classes=classes, threshold=0.5, card
 
 
 def new_plan(out: Path, model: Path, images: list[str], shard_size: int) -> Any:
-    """Create a plan for these images."""
+    """Create a plan for the given images."""
     from cxr_tf.archive.listing import list_images
     from cxr_tf.archive.plan import Plan, Recipe
     from cxr_tf.archive.storage import open_storage
@@ -109,7 +109,7 @@ def new_plan(out: Path, model: Path, images: list[str], shard_size: int) -> Any:
 
 
 def plan(given: argparse.Namespace) -> None:
-    """Measure time and memory of planning a list, and of searching it for new paths."""
+    """Measure the time and memory of planning a list, and of searching it for new paths."""
     print("| paths | planned in (CPU) | again, nothing new | peak memory |")
     print("| --- | --- | --- | --- |")
     for count in (10_000, 100_000, 1_000_000):
@@ -148,7 +148,7 @@ print(*times, peak(__import__("os").getpid()))
 
 
 def memory(given: argparse.Namespace) -> None:
-    """Measure the peak memory of coordinator and workers for lists of 10,000 and a million."""
+    """Measure the peak memory of coordinator and worker for 10,000 and for a million paths."""
     model = export_model(given.work, "alexnet", 64)
     print("| paths | computed | coordinator | worker |\n| --- | --- | --- | --- |")
     for count, part in ((10_000, "1/1"), (1_000_000, "1/100")):
@@ -184,7 +184,7 @@ def peak(pid: int) -> float:
 
 
 def children(pid: int) -> list[int]:
-    """Return the child processes of a process."""
+    """Return the process ids of the children of a process."""
     with contextlib.suppress(OSError):
         return [int(c) for c in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     return []
@@ -246,7 +246,7 @@ def rate_of(steps: Any) -> float:
 
 
 def by_processes(given: argparse.Namespace, model: Path, folder: Path, workers: int) -> float:
-    """Measure the default engine."""
+    """Return the images per second of the default engine."""
     from cxr_tf.archive import processes
     from cxr_tf.archive.worker import WorkerSettings
 
@@ -256,7 +256,7 @@ def by_processes(given: argparse.Namespace, model: Path, folder: Path, workers: 
 
 
 def by_ray(given: argparse.Namespace, model: Path, folder: Path) -> float:
-    """Measure Ray on this machine, with one TensorFlow thread per actor like the other engine."""
+    """Return the images per second of Ray, with as many threads per worker as without Ray."""
     os.environ.update(environment())
     from cxr_tf.archive import ray_cluster
     from cxr_tf.archive.worker import WorkerSettings
@@ -298,7 +298,7 @@ print(images / (time.perf_counter() - started))
 
 
 def by_code(code: str, model: Path, folder: Path) -> float:
-    """Measure a program that prints its images per second."""
+    """Run a program that prints its images per second; return this number."""
     done = subprocess.run(
         [sys.executable, "-c", code, str(model), str(folder)],
         env=environment(),
@@ -345,7 +345,7 @@ def search(given: argparse.Namespace) -> None:
     similar_cases.exact(plan, queries, 10)
     seconds = time.perf_counter() - started
     report = similar_cases.fit_knn(FitKnn(archive=str(out)))
-    print("| 200,000 x 128 | a query | recall@10 |\n| --- | --- | --- |")
+    print("| 200,000 x 128 | time per query | recall@10 |\n| --- | --- | --- |")
     print(f"| exact, read from the shards | {10 * seconds:.1f} ms (of 100 at once) | 1 |")
     print(
         f"| faiss, IVF1024,SQ8, nprobe {report['nprobe']} | {report['milliseconds']:.3f} ms | "
@@ -354,7 +354,7 @@ def search(given: argparse.Namespace) -> None:
 
 
 def cost(given: argparse.Namespace) -> None:
-    """Calculate hours and cost of an archive from the rates of its parts."""
+    """Calculate the hours and the cost of an archive from the speeds of a GPU and of a core."""
     per_gpu = min(given.gpu_rate, given.decode_rate * given.cores)
     hours = given.films / (given.gpus * per_gpu) / 3600
     bound = "the GPU" if given.gpu_rate <= given.decode_rate * given.cores else "decoding"
@@ -373,7 +373,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("jobs", nargs="+", choices=list(JOBS))
     parser.add_argument("--work", type=Path, default=Path("/tmp/archives"))
-    parser.add_argument("--images", type=int, default=320, help="films of speed and ray")
+    parser.add_argument("--images", type=int, default=320, help="images for speed and ray")
     parser.add_argument("--backbone", default="vgg16")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--films", type=int, default=10_000_000)
@@ -381,7 +381,7 @@ def main() -> None:
     parser.add_argument("--cores", type=int, default=8, help="CPU cores per GPU")
     parser.add_argument("--gpu-rate", type=float, default=1000, help="images/s of one GPU")
     parser.add_argument("--decode-rate", type=float, default=100, help="images/s of one core")
-    parser.add_argument("--price", type=float, default=1.0, help="of one GPU hour")
+    parser.add_argument("--price", type=float, default=1.0, help="price of one GPU hour")
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
     for job in given.jobs:

@@ -1,1 +1,1 @@
-"""Variants of the autoencoder, compared on validation."""
+"""Comparison of variants of the autoencoder on validation data."""

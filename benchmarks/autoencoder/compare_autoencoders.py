@@ -1,10 +1,11 @@
-"""Compare variants of the autoencoder on validation; an interrupted comparison resumes.
+"""Compare variants of the autoencoder on validation data; an interrupted comparison resumes.
 
     python scripts/compare_autoencoders.py --data chest_xray
     python scripts/compare_autoencoders.py --data chest_xray --vgg16-weights imagenet
 
-Rows are ranked on validation, on which they were also designed, so the best result is slightly
-optimistic. Test is not used here: `train_autoencoder.py` evaluates it, once.
+The variants are compared on the validation set, on which they were also designed, so that the best
+result is slightly optimistic. The test set is not used here: `train_autoencoder.py` evaluates the
+autoencoder on it, once.
 """
 
 import dataclasses
@@ -44,7 +45,7 @@ FEWEST_PATIENTS = 5
 def compare_autoencoders(settings: CompareAutoencoders) -> Run:
     """Train and score all variants, write the comparison, and return its run.
 
-    Raises UserError on a user's mistake, before anything is written.
+    Raises UserError for a user's mistake, before anything is written.
     """
     reserve_run(settings.logs, "compare", settings.name, settings)
     check_numbers(settings, epochs=1)
@@ -92,16 +93,16 @@ def load_data(settings: CompareAutoencoders) -> ImageDataset:
     healthy, sick = (len(set(patients[val.labels == k])) for k in (0, 1))
     if min(healthy, sick) < FEWEST_PATIENTS:
         raise UserError(
-            f"{data.catalog.source}: {healthy} healthy and {sick} sick patients in validation; the "
-            f"comparison needs at least {FEWEST_PATIENTS} of each"
+            f"{data.catalog.source}: {healthy} healthy and {sick} sick patients in the validation "
+            f"set; the comparison needs at least {FEWEST_PATIENTS} of each"
         )
     return data
 
 
 class Rows:
-    """The finished rows, kept in `rows.json` of the run directory until all are finished.
+    """The finished rows, which are stored in the run's `rows.json` until all are finished.
 
-    {name of a training: {row: {"alone", "joined", "seconds"}}}.
+    The file contains {variant: {row: {"alone", "joined", "seconds"}}}.
     """
 
     def __init__(self, directory: Path, sick: np.ndarray) -> None:
@@ -112,12 +113,12 @@ class Rows:
             self._done = json.loads(self._file.read_text())
 
     def add(self, name: str, make: Callable[[], Iterator[tuple[str, Row]]]) -> None:
-        """Compute the rows of a training, unless they are already there."""
+        """Compute the rows of a variant, unless they are already in the file."""
         if name in self._done:
             return
         self._done[name] = {}
         for row, scores in make():
-            log.info("  %s: AUROC on validation %s", row, self._areas(scores))
+            log.info("  %s: validation AUROC %s", row, self._areas(scores))
             self._done[name][row] = {
                 "alone": None if scores.alone is None else scores.alone.tolist(),
                 "joined": None if scores.joined is None else scores.joined.tolist(),
@@ -160,10 +161,11 @@ def _row(written: dict[str, Any]) -> Row:
 def evaluate_rows(
     rows: dict[str, Row], val: ImageDataset, *, bootstrap_samples: int
 ) -> dict[str, dict[str, Any]]:
-    """Compute the AUROC on validation of every row, with intervals, for `metrics.json`.
+    """Compute the AUROC of every row on the validation set, with intervals, for `metrics.json`.
 
-    `alone`, `joined`: AUROC, with `ci95`. `difference`: of the joined score, or else of the row
-    alone, to the joined score of the default on the same images.
+    `alone` and `joined` are the AUROCs of the two scores, with intervals in `ci95`. `difference` is
+    the AUROC of the joined score, or else of the score alone, minus that of the default's joined
+    score on the same images.
     """
     sick, patients = val.labels == 1, val.catalog.patients
     default = rows[DEFAULT].joined

@@ -16,7 +16,7 @@ from cxr_tf.training import inference
 # Code size of the linear autoencoder of features.
 FEATURE_CODE = 400
 
-# Number of healthy images, evenly sampled: the features of each take a third of a megabyte.
+# Largest number of healthy images, evenly sampled: the features of each take a third of a megabyte.
 MOST_FEATURED = 2000
 
 
@@ -25,8 +25,8 @@ def feature_maps(
 ) -> Callable[[np.ndarray, int], np.ndarray] | None:
     """Return a function from images uint8 [N, S, S, 1] and a block to features float32 [N, D].
 
-    The network is VGG16; None if there are no weights or these variants are not selected. Raises
-    UserError for weights that cannot be loaded.
+    block: number of a block of VGG16. Returns None if there are no weights, or these variants are
+    not selected. Raises UserError for weights that cannot be loaded.
     """
     is_selected = not settings.variants or "features" in settings.variants
     if settings.vgg16_weights == "none" or not is_selected:
@@ -47,7 +47,7 @@ def feature_maps(
 def of_features(
     material: Material, features: Callable[[np.ndarray, int], np.ndarray]
 ) -> Iterator[tuple[str, Row]]:
-    """Yield scores by the residual of a linear autoencoder, and by nearest neighbours."""
+    """Yield the scores of linear autoencoders and of nearest neighbours, both on features."""
     from sklearn.decomposition import PCA
     from sklearn.neighbors import NearestNeighbors
 

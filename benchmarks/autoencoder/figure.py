@@ -10,7 +10,7 @@ from cxr_tf.figures.style import CYCLE
 
 
 def variants(tables: Mapping[str, Mapping[str, Any]], default: str) -> Figure:
-    """Draw the AUROC of every anomaly score with its 95 % interval: alone, and combined."""
+    """Draw the AUROC of every anomaly score, alone and combined, with its 95 % interval."""
     figure, axes = plt.subplots(figsize=(8, 0.32 * len(tables) + 1.2), layout="constrained")
     for k, (score, colour) in enumerate((("alone", "0.5"), ("joined", CYCLE[0]))):
         rows = [(row, t) for row, t in enumerate(tables.values()) if score in t]
@@ -27,7 +27,7 @@ def variants(tables: Mapping[str, Mapping[str, Any]], default: str) -> Figure:
     if "joined" in tables[default]:
         axes.axvline(tables[default]["joined"], color="0.8", linewidth=1, zorder=0)
     axes.set_yticks(range(len(tables)), list(tables), fontsize=8)
-    axes.set(xlabel="AUROC on validation", ylim=(len(tables) - 0.5, -0.7))
+    axes.set(xlabel="AUROC on the validation set", ylim=(len(tables) - 0.5, -0.7))
     axes.grid(axis="x", color="0.9")
     axes.legend(fontsize=8)
     return figure

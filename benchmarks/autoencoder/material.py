@@ -1,4 +1,4 @@
-"""Data and scores that all variants share."""
+"""The data and scores that all variants share."""
 
 import functools
 import time
@@ -24,7 +24,10 @@ DEFAULT, NEXT_SEED = "default", "the next seed"
 
 @dataclass(frozen=True)
 class Row:
-    """Anomaly scores float32 [N] of the validation images, and the seconds of training."""
+    """Anomaly scores of the validation images, float32 [N], and the seconds of training.
+
+    alone: the score of the variant; joined: its combination with the lung appearance model.
+    """
 
     alone: np.ndarray | None
     joined: np.ndarray | None
@@ -35,8 +38,8 @@ class Row:
 class Material:
     """Data that all variants are trained and evaluated on.
 
-    healthy: the healthy images of the train split; seen, lungs: uint8 [N, T, T, 1], the network
-    inputs made from these and their lung masks.
+    healthy: the healthy training images; seen, lungs: uint8 [N, T, T, 1], the network's inputs for
+    these images, and their lung masks; context: the lung appearance model.
     """
 
     settings: CompareAutoencoders
@@ -48,35 +51,38 @@ class Material:
 
     @property
     def epochs(self) -> int:
-        """Epochs of training a network."""
+        """Number of epochs for which a network is trained."""
         assert self.settings.epochs is not None
         return self.settings.epochs
 
     @functools.cached_property
     def shown(self) -> np.ndarray:
-        """Validation images, then perturbed copies of the healthy ones, which set the scale of
-        a combined score: float32 [M, T, T, 1], the input of the served network."""
+        """The images for which alternative errors are computed, float32 [M, T, T, 1].
+
+        First the validation images, then perturbed copies of the healthy ones, which determine the
+        scale of a combined score; all have the size of the network's input.
+        """
         healthy = perturbed_copies.perturbed_copies(
             fitting.healthy_images(self.val), perturbed_copies.VALIDATION_SEED
         )
         images = np.concatenate([self.val.images, *healthy])
-        # Without rounding to grey levels.
+        # Pooling, without rounding to grey levels.
         pooled = [tf.nn.avg_pool2d(x.astype(np.float32), 2, 2, "VALID") for x in batches(images)]
         return np.concatenate(pooled)
 
     @functools.cached_property
     def context_score(self) -> np.ndarray:
-        """Score of the lung appearance model for the validation images, float32 [N]."""
+        """The score of the lung appearance model for the validation images, float32 [N]."""
         size = self.val.images.shape[1]
         return self.score(autoencoder.build_network("denoising", size), "appearance")
 
     @property
     def sick(self) -> np.ndarray:
-        """bool [N] of the validation images."""
+        """Whether each validation image shows pneumonia, bool [N]."""
         return self.val.labels == 1
 
     def score(self, network: keras.Model, name: str) -> np.ndarray:
-        """Return the scores of the validation images as in `train_autoencoder.py`."""
+        """Return the scores of the validation images, computed as in `train_autoencoder.py`."""
         healthy = fitting.healthy_images(self.val)
         model = scoring.scoring_model(network, self.context, healthy, name)
         return perturbed_copies.predict_fn(model, ("score",))(self.val.images)["score"]
@@ -92,9 +98,10 @@ class Material:
         *,
         least: float = autoencoder.LEAST_RESIDUAL,
     ) -> Row:
-        """Return another measure of the error, which replaces the residual in the combined score.
+        """Return the row of an error measure that replaces the residual in the combined score.
 
-        amounts: float [M], non-negative, of the images `shown`; least: smaller values count as 0.
+        amounts: the non-negative errors of the images `shown`, float [M]; least: is added before
+        the logarithm is taken, so that much smaller errors count as 0.
         """
         count = len(self.sick)
         logarithms = np.log(amounts + least)
@@ -123,7 +130,8 @@ def trained(
 ) -> tuple[keras.Model, list[np.ndarray], float]:
     """Train a network; return it, its last weights before averaging, and the seconds.
 
-    images, lungs: uint8 [N, T, T, 1]. As `anomaly.fit` does, without the choice of an epoch.
+    images, lungs: uint8 [N, T, T, 1]. The network is trained as in `anomaly.fitting.fit`, but
+    without the selection of an epoch.
     """
     settings, started = material.settings, time.perf_counter()
     seed = settings.seed if seed is None else seed
@@ -147,7 +155,7 @@ def trained(
         epochs=epochs,
         steps_per_epoch=steps,
         callbacks=[
-            # `fit` replaces them by the averages at its end.
+            # At its end, `fit` replaces the weights with their averages.
             keras.callbacks.LambdaCallback(
                 on_epoch_end=lambda epoch, logs: weights.append(network.get_weights())
             )
@@ -161,5 +169,5 @@ def trained(
 
 
 def batches(images: np.ndarray) -> list[np.ndarray]:
-    """Split the images into the batches that an autoencoder predicts together."""
+    """Split images into batches of the size in which autoencoders are evaluated."""
     return np.split(images, range(perturbed_copies.BATCH, len(images), perturbed_copies.BATCH))

@@ -1,4 +1,4 @@
-"""Other measures of the residual."""
+"""Alternative measures of the residual."""
 
 from collections.abc import Iterator
 
@@ -15,17 +15,17 @@ from cxr_tf.models.lung_appearance import LungAppearanceModel
 
 
 class GreyContext(LungAppearanceModel):
-    """A lung appearance model whose detail is that of grey levels."""
+    """A lung appearance model that measures detail in grey levels."""
 
     def detailed(
         self, images: keras.KerasTensor, standardised: keras.KerasTensor
     ) -> keras.KerasTensor:
-        """See the class."""
+        """Return the standardised grey levels unchanged."""
         return standardised
 
 
 def other_residuals(network: keras.Model, material: Material) -> Iterator[tuple[str, Row]]:
-    """Yield other measures of the residual of the default network."""
+    """Yield the rows of alternative measures of the default network's residual."""
     maps, marks, similar = [], [], []
     for part in batches(material.shown):
         x = local_contrast(tf.constant(part))
@@ -60,10 +60,11 @@ def highest_tenth(maps: np.ndarray) -> np.ndarray:
 
 
 def by_pixel(maps: np.ndarray, material: Material) -> np.ndarray:
-    """Standardise maps of the images `shown` by healthy validation images, clipped at 0.
+    """Standardise each pixel of maps by healthy validation images; negative values become 0.
 
-    Mean and deviation are by pixel. They are cross-fitted: healthy patients are standardised by the
-    half of them that they are not in, sick ones by one half.
+    maps: float32 [M, T, T, 1], of the images `shown`. The mean and standard deviation of each pixel
+    are cross-fitted: healthy patients are divided into halves, and each half is standardised by the
+    other; sick patients are standardised by one of the halves.
     """
     patients, sick = np.array(material.val.catalog.patients), material.sick
     known = np.unique(patients[~sick])
@@ -79,7 +80,7 @@ def by_pixel(maps: np.ndarray, material: Material) -> np.ndarray:
 
 
 def shifts(images: np.ndarray, share: float = 0.03) -> Iterator[np.ndarray]:
-    """Yield the images shifted towards each corner, float32, filled with black."""
+    """Yield the images shifted by a share of their side towards each corner, filled with black."""
     count, size = images.shape[:2]
     zeros, ones = tf.zeros(count), tf.ones(count)
     for down in (-share, share):
@@ -95,7 +96,7 @@ def shifts(images: np.ndarray, share: float = 0.03) -> Iterator[np.ndarray]:
 
 
 def fitted_together(model: keras.Model, material: Material) -> np.ndarray:
-    """Combine the four errors by a logistic regression, cross-fitted by patient."""
+    """Combine the four errors with a logistic regression that is cross-fitted by patient."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 

@@ -1,12 +1,12 @@
-"""Variants of the autoencoder on the same data: parts of the default, and alternatives.
+"""Train variants of the autoencoder on the same data: parts of the default, and alternatives.
 
     material = make_material(settings, healthy, val)
     for name, rows in variants(material, feature_maps(settings)).items():
         for row, scores in rows(): ...
 
 Every row is an anomaly score: `alone`, and `joined` with the lung appearance model as in the
-default. Networks are trained on healthy images of the train split, all with the same
-number of steps except one, which is trained longer.
+default. All networks are trained on the healthy training images, with the same number of steps,
+except one network that is trained longer.
 """
 
 import dataclasses
@@ -50,7 +50,7 @@ CELLS = 8
 def variants(
     material: Material, features: Callable[[np.ndarray, int], np.ndarray] | None
 ) -> dict[str, Callable[[], Iterator[tuple[str, Row]]]]:
-    """Return by name the functions that train a variant and yield its rows."""
+    """Return {name: function that trains a variant and yields its rows}."""
     seen, lungs = material.seen, material.lungs
     next_seed = (material.settings.seed + 1) % (LARGEST_SEED + 1)
     average = np.round(lungs.mean(axis=0, keepdims=True)).astype(np.uint8)
@@ -98,7 +98,7 @@ def variants(
 
 
 def of_default(material: Material) -> Iterator[tuple[str, Row]]:
-    """Yield the default network with its scores and alternative ones."""
+    """Train the default network; yield its scores, and alternative scores of its outputs."""
     network, last, seconds = trained(material, material.seen, material.lungs)
     default = material.row(network, seconds)
     yield DEFAULT, default
@@ -129,15 +129,16 @@ def of_default(material: Material) -> Iterator[tuple[str, Row]]:
 
 
 def rescanned_pair(healthy: tf.Tensor, lungs: tf.Tensor, seed: tf.Tensor) -> tuple:
-    """Perturb tone and light, blur or noise, then paint the opacities of the default."""
+    """Perturb tone and light, blur or noise, then paint opacities as the default does."""
     rescanned = simulate_scanner(healthy, seed)
     return opacities.restoration_pair(rescanned, lungs, seed)
 
 
 def of_phantom_lesions(material: Material) -> Iterator[tuple[str, Row]]:
-    """Train on opacities of the phantom generator painted on real lungs.
+    """Train on opacities of the phantom generator that are painted on the training images.
 
-    For an even number of epochs each image gets two, in half the epochs: the same number of steps.
+    If the number of epochs is even, each image is painted twice and the epochs are halved, so that
+    the number of steps is the same.
     """
     epochs = material.epochs
     copies = 2 - epochs % 2
@@ -154,7 +155,7 @@ def of_phantom_lesions(material: Material) -> Iterator[tuple[str, Row]]:
 
 
 def phantom_lesions(material: Material, copy: int) -> np.ndarray:
-    """Return the grey levels added to each image, uint8 [N, T, T, 1]; every fifth has none."""
+    """Return the grey levels added to each image, uint8 [N, T, T, 1]; about a fifth get none."""
     raised = np.zeros_like(material.seen)
     for i, (image, lungs) in enumerate(zip(material.seen, material.lungs, strict=True)):
         rng = np.random.default_rng((material.settings.seed, copy, i))
@@ -171,7 +172,7 @@ def phantom_lesions(material: Material, copy: int) -> np.ndarray:
 
 
 def of_covered(material: Material) -> Iterator[tuple[str, Row]]:
-    """Train masked inpainting: predict a quarter of the cells from the others."""
+    """Train a network by masked inpainting: it predicts a quarter of the cells from the others."""
 
     def pair(healthy: tf.Tensor, lungs: tf.Tensor, seed: tf.Tensor) -> tuple:
         batch, size = tf.shape(healthy)[0], healthy.shape[1]
@@ -200,7 +201,7 @@ def of_covered(material: Material) -> Iterator[tuple[str, Row]]:
 
 
 def of_grey_levels(material: Material) -> Iterator[tuple[str, Row]]:
-    """Standardise by the whole image instead of by local contrast."""
+    """Train on images that are standardised as a whole instead of by local contrast."""
 
     def pair(healthy: tf.Tensor, lungs: tf.Tensor, seed: tf.Tensor) -> tuple:
         painted = opacities.paint(healthy, lungs, seed)
@@ -212,7 +213,7 @@ def of_grey_levels(material: Material) -> Iterator[tuple[str, Row]]:
 
 
 def of_surroundings(times: float, material: Material) -> Iterator[tuple[str, Row]]:
-    """Use local contrast with a window of another width."""
+    """Train on local contrast with a window that is `times` as wide."""
     see = functools.partial(local_contrast, share=times * WINDOW)
 
     def pair(healthy: tf.Tensor, lungs: tf.Tensor, seed: tf.Tensor) -> tuple:
@@ -222,7 +223,7 @@ def of_surroundings(times: float, material: Material) -> Iterator[tuple[str, Row
 
 
 def seen_as(see: Callable[[tf.Tensor], tf.Tensor], pair: opacities.Pair, material: Material) -> Row:
-    """Score by the residual of a network trained on pairs with other preprocessing."""
+    """Train on pairs with the preprocessing `see`; return the row of the network's residual."""
     network, _, seconds = trained(material, material.seen, material.lungs, pair=pair)
     amounts = []
     for part in batches(material.shown):
@@ -232,7 +233,7 @@ def seen_as(see: Callable[[tf.Tensor], tf.Tensor], pair: opacities.Pair, materia
 
 
 def of_larger_images(material: Material) -> Iterator[tuple[str, Row]]:
-    """Train on images of 10/7 of the side: 320 pixels instead of 224."""
+    """Train on images whose side is 10/7 as long: 320 pixels instead of 224."""
     size = round(material.settings.image_size * 10 / 7 / 32) * 32
     parts = []
     for part in (material.healthy, material.val):

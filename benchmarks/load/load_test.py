@@ -1,11 +1,11 @@
-"""Measure latency and throughput of exported models on the C++ runtime and of Keras `predict`.
+"""Measure the latency and throughput of exported models on the C++ runtime, and of Keras `predict`.
 
     python scripts/load_test.py
     python scripts/load_test.py --backbones vgg16 --requests 200
 
-Every model is served by the same small HTTP server in a process of its own (`server.py`), on the
-loopback interface alone, and gets a bounded number of requests: first from one client, then from
-several at once. A request is one file of 1300 x 900 pixels, a response its probabilities.
+Every model is served by the same small HTTP server in a separate process (`server.py`), on the
+loopback interface only, and gets a fixed number of requests: first from one client, then from
+several at once. A request is one file of 1300 x 900 pixels, and the response its probabilities.
 """
 
 import contextlib
@@ -40,14 +40,14 @@ from cxr_tf.serving.export import save
 
 log = logging.getLogger(__name__)
 
-# The largest difference between the probabilities of two backends, by precision. Their JPEG
-# decoding differs by half a grey level (docs/performance.md).
+# The largest allowed difference between the probabilities of two backends, by precision. Their JPEG
+# decoders differ by half a grey level (docs/performance.md).
 TOLERANCE = {"float32": 0.02, "bfloat16": 0.05}
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """Latencies of one backend under one number of clients; milliseconds, images per second."""
+    """The latencies in milliseconds and the throughput of one backend, for a number of clients."""
 
     backbone: str
     precision: str
@@ -120,7 +120,7 @@ def measure_model(
     ):
         model = folder / ("1" if backend == "c++" else "model.keras")
         with server(backend, model, batch) as port:
-            # Also the warm-up: every batch size is traced or planned once.
+            # This is also the warm-up, in which every batch size is traced or planned once.
             _, predictions = send(port, files, settings.clients, 2 * len(files))
             expected = predictions if expected is None else expected
             difference = float(np.abs(predictions - expected).max())
@@ -166,7 +166,7 @@ def server(backend: str, model: Path, batch: int) -> Iterator[int]:
         threading.Thread(target=process.stderr.read, daemon=True).start()
         yield int(port)
     finally:
-        process.communicate()  # closes its standard input, at the end of which it exits
+        process.communicate()  # closes the server's standard input, which makes it exit
 
 
 def send(
@@ -174,8 +174,8 @@ def send(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Send `requests` images from concurrent clients, each over a separate connection.
 
-    Returns the seconds of each request, float [requests], and the probabilities of each file,
-    float [len(files), C], where all were sent.
+    Returns the seconds of each request, float [requests], and the probabilities of each file that
+    was sent, float [N, C].
     """
     numbers = iter(range(requests))
     next_number = threading.Lock()

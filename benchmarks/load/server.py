@@ -1,9 +1,10 @@
-"""A small HTTP server on the loopback interface, with one model behind it.
+"""A small HTTP server on the loopback interface that serves one model.
 
     python -m benchmarks.load.server c++ saved_models/vgg16-binary/1 --batch 8
 
-The same front end for every backend: POST the bytes of an image, get its probabilities as JSON. It
-prints its port when it is ready, and exits at the end of its standard input.
+The front end is the same for every backend: a client posts the bytes of an image, and gets its
+probabilities as JSON. The server prints its port when it is ready, and exits at the end of its
+standard input.
 """
 
 import argparse
@@ -38,7 +39,7 @@ def cpp_backend(folder: Path) -> Predict:
 
 
 def keras_backend(file: Path) -> Predict:
-    """Return the Keras `predict` of a .keras file, on images read by the loader of Keras."""
+    """Return a predictor that reads images and calls `predict` with Keras, for a .keras file."""
     import io
 
     import keras
@@ -62,10 +63,10 @@ def keras_backend(file: Path) -> Predict:
 
 
 def in_batches(predict: Predict, batch: int) -> Callable[[bytes], list[float]]:
-    """Predict one file in a batch with those of other threads.
+    """Return a function that predicts one file, in a batch with the files of other threads.
 
-    Requests that arrive within five milliseconds run together, `batch` of them at most: the rule of
-    TF Serving's batching with `batch_timeout_micros { value: 5000 }`.
+    Requests that arrive within five milliseconds run together, `batch` of them at most, as in TF
+    Serving's batching with `batch_timeout_micros { value: 5000 }`.
     """
     waiting: queue.Queue[tuple[bytes, Future]] = queue.Queue()
 

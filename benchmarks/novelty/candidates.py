@@ -1,6 +1,7 @@
-"""Candidate novelty scores, computed from the outputs of one run of the network.
+"""Candidate novelty scores, computed from the outputs of one pass of the network.
 
-Each is fitted on training images and returns one number per image, larger for stranger ones.
+Each score is fitted on training images, and returns one number per image, which is larger for
+images that are less like these.
 """
 
 from collections.abc import Callable
@@ -24,7 +25,7 @@ class Features:
     pixels: np.ndarray
 
     def take(self, rows: np.ndarray) -> "Features":
-        """Return the features of some rows."""
+        """Return the features of the given rows."""
         return Features(self.embeddings[rows], self.logits[rows], self.pixels[rows])
 
 
@@ -36,8 +37,8 @@ def fit_candidates(
 ) -> dict[str, Score]:
     """Fit all candidates.
 
-    perturbed: features of perturbed copies of the training images; val: of validation images, from
-    which scores of different units are brought to one scale.
+    perturbed: features of perturbed copies of the training images; val: features of validation
+    images, by which scores with different units are scaled before they are combined.
     """
     one = np.zeros(len(labels), int)
     by_class = fit_gaussian(train.embeddings, labels)

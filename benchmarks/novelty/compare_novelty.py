@@ -2,8 +2,8 @@
 
     python scripts/compare_novelty.py --classifier logs/classifier/vgg16-three-class
 
-Every detector is a function of one run of the network. Thresholds let 99 % of the validation images
-pass; the tables are of test images.
+Every detector uses the outputs of one pass of the network. Thresholds accept 99 % of the validation
+images; the tables show results on test images.
 """
 
 import logging
@@ -28,13 +28,13 @@ log = logging.getLogger(__name__)
 
 
 def compare_novelty(settings: CompareNovelty) -> None:
-    """Print the tables: AUROC and share refused of each image set, for each detector."""
+    """Print tables of the AUROC and the share refused of each image set, for each detector."""
     features = _load(settings) if settings.features else compute_features(settings)
     labels = features.pop("labels")
     get = {name: _features(features, name) for name in _names(features)}
     train, val, test = get.pop("train"), get.pop("val"), get.pop("test")
     scores = fit_candidates(train, labels, get.pop("perturbed"), val)
-    for title, prefix in (("to refuse", "refuse/"), ("to answer", "answer/")):
+    for title, prefix in (("out of distribution", "refuse/"), ("acquisition shifts", "answer/")):
         sets = {n.removeprefix(prefix): x for n, x in get.items() if n.startswith(prefix)}
         for line in tables(title, scores, val, test, sets):
             log.info("%s", line)
@@ -43,7 +43,7 @@ def compare_novelty(settings: CompareNovelty) -> None:
 def tables(
     title: str, scores: dict[str, Score], val: Features, test: Features, sets: dict[str, Features]
 ) -> list[str]:
-    """Return two Markdown tables, of AUROC against test and of the share refused."""
+    """Return two Markdown tables: AUROC of each set versus test images, and the share refused."""
     lines = []
     for what in ("AUROC", "refused, %"):
         names = ["test", *sets] if what != "AUROC" else list(sets)
@@ -68,7 +68,7 @@ def tables(
 
 
 def compute_features(settings: CompareNovelty) -> dict[str, np.ndarray]:
-    """Run the network once on all sets of images; writes the features with --save-features."""
+    """Run the network once on all sets of images; write the features to --save-features."""
     classifier = open_classifier(settings.classifier)
     data = settings.data or classifier.settings["data"]
     seed = classifier.settings.get("seed", 0)

@@ -1,4 +1,4 @@
-"""Images that a chest radiograph classifier should refuse, and shifts that it should accept.
+"""Images that a chest X-ray classifier should refuse, and shifted ones that it should accept.
 
 All sets are uint8 [N, S, S, 1] at the classifier's size.
 """
@@ -20,7 +20,7 @@ PHOTOGRAPHS = (
 
 
 def to_refuse(images: np.ndarray, *, count: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Return sets of images unlike radiographs, uint8 [N, S, S, 1], some derived from these."""
+    """Return sets of images unlike chest radiographs, some of them derived from `images`."""
     size = images.shape[1]
     rng = np.random.default_rng(seed)
     return {
@@ -51,7 +51,7 @@ def blank(size: int) -> np.ndarray:
 
 
 def noise(size: int, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Return noise: a third each of uniform, Gaussian around mid-grey, and smooth."""
+    """Return images of noise: a third each of uniform, Gaussian, and smooth noise."""
     third = -(-count // 3)
     shape = (third, size, size)
     uniform = rng.uniform(0, 255, shape)
@@ -106,7 +106,7 @@ def lateral_phantoms(size: int, count: int, rng: np.random.Generator) -> np.ndar
 
 
 def magnified(images: np.ndarray, top: float, left: float, side: float) -> np.ndarray:
-    """Crop a square, given in shares of the side, and resize it to the full size."""
+    """Crop a square, given in shares of the images' side, and resize it to the full size."""
     size = images.shape[1]
     first, second, length = (round(x * size) for x in (top, left, side))
     crop = images[:, first : first + length, second : second + length].astype(np.float32)

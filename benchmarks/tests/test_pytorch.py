@@ -56,12 +56,13 @@ def test_trainable_variables_and_their_gradients_are_equal(both: Both) -> None:
         logits_by_torch(network, images), torch.from_numpy(LABELS)
     ).backward()
     found = [p.grad.numpy() for p in network.parameters() if p.requires_grad]
-    # Kernels are transposed, and branches of a ResNet come in another order.
+    # Kernels are transposed, and the branches of a ResNet are in a different order.
     turned = [x.transpose({4: (2, 3, 1, 0), 2: (1, 0)}.get(x.ndim, (0,))) for x in found]
     assert len(turned) == len(expected) > 4
     for gradient in map(np.asarray, expected):
-        # By the norm, to a hundredth: where a unit is within rounding of 0, it is on one side of
-        # its ReLU here and on the other there. Another padding or a lost branch changes all of it.
+        # Gradients are compared by their norm, to a hundredth: a unit within rounding error of 0
+        # may be on different sides of its ReLU. A different padding or a lost branch would change
+        # all of the gradient.
         off = [np.linalg.norm(x - gradient) for x in turned if x.shape == gradient.shape]
         assert min(off) < 1e-2 * np.linalg.norm(gradient)
 

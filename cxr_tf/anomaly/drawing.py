@@ -1,4 +1,4 @@
-"""Figures of the autoencoder on a split."""
+"""Figures of an autoencoder's results on a split."""
 
 import numpy as np
 import tensorflow as tf
@@ -20,8 +20,8 @@ def draw_split(
 ) -> None:
     """Draw the figures of one split, as PNGs and in TensorBoard.
 
-    shown: rows from `examples`; outputs: for each kind, the `reconstruction` and `anomaly_map` of
-    its images.
+    shown: the rows of the example images by kind, from `examples`; outputs: the `reconstruction`
+    and `anomaly_map` of these images, by kind.
     """
     sick = part.labels == 1
     if sick.any():

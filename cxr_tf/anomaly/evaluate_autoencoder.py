@@ -1,4 +1,4 @@
-"""Score an exported autoencoder on a folder."""
+"""Evaluate an exported autoencoder on a folder of radiographs."""
 
 import logging
 from typing import Any
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 def evaluate_autoencoder(settings: Evaluate, served: loading.ServedModel) -> Run:
-    """Score an exported autoencoder on a folder with its signatures and threshold."""
+    """Score an exported autoencoder on a folder, with the exported signatures and threshold."""
     part = selection.open_subset(settings, served, "binary", catalog.task_classes("binary"))
     run = open_run(settings.logs, "evaluate", settings.name, settings, part.catalog)
     paths, split = part.catalog.paths, settings.split

@@ -1,4 +1,4 @@
-"""Fit the autoencoder on healthy images; evaluate it after each epoch."""
+"""Fit the autoencoder to healthy images, and evaluate it after each epoch."""
 
 import dataclasses
 import logging
@@ -34,7 +34,7 @@ LOSS_WEIGHTS = {
 
 
 def healthy_images(train: ImageDataset) -> np.ndarray:
-    """Return the healthy images, uint8 [N, S, S, 1]; the network is trained on no others."""
+    """Return the healthy images, uint8 [N, S, S, 1]: the network is trained on these only."""
     return train.images[train.labels == 0]
 
 
@@ -47,7 +47,7 @@ def fit(
     settings: ResolvedAutoencoder,
     workers: Workers | None = None,
 ) -> None:
-    """Train from the epoch of `state` to the last; save a checkpoint after each."""
+    """Train the network, continuing from `state`; save a checkpoint after each epoch."""
     epochs = settings.epochs
     strategy = (workers or connect()).strategy
     batch_size = min(settings.batch_size, len(train))
@@ -90,7 +90,7 @@ def fit(
 
 
 def objective(model: str) -> loop.Objective:
-    """Return the objective of a network: the weighted sum of the losses of its outputs."""
+    """Return the objective of a network: the weighted sum of the losses of all outputs."""
 
     def of_batch(
         targets: dict[str, tf.Tensor], outputs: dict[str, tf.Tensor]
@@ -136,10 +136,11 @@ def training_batches(
     epochs: range,
     part: range | None = None,
 ) -> tf.data.Dataset:
-    """Return the training batches (inputs, targets) of some epochs, made from healthy images.
+    """Return training batches (inputs, targets) for the given epochs, from healthy images.
 
-    train: uint8 [N, T, T, 1], from `as_network_sees`. part: only these rows of every batch; for the
-    denoising network all are prepared, because an opacity may be tissue of another image.
+    train: uint8 [N, T, T, 1], from `as_network_sees`. part: return only these rows of every batch;
+    for the denoising network all rows are prepared nevertheless, because an opacity may be tissue
+    from another image.
     """
     common: dict[str, Any] = {
         "batch_size": batch_size,
@@ -165,7 +166,7 @@ def training_batches(
 
 
 class ValidationEvaluator:
-    """Score the network after every epoch, and draw the same reconstructions each time.
+    """Score the network after every epoch, and draw the same validation images each time.
 
     `selection_loss`, by which the epoch is chosen, is the training loss on healthy validation
     images with fixed synthetic opacities. The AUROC on validation is for information only.
@@ -180,7 +181,7 @@ class ValidationEvaluator:
         workers: Workers | None = None,
     ) -> None:
         self._workers = workers or connect()
-        # The appearance model is not trained by epochs, so its scores are replaced by the residual.
+        # The appearance model is not trained in epochs, so the residual replaces its scores.
         score = settings.score or known_scores(settings)[0]
         score = "residual" if score in ("combined", "appearance") else score
         model = autoencoder.build_autoencoder(network, score)
@@ -199,7 +200,10 @@ class ValidationEvaluator:
         self._shown = np.concatenate([np.flatnonzero(val.labels == 0)[:3], sick[:3]])
 
     def __call__(self, epoch: int) -> dict[str, float]:
-        """Return {epoch, val_loss, val_auroc, selection_loss} of the network."""
+        """Return {epoch, val_loss, val_auroc, selection_loss} for the current weights.
+
+        Raises FloatingPointError if the loss or a score is not finite.
+        """
         values = np.zeros(len(self._batches))
         for number, (inputs, targets) in enumerate(self._batches):
             outputs = self._network(inputs, training=False)

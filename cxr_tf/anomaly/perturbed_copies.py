@@ -1,4 +1,4 @@
-"""Perturbed copies of validation images, and what an autoencoder predicts for them."""
+"""Perturbed copies of images, and functions that predict with an autoencoder."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,7 +9,7 @@ import tensorflow as tf
 from cxr_tf.data.acquisition import shifts
 from cxr_tf.training import inference
 
-# Images uint8 [N, S, S, 1] -> some outputs of an autoencoder, by name.
+# A function from images uint8 [N, S, S, 1] to selected outputs of an autoencoder, by name.
 PredictFn = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 # Images per batch.
@@ -19,12 +19,12 @@ BATCH = 32
 # evaluated on the same ones.
 VALIDATION_SEED = 20_002
 
-# Seed of the perturbed copies that the threshold is chosen on; it differs from that of the copies
-# that set the scale of the score.
+# Seed of the perturbed copies on which the threshold is chosen; it differs from the seed of the
+# copies that set the scale of the score.
 THRESHOLD_SEED = VALIDATION_SEED + 2
 
-# Functions of images uint8 [N, S, S, 1] and a seed: the images unchanged, with another exposure,
-# and as from another scanner.
+# Functions of images uint8 [N, S, S, 1] and a seed. They return the images unchanged, with a
+# perturbed exposure, and as if from a different scanner.
 PERTURBED_COPIES: tuple[Callable[[np.ndarray, int], np.ndarray], ...] = (
     lambda images, seed: images,
     shifts.perturb_exposure,
@@ -33,18 +33,20 @@ PERTURBED_COPIES: tuple[Callable[[np.ndarray, int], np.ndarray], ...] = (
 
 
 def perturbed_copies(healthy: np.ndarray, seed: int) -> np.ndarray:
-    """Return each image unchanged, with another exposure and another scanner: [3, N, S, S, 1].
+    """Return the images and their two perturbed copies (`PERTURBED_COPIES`): [3, N, S, S, 1].
 
-    They keep the scores of healthy images stable when the scanner changes. Without them, all
-    healthy images exceed the threshold with more noise, and half of them with a higher exposure.
+    Models fitted to the copies give healthy images stable scores when the scanner changes. Without
+    the copies, all healthy images exceed the threshold under added noise, and half of them under a
+    higher exposure.
     """
     return np.stack([change(healthy, seed) for change in PERTURBED_COPIES])
 
 
 def predict_fn(model: keras.Model, outputs: Sequence[str]) -> PredictFn:
-    """Return a function from uint8 [N, S, S, 1] to some outputs of `build_autoencoder`.
+    """Return a function from images uint8 [N, S, S, 1] to the named outputs of an autoencoder.
 
-    It is traced once. A map is as large as its image in float32: request maps of few images only.
+    model: from `build_autoencoder`. The function is traced once. A map takes as much memory as its
+    image in float32, so request maps of a few images only.
     """
     function = inference.compiled(keras.Model(model.input, {k: model.output[k] for k in outputs}))
 

@@ -1,4 +1,4 @@
-"""Settings of an autoencoder with a value for everything that the command line leaves open."""
+"""Autoencoder settings with a value for everything that the command line leaves open."""
 
 import dataclasses
 import math
@@ -9,7 +9,7 @@ from cxr_tf.data import batches
 from cxr_tf.runs import Run
 
 # Longer training of the denoising network reduces its loss but does not improve its score; with
-# fewer steps in total it is undertrained.
+# fewer than FEWEST_STEPS steps the network is undertrained.
 EPOCHS, FEWEST_STEPS, MOST_EPOCHS, PLAIN_EPOCHS = 8, 500, 60, 30
 
 
@@ -21,9 +21,10 @@ class ResolvedAutoencoder(TrainAutoencoder):
 
 
 def resolve(settings: TrainAutoencoder, healthy: int, previous_run: Run) -> ResolvedAutoencoder:
-    """Return the settings with a number of epochs for this many healthy training images.
+    """Return the settings with a number of epochs.
 
-    A resumed run keeps its recorded number: if images were added since, the data have changed, not
+    healthy: the number of healthy training images, which determines the default. A resumed run
+    keeps its recorded number of epochs: if images have been added since, the data have changed, not
     the settings.
     """
     epochs = settings.epochs
@@ -36,7 +37,7 @@ def resolve(settings: TrainAutoencoder, healthy: int, previous_run: Run) -> Reso
 
 
 def default_epochs(healthy: int, batch_size: int, *, plain: bool = False) -> int:
-    """Return the default number of epochs for this many healthy images."""
+    """Return the default number of epochs for a number of healthy training images."""
     if plain:
         return PLAIN_EPOCHS
     steps = batches.steps_per_epoch(healthy, min(batch_size, healthy))

@@ -19,7 +19,7 @@ from cxr_tf.scoring.subgroups import score_subgroups
 
 
 def known_scores(settings: TrainAutoencoder) -> list[str]:
-    """Return the scores of the model; raise UserError if `score` belongs to the other model."""
+    """Return the names of the model's scores; raise UserError if `--score` is not one of them."""
     known = autoencoder.scores_of(settings.model)
     if settings.score and settings.score not in known:
         raise UserError(
@@ -35,10 +35,10 @@ def scoring_model(
     healthy_val: np.ndarray,
     score: str,
 ) -> keras.Model:
-    """Build the model with a score from a trained network; see `build_autoencoder`.
+    """Build the model that computes a score with a trained network; see `build_autoencoder`.
 
-    appearance: for the scores `combined` and `appearance`; healthy_val: uint8 [N, S, S, 1], healthy
-    images only.
+    appearance: needed for the scores `combined` and `appearance`; healthy_val: uint8 [N, S, S, 1],
+    the healthy validation images.
     """
     if appearance is None or score not in ("combined", "appearance"):
         return autoencoder.build_autoencoder(network, score)
@@ -70,9 +70,9 @@ def score_split(
     bootstrap_samples: int,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Return the scores of one split, with `<metric>/bacterial` and `<metric>/viral`.
+    """Return the scores of one split, including `<metric>/bacterial` and `<metric>/viral`.
 
-    The latter compare the sick images with that finding to all healthy ones, at the same threshold.
+    The latter compare the images with that finding with all healthy images, at the same threshold.
     """
     findings = np.array([r.finding for r in part.catalog.radiographs])
     healthy = part.labels == 0
@@ -167,9 +167,10 @@ def write_predictions(
 
 
 def localisation_scores(maps: np.ndarray, lesions: np.ndarray) -> dict[str, float]:
-    """Score maps float [N, S, S] against lesion masks bool [N, S, S], over images with a lesion.
+    """Compare maps float [N, S, S] with lesion masks bool [N, S, S], on images with a lesion.
 
-    Returns pixel_auroc, aupro and pointing, and pointing_chance, the hit rate of a random pixel.
+    Returns pixel_auroc, aupro, pointing and pointing_chance (the hit rate of a random pixel); empty
+    if no image has a lesion.
     """
     has = lesions.any(axis=(1, 2))
     maps, lesions = maps[has], lesions[has]

@@ -7,17 +7,18 @@ from cxr_tf.anomaly.perturbed_copies import PERTURBED_COPIES, THRESHOLD_SEED, Pr
 from cxr_tf.config import TrainAutoencoder
 from cxr_tf.data.dataset import ImageDataset
 
-# Without a sick image in validation there is no ROC curve; the specificity is fixed instead.
+# The specificity if validation has no sick image, and therefore no ROC curve.
 FALLBACK_SPECIFICITY = 0.95
 
 
 def score_perturbed_copies(
     predict_fns: dict[str, PredictFn], val: ImageDataset, settings: TrainAutoencoder
 ) -> dict[str, np.ndarray]:
-    """Return the scores float32 [C, N] of validation by name, for `choose_threshold`.
+    """Score the validation images and their perturbed copies: float32 [C, N] by name of the score.
 
-    C is 3 for Youden's point of the denoising network, otherwise 1. The error of the plain network
-    is in grey levels and would be dominated by the noise of another scanner.
+    C is 3 for Youden's point of the denoising network if validation has sick images; otherwise only
+    the unchanged images are scored, and C is 1. The error of the plain network is in grey levels,
+    and the noise of a different scanner would dominate it.
     """
     by_rate = settings.operating_point != "youden"
     unchanged_only = settings.model == "plain" or by_rate or not (val.labels == 1).any()
@@ -47,19 +48,19 @@ def choose_score(sick: np.ndarray, scores: dict[str, np.ndarray]) -> str:
 def choose_threshold(
     sick: np.ndarray, scores: np.ndarray, settings: TrainAutoencoder
 ) -> tuple[float, str]:
-    """Choose the threshold from which an image is anomalous; also return the rule in words.
+    """Choose the threshold at which an image becomes anomalous; return it and the rule in words.
 
     sick: bool [N]; scores: float32 [C, N], of the validation images, then of their perturbed
-    copies. `youden` is Youden's J on the ROC curve of all C copies together; the other rules use
-    the unchanged images. Without a sick image there is no curve, and the threshold is a quantile of
-    the healthy scores.
+    copies. `youden` maximises Youden's J on the ROC curve of all C copies together; the other rules
+    use the unchanged images. Without a sick image there is no ROC curve, and the threshold is a
+    quantile of the healthy scores.
     """
     unchanged, rule = scores[0], settings.operating_point
     if sick.any():
         source = "on the ROC curve of validation"
         if rule == "youden":
             if len(scores) > 1:
-                source += " and its perturbed copies (another exposure, another scanner)"
+                source += " and its perturbed copies (exposure, scanner)"
             sick, unchanged = np.tile(sick, len(scores)), scores.ravel()
         return metrics.operating_point(sick, unchanged, rule), f"{rule} {source}"
     name, _, specificity = rule.partition(":")

@@ -8,9 +8,9 @@ in their lungs, to predict the residual that restores the healthy image. The epo
 loss on healthy validation images with fixed synthetic opacities.
 
 Decision. The score combines the residual with the errors of the lung appearance model, or is one of
-the two if it separates the validation split better. The threshold is chosen on the ROC curve of the
-validation split and its perturbed copies. These two choices are the only use of a sick image before
-the test.
+the two if that one separates the validation split better. The threshold is chosen on the ROC curve
+of the validation split and its perturbed copies. These two choices are the only use of sick images
+before the test set is evaluated.
 """
 
 import dataclasses
@@ -56,10 +56,10 @@ HYPERPARAMETERS = ("model", "image_size", "epochs", "batch_size", "learning_rate
 
 
 def load_data(settings: TrainAutoencoder) -> ImageDataset:
-    """Read, report and check the catalogue, then decode it; label 1 is sick.
+    """Read, describe and check the catalogue, then decode its images; label 1 means sick.
 
-    Raises UserError for data that must not be trained on, such as fewer than 20 healthy images in
-    the train split.
+    Raises UserError for data that must not be used for training, such as a train split with fewer
+    than 20 healthy images.
     """
     catalog = loading.open_catalog(settings.data, seed=settings.seed)
     log.info(checks.describe(catalog))
@@ -83,7 +83,7 @@ def _check(catalog: data_catalog.Catalog, settings: TrainAutoencoder) -> None:
     if healthy["train"] < FEWEST_HEALTHY:
         raise UserError(
             f"{catalog.source}: {healthy['train']} healthy images in the train split; an "
-            f"autoencoder is trained on those only and needs at least {FEWEST_HEALTHY}"
+            f"autoencoder is trained only on those and needs at least {FEWEST_HEALTHY}"
         )
     for split in ("val", "test"):
         if not healthy[split]:
@@ -100,8 +100,8 @@ def _check(catalog: data_catalog.Catalog, settings: TrainAutoencoder) -> None:
 def train_autoencoder(settings: TrainAutoencoder) -> Run:
     """Train an autoencoder, choose its score and threshold, and export it; return the finished run.
 
-    Raises UserError on a user's mistake, before anything is written where possible. With
-    several workers, only the chief writes; the others return after it has finished.
+    Raises UserError for invalid settings or data, if possible before anything is written. With
+    several workers, only the chief writes; the others return after the chief has finished.
     """
     workers = connect(settings.worker_timeout)
     with workers.failing_together():
@@ -135,7 +135,7 @@ def _train(settings: TrainAutoencoder, workers: Workers) -> Run:
             run = open_run(settings.logs, "autoencoder", name, settings, data.catalog)
         log.info("%s is already finished; nothing to do", run.directory)
         return run
-    # The network sees healthy images alone; the sick ones define the groups of the scores.
+    # The network sees only healthy images; the shortcut model, which defines groups, sees all.
     labelled = data.split("train")
     shortcuts = metrics.fit_shortcuts(labelled.images, labelled.labels, data.classes)
     val, test = (groups.with_groups(data.split(split), shortcuts) for split in ("val", "test"))
@@ -271,6 +271,6 @@ def _check_numbers(settings: TrainAutoencoder) -> None:
     autoencoder.check_size(settings.model, settings.image_size)
     if settings.operating_point == "0.5":
         raise UserError(
-            "--operating-point 0.5 is for probabilities; an anomaly score has no such point"
+            "--operating-point 0.5 is for probabilities; an anomaly score is not a probability"
         )
     check_rule(settings.operating_point)

@@ -1,1 +1,1 @@
-"""Scoring of archives: plan, shards, workers, engines (processes, Ray), status, merge."""
+"""Score archives: plans, shards, workers, engines (processes and Ray), status and merging."""

@@ -1,6 +1,6 @@
-"""Queue and progress records that all engines share.
+"""The queue and the progress records that all engines share.
 
-An engine only decides which worker computes which shard next. It holds no results; after any
+An engine only decides which worker computes which shard next. It stores no results: after any
 failure, the files on disk determine which shards are missing.
 """
 
@@ -17,7 +17,7 @@ ATTEMPTS = 5
 
 @dataclass(frozen=True)
 class Progress:
-    """Number of processed images of a shard; `finished` once its file is written."""
+    """The number of processed images of a shard, and whether its file is written."""
 
     shard: int
     images: int
@@ -26,9 +26,9 @@ class Progress:
 
 @dataclass
 class Queue:
-    """Numbers of the waiting shards, and how often the workers of each shard died.
+    """The waiting shards, and the number of workers that have died on each shard.
 
-    attempts: workers that may die on a shard before it is given up.
+    attempts: number of workers that die on a shard before it is given up.
     """
 
     waiting: list[int]
@@ -38,7 +38,7 @@ class Queue:
 
     @staticmethod
     def of(shards: Sequence[int], attempts: int = ATTEMPTS) -> "Queue":
-        """Return a queue of these shards, in this order."""
+        """Return a queue of the given shards, in the given order."""
         return Queue(list(reversed(shards)), attempts)
 
     def take(self) -> int | None:
@@ -59,6 +59,6 @@ class Queue:
             shard, reason = min(self.given_up.items())
             raise UserError(
                 f"{len(self.given_up)} shards could not be computed: {self.attempts} workers died "
-                f"on {shard_name(shard)} ({reason}). All others are finished; fix or remove the "
-                "file that causes it, or give workers more memory, and run the same command again"
+                f"on {shard_name(shard)} ({reason}). All others are finished. Fix or remove the "
+                "file that causes this, or give workers more memory, and run the same command again"
             )

@@ -2,8 +2,8 @@
 
     for image in list_images(("ward/", "list.csv", "s3://pacs/2025/", "films.tar")): ...
 
-Only one folder is held at a time, so that memory does not grow with the number of images. The order
-is reproducible, and the same as that of `predict.py`.
+Only one folder is in memory at a time, so that memory does not grow with the number of images. The
+order is reproducible, and the same as that of `predict.py`.
 """
 
 import csv
@@ -66,7 +66,7 @@ def _images_of(item: str, others: Counter[str]) -> Iterator[Image]:
     local = "://" not in item
     try:
         if fs.isfile(path):
-            # With the protocol: without it, a path in a bucket would be one on disk.
+            # Keep the protocol: without it, a path in a bucket would be read as a path on disk.
             yield from _images_of_file(path if local else item, others)
         elif fs.isdir(path):
             yield from _walk_local(path, others, set()) if local else _walk(fs, path, others)
@@ -80,7 +80,7 @@ def _images_of(item: str, others: Counter[str]) -> Iterator[Image]:
         raise
     except OSError as error:
         raise UserError(f"{item}: {error.strerror or error}") from None
-    except Exception as error:  # of any of fsspec's back ends
+    except Exception as error:  # fsspec's back ends raise errors of any kind
         if local:
             raise
         raise UserError(f"{item}: {type(error).__name__}: {error}") from None
@@ -106,7 +106,7 @@ def _images_of_file(path: str, others: Counter[str]) -> Iterator[Image]:
 
 
 def _check(image: Image) -> None:
-    """Raise UserError for a path that is not valid UTF-8, which no table can hold."""
+    """Raise UserError for a path that is not valid UTF-8, which no table can store."""
     try:
         image.path.encode()
     except UnicodeEncodeError:
@@ -122,7 +122,7 @@ def _walk_local(
     """Yield the images that `conventions.visible_files` lists, one folder at a time."""
     state = os.stat(folder)
     identity = (state.st_dev, state.st_ino)
-    if identity in entered:  # through a link, perhaps to a parent folder
+    if identity in entered:  # visited before, through a link, perhaps to a parent folder
         return
     entered.add(identity)
     with os.scandir(folder) as entries:
@@ -160,7 +160,7 @@ def _if_image(path: str, others: Counter[str], is_dicom: Any) -> Iterator[Image]
 
 
 def _may_be_dicom(name: str) -> bool:
-    """Return whether a file may be DICOM by its name, often a UID (ends in digits) or no suffix."""
+    """Return whether a file's name suggests DICOM: its suffix, no suffix, or the end of a UID."""
     suffix = posixpath.splitext(name)[1].lower()
     return suffix in dicom.SUFFIXES or not suffix or re.fullmatch(r"\.\d+", suffix) is not None
 
@@ -206,7 +206,7 @@ def _listed(path: str, lines: IO[str]) -> Iterator[tuple[int, str]]:
 
 
 def _joined(path: str, name: str) -> str:
-    """Return a path of a list, resolved against the folder of the list."""
+    """Return a path from a list, resolved against the folder of the list."""
     if "://" in name:
         return name
     if "://" in path:

@@ -4,8 +4,8 @@
     plan.images_of(42)                       # the images of shard 42, in order
     missing = plan.missing()                 # numbers of the shards to compute
 
-`plan.json` is written once and holds the model and settings of all shards. Each file in `lists/`
-holds paths, and each of its row groups is a shard; shards are numbered consecutively over all
+`plan.json` is written once and contains the model and settings of all shards. Each file in `lists/`
+contains paths, and each of its row groups is a shard; shards are numbered consecutively over all
 lists. New images are added as another list; earlier files never change.
 """
 
@@ -45,8 +45,9 @@ ENTRY = np.dtype([("digest", DIGEST), ("row", "<i8")])
 class Recipe:
     """The model and settings that all shards of an archive are computed with.
 
-    model: folder of the version; digest: of its files. signatures: {name: runtime}, tensorflow or
-    openvino. precision: of OpenVINO. shard_size, batch_size: in images.
+    model: folder of the version; digest: digest of its files; signatures: {name: runtime}, with the
+    runtime tensorflow or openvino; precision: precision of OpenVINO; shard_size, batch_size: number
+    of images.
     """
 
     model: str
@@ -82,13 +83,13 @@ def _shown(value: Any) -> str:
 class Plan:
     """A recipe and the lists of images.
 
-    Paths are read from the row groups of the lists as needed; only counts are held in memory.
+    Paths are read from the row groups of the lists as needed; only counts are kept in memory.
     """
 
     storage: Storage
     recipe: Recipe
     model: str = ""
-    """Folder of the model on this machine, if other than that of the recipe."""
+    """Folder of the model on this machine, if it differs from that in the recipe."""
 
     # ------------------------------------------------------------------ settings
 
@@ -115,7 +116,7 @@ class Plan:
     def create(storage: Storage, recipe: Recipe) -> "Plan":
         """Create the plan of a folder, or read the one that exists.
 
-        Raises UserError with the differences if the existing plan has another recipe.
+        Raises UserError with the differences if the existing plan has a different recipe.
         """
         content = json.dumps(asdict(recipe), indent=2) + "\n"
         if storage.create(PLAN, content.encode()):
@@ -132,10 +133,10 @@ class Plan:
 
     @functools.cached_property
     def lists(self) -> list[tuple[str, int, int]]:
-        """(name, shards, images) of each existing list, in order."""
+        """The name, number of shards and number of images of each existing list, in order."""
         lists: list[tuple[str, int, int]] = []
         while True:
-            # Looked up one by one, because directory listings of some stores lag behind.
+            # Lists are looked up one by one, because directory listings of some stores lag behind.
             name = f"{LISTS}/{len(lists):05d}.parquet"
             if not self.storage.exists(name):
                 return lists
@@ -177,7 +178,7 @@ class Plan:
         return {int(name[:-8]) for name in names if name[:-8].isdigit()} & set(range(self.shards))
 
     def has(self, shard: int) -> bool:
-        """Return whether a shard exists, looked up by name and not in a directory listing."""
+        """Return whether a shard exists; it is looked up by name, not in a directory listing."""
         return self.storage.exists(shard_name(shard))
 
     def missing(self) -> list[int]:
@@ -252,15 +253,16 @@ def shard_name(shard: int) -> str:
 
 
 def digest_of(path: str) -> bytes:
-    """Return a digest of 16 bytes by which paths are compared; collisions are negligible."""
+    """Return a 16-byte digest, by which paths are compared; collisions are negligible."""
     return hashlib.blake2b(path.encode(), digest_size=16).digest()
 
 
 def repeats(digests: Path, at_a_time: int = SORTED_AT_A_TIME) -> np.ndarray:
-    """Return bool [N]: whether a digest occurs earlier in a file of N digests.
+    """Return whether each of the N digests in a file has occurred before in it, bool [N].
 
-    The digests are partitioned by value into temporary files, which are sorted one by one: memory
-    is N bytes plus a constant. at_a_time: how many are sorted at a time, more or less.
+    The digests are partitioned by value into temporary files, which are sorted one by one: the
+    memory used is N bytes plus a constant. at_a_time: approximate number of digests that are sorted
+    at a time.
     """
     count = digests.stat().st_size // DIGEST.itemsize
     repeated = np.zeros(count, bool)
@@ -280,7 +282,7 @@ def repeats(digests: Path, at_a_time: int = SORTED_AT_A_TIME) -> np.ndarray:
         for file in files:
             file.seek(0)
             part = np.frombuffer(file.read(), ENTRY)
-            # By value; equal digests in the order of the list.
+            # Sort by value, and equal digests by their order in the list.
             digest = part["digest"]
             order = np.lexsort((part["row"], digest["low"], digest["high"]))
             same = digest[order[1:]] == digest[order[:-1]]
@@ -304,7 +306,7 @@ def _schema() -> Any:
 
 
 def _write(path: Path, images: Iterable[Image], group: int, digest: Any = None) -> None:
-    """Write a list with `group` images to a row group."""
+    """Write a list with `group` images per row group; call `digest` with each path's digest."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -3,8 +3,8 @@
     for progress in run(settings, shards=[3, 4, 5], workers=2): ...
 
 Each worker is a fresh interpreter, because TensorFlow does not survive a fork. A pipe connects
-it to the coordinator. When either side is killed, the other reads the end of the pipe: the
-coordinator gives the shard to another worker, and a worker exits.
+it to the coordinator. If either side is killed, the other reads the end of the pipe: the
+coordinator then gives the shard to another worker, and a worker exits.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from cxr_tf.errors import UserError
 
 log = logging.getLogger(__name__)
 
-# Give up after this many consecutive workers have died before their model was loaded.
+# The engine stops after this many consecutive workers have died before their model was loaded.
 FAILED_STARTS = 5
 
 
@@ -43,10 +43,10 @@ def run(
     attempts: int = ATTEMPTS,
     most_failed_starts: int = FAILED_STARTS,
 ) -> Iterator[Progress]:
-    """Compute shards on this many processes, and yield the progress.
+    """Compute shards in `workers` processes, and yield the progress.
 
-    attempts: at a shard whose workers die. most_failed_starts: consecutive workers that end before
-    their model is loaded.
+    A shard is given up after `attempts` workers have died on it. The run stops after
+    `most_failed_starts` consecutive workers have died before their model was loaded.
 
     Raises UserError for a user's mistake reported by a worker, and at the end if workers died on a
     shard repeatedly; RuntimeError for any other error in a worker.
@@ -54,7 +54,7 @@ def run(
     queue = Queue.of(shards, attempts)
     workers = min(workers, len(shards))
     if not settings.threads and workers > 1:
-        # More threads than cores only wait for each other. Results do not depend on the number.
+        # More threads than cores only wait for each other. The number does not affect results.
         threads = max(_cores() // workers, 1)
         settings = dataclasses.replace(settings, threads=threads)
     gpus = _gpus()
@@ -66,7 +66,7 @@ def run(
             for process in idle:
                 shard = queue.take()
                 if shard is not None:
-                    with contextlib.suppress(OSError):  # it just died: handled below
+                    with contextlib.suppress(OSError):  # the worker has just died: handled below
                         process.connection.send(shard)
                     process.shard = shard
             busy = sum(p.shard is not None for p in crew.values())

@@ -43,7 +43,7 @@ def connect(address: str) -> Any:
 def describe_model(
     request: ModelRequest, *, address: str, cpus: float, gpus: float
 ) -> dict[str, Any]:
-    """Call `worker.describe` on a node of the cluster, on which the runtime depends."""
+    """Call `worker.describe` on a node of the cluster, because the runtime depends on the node."""
     ray = connect(address)
     task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=2)(describe)
     return _get(ray, task.remote(request))
@@ -59,9 +59,10 @@ def run(
     gpus: float,
     make_worker: type[Worker] = Worker,
 ) -> Iterator[Progress]:
-    """Compute shards on this many actors, and yield the progress.
+    """Compute shards with `workers` actors, and yield the progress.
 
-    workers: 0 means as many as the cluster has resources for. Raises the errors of `processes.run`.
+    workers: 0 means as many as the cluster has resources for; cpus, gpus: number per worker. Raises
+    the same errors as `processes.run`.
     """
     ray = connect(address)
     workers = min(workers or _room(ray, cpus, gpus), len(shards))
@@ -69,7 +70,7 @@ def run(
     actor_class = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0)(
         make_worker
     )
-    # The actor of each awaited reference, and its shard, or None while it starts.
+    # The actor of each awaited reference, and the shard that it computes, or None while it starts.
     awaited: dict[Any, tuple[Any, int | None]] = {}
     failed_starts = 0
 
@@ -138,7 +139,7 @@ def _get(ray: Any, reference: Any) -> Any:
 
 
 def _error(error: Any) -> Exception:
-    """Return the exception of a worker as one to raise in this process."""
+    """Return the exception to raise in this process for an error in a worker."""
     cause = error.cause
     if isinstance(cause, UserError):
         return UserError(str(cause))

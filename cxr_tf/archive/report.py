@@ -1,9 +1,9 @@
-"""Status and summary of an archive, and the merge of its shards into one file.
+"""Print the status and summary of an archive, and merge its shards into one file.
 
     summarize(plan)                            # printed, and summary.json
     merge(plan, "scores.parquet")
 
-All read the shards one by one, so that memory does not grow with their number.
+All functions read the shards one by one, so that memory does not grow with their number.
 """
 
 import csv
@@ -30,7 +30,7 @@ SUMMARY = "summary.json"
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
-# Quantiles are estimated from a histogram, to a thousandth of the range.
+# Quantiles are estimated from a histogram, with an error of at most a thousandth of the range.
 BINS = 1000
 
 # The speed is measured over the shards written in this many seconds before the last one.
@@ -56,7 +56,7 @@ def print_status(plan: Plan) -> None:
     recent = sorted((t, s) for s, t in times.items() if t > last - RECENT)
     seconds = recent[-1][0] - recent[0][0]
     if len(finished) < plan.shards and seconds > 0:
-        # Without the first shard, which was started before this period.
+        # The first shard is left out, because it was started before this period.
         rate = sum(plan.size_of(s) for _, s in recent[1:]) / seconds
         left = (plan.images - images) / rate
         log.info("speed:   %.1f images/s, %s left", rate, time_span(left))
@@ -115,7 +115,7 @@ def _print_summary(plan: Plan, summary: dict[str, Any]) -> None:
 
 
 def _kind(reason: str) -> str:
-    """Return a reason without the details of the file."""
+    """Return a reason without details of the file, so that equal reasons can be counted."""
     return "unreachable" if reason.startswith("unreachable: ") else reason
 
 
@@ -129,7 +129,7 @@ def _columns(plan: Plan) -> tuple[list[str], list[str]]:
 
 
 def _ranges(file: Any, columns: list[str]) -> dict[str, tuple[float, float]]:
-    """Return lowest and highest value of columns, from the footer of the file."""
+    """Return the lowest and highest value of each column, from the footer of the file."""
     group = file.metadata.row_group(0)
     ranges = {}
     for k in range(group.num_columns):
@@ -168,10 +168,10 @@ def unreachable_shards(plan: Plan) -> list[int]:
 
 
 def merge(plan: Plan, output: str) -> None:
-    """Write all shards into one .parquet or .csv, atomically.
+    """Write all shards into one .parquet or .csv file, atomically.
 
-    A .csv has the columns of `predict.py`; an embedding is one cell of JSON. Raises UserError for
-    an archive that is not finished, and for a file that exists.
+    A .csv file has the columns of `predict.py`, with each embedding as JSON in one cell. Raises
+    UserError if the archive is not finished, or the file exists.
     """
     path = expand_user(output)
     writers = {".parquet": _merge_parquet, ".csv": _merge_csv}
@@ -184,7 +184,7 @@ def merge(plan: Plan, output: str) -> None:
     if missing := plan.missing():
         raise UserError(
             f"{len(missing)} of {plan.shards} shards are missing, the first is "
-            f"{shard_name(missing[0])}: run again without --merge first"
+            f"{shard_name(missing[0])}: first run the command without --merge"
         )
     write_atomically(path, lambda beside: writers[path.suffix](plan, beside))
     log.info("%d images: %s", plan.images, output)

@@ -3,8 +3,8 @@
     python scripts/score_archive.py --images ward/ --model saved_models/vgg16-binary --out scores/
 
 All state is in files. `plan.json` and `lists/` define what to compute; a shard is finished when its
-file exists, and files appear whole or not at all. So any process may be killed at any moment, and
-several coordinators may work on one folder.
+file exists, and files appear complete or not at all. So any process may be killed at any moment,
+and several coordinators may work on one folder.
 """
 
 import contextlib
@@ -32,9 +32,9 @@ BATCH_SIZE = 32
 
 
 def score_archive(settings: ScoreArchive) -> None:
-    """Score an archive, print its status, or merge it, as the settings say.
+    """Score an archive, print its status, or merge its shards, as the settings specify.
 
-    Raises UserError on a user's mistake; finished shards are kept.
+    Raises UserError for a user's mistake; finished shards are kept.
     """
     check_numbers(settings)
     storage = open_storage(settings.out)
@@ -59,7 +59,7 @@ def score_archive(settings: ScoreArchive) -> None:
 
 
 def parse_part(text: str) -> tuple[int, int]:
-    """Parse `3/16` as (2, 16): index from 0, and number of parts. Empty text is (0, 1)."""
+    """Parse `3/16` as (2, 16), the index from 0 and the number of parts; empty text as (0, 1)."""
     if not text:
         return 0, 1
     match = re.fullmatch(r"(\d+)/(\d+)", text)
@@ -74,8 +74,8 @@ def parse_part(text: str) -> tuple[int, int]:
 def make_plan(settings: ScoreArchive, storage: Storage) -> Plan:
     """Create or read the plan of the folder, and add new files of --images.
 
-    Raises UserError and writes nothing if the folder has a plan with another model, signatures,
-    precision or sizes.
+    Raises UserError and writes nothing if the folder has a plan with a different model, or with
+    different signatures, precision or sizes.
     """
     if settings.model:
         plan = Plan.create(storage, resolve(settings, storage))
@@ -126,7 +126,7 @@ def resolve(settings: ScoreArchive, storage: Storage) -> Recipe:
 
 
 def compute(settings: ScoreArchive, plan: Plan, part: tuple[int, int]) -> None:
-    """Compute the missing shards of a part, and show the progress."""
+    """Compute the missing shards of a part of the archive, and show the progress."""
     mine = range(part[0], plan.shards, part[1])
     missing = sorted(set(plan.missing()) & set(mine))
     if not missing:
@@ -135,13 +135,13 @@ def compute(settings: ScoreArchive, plan: Plan, part: tuple[int, int]) -> None:
     total = sum(map(plan.size_of, mine))
     done = total - sum(map(plan.size_of, missing))
     log.info("%d images in %d shards, %d images already done", total, len(mine), done)
-    # Start at a random shard, so that two coordinators on one folder rarely compute the same.
+    # Start at a random shard, so that two coordinators on one folder rarely compute the same one.
     start = random.randrange(len(missing))
     show = None
     running: dict[int, int] = {}
     with contextlib.ExitStack() as stack:
         for step in run_engine(settings, plan, missing[start:] + missing[:start]):
-            # Started only now, because loading the models would distort the speed.
+            # The display starts only now, because loading the models would distort the speed.
             show = show or stack.enter_context(progress(total, before=done + step.images))
             if step.finished:
                 done += step.images
@@ -149,7 +149,7 @@ def compute(settings: ScoreArchive, plan: Plan, part: tuple[int, int]) -> None:
             else:
                 running[step.shard] = step.images
             show(done + sum(running.values()))
-    # One by one, since directory listings of some stores lag behind.
+    # Look the shards up by name, because directory listings of some stores lag behind.
     lost = [s for s in plan.missing() if s in set(missing) and not plan.has(s)]
     if lost:
         raise UserError(
@@ -159,7 +159,7 @@ def compute(settings: ScoreArchive, plan: Plan, part: tuple[int, int]) -> None:
 
 
 def run_engine(settings: ScoreArchive, plan: Plan, shards: Sequence[int]) -> Iterator[Progress]:
-    """Run the engine of the settings, and yield its progress."""
+    """Run the engine that the settings name, and yield its progress."""
     worker = WorkerSettings(
         out=plan.storage.absolute,
         model=plan.model or plan.recipe.model,

@@ -1,14 +1,14 @@
-"""One shard: a Parquet file with one row per image, in the order of the list.
+"""Write and read a shard: a Parquet file with one row per image, in the order of the list.
 
-    columns = columns_of([outputs for one image per signature])
-    content = encode(columns, images, rows, reasons, recipe_digest)
+    columns = columns_of([outputs_for_one_image])      # one item per signature
+    content = encode(columns, paths, rows, outputs, reasons, digest)
 
-Columns: `path`; for classifiers `label` and one float32 per class; the other outputs of the model
-by name, such as `embedding`, a list of fixed length, and `remarks`, which states in words what
-`is_novel` and `prediction_set` mean; and last `reason`. For an image that was read, `reason` is
-null; for an unreadable one, all output columns are. Numbers are stored without loss. The format is
-Parquet, because its types are exact, columns can be read one by one, and pandas, DuckDB, Spark and
-BigQuery open it; pyarrow writes equal bytes for equal rows.
+The columns are `path`; for classifiers, `label` and one float32 column per class; the other outputs
+of the model by name, such as `embedding`, a list of fixed length; `remarks`, which states in words
+what `is_novel` and `prediction_set` mean; and last, `reason`. For an image that was read, `reason`
+is null; for an unreadable image, all output columns are null. Numbers are stored without loss. The
+format is Parquet, because its types are exact, its columns can be read one by one, and pandas,
+DuckDB, Spark and BigQuery open it; pyarrow writes equal bytes for equal rows.
 """
 
 import json
@@ -20,12 +20,12 @@ import numpy as np
 
 from cxr_tf.evaluation.prediction_output import image_predictions
 
-# Columns of every shard. Outputs of the same name are left out.
+# Columns of every shard. Outputs with these names are left out.
 RESERVED = ("path", "reason")
 
 REMARKS = "remarks"
 
-# In the metadata of the schema: the digest of the model, and which columns are probabilities.
+# Keys in the metadata of the schema: the digest of the model, and the columns of probabilities.
 MODEL, CLASSES = "cxr_tf.model", "cxr_tf.classes"
 
 
@@ -33,8 +33,8 @@ MODEL, CLASSES = "cxr_tf.model", "cxr_tf.classes"
 class Column:
     """A column: an output [N], one class of an output [N, C], or an output [N, L] as lists.
 
-    output: name of the output; index: of the class in [N, C], else None. length: L of lists, else
-    None. dtype: name of a NumPy type, or "str".
+    output: name of the output; index: index of the class in [N, C], otherwise None; length: L of
+    the lists, otherwise None; dtype: name of a NumPy type, or "str".
     """
 
     name: str
@@ -98,7 +98,7 @@ def encode(
     """Return the content of a shard.
 
     rows: indices of the `paths` that have outputs, ascending, in the order of the first axis of the
-    outputs; reasons: of the others.
+    outputs; reasons: {index: reason} of the other paths.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -115,7 +115,7 @@ def encode(
         pa.table(arrays, schema=schema),
         sink,
         compression="zstd",
-        # A dictionary saves nothing for numbers, which rarely repeat.
+        # Dictionary encoding saves no space for numbers, which rarely repeat.
         use_dictionary=[c.name for c in columns if c.dtype == "str" and c.length is None],
     )
     return sink.getvalue().to_pybytes()
@@ -160,7 +160,7 @@ def outputs_of(table: Any) -> dict[str, np.ndarray]:
 
 
 def with_remarks(outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the outputs with `remarks` on `is_novel` and `prediction_set`, if it has them."""
+    """Return the outputs with `remarks` on `is_novel` and `prediction_set`, if they have these."""
     if not {"is_novel", "prediction_set"} & outputs.keys():
         return outputs
     count = len(next(iter(outputs.values())))

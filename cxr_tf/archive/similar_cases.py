@@ -2,10 +2,10 @@
 
     python scripts/fit_knn.py --archive scores/ --query new.png --neighbors 5 --output similar.csv
 
-The distance is the cosine distance. Below 200,000 embeddings the search is exact and reads the
-shards one by one. Above, it uses an inverted file of faiss (IndexIVFScalarQuantizer with 1,024
-lists or more and 8 bits per number), which is built once and stored beside the shards; its recall
-is measured and reported.
+The distance is the cosine distance. With fewer than 200,000 embeddings, the search is exact and
+reads the shards one by one. With more, it uses an inverted-file index of faiss
+(IndexIVFScalarQuantizer with 1,024 lists or more and 8 bits per number), which is built once and
+stored beside the shards; its recall is measured and reported.
 """
 
 import logging
@@ -36,10 +36,10 @@ APPROXIMATE_FROM = 200_000
 
 LEAST_LISTS = 1024
 
-# Embeddings per list that the centroids of the lists are trained on.
+# Number of embeddings per list on which the centroids of the lists are trained.
 TRAINED_PER_LIST = 64
 
-# Number of embeddings of the archive that serve as queries to measure the recall.
+# Number of embeddings of the archive that are used as queries to measure the recall.
 SAMPLE = 200
 
 RECALL = 0.98
@@ -56,11 +56,11 @@ class Neighbors:
 
 
 def fit_knn(settings: FitKnn, approximate_from: int = APPROXIMATE_FROM) -> dict[str, Any]:
-    """Find the nearest cases of each query image, or only build the index and measure it.
+    """Find the nearest cases to each query image, or only build the index and measure its recall.
 
-    approximate_from: embeddings from which the search is approximate. Returns the reported numbers.
-    Raises UserError for an archive that is not finished or has no embeddings, and for a query that
-    cannot be read.
+    approximate_from: number of embeddings from which on the search is approximate. Returns the
+    reported numbers. Raises UserError if the archive is not finished or has no embeddings, or a
+    query image cannot be read.
     """
     check_numbers(settings, neighbors=1)
     plan = Plan.read(open_storage(settings.archive))
@@ -79,8 +79,8 @@ def fit_knn(settings: FitKnn, approximate_from: int = APPROXIMATE_FROM) -> dict[
     if index is not None:
         report |= measure(plan, index, k)
         log.info(
-            "recall@%d against exact search on %d images of the archive: %.3f, %.3f ms per query "
-            "(nprobe %d)",
+            "recall@%d relative to exact search on %d images of the archive: %.3f, %.3f ms per "
+            "query (nprobe %d)",
             *(k, report["sample"], report["recall"], report["milliseconds"], index.nprobe),
         )
     else:
@@ -98,7 +98,7 @@ def fit_knn(settings: FitKnn, approximate_from: int = APPROXIMATE_FROM) -> dict[
 def embeddings(plan: Plan) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (row of the first image, unit-length embeddings float32 [n, D]) of each shard.
 
-    Rows count readable images only.
+    Rows are numbered over the readable images of all shards.
     """
     first = 0
     for shard in range(plan.shards):
@@ -117,7 +117,7 @@ def unit_length(values: np.ndarray) -> np.ndarray:
 
 
 def embed_queries(plan: Plan, settings: FitKnn) -> tuple[list[str], np.ndarray]:
-    """Return paths of the query images and their embeddings by the model of the archive."""
+    """Return the paths of the query images, and their unit-length embeddings, float32 [Q, D]."""
     recipe = plan.recipe
     recipe = replace(recipe, signatures={"embed": recipe.signatures["embed"]})
     [embed] = load_predictors(WorkerSettings(settings.archive, recipe.model), recipe)
@@ -144,7 +144,10 @@ def embed_queries(plan: Plan, settings: FitKnn) -> tuple[list[str], np.ndarray]:
 
 
 def search(plan: Plan, index: Any, queries: np.ndarray, k: int) -> Neighbors:
-    """Find the k nearest of each query, unit-length float32 [Q, D]; exact without an index."""
+    """Find the k nearest cases to each query, with an index or, if it is None, exactly.
+
+    queries: unit-length embeddings, float32 [Q, D].
+    """
     if index is None:
         return exact(plan, queries, k)
     squared, rows = index.search(queries, k)
@@ -152,14 +155,14 @@ def search(plan: Plan, index: Any, queries: np.ndarray, k: int) -> Neighbors:
 
 
 def exact(plan: Plan, queries: np.ndarray, k: int) -> Neighbors:
-    """Find the k nearest of each query exactly, one shard at a time."""
+    """Find the k nearest cases to each query exactly, one shard at a time."""
     best = np.full((len(queries), k), np.inf, np.float32)
     rows = np.full((len(queries), k), -1)
     for first, values in embeddings(plan):
         distances = np.concatenate([best, 1 - queries @ values.T], axis=1)
         numbers = np.arange(first, first + len(values))
         candidates = np.concatenate([rows, np.tile(numbers, (len(queries), 1))], axis=1)
-        # Stable: equidistant cases keep the order of the archive.
+        # A stable sort: equidistant cases keep the order of the archive.
         order = np.argsort(distances, axis=1, kind="stable")[:, :k]
         best = np.take_along_axis(distances, order, axis=1)
         rows = np.take_along_axis(candidates, order, axis=1)
@@ -189,7 +192,7 @@ def open_index(plan: Plan, count: int) -> Any:
 
 
 def build_index(plan: Plan, count: int) -> Any:
-    """Build an inverted file of all embeddings that probes enough lists to reach RECALL."""
+    """Build an inverted-file index of all embeddings; it probes enough lists to reach RECALL."""
     import faiss
 
     lists = max(LEAST_LISTS, 2 ** round(math.log2(math.sqrt(count))))
@@ -209,7 +212,10 @@ def build_index(plan: Plan, count: int) -> Any:
 
 
 def measure(plan: Plan, index: Any, k: int) -> dict[str, Any]:
-    """Measure recall@k of an index against exact search, and its time, on archive embeddings."""
+    """Measure the recall@k of an index relative to exact search, and the time per query.
+
+    The queries are embeddings of the archive.
+    """
     rng = np.random.default_rng(1)
     count = index.ntotal
     chosen = np.sort(rng.choice(count, min(SAMPLE, count), replace=False))
@@ -233,14 +239,14 @@ def measure(plan: Plan, index: Any, k: int) -> dict[str, Any]:
 
 
 def write_neighbors(plan: Plan, paths: list[str], neighbors: Neighbors, output: str) -> None:
-    """Write or print query, rank, path, label and distance of each neighbour."""
+    """Write or print the query, rank, path, label and distance of each neighbour."""
     wanted: set[Any] = set(neighbors.rows.ravel()) - {-1}
     known = dict(_cases(plan, wanted))
     header = ["query", "rank", "path", "label", "distance"]
     table: list[list[Any]] = []
     for query, path in enumerate(paths):
         for rank, row in enumerate(neighbors.rows[query].tolist()):
-            if row >= 0:  # faiss returns -1 if the probed lists hold too few
+            if row >= 0:  # faiss returns -1 if the probed lists have fewer than k embeddings
                 distance = max(float(neighbors.distances[query, rank]), 0.0)
                 table.append([path, rank + 1, *known[row], f"{distance:.6g}"])
     if output:
@@ -252,7 +258,7 @@ def write_neighbors(plan: Plan, paths: list[str], neighbors: Neighbors, output: 
 
 
 def _cases(plan: Plan, wanted: set[Any]) -> Iterator[tuple[int, tuple[str, str]]]:
-    """Yield (row, (path, label)) of these rows; the label is empty if the model has none."""
+    """Yield (row, (path, label)) of the given rows; the label is empty if the model has none."""
     first = 0
     for shard in range(plan.shards):
         file = open_shard(plan.storage.open(shard_name(shard)))

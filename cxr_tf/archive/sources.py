@@ -26,7 +26,7 @@ from cxr_tf.serving.prediction.client import FIRST_PAUSE, RETRIES, read_image
 
 log = logging.getLogger(__name__)
 
-# Number of archives kept open by a process; each holds its table of contents in memory.
+# Number of archives that a process keeps open, each with its table of contents in memory.
 OPEN_ARCHIVES = 4
 
 TAR_BLOCK = 512
@@ -38,7 +38,7 @@ LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryE
 class Image(NamedTuple):
     """An image to score: its path, and its byte range in a .tar archive.
 
-    offset, length: of the member's data in a .tar, in bytes; otherwise -1.
+    offset, length: position and size of the member's data in a .tar, in bytes; otherwise -1.
     """
 
     path: str
@@ -51,7 +51,7 @@ class Unreachable(Exception):
 
 
 class Reader:
-    """Reader of images, shared by all threads of a process so that archives are opened once."""
+    """A reader of images, shared by all threads of a process so that archives are opened once."""
 
     def __init__(self, retries: int = RETRIES) -> None:
         self.retries = retries
@@ -61,14 +61,14 @@ class Reader:
     def __call__(self, image: Image) -> bytes:
         """Return the content of an image as JPEG or PNG.
 
-        Raises UserError or OSError for permanent errors, Unreachable if all attempts failed.
+        Raises UserError or OSError for permanent errors, and Unreachable if all attempts fail.
         """
         if "://" not in image.path:
             return self._persistently(lambda: read_image(image.path))
         try:
             content = self._persistently(lambda: self._fetch(image))
         except PermissionError:
-            # Usually an expired token, and not a fault of the image.
+            # The cause is usually an expired token, and not the image.
             raise Unreachable(f"unreachable: {os.strerror(errno.EACCES)}") from None
         except FileNotFoundError:  # the message of fsspec is only the path
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) from None
@@ -98,7 +98,7 @@ class Reader:
                 return fetch()
             except (UserError, *LASTING):
                 raise
-            except Exception as error:  # of any of fsspec's back ends
+            except Exception as error:  # fsspec's back ends raise errors of any kind
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
                 if attempt == self.retries:
                     raise Unreachable(f"unreachable: {reason}") from None

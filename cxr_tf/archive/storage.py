@@ -3,9 +3,9 @@
     storage = open_storage("scores/")                 # or s3://bucket/scores
     storage.create("shards/00042.parquet", content)   # False if it exists already
 
-Files are created once and never changed, and appear whole or not at all. So any
-process may be killed at any moment, and several may run at once: the first to create a file wins,
-and the others have computed the same content.
+Plans, lists and shards are created once and never changed, and files appear complete or not at all.
+So any process may be killed at any moment, and several may run at once: the first to create a file
+wins, and the others have computed the same content.
 """
 
 import contextlib
@@ -79,7 +79,7 @@ class Storage:
 
     @property
     def absolute(self) -> str:
-        """The folder as an absolute path or URL, for workers with another working directory."""
+        """The folder as an absolute path or URL, for workers with a different working directory."""
         return self.root if self.is_local else self.url
 
     def path(self, name: str) -> str:
@@ -87,7 +87,7 @@ class Storage:
         return posixpath.join(self.root, name)
 
     def exists(self, name: str) -> bool:
-        """Return whether a file exists, without a directory listing: those of some stores lag."""
+        """Return whether a file exists, without a directory listing, which may lag behind."""
         return bool(self.fs.exists(self.path(name)))
 
     def names(self, folder: str) -> list[str]:
@@ -123,9 +123,9 @@ class Storage:
         }
 
     def create(self, name: str, content: bytes | Path) -> bool:
-        """Write a new file atomically; return False if one of that name exists.
+        """Write a new file atomically; return False if a file of that name exists.
 
-        content: its bytes, or a local file to copy.
+        content: bytes, or a local file to copy.
         """
         if not self.is_local:
             try:

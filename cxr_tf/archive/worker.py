@@ -3,8 +3,8 @@
     worker = Worker(WorkerSettings(out="scores/", model="saved_models/vgg16-binary/1"))
     worker.score(42)                                  # writes shards/00042.parquet
 
-While a batch is computed, at most the next two are read: memory depends on the size of a batch and
-of a shard, not on the number of images.
+While a batch is predicted, at most the next two are read, so that memory depends on the sizes of a
+batch and of a shard, and not on the number of images.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 BATCHES_AHEAD = 2
 
-# Signatures whose outputs a classifier also has in one, computed in one pass of the network.
+# Two signatures, and the signature that returns the outputs of both in one pass of the network.
 JOINT, JOINT_SIGNATURE = {"serving_default", "embed"}, "predict_and_embed"
 
 
@@ -54,8 +54,9 @@ class ModelRequest:
 class WorkerSettings:
     """Settings of a worker in addition to the plan.
 
-    model: its folder, if other than that of the plan. readers: files that are read at a time.
-    retries: further attempts at an unreachable file. threads: of TensorFlow; 0 for all cores.
+    model: folder of the model, if it differs from that in the plan; readers: number of files that
+    are read at a time; retries: number of further attempts to read an unreachable file; threads:
+    number of TensorFlow's threads, 0 for one per core.
     """
 
     out: str
@@ -84,8 +85,8 @@ def describe(request: ModelRequest) -> dict[str, Any]:
 def load_predictors(settings: WorkerSettings, recipe: Recipe) -> "list[PredictFn]":
     """Load the model, and return functions from image files to the outputs of its signatures.
 
-    One for each signature, or a single one for two that the model can compute in one pass. Raises
-    UserError if this machine lacks the model of the recipe or its runtime.
+    There is one function for each signature, or a single one for two signatures that the model can
+    compute in one pass. Raises UserError if this machine lacks the recipe's model or runtime.
     """
     _prepare_tensorflow(settings.threads)
     model = settings.model or recipe.model
@@ -119,7 +120,7 @@ class Worker:
         self.storage = open_storage(settings.out)
         self.plan = Plan.read(self.storage)
         self.predictors = load(settings, self.plan.recipe)
-        # The columns come from a sample image, because all of a shard may be unreadable.
+        # A sample image determines the columns, because all images of a shard may be unreadable.
         sample = [phantom_png()]
         self.columns: list[Column] = columns_of(
             [with_remarks(predict(sample)) for predict in self.predictors]
@@ -144,7 +145,7 @@ class Worker:
     def compute(
         self, images: Sequence[Image], report: Callable[[int], object] = lambda images: None
     ) -> bytes:
-        """Return the content of a shard of these images."""
+        """Return the content of the shard of the given images."""
         rows: list[int] = []
         reasons: dict[int, str] = {}
         unreachable: list[int] = []
@@ -214,12 +215,12 @@ def _check_folder(paths: Sequence[str]) -> None:
     if not os.path.isdir(folder):
         raise UserError(
             f"{folder} is gone, with all {len(paths)} images of a shard: is a disk missing? If the "
-            "folder was removed, create it empty: its images are then recorded as missing"
+            "folder was removed, create an empty one: its images are then recorded as missing"
         )
 
 
 def phantom_png() -> bytes:
-    """Return a phantom as the content of a PNG file."""
+    """Return the content of a PNG file of a phantom."""
     image = phantom("bacterial", seed=0, patient=0, size=128).image
     encoded = io.BytesIO()
     PIL.Image.fromarray(image).save(encoded, format="PNG")
@@ -227,15 +228,15 @@ def phantom_png() -> bytes:
 
 
 def _prepare_tensorflow(threads: int) -> None:
-    """Import TensorFlow with this many threads and without start-up messages."""
+    """Import TensorFlow with the given number of threads and without start-up messages."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import tensorflow as tf
 
     if threads:
-        # Fails, without harm, in a process that has already used TensorFlow.
+        # This fails, without harm, in a process that has already used TensorFlow.
         with contextlib.suppress(RuntimeError):
             tf.config.threading.set_intra_op_parallelism_threads(threads)
-    # Otherwise the first of several workers takes the whole GPU.
+    # Otherwise the first of several workers takes all memory of the GPU.
     for gpu in tf.config.list_physical_devices("GPU"):
         with contextlib.suppress(RuntimeError):
             tf.config.experimental.set_memory_growth(gpu, True)
@@ -247,7 +248,7 @@ def _load(model: str, runtime: str, precision: str) -> "ServedModel":
     try:
         return load_served(model, engine=runtime, precision=precision)
     except UserError as error:
-        # `--engine` has another meaning in this command.
+        # `--engine` has a different meaning in this command.
         text = str(error).replace("--engine-precision", "--runtime-precision")
         raise UserError(text.replace("--engine ", "--runtime ")) from None
 

@@ -1,4 +1,4 @@
-"""Train several backbones alike, choose by validation, report once on test.
+"""Train several backbones alike, choose one on validation, and report on test once.
 
 python scripts/compare_backbones.py --data chest_xray --task binary --image-size 144
 python scripts/compare_backbones.py --runs logs/classifier/a logs/classifier/b --name a-b
@@ -42,14 +42,14 @@ NOT_OF_TRAINING = {
 
 
 def compare_backbones(settings: CompareBackbones, workers: Workers | None = None) -> Run:
-    """Train the models (or read finished runs), write the comparison, and return its run.
+    """Train the models (or read finished runs), compare them, and return the comparison's run.
 
     The model is chosen by the mean loss on the validation images and their perturbed copy, never on
-    test. With several workers, all of them train; the chief compares the models and writes the
-    results.
+    the test set. With several workers, all of them train; the chief compares the models and writes
+    the results.
     """
     workers = workers or connect(settings.worker_timeout)
-    if settings.runs:  # nothing to train, so nothing that workers share
+    if settings.runs:  # nothing to train, so the workers share nothing
         if not workers.is_chief:
             return Run(Path(settings.logs) / "compare" / settings.name)
         return _compare(settings, workers)
@@ -100,14 +100,14 @@ def _compare(settings: CompareBackbones, workers: Workers) -> Run:
         _write(run, results, chosen, tests)
     log.info("%s", table(results, chosen, tests))
     log.info(
-        "%s, %s; chosen by validation: %s\ncomparison: %s",
+        "%s, %s; chosen on validation: %s\ncomparison: %s",
         *(task, " / ".join(results[chosen]["model"]["classes"]), chosen, run.directory),
     )
     return run
 
 
 def trainings(settings: CompareBackbones, name: str) -> list[TrainClassifier]:
-    """Return the settings of each training of a comparison: one budget for every backbone."""
+    """Return the settings of each training run: the same budget for every backbone."""
     budget = {f.name: getattr(settings, f.name) for f in dataclasses.fields(TrainingBudget)}
     return [
         dataclasses.replace(
@@ -121,9 +121,9 @@ def trainings(settings: CompareBackbones, name: str) -> list[TrainClassifier]:
 
 
 def as_trained(settings: CompareBackbones, of_runs: Sequence[dict[str, Any]]) -> CompareBackbones:
-    """Return the settings with those of finished runs, for the record; None where they differ.
+    """Return the settings with the values of finished runs; None for a value in which they differ.
 
-    Raises UserError for a training flag that contradicts the runs.
+    Raises UserError if a training flag contradicts the runs.
     """
     of_training = {f.name for f in dataclasses.fields(TrainingBudget)} - NOT_OF_TRAINING
     shared: dict[str, Any] = {}
@@ -133,7 +133,7 @@ def as_trained(settings: CompareBackbones, of_runs: Sequence[dict[str, Any]]) ->
         if key != "data" and given not in (getattr(CompareBackbones(), key), *values):
             flag = "--" + key.replace("_", "-")
             raise UserError(
-                f"{flag} {given} is for training, and the models of --runs are trained already: "
+                f"{flag} {given} is for training, but the models of --runs are already trained: "
                 "leave it out"
             )
         shared[key] = values[0] if key in OF_DATA or len(set(values)) == 1 else None
@@ -146,7 +146,7 @@ def as_trained(settings: CompareBackbones, of_runs: Sequence[dict[str, Any]]) ->
 def table(results: dict[str, Any], chosen: str, tests: dict[str, Any]) -> str:
     """Format the comparison for the terminal."""
     header = ["test", "AUROC", "accuracy", "recall", "spec.", "F1", "val. loss", "images/s",
-              "million", "seconds"]  # fmt: skip
+              "M params", "seconds"]  # fmt: skip
     rows = []
     for name, result in results.items():
         test, model = result["test"], result["model"]
@@ -163,7 +163,7 @@ def table(results: dict[str, Any], chosen: str, tests: dict[str, Any]) -> str:
     for other, test in tests.items():
         low, high = test["auroc_difference_ci95"]
         lines.append(
-            f"{chosen} against {other}: AUROC {test['auroc_difference']:+.3f} "
+            f"{chosen} versus {other}: AUROC {test['auroc_difference']:+.3f} "
             f"({low:+.3f} to {high:+.3f}), DeLong p = {test['delong_p']:.2g}, "
             f"McNemar p = {test['mcnemar_p']:.2g}"
         )
@@ -207,6 +207,6 @@ def _check_same(trained: list[Run]) -> None:
         raise UserError(f"two of the runs are called {min(duplicates)}: rename one of the folders")
     for run in trained[1:]:
         if run.config["data_fingerprint"] != first.config["data_fingerprint"]:
-            raise UserError(f"{run.directory} and {first.directory} ran on different data")
+            raise UserError(f"{run.directory} and {first.directory} used different data")
         if run.metrics["model"]["task"] != first.metrics["model"]["task"]:
-            raise UserError(f"{run.directory} and {first.directory} are of different tasks")
+            raise UserError(f"{run.directory} and {first.directory} have different tasks")

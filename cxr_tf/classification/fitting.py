@@ -27,11 +27,12 @@ from cxr_tf.training.inference import compiled, infer_divided
 def training_model(
     model: keras.Model, backbone: str, *, pretrained: bool, augmentation: float = 1.0
 ) -> keras.Model:
-    """Return the trained part of a classifier: its layers up to the logits [N, C].
+    """Return the part of a classifier that is trained: its layers up to the logits [N, C].
 
-    Frozen BatchNorm is folded into the convolutions. From pretrained weights, styles are mixed half
-    of the time at an `augmentation` of 1; from scratch the first blocks have no styles yet. With
-    several replicas, dropout, styles and BatchNorm still work on the whole batch.
+    Frozen BatchNorm is folded into the convolutions. A pretrained model gets MixStyle, which mixes
+    half of the images at an `augmentation` of 1; a model from scratch does not, because its first
+    blocks do not encode style yet. With several replicas, dropout, MixStyle and BatchNorm still see
+    the complete batch.
     """
     trainer = with_batch_dropout(fold_frozen_norms(logits_of(model)))
     synchronize_norms(trainer)
@@ -50,7 +51,7 @@ def fit_head(
 ) -> None:
     """Set the `logits` layer to a logistic regression on the features of the frozen backbone.
 
-    Its penalty is chosen by the log loss on validation and its perturbed copy.
+    The penalty is chosen by the log loss on the validation images and their perturbed copy.
     """
     workers = workers or connect()
     embed = compiled(fold_frozen_norms(embedding_of(model)))
@@ -66,7 +67,7 @@ def fit_head(
     val_weights = np.tile(image_weights(val, weights), 2)
     mean, spread = features.mean(axis=0), features.std(axis=0) + 1e-6
     candidates: list[tuple[float, np.ndarray, np.ndarray]] = []
-    # From the strongest penalty to the weakest, each starting at the solution of the one before.
+    # From the strongest penalty to the weakest, each starting at the previous solution.
     head = LogisticRegression(max_iter=500, class_weight=weights, warm_start=True)
     for inverse_penalty in (1e-4, 1e-3, 1e-2, 1e-1):
         head.set_params(C=inverse_penalty).fit((features - mean) / spread, train.labels)
@@ -77,7 +78,7 @@ def fit_head(
     if len(kernel) == 1:  # for two classes scikit-learn returns the difference of their logits
         kernel, bias = np.stack([-kernel[0], kernel[0]]) / 2, np.array([-bias[0], bias[0]]) / 2
     kernel = kernel / spread
-    # Of the chief: on another processor the last digits may differ.
+    # All workers use the chief's weights: on a different processor the last digits may differ.
     model.get_layer("logits").set_weights(
         workers.broadcast_arrays([kernel.T.astype(np.float32), bias - kernel @ mean])
     )
@@ -93,7 +94,7 @@ def fine_tune(
     *,
     workers: Workers,
 ) -> None:
-    """Train with AdamW from the epoch of `state` to the last; save a checkpoint after each."""
+    """Train with AdamW, continuing from `state`; save a checkpoint after each epoch."""
     if settings.epochs == 0 or settings.trainable_blocks == 0:
         return
     batch_size = min(settings.batch_size, len(train.labels))
@@ -141,7 +142,7 @@ def fine_tune(
 
 
 def weighted_cross_entropy(weights: dict[int, float]) -> loop.Objective:
-    """Return the objective of a classifier: class-weighted cross-entropy, and the accuracy."""
+    """Return a classifier's objective: the class-weighted cross-entropy, and the accuracy."""
     by_class = np.array([weights[k] for k in sorted(weights)], np.float32)
 
     def objective(labels: tf.Tensor, logits: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
@@ -153,9 +154,9 @@ def weighted_cross_entropy(weights: dict[int, float]) -> loop.Objective:
 
 
 class ValidationEvaluator:
-    """Score a model on validation and on its perturbed copy after every epoch.
+    """Score a model on the validation images and their perturbed copy after every epoch.
 
-    Each worker computes the logits of a part of the images; the scores are those of all.
+    Each worker computes the logits of a part of the images; the scores are computed on all images.
     """
 
     def __init__(
@@ -170,9 +171,9 @@ class ValidationEvaluator:
         self._val, self._batch_size, self._workers = val, batch_size, workers or connect()
 
     def __call__(self, epoch: int) -> dict[str, float]:
-        """Return {epoch, val_*, val_stressed_*, selection_loss} of the model.
+        """Return {epoch, val_*, val_stressed_*, selection_loss} for the current weights.
 
-        Raises FloatingPointError if its outputs are not finite.
+        Raises FloatingPointError if the logits are not finite.
         """
         entry: dict[str, float] = {"epoch": epoch}
         losses = []
@@ -202,12 +203,12 @@ class ValidationEvaluator:
 
 
 def class_weights(labels: np.ndarray) -> dict[int, float]:
-    """Return the weight of an image of each class in the loss; their mean over the images is 1.
+    """Return the loss weight of an image of each class; the mean weight over all images is 1.
 
-    Two classes have equal total weight, so that a probability of 0.5 balances both errors. With
-    more classes, the total weight of a class is proportional to the square root of its images.
-    There the most probable class is predicted, and equal weights cost up to 1.3 points of accuracy
-    on validation without a gain in balanced accuracy.
+    Two classes have equal total weight, so that a probability of 0.5 balances both kinds of error.
+    With more classes, the total weight of a class is proportional to the square root of its number
+    of images: there, the most probable class is predicted, and equal total weights cost up to 1.3
+    points of accuracy on validation without a gain in balanced accuracy.
     """
     counts = np.bincount(labels)
     weights = counts ** (-1.0 if len(counts) == 2 else -0.5)
@@ -216,10 +217,10 @@ def class_weights(labels: np.ndarray) -> dict[int, float]:
 
 
 def image_weights(part: ImageDataset, weights: dict[int, float]) -> np.ndarray:
-    """Return the weight of each image on validation, float [N]: that of its class and its group.
+    """Return the weight of each validation image, float [N]: class weight times group weight.
 
     Within a class, the images against the shortcut weigh as much as all others together; see
-    `metrics.group_weights`. What is chosen on validation is thereby chosen for both.
+    `metrics.group_weights`. Everything chosen on validation is thereby chosen for both groups.
     """
     by_class = np.array([weights[k] for k in part.labels.tolist()])
     return by_class * metrics.group_weights(part.labels, part.against)

@@ -1,4 +1,4 @@
-"""Settings of a classifier with a value for everything that the command line leaves open."""
+"""Classifier settings with a value for everything that the command line leaves open."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from cxr_tf.training.distribution import Workers
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedTraining(TrainClassifier):
-    """`TrainClassifier` with a precision other than auto, a depth and a learning rate."""
+    """`TrainClassifier` with values for precision, trainable blocks and learning rate."""
 
     precision: Precision
     trainable_blocks: int
@@ -20,10 +20,10 @@ class ResolvedTraining(TrainClassifier):
 
 
 def resolve(settings: TrainClassifier, previous_run: Run | None = None) -> ResolvedTraining:
-    """Return the settings with values for precision, depth and learning rate.
+    """Return the settings with values for precision, trainable blocks and learning rate.
 
-    previous_run: the run of that name. A resumed run keeps its recorded values, even if this
-    machine or this version would choose others.
+    previous_run: an existing run of the same name. A resumed run keeps its recorded values, even if
+    this machine or this version would choose different ones.
     """
     if (
         previous_run is not None
@@ -46,7 +46,7 @@ def resolve(settings: TrainClassifier, previous_run: Run | None = None) -> Resol
 
 
 def resolve_together(settings: TrainClassifier, run: Run, workers: Workers) -> ResolvedTraining:
-    """Return `resolve` of the chief on all workers, whose processors may differ."""
+    """Resolve the settings like the chief, whose processor may differ from this worker's."""
     resolved = resolve(settings, run)
     values = workers.broadcast(
         {key: getattr(resolved, key) for key in ("precision", "trainable_blocks", "learning_rate")}

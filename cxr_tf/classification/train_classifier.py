@@ -3,14 +3,14 @@
     python scripts/train_classifier.py --data chest_xray --backbone vgg16 --name mine
     tensorboard --logdir logs
 
-Training. First the head: a logistic regression on the features of the frozen backbone, which are
-computed once. Then the last blocks, or all of them, with AdamW, a warm-up and cosine schedule,
-class weights, styles mixed between images, and an exponential moving average of the weights, which
-is evaluated and kept.
+Training. First, the head is fitted: a logistic regression on the features of the frozen backbone,
+which are computed once. Then the last blocks, or all of them, are trained with AdamW, a warm-up and
+cosine schedule, class weights, MixStyle, and an exponential moving average of the weights, which is
+evaluated and saved.
 
-Selection. Validation images of the same hospital are nearly separable and can hardly rank models,
+Selection. Validation images from the same hospital are nearly separable and can hardly rank models,
 so everything (epoch, temperature, backbone) is chosen on validation *and* a perturbed copy of it:
-the same images under 2.5 times the default augmentation. Test is used once, at the end.
+the same images under 2.5 times the default augmentation. The test set is used once, at the end.
 """
 
 import logging
@@ -55,9 +55,9 @@ HYPERPARAMETERS = (
 
 
 def load_data(settings: TrainingBudget) -> ImageDataset:
-    """Read, report and check the catalogue, then decode it.
+    """Read, describe and check the catalogue, then decode its images.
 
-    Raises UserError for data that must not be trained on, before anything is written.
+    Raises UserError for data that must not be used for training, before anything is written.
     """
     if settings.image_size < backbones.SMALLEST_SIZE:
         raise UserError(f"--image-size must be at least {backbones.SMALLEST_SIZE}")
@@ -65,7 +65,7 @@ def load_data(settings: TrainingBudget) -> ImageDataset:
     metrics.check_rule(settings.operating_point)
     if settings.positive and settings.task != "labels":
         raise UserError(
-            "--positive is for --task labels; in binary, pneumonia is the positive class"
+            "--positive is for --task labels; in --task binary, pneumonia is the positive class"
         )
     catalog = loading.open_catalog(
         settings.data, seed=settings.seed, task=settings.task, positive=settings.positive
@@ -75,8 +75,8 @@ def load_data(settings: TrainingBudget) -> ImageDataset:
     classes = catalog.classes(settings.task)
     if len(classes) > 2 and settings.operating_point != "0.5":
         raise UserError(
-            f"--operating-point is for two classes; with {len(classes)} the most probable class is "
-            "predicted"
+            f"--operating-point is for two classes; with {len(classes)} classes, the most probable "
+            "one is predicted"
         )
     workers = connect(settings.worker_timeout)
     workers.agree_on_data(catalog.fingerprint())
@@ -93,9 +93,9 @@ def load_data(settings: TrainingBudget) -> ImageDataset:
 def train_classifier(settings: TrainClassifier, data: ImageDataset | None = None) -> Run:
     """Train, calibrate, evaluate and export a classifier; return the finished run.
 
-    `data` saves a caller that compares several backbones from decoding again. Raises UserError for
-    a mistake of the user, before anything is written where possible. With several workers, only the
-    chief writes; the others return after it has finished.
+    data: decoded images, so that a comparison of several backbones decodes them only once. Raises
+    UserError for invalid settings or data, if possible before anything is written. With several
+    workers, only the chief writes; the others return after the chief has finished.
     """
     workers = connect(settings.worker_timeout)
     with workers.failing_together():
@@ -176,7 +176,7 @@ def _train(settings: TrainClassifier, data: ImageDataset | None, workers: Worker
         return run
 
     # ------------------------------------------------------------------ calibration, on validation
-    # From here on in float32 on one device, like the exported model.
+    # From here on, computation is in float32 on one device, like in the exported model.
     final = model
     if precision != "float32" or strategy.num_replicas_in_sync > 1:
         final = build_classifier(
@@ -304,7 +304,7 @@ def _train(settings: TrainClassifier, data: ImageDataset | None, workers: Worker
 
 
 def check_settings(settings: TrainClassifier, workers: Workers) -> str:
-    """Raise UserError for mistakes in the settings, before data are read; return the run's name."""
+    """Return the run's name; raise UserError for invalid settings, before data are read."""
     check_numbers(settings)
     name = settings.name or f"{settings.backbone}-{settings.task}".replace("_", "-")
     check_name(name)

@@ -40,8 +40,8 @@ LARGEST_SEED = 2**32 - 1
 def check_numbers(settings: Any, **least: int) -> None:
     """Raise UserError, naming the flag, for a number that is out of range or not finite.
 
-    least: limits of this command that replace those of LEAST. A value of None is not checked: its
-    default is resolved later.
+    least: the command's own limits, which replace those in LEAST. A value of None is not checked:
+    its default is resolved later.
     """
 
     def refuse(field: str, expected: str) -> None:

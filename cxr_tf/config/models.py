@@ -18,11 +18,11 @@ class Evaluate(RunFlags, DataFlags, ScoreFlags):
     split: Split = "test"
     """Split to evaluate; a folder without split folders is evaluated as a whole."""
     engine: Engine = "auto"
-    """Runtime of the network; auto: OpenVINO if it is installed and there is no GPU. The runtimes
-    agree to 1e-4."""
+    """Runtime of the network; auto: OpenVINO if it is installed and there is no GPU. The outputs
+    of the runtimes agree to within 1e-4."""
     engine_precision: EnginePrecision = "float32"
     """int8, and bfloat16 on CPUs that support it, are faster and less exact; the loss of AUROC on
-    validation is measured and printed. Classifiers only; requires --engine openvino."""
+    the validation set is measured and printed. Classifiers only; requires --engine openvino."""
     shifts: bool = False
     """Also evaluate under acquisition shifts: images framed, exposed and stored as they may be at
     another hospital."""
@@ -32,7 +32,7 @@ class Evaluate(RunFlags, DataFlags, ScoreFlags):
 
 @dataclass(frozen=True, kw_only=True)
 class Predict:
-    """Predict images with an exported model or a running TF Serving.
+    """Classify or score images with an exported model, on disk or on a TF Serving server.
 
     Prints a table, or writes CSV or JSON with --output.
     """
@@ -41,36 +41,36 @@ class Predict:
     """Folder of the model, or of one of its versions: saved_models/<name>[/<version>]. With
     --server: the name of the model."""
     images: tuple[str, ...]
-    """Files, folders (read recursively), glob patterns, and studies, series or instances of a PACS:
+    """Files, folders (read recursively), glob patterns, and studies, series or instances in a PACS:
     dicomweb://host:8042/dicom-web/studies/UID (dicomwebs:// for https)."""
     output: str = ""
     """Output file, .csv or .json; default: a printed table. For occlusion, explain and --format
-    dicom a folder: predictions.csv and the heatmaps or DICOM objects. For --format dicom also a
-    PACS that stores them: dicomweb://host:8042/dicom-web."""
+    dicom: a folder, for predictions.csv and the heatmaps or DICOM objects. --format dicom also
+    accepts a PACS in which to store the objects: dicomweb://host:8042/dicom-web."""
     format: Literal["auto", "dicom"] = "auto"
-    """auto: determined by the suffix of --output. dicom: a structured report of each DICOM image,
+    """auto: determined by the suffix of --output. dicom: a structured report for each DICOM image,
     and its heatmap as a secondary capture."""
     heatmaps: bool = True
     """With --format dicom: also write heatmaps, which take most of the time."""
     signature: str = "serving_default"
-    """serving_default, embed, occlusion (classifiers), explain (autoencoders)."""
+    """Signature: serving_default, embed, occlusion (classifiers) or explain (autoencoders)."""
     engine: Engine = "auto"
     """Runtime of a model on disk; auto: OpenVINO if it is installed and there is no GPU. The
-    runtimes agree to 1e-4. Occlusion always runs on TensorFlow."""
+    outputs of the runtimes agree to within 1e-4. Occlusion always runs on TensorFlow."""
     engine_precision: EnginePrecision = "float32"
     """int8, and bfloat16 on CPUs that support it, are faster and less exact; evaluate.py measures
-    the loss. Classifiers only, int8 for serving_default only; requires --engine openvino."""
+    the loss. Classifiers only, and int8 only for serving_default; requires --engine openvino."""
     server: str = ""
-    """Use this TF Serving: http://host:8501, https://host or grpc://host:8500."""
+    """Address of a TF Serving server: http://host:8501, https://host or grpc://host:8500."""
     version: int | None = None
-    """With --server: this version of the model instead of the newest."""
+    """With --server: version of the model; default: the newest."""
     label: str = ""
-    """With --server: the version with this label in models.config, such as stable."""
+    """With --server: label of the version in models.config, such as stable."""
     on_bad_image: Literal["error", "nan"] = "error"
-    """error: stop at an image that cannot be read. nan: write NaN and a reason for it, and predict
-    the others."""
+    """error: stop at an image that cannot be read. nan: write NaN and the reason for such an image,
+    and continue with the others."""
     batch_size: int | None = None
-    """Images per request; default 32, for occlusion and explain 4."""
+    """Images per request; default: 32, or 4 for occlusion and explain."""
     timeout: float = 120.0
     """With --server: seconds to wait for the response to one request."""
     overwrite: bool = False
@@ -79,10 +79,10 @@ class Predict:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreArchive:
-    """Predict an archive of any size shard by shard, on this machine or on a Ray cluster.
+    """Classify or score an archive of any size, shard by shard, on this machine or a Ray cluster.
 
-    Writes plan.json, lists/, shards/*.parquet and summary.json under --out. The same command
-    resumes an interrupted archive and adds new files of --images.
+    Writes plan.json, lists/, shards/*.parquet and summary.json under --out. Running the same
+    command again resumes an interrupted archive and adds new files of --images.
     """
 
     out: str
@@ -90,10 +90,10 @@ class ScoreArchive:
     images: tuple[str, ...] = ()
     """Files, folders (read recursively), glob patterns, .csv lists with a column path, .txt lists,
     .tar and .zip archives; on disk or as URLs (s3://, gs://, https://). Default: those in the
-    plan."""
+    existing plan."""
     model: str = ""
     """Folder of the model, or of one of its versions: saved_models/<name>[/<version>]. Default:
-    that of the plan."""
+    that in the existing plan."""
     signatures: tuple[str, ...] = ("serving_default",)
     """Signatures to predict in one pass over the files: serving_default, embed."""
     runtime: Engine = "auto"
@@ -104,36 +104,38 @@ class ScoreArchive:
     engine: Literal["processes", "ray"] = "processes"
     """Engine that distributes the shards: processes on this machine, or a Ray cluster."""
     workers: int | None = None
-    """Workers, each with a model of its own. Default: one per GPU, or one on CPUs; with ray as many
-    as the cluster has room for."""
+    """Number of workers, each with its own copy of the model. Default: one per GPU, or one if there
+    is no GPU; with ray, as many as the cluster has resources for."""
     address: str = ""
-    """With --engine ray: the cluster, such as auto or ray://head:10001; default: this
+    """With --engine ray: address of the cluster, such as auto or ray://head:10001; default: this
     machine alone."""
     cpus_per_worker: float = 1
     """With --engine ray: CPU cores that a worker reserves."""
     gpus_per_worker: float = 0
     """With --engine ray: GPUs that a worker reserves; 0.5 puts two workers on one GPU."""
     only: str = ""
-    """Compute one part of the shards, such as 3/16: for the jobs of a Slurm or Kubernetes array."""
+    """Process only one part of the shards, such as 3/16: for the jobs of a Slurm or Kubernetes
+    array."""
     shard_size: int | None = None
-    """Images per shard (one result file), the most that a killed worker can lose. Default 1024."""
+    """Images per shard, which is one result file, and the most that a killed worker can lose;
+    default: 1024."""
     batch_size: int | None = None
-    """Images per call of the model; default 32."""
+    """Images per call of the model; default: 32."""
     readers: int = 8
-    """Files that each worker reads at the same time."""
+    """Number of files that each worker reads at the same time."""
     retries: int = 6
-    """Further attempts, after growing pauses, to read a file whose URL cannot be reached."""
+    """Number of further attempts, after growing pauses, to read a file that cannot be reached."""
     retry_unreachable: bool = False
     """Recompute the shards in which a file could not be reached."""
     status: bool = False
     """Only print the progress; works on any machine that can read --out."""
     merge: str = ""
-    """Only write all shards of a finished archive into one file, .parquet or .csv."""
+    """Only merge all shards of a finished archive into this file, .parquet or .csv."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Explain(RunFlags):
-    """Explain a classifier's predictions by heatmaps, for a split or for given images.
+    """Explain a classifier's predictions with heatmaps, for a split or for given images.
 
     Writes logs/explain/<name>/.
     """
@@ -157,14 +159,15 @@ class Explain(RunFlags):
     """Distance between patches in pixels; default: half of --patch, or 1/14 of the image side (16
     at 224)."""
     fill: Literal["auto", "mean", "air", "gray", "blur", "noise"] = "auto"
-    """Fill of the patch: the mean grey of the image, the grey of aerated lung, mid-grey, the
-    blurred image, or noise with the mean and standard deviation of the image. auto: air if the
-    explained class is a pneumonia, because mean grey on a lung looks like one; otherwise mean."""
+    """Fill of the patch. mean: the mean grey of the image; air: the grey of aerated lung; gray:
+    mid-grey; blur: the blurred image; noise: noise with the mean and standard deviation of the
+    image. auto: air if the explained class is a pneumonia, because mean grey on a lung looks like
+    one; otherwise mean."""
     target: str = "predicted"
     """Class to explain, or `predicted` for the predicted class of each radiograph."""
     drop: Literal["probability", "logit"] = "probability"
-    """Decrease to measure: of the calibrated probability, or of its log odds, which still change
-    where the probability is close to 1."""
+    """Decrease to measure: that of the calibrated probability, or that of its log odds, which still
+    change when the probability is close to 1."""
     refine: float = 0.0
     """Coarse-to-fine occlusion: compute only this share of the fine patches, those where a coarse
     map is high (try 0.25), and measure the error on a few images. 0: compute all."""
@@ -180,9 +183,9 @@ class Explain(RunFlags):
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """Convert an exported classifier to another format and verify it on the runtime of that format.
+    """Convert an exported classifier to another format and verify the result on its runtime.
 
-    Writes the model and its card to --out. Fails and writes nothing if a probability of a test
+    Writes the model and its card to --out. Fails and writes nothing if any probability of a test
     image differs from that of the SavedModel by more than 0.001.
     """
 
@@ -194,19 +197,19 @@ class Export:
     out: str = ""
     """Output folder; default: exports/<model>-<format>."""
     precision: Literal["float32", "int8"] = "float32"
-    """int8 (litert only): a quarter of the size, calibrated on phantoms; the loss of
-    AUROC is measured and printed."""
+    """int8 (litert only): a quarter of the size, with quantisation calibrated on phantoms; the
+    loss of AUROC is measured and printed."""
     data: str = "phantom"
-    """Folder of radiographs whose test split verifies the export."""
+    """Folder of radiographs; the export is verified on its test split."""
     batch_size: int = 32
     """Images per batch."""
     seed: int = 0
-    """Seed of the splits, if the folder has none."""
+    """Seed of the splits if the folder has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckServed(RunFlags):
-    """Verify exported models: repeat the predictions on all test images and compare.
+    """Verify exported models: repeat the predictions on all test images and compare them.
 
     Exits with code 1 if a prediction differs. Writes logs/served/<name>/.
     """
@@ -223,25 +226,24 @@ class CheckServed(RunFlags):
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """Serve a web page that shows prediction, heatmap, similar cases and anomaly map of
-    radiographs.
+    """Serve a web page that shows predictions, heatmaps, similar cases and anomaly maps.
 
-    It is reachable from this machine only, and does not keep uploaded files on disk.
+    The page is reachable only from this machine, and uploaded radiographs are not stored on disk.
     """
 
     saved_models: str = "saved_models"
     """Folder of the models to choose from."""
     classifier: str = ""
-    """Name of the classifier to start with; default: the one that the
-    nearest neighbours were fitted on."""
+    """Name of the classifier to start with; default: the one that the nearest neighbours were
+    fitted on."""
     neighbors: str = ""
     """Name of the nearest-neighbours model to start with; default: the one fitted on the
     classifier."""
     autoencoder: str = ""
     """Name of the autoencoder to start with; default: the first."""
     server: str = ""
-    """Use the models of this TF Serving that the three flags above name: http://host:8501,
-    https://host or grpc://host:8500."""
+    """Address of a TF Serving server, whose models of the three names above are used:
+    http://host:8501, https://host or grpc://host:8500."""
     engine: Engine = "auto"
     """Runtime of models on disk; auto: OpenVINO if it is installed and there is no GPU."""
     port: int = 7860

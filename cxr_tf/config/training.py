@@ -31,7 +31,8 @@ class TrainingBudget(TrainingFlags):
     epochs: int = 8
     """Epochs of fine-tuning; 0 trains the head alone."""
     trainable_blocks: int | None = None
-    """Number of last blocks to fine-tune; default: depends on the backbone; from scratch, all."""
+    """Number of blocks to fine-tune, counted from the last; default: depends on the backbone, or
+    all if training starts from scratch."""
     learning_rate: float | None = None
     """Peak learning rate of AdamW; default: 1e-4 from pretrained weights; from scratch, it depends
     on the backbone."""
@@ -40,14 +41,14 @@ class TrainingBudget(TrainingFlags):
     patience: int = 5
     """Stop after this many epochs without a better validation loss."""
     operating_point: str = "0.5"
-    """Threshold on the probability of pneumonia, chosen on validation: 0.5, youden,
+    """Threshold on the probability of pneumonia, chosen on the validation set: 0.5, youden,
     min-sensitivity:0.95 or min-specificity:0.95. Two classes only."""
     coverage: float = 0.95
     """Target share, in each class, of images whose prediction set (the classes that cannot be
-    excluded) contains the true class; from 0.5 to below 1. Calibrated on validation."""
+    excluded) contains the true class; from 0.5 to below 1. Calibrated on the validation set."""
     precision: Precision = "auto"
-    """Floating-point precision of training; auto: bfloat16 from pretrained weights if this machine
-    is faster with it. The exported model is always float32."""
+    """Floating-point precision of training; auto: bfloat16 if training starts from pretrained
+    weights and this machine is faster with it. The exported model is always float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,25 +66,24 @@ class TrainClassifier(TrainingBudget):
 
 @dataclass(frozen=True, kw_only=True)
 class CompareBackbones(TrainingBudget):
-    """Train the three backbones with the same settings, select one on validation, evaluate on test.
+    """Train the three backbones with the same settings, and select one on the validation set.
 
-    Writes logs/compare/<name>/, and a run of train_classifier.py for each backbone, named
-    <name>-<backbone>.
+    All three are evaluated on the test set. Writes logs/compare/<name>/, and a run of
+    train_classifier.py for each backbone, named <name>-<backbone>.
     """
 
     resnet50_weights: str = "imagenet"
     vgg16_weights: str = "imagenet"
     alexnet_weights: str = "none"
-    """imagenet, none, or a file, for each. Keras has no ImageNet weights of AlexNet: convert
-    torchvision's with convert_alexnet_weights.py and name the file."""
+    """imagenet, none or a file, for each backbone. Keras has no ImageNet weights for AlexNet:
+    convert torchvision's with convert_alexnet_weights.py, and give the file."""
     runs: tuple[str, ...] = ()
     """Compare these finished run folders (same data, same task) instead of training."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitKnn(RunFlags):
-    """Fit nearest neighbours in a classifier's embedding and export them: pickle, SavedModel,
-    t-SNE.
+    """Fit nearest neighbours in a classifier's embedding, export them, and draw a t-SNE projection.
 
     Writes logs/knn/<name>/ and saved_models/<name>/<version>/.
     """
@@ -134,21 +134,22 @@ class TrainAutoencoder(TrainingFlags):
     code of 128 numbers; far less accurate, for comparison."""
     score: Literal["", "combined", "appearance", "residual", "lesion_mask", "mse", "ssim"] = ""
     """The anomaly score. denoising: combined, appearance, residual or lesion_mask. plain: mse or
-    ssim. Default: the one with the highest AUROC on validation, or the first if there is no sick
-    image."""
+    ssim. Default: the one with the highest AUROC on the validation set, or the first if that has no
+    sick image."""
     image_size: int = 224
     """Side of the square that images are resized to, in pixels. denoising: a multiple of 32, at
-    least 128; the network sees half of it. plain: a multiple of 16, at least 64."""
+    least 128; the network's input is half that size. plain: a multiple of 16, at least 64."""
     batch_size: int = 16
     """Images per training step."""
     epochs: int | None = None
-    """Default: 8, or up to 60 for fewer healthy images, to reach 500 steps; plain: 30."""
+    """Epochs of training; default: 8, or up to 60 if there are few healthy images, to reach 500
+    steps; plain: 30."""
     learning_rate: float = 2e-3
     """Peak learning rate of AdamW."""
     augmentation: float = 1.0
     """Strength of random framing and exposure in training; 0: none."""
     operating_point: str = "youden"
-    """Threshold on the score, chosen on validation: youden, min-sensitivity:0.95 or
+    """Threshold on the score, chosen on the validation set: youden, min-sensitivity:0.95 or
     min-specificity:0.95. youden uses the validation images together with their perturbed copies
     (plain: the images only); without sick images it becomes min-specificity:0.95."""
 
@@ -165,22 +166,24 @@ class RunStudy(RunFlags, DataFlags):
 
     preset: Literal["quickstart", "full"] = "full"
     """quickstart: 64 pixels, few epochs, from scratch; takes minutes. full: the defaults of the
-    commands, with ImageNet weights; takes a night."""
+    commands, with ImageNet weights; runs overnight."""
     resnet50_weights: str = ""
     vgg16_weights: str = ""
     alexnet_weights: str = ""
-    """imagenet, none, or a file, for each; default by preset: full imagenet (AlexNet: none, since
-    Keras has no weights for it), quickstart none."""
+    """imagenet, none or a file, for each backbone; default: imagenet for full (none for
+    AlexNet, since Keras has no weights for it), none for quickstart."""
     image_size: int | None = None
-    """Side of the square that classifiers see, in pixels; default by preset: 224 or 64."""
+    """Side of the square that images are resized to for classifiers, in pixels; default: 224 (full)
+    or 64 (quickstart)."""
     batch_size: int | None = None
-    """Default by preset: 32 or 16."""
+    """Images per training step of a classifier; default: 32 (full) or 16 (quickstart)."""
     epochs: int | None = None
-    """Epochs of fine-tuning for each classifier; default by preset."""
+    """Epochs of fine-tuning for each classifier; the default depends on the preset."""
     autoencoder_epochs: int | None = None
-    """Default by preset: that of train_autoencoder.py, or 5."""
+    """Epochs of the autoencoder; default: as in train_autoencoder.py (full) or 5 (quickstart)."""
     bootstrap_samples: int | None = None
-    """Bootstrap samples (over patients) for each 95 % interval; default by preset: 1000 or 200."""
+    """Bootstrap samples (over patients) for each 95 % interval; default: 1000 (full) or 200
+    (quickstart)."""
     seed: int = 0
     saved_models: str = "saved_models"
     allow_leakage: bool = False

@@ -6,15 +6,15 @@
 
 How a radiograph is framed, exposed and processed differs between hospitals, and in the Kermany data
 between the classes: radiographs of healthy children are 1.2 times as wide as high, those of sick
-ones 1.5 times, so that squashed to a square a healthy chest is lower. A network learns that
-shortcut unless training varies these properties by more than the classes differ in them.
+ones 1.5 times, so that a healthy chest looks flatter when squashed to a square. A network learns
+that shortcut unless training varies these properties by more than the classes differ in them.
 """
 
 import itertools
 
 import tensorflow as tf
 
-# Random numbers per image: of `vary_acquisition` and the cutout, and of what `augment` adds.
+# Random numbers per image: for `vary_acquisition` with the cutout, and for what `augment` adds.
 ACQUISITION_DRAWS, ADDED_DRAWS = 14, 8
 AUGMENTATION_DRAWS = ACQUISITION_DRAWS + ADDED_DRAWS
 
@@ -25,7 +25,7 @@ CUTOUT_DRAW = 11
 FRAMING, MAX_FRAMING = 0.25, 0.3
 MILD_FRAMING, MAX_MILD_FRAMING = 0.15, 0.2
 
-# Sides in pixels to which an image is reduced between two bands of detail.
+# Sides in pixels to which an image is reduced to separate its bands of detail.
 BAND_SIDES = (32, 16, 8)
 
 # Largest depth of a covered strip along the upper or lower border, as a share of the side.
@@ -44,21 +44,21 @@ def augment(images: tf.Tensor, draws: tf.Tensor, strength: float = 1.0) -> tf.Te
     """Augment a batch strongly, for training from pretrained weights: float32 [B, S, S, 1].
 
     images: uint8 or float32 [B, S, S, 1] in 0..255. draws: float32 [B, 22] in -1..1, which
-    determine the result. strength: scales every range, that of the framing to 35 % at most.
+    determine the result. strength: scales every range; the framing changes by 35 % at most.
 
     At strength 1: rotation up to 4 degrees; width and height scaled independently by up to 28 %;
-    shift up to 4 % across and 6 % down; outside of the image black or its mirror image; fine detail
-    (what a 3x3 blur removes) 0.2 to 1.8 times; three bands of coarser detail 0.7 to 1.4 times;
-    gamma 0.79 to 1.27; contrast and brightness up to 12 %; a vertical gradient of brightness up to
-    20 %. 3 in 10 images have a square of 10 to 30 % of the side covered, and 1 in 4 each a strip
-    along the upper and the lower border. No flips: the heart is on the left, and chest X-rays are
-    never taken upside down.
+    shift up to 4 % horizontally and 6 % vertically; the area outside the image is black, or its
+    mirror image; fine detail (what a 3x3 blur removes) 0.2 to 1.8 times; three bands of coarser
+    detail 0.7 to 1.4 times; gamma 0.79 to 1.27; contrast and brightness up to 12 %; a vertical
+    gradient of brightness up to 20 %. In 3 of 10 images a square of 10 to 30 % of the side is
+    covered; in 1 of 4 a strip along the upper border, and in 1 of 4 one along the lower border. No
+    flips: the heart is on the left, and chest X-rays are never taken upside down.
     """
     images = tf.cast(images, tf.float32)
     size = images.shape[1]
     u = draws * strength
-    # One in ten keeps its place, and the others are sharpened: interpolation blurs, and a network
-    # trained on blurred images only classifies every sharp one as healthy.
+    # One image in ten stays in place, and the others are sharpened: interpolation blurs, and a
+    # network trained only on blurred images classifies every sharp one as healthy.
     moved = tf.cast(draws[:, 12] < 0.8, tf.float32)
     images = _move(
         images, draws, moved, strength, scale=min(FRAMING * strength, MAX_FRAMING), down=0.06,
@@ -86,11 +86,11 @@ def vary_acquisition(
     """Vary framing, sharpness and exposure of a batch; returns float32 [B, S, S, 1].
 
     images: uint8 or float32 [B, S, S, 1] in 0..255. draws: float32 [B, 14 or more] in -1..1, which
-    determine the result. strength: scales every range, that of the framing to 22 % at most.
+    determine the result. strength: scales every range; the framing changes by 22 % at most.
     framing: largest log scale of width and height at strength 1.
 
-    For training from scratch, whose first epochs learn little under `augment`, and for perturbed
-    copies.
+    Used for training from scratch, which learns little in its first epochs under `augment`, and for
+    perturbed copies.
 
     At strength 1: rotation up to 4 degrees; shift up to 4 %; fine detail, gamma, contrast,
     brightness and covered squares as in `augment`.
@@ -119,9 +119,9 @@ def _move(
     down: float,
     mirrored: tf.Tensor | None = None,
 ) -> tf.Tensor:
-    """Rotate, scale and shift; moved float32 [B] is 0 where an image stays in its place.
+    """Rotate, scale and shift images; moved: float32 [B], 0 for an image that stays in place.
 
-    mirrored: bool [B], which images continue as their mirror image instead of in black.
+    mirrored: bool [B], whether the area outside an image is its mirror image instead of black.
     """
     size = images.shape[1]
     geometry = {
@@ -144,7 +144,7 @@ def _sharpen(images: tf.Tensor, gain: tf.Tensor) -> tf.Tensor:
 
 
 def _scale_bands(images: tf.Tensor, gains: tf.Tensor) -> tf.Tensor:
-    """Multiply the detail between `BAND_SIDES` by gains [B, 3]."""
+    """Multiply the three bands of detail that `BAND_SIDES` separate by gains [B, 3]."""
     size = images.shape[1]
 
     def reduced(side: int) -> tf.Tensor:
@@ -159,7 +159,7 @@ def _scale_bands(images: tf.Tensor, gains: tf.Tensor) -> tf.Tensor:
 
 
 def _expose(images: tf.Tensor, u: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Vary gamma, contrast and brightness; returns the images and their mean before both."""
+    """Vary gamma, contrast and brightness; return the images, and their mean after gamma only."""
     images = 255.0 * tf.pow(
         tf.clip_by_value(images / 255.0, 0.0, 1.0), _per_image(tf.exp(0.24 * u[:, 5]))
     )
@@ -172,7 +172,7 @@ def _expose(images: tf.Tensor, u: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 def _cut_out(images: tf.Tensor, mean: tf.Tensor, draws: tf.Tensor, strength: float) -> tf.Tensor:
     """Cover a square of some images with their mean."""
     size = images.shape[1]
-    # Position and size come from the unscaled draws; strength affects the frequency only.
+    # Position and size come from the unscaled draws; strength affects only how often it happens.
     half = _per_image(size * (0.10 + 0.05 * draws[:, 8]))
     centre_y = _per_image(size * (draws[:, 9] + 1.0) / 2.0)
     centre_x = _per_image(size * (draws[:, 10] + 1.0) / 2.0)
@@ -186,8 +186,8 @@ def _cut_out(images: tf.Tensor, mean: tf.Tensor, draws: tf.Tensor, strength: flo
 
 def binomial_blur(images: tf.Tensor) -> tf.Tensor:
     """Blur [B, S, S, 1], float32, with a 3x3 binomial kernel; borders are mirrored."""
-    # By sums: the last bits of a convolution depend on the number of threads, and a resumed run
-    # must see the same pixels.
+    # Computed with sums, because the last bits of a convolution depend on the number of threads,
+    # and a resumed run must see the same pixels.
     x = tf.pad(images, [[0, 0], [1, 1], [1, 1], [0, 0]], mode="SYMMETRIC")
     x = (x[:, :-2] + 2.0 * x[:, 1:-1] + x[:, 2:]) / 4.0
     return (x[:, :, :-2] + 2.0 * x[:, :, 1:-1] + x[:, :, 2:]) / 4.0
@@ -203,9 +203,10 @@ def affine(
     shift_y: tf.Tensor,
     mirrored: bool = False,
 ) -> tf.Tensor:
-    """Transform [B, S, S, C] by an affine map about the centre; outside is 0, or mirrored.
+    """Transform images [B, S, S, C] by an affine map about the centre.
 
-    All parameters float32 [B]: angle in radians, shifts in pixels, scales above 1 zoom out.
+    The parameters are float32 [B]: angle in radians, shifts in pixels, scales, which zoom out above
+    1. The area outside an image is 0, or its mirror image if `mirrored`.
     """
     centre = (images.shape[1] - 1) / 2
     a, b = tf.cos(angle) * scale_x, -tf.sin(angle) * scale_y

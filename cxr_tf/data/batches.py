@@ -6,7 +6,7 @@ import tensorflow as tf
 from cxr_tf.data.augmentation import augment, augmentation_draws, vary_acquisition
 from cxr_tf.data.tf_data import PARALLEL, no_autograph, prefetch
 
-# Seed of the perturbed validation copy: fixed, so that runs with other seeds are comparable.
+# Seed of the perturbed validation copy: fixed, so that runs with different seeds are comparable.
 STRESS_SEED = 20_001
 
 
@@ -21,12 +21,12 @@ def training_batches(
     strong: bool = False,
     part: range | None = None,
 ) -> tf.data.Dataset:
-    """Return training batches of some epochs: (float32 [B, S, S, 3] in 0..255, int64 [B]).
+    """Return the training batches of the given epochs: (float32 [B, S, S, 3] in 0..255, int64 [B]).
 
-    Each epoch of `epochs` is a fresh permutation, and each image a fresh augmentation, both drawn
-    from (seed, epoch, row) alone, so that a resumed run sees the same batches. The last, incomplete
-    batch of an epoch is dropped; see `steps_per_epoch`. strong: by `augment` instead of the milder
-    `vary_acquisition`. part: only these rows of every batch, for one of several replicas.
+    Each epoch has a new order of the images, and each image in it a new augmentation. Both depend
+    only on seed, epoch and row, so that a resumed run sees the same batches. The last, incomplete
+    batch of an epoch is dropped; see `steps_per_epoch`. strong: use `augment` instead of the milder
+    `vary_acquisition`. part: return only these rows of every batch, for one of several replicas.
     """
     n = len(labels)
     steps = steps_per_epoch(n, batch_size)
@@ -73,10 +73,10 @@ def evaluation_batches(
 ) -> tf.data.Dataset:
     """Return all images in order: float32 [B, S, S, 1] in 0..255; the last batch may be smaller.
 
-    One channel, because writing three equal ones takes longer than everything else;
-    `training.inference.compiled` repeats it in the network's graph. With `stress_seed` every image
-    is augmented at `strength`, the same way each time: a simulated acquisition shift, under which a
-    nearly separable validation set still ranks models. rows: only these, in order.
+    The batches have one channel, because writing three equal ones takes longer than everything
+    else; `training.inference.compiled` repeats it in the network's graph. With `stress_seed` every
+    image is augmented at `strength`, in the same way each time: a simulated acquisition shift,
+    under which a nearly separable validation set can still rank models. rows: return only these.
     """
     size = images.shape[1]
     draws = None
@@ -97,7 +97,7 @@ def evaluation_batches(
 
 
 def steps_per_epoch(count: int, batch_size: int) -> int:
-    """Return the number of whole batches in an epoch."""
+    """Return the number of complete batches in an epoch."""
     return count // batch_size
 
 

@@ -1,19 +1,19 @@
-"""One row per radiograph: path, finding, patient, split.
+"""The catalogue of a data set: path, finding, patient and split of each radiograph.
 
     catalog = open_catalog("chest_xray", seed=0)
     print(describe(catalog))
     check(catalog, task="binary")          # UserError if it must not be trained on
 
-Reads a folder, with or without split folders, a list, or MedMNIST's array file:
+A catalogue is read from a folder with or without split folders, a list, or MedMNIST's array file:
 
     chest_xray/train|val|test/NORMAL|PNEUMONIA/*.jpeg      as Kermany et al. 2018 published it
     chest_xray/train|val|test/NORMAL|BACTERIAL|VIRAL/*.png
-    chest_xray/NORMAL|PNEUMONIA/*.jpeg                     split here by patient, 70/15/15
+    chest_xray/NORMAL|PNEUMONIA/*.jpeg                     split by patient, 70/15/15
     catalogue.csv                                          path, label[, patient][, split]
     pneumoniamnist_64.npz                                  with its published split
 
-The rows are complete before any image is decoded, so that a leaking split stops a run right away
-and not after an hour.
+The rows are complete before any image is decoded, so that leakage between splits stops a run at
+once, not after an hour.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ TASKS: dict[str, tuple[str, ...]] = {
     "three_class": ("normal", "bacterial", "viral"),
 }
 
-# A column with more labels than this is more likely to hold numbers or names.
+# A column with more labels than this is more likely to contain numbers or names.
 MAX_LABELS = 20
 
 
@@ -50,10 +50,10 @@ MAX_LABELS = 20
 class Radiograph:
     """One image file and its metadata.
 
-    `finding` is normal, bacterial, viral, or pneumonia where the cause is unknown; in a list with
-    custom labels it is that label. `split` is train, val, test, or empty if none has been
+    `finding` is normal, bacterial, viral, or pneumonia if the cause is unknown; with custom labels
+    it is the label. `split` is train, val, test, or empty if none has been
     assigned. `digest` is the BLAKE2 hash of the file's bytes (hex, 128 bits), which identifies
-    identical files. `groups` are (column, value) of a list, such as ("sex", "F").
+    identical files. `groups` are (column, value) pairs of a list, such as ("sex", "F").
     """
 
     path: str
@@ -110,11 +110,11 @@ class Catalog:
         return {name: [dict(r.groups).get(name, "") for r in self.radiographs] for name in names}
 
     def rows(self, split: str) -> np.ndarray:
-        """Row numbers of a split, int64 [n]."""
+        """Return the row numbers of a split, int64 [n]."""
         return np.array([i for i, r in enumerate(self.radiographs) if r.split == split], np.int64)
 
     def about(self) -> dict[str, Any]:
-        """Return what a model card records about the data; the folder's name, not its path."""
+        """Return what a model card records about the data: the folder's name, not its path."""
         return {
             "data": Path(self.source).resolve().name,
             "images": {split: len(self.rows(split)) for split in SPLITS},
@@ -142,7 +142,7 @@ class Catalog:
     def labels(self, task: str, classes: Sequence[str] = ()) -> np.ndarray:
         """Return the class index of each row for a task, int64 [N].
 
-        `classes` are those of a trained model, where they differ from this catalogue's. Raises
+        `classes` are those of a trained model, if they differ from this catalogue's. Raises
         UserError for a finding that belongs to none of the classes.
         """
         classes = list(classes or self.classes(task))
@@ -154,7 +154,7 @@ class Catalog:
     def fingerprint(self) -> str:
         """Return a hash over finding, patient, split and content of all rows.
 
-        Paths do not enter, so that a moved folder keeps its fingerprint.
+        Paths are not included, so that a moved folder keeps its fingerprint.
         """
         rows = sorted(f"{r.digest} {r.finding} {r.patient} {r.split}" for r in self.radiographs)
         return hashlib.blake2b("\n".join(rows).encode(), digest_size=16).hexdigest()
@@ -197,7 +197,7 @@ def _unsupported(unknown: list[str], task: str, classes: Sequence[str]) -> str:
             "some images are labelled 'pneumonia', neither bacterial nor viral: three_class needs "
             "folders BACTERIAL and VIRAL, or Kermany's file names; the task binary needs neither"
         )
-    # One unknown label makes all labels of a list custom ones, the standard words included: name
+    # A single unknown label makes all labels of a list custom ones, even the standard words: name
     # only those that are not standard.
     standard = {u: class_of(FINDING_FOLDERS.get(u.lower(), u), task) for u in unknown}
     unknown = [u for u in unknown if standard[u] not in classes] or unknown

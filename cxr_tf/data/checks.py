@@ -16,8 +16,8 @@ from cxr_tf.data.catalog import (
 from cxr_tf.data.splits import check_leakage, leakage
 from cxr_tf.errors import UserError
 
-# Warn about fewer images of a class in a split than this: with 10 of 10 right, the 95 % interval of
-# the sensitivity still begins at 0.69.
+# Warn if a split has fewer images of a class than this: even with 10 of 10 correct, the 95 %
+# interval of the sensitivity begins at 0.69.
 MIN_IMAGES = 10
 
 
@@ -26,10 +26,10 @@ def check(
 ) -> None:
     """Raise UserError for a catalogue that must not be trained on.
 
-    `classes` are those of a trained model, if they differ from this catalogue's. Refused are a
-    patient or an identical image in two splits (unless `allow_leakage`, or the split is a published
-    one), identical images under two labels, a class without images in a split, and a task that the
-    findings do not support.
+    `classes` are those of a trained model, if they differ from this catalogue's. The error is
+    raised for a patient or an identical image in two splits (unless `allow_leakage`, or the split
+    is a published one), identical images under two labels, a class without images in a split, and a
+    task that the findings do not support.
     """
     classes = classes or catalog.classes(task)
     labels = catalog.labels(task, classes)
@@ -59,7 +59,7 @@ def check(
 
 
 def _conflicting_labels(catalog: Catalog) -> str:
-    """Return a sentence about a file under two labels; empty if there is none, or if published."""
+    """Return a sentence about a file with two labels; empty if none, or for a published split."""
     first: dict[str, Radiograph] = {}
     for r in () if catalog.published_split else catalog.radiographs:
         other = first.setdefault(r.digest, r)
@@ -82,7 +82,7 @@ def _cause(catalog: Catalog, of_class: np.ndarray, name: str) -> str:
     return (
         f"All {images} '{name}' images are of {len(patients)} "
         f"patient{'s' if len(patients) > 1 else ''} ({', '.join(sorted(patients))}), and patients "
-        "are not divided between splits. If that is not so, name the patients in a .csv list"
+        "are not divided between splits. If there are more patients, name them in a .csv list"
     )
 
 
@@ -106,7 +106,7 @@ def split_warnings(catalog: Catalog, labels: np.ndarray, classes: Sequence[str])
                 where = f"the {split} split has" if split else "there are"
                 lines.append(
                     f"{where} only {count} '{name}' images: "
-                    + ("too few to train on" if split == "train" else "scores mean little")
+                    + ("too few to train on" if split == "train" else "too few for reliable scores")
                 )
     return lines
 
@@ -141,7 +141,7 @@ def notes(catalog: Catalog) -> list[str]:
             "have several images, name them in the column patient of a .csv list"
         )
     if copies := len(catalog) - len(findings):
-        lines.append(f"{copies} images are byte-identical copies of another")
+        lines.append(f"{copies} images are byte-identical copies of others")
     if conflicts := sum(map(contradictory, findings.values())):
         lines.append(f"{conflicts} images appear under two labels, as identical files")
     if catalog.published_split and (leaks := leakage(catalog)):

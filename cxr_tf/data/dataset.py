@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 class ImageDataset:
     """A checked catalogue with its decoded images: uint8 [N, S, S, 1]; labels int64 [N].
 
-    against: bool [N], which images contradict the shortcut, if that is known; see
+    against: bool [N], whether each image contradicts the shortcut, if that is known; see
     `metrics.shortcuts`.
     """
 
@@ -59,10 +59,10 @@ def decode_catalog(
     skip: bool,
     load: Callable[..., tuple[np.ndarray, dict[int, str]]] = decoding.load_images,
 ) -> tuple[data_catalog.Catalog, np.ndarray]:
-    """Decode a catalogue: images uint8 [N, size, size, 1], and the catalogue in their order.
+    """Decode a catalogue; return it in the images' order, and the images uint8 [N, size, size, 1].
 
     Rows are ordered by split, so that `ImageDataset.split` need not copy gigabytes. Raises
-    UserError for a file that cannot be read; with `skip` leaves it out.
+    UserError for a file that cannot be read; with `skip`, leaves such files out.
     """
     order = {split: number for number, split in enumerate(data_catalog.SPLITS)}
     splits = [order.get(r.split, len(order)) for r in catalog.radiographs]
@@ -95,7 +95,7 @@ def drop_unreadable(
 def lesion_masks(catalog: data_catalog.Catalog, size: int) -> np.ndarray | None:
     """Return the lesion masks of phantoms, bool [N, size, size]; None for real radiographs.
 
-    A phantom <folder>/test/VIRAL/x.png has its mask in <folder>/masks/test/VIRAL/x.png.
+    The mask of the phantom <folder>/test/VIRAL/x.png is <folder>/masks/test/VIRAL/x.png.
     """
     if not catalog.is_phantom:
         return None

@@ -25,12 +25,12 @@ from cxr_tf.data.reading.file_headers import (
 from cxr_tf.data.resizing import resize_to_square
 from cxr_tf.data.tf_data import PARALLEL, prefetch
 
-# Grey levels; an image with a smaller standard deviation is blank. The lowest among
-# 5,304 radiographs is 18, and 10 under the acquisition shifts.
+# Grey levels; an image with a smaller standard deviation is blank. The smallest among 5,304
+# radiographs is 18, and 10 under the acquisition shifts.
 MIN_CONTRAST = 3.0
 
-# Share of pixels between 10 and 90 % of the range; a mask has such pixels only at its edges. The
-# lowest among 5,304 radiographs is 0.44, and 0.11 with a margin of 20 % on every side.
+# Smallest share of pixels between 10 and 90 % of the range; a mask has such pixels only at its
+# edges. The smallest among 5,304 radiographs is 0.44, and 0.11 with margins of 20 % on all sides.
 MIN_INTERMEDIATE = 0.05
 
 # Side in pixels of the sample that decides whether an image has content.
@@ -46,10 +46,10 @@ MAX_BYTES_IN_MEMORY = 4 * 1024**3
 def decode_radiograph(encoded: tf.Tensor, size: int) -> tf.Tensor:
     """Decode JPEG or PNG bytes (scalar string) to uint8 [size, size, 1].
 
-    Colour is converted to luminance, transparency dropped, 16 bits are scaled by the bits in use,
-    and the EXIF orientation is applied. The image is squashed to the square with an antialiased
-    bilinear filter, not cropped or padded: aspect ratio differs between the classes of the Kermany
-    data, and a border would show it.
+    Colour is converted to luminance, transparency is dropped, 16-bit values are scaled by the bits
+    in use, and the EXIF orientation is applied. The image is squashed to the square with an
+    antialiased bilinear filter, not cropped or padded: the aspect ratio differs between the classes
+    of the Kermany data, and a border would reveal it.
     """
     return _decode(encoded, size)[0]
 
@@ -57,7 +57,7 @@ def decode_radiograph(encoded: tf.Tensor, size: int) -> tf.Tensor:
 def decode_checked(encoded: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]:
     """Return the fault code (int32) and the pixels, uint8 [size, size, 1], of a file's bytes.
 
-    Pixels are zero if the header is at fault. Fails if decoding fails.
+    The pixels are zero if the header is faulty. Raises TensorFlow's error if decoding fails.
     """
     fault = header_fault(encoded)
 
@@ -73,8 +73,8 @@ def _decode(encoded: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]:
     image, sides, is_gray = tf.cond(
         is_jpeg(encoded), lambda: _decode_jpeg(encoded, size), lambda: _decode_png(encoded)
     )
-    # Resizing precedes the conversion to luminance, which is linear too and at full size as slow as
-    # the decoding.
+    # The image is resized before the conversion to luminance, which is linear as well, and at full
+    # size as slow as decoding.
     resized = resize_to_square(image, sides, size)
     gray = tf.cond(
         is_gray,
@@ -91,7 +91,7 @@ def _decode(encoded: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]:
 def _has_content(image: tf.Tensor) -> tf.Tensor:
     """Return whether an image uint8 [H, W, C] is neither blank nor two-valued.
 
-    Tested on a grid of its own pixels: resizing would blur the edges of a mask to other values.
+    Tested on a grid of original pixels: resizing would blur the edges of a mask to other values.
     """
     shape = tf.shape(image)
     rows, columns = shape[0] // _SAMPLES + 1, shape[1] // _SAMPLES + 1
@@ -104,7 +104,7 @@ def _has_content(image: tf.Tensor) -> tf.Tensor:
 
 def _upright(gray: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
     """Apply an EXIF orientation (int32, 1..8) to [S, S, 1]."""
-    # After resizing, with which it commutes on a square.
+    # Applied after resizing, which gives the same result on a square.
     image = tf.cond(orientation >= 5, lambda: tf.transpose(gray, [1, 0, 2]), lambda: gray)
     mirrored = tf.reduce_any(orientation == tf.constant([2, 3, 6, 7]))
     image = tf.cond(mirrored, lambda: image[:, ::-1], lambda: image)
@@ -113,13 +113,13 @@ def _upright(gray: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
 
 
 def _decode_jpeg(encoded: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Decode JPEG bytes (scalar string): uint8 [H, W, 1 or 3], sides float32 [2], if it is gray.
+    """Decode JPEG bytes to uint8 [H, W, 1 or 3], sides float32 [2], and whether it is gray.
 
     A large image is downscaled by the decoder, which can omit the high frequencies of each block;
-    that is a low-pass filter and saves most of the resizing. It stops at twice `size` on the
-    shorter side, and the antialiased filter does the rest; on average, pixels differ by a fraction
-    of a grey level (Pillow's `thumbnail` does the same with its `reducing_gap` of 2). The decoder
-    rounds fractional sides up; the exact sides are returned.
+    that is a low-pass filter and saves most of the resizing. The decoder stops at twice `size` on
+    the shorter side, and the antialiased filter does the rest; on average, pixels differ by a
+    fraction of a grey level (Pillow's `thumbnail` does the same with its `reducing_gap` of 2). The
+    decoder rounds fractional sides up; the exact sides are returned.
     """
     header = tf.image.extract_jpeg_shape(encoded)
     sides = header[:2]
@@ -151,9 +151,9 @@ def _decode_png(encoded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
 def _decode_16_bit_png(encoded: tf.Tensor) -> tf.Tensor:
     """Decode a 16-bit PNG to uint8 [H, W, 3] by the bits in use.
 
-    Detectors have 10 to 16 bits, which many writers store without scaling. The bits in use are
-    those of the sBIT chunk; where the values exceed them they were scaled to 16 bits, as the PNG
-    specification requires. Without the chunk, they are the bits of the largest value, 8 at least.
+    Detectors have 10 to 16 bits, which many programs store without scaling. The bits in use are
+    those of the sBIT chunk; if the values exceed them, they were scaled to 16 bits, as the PNG
+    specification requires. Without the chunk, they are the bits of the largest value, at least 8.
     """
     values = tf.cast(tf.io.decode_png(encoded, channels=3, dtype=tf.uint16), tf.float32)
     largest = tf.reduce_max(values)
@@ -202,7 +202,7 @@ def load_images(
 
 @functools.cache
 def _reader(size: int, masks: bool) -> tf.types.experimental.GenericFunction:
-    """Return (row, path) -> (row, fault, image uint8 [size, size, 1]), traced once per size."""
+    """Return a function (row, path) -> (row, fault, image uint8 [size, size, 1]), traced once."""
 
     def read(row: tf.Tensor, path: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         fault, image = decode_checked(tf.io.read_file(path), size)
@@ -215,7 +215,7 @@ def _reader(size: int, masks: bool) -> tf.types.experimental.GenericFunction:
 
 
 def _decode_files(paths: Sequence[str]) -> None:
-    """Decode files at a small size, for the messages of the decoder."""
+    """Decode files at a small size, to get the decoder's messages."""
     for path in paths:
         decode_radiograph(tf.io.read_file(path), 32)
 

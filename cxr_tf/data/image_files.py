@@ -1,4 +1,4 @@
-"""Image files given as files, folders or glob patterns."""
+"""Search for images by files, folders and glob patterns."""
 
 import glob
 import sys

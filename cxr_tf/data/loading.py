@@ -14,7 +14,7 @@ from cxr_tf.data.splits import resolve_splits
 from cxr_tf.errors import UserError
 from cxr_tf.files import digest_files, expand_user
 
-# Size of `--data phantom`: large enough that the validation split is not redrawn.
+# Number of images of `--data phantom`: large enough that the validation split is not redrawn.
 PHANTOM_COUNT = 800
 
 PHANTOM_SIZE = 128
@@ -25,10 +25,10 @@ def open_catalog(
 ) -> Catalog:
     """Read a folder, a .csv list or a .npz of radiographs and resolve the splits.
 
-    `resplit=False` leaves the splits as given (empty if they are not), as needed to evaluate a
-    trained model. For the task `labels` the labels of a list are kept as written; otherwise
-    healthy, sick and the like have the meaning of folder names. `positive` is the positive label of
-    two; without it the order is normal first, then alphabetical.
+    `resplit=False` leaves the splits as given (empty if none are given), as needed to evaluate a
+    trained model. For the task `labels` the labels of a list are unchanged; otherwise healthy, sick
+    and similar words mean what they mean as folder names. `positive` is the positive one of two
+    labels; without it the order is normal, bacterial, viral, pneumonia, and then alphabetical.
 
     Raises UserError if there is nothing to read.
     """
@@ -54,7 +54,7 @@ def open_catalog(
 
 
 def with_groups(catalog: Catalog, groups: Sequence[tuple[tuple[str, str], ...]]) -> Catalog:
-    """Return the catalogue with the group columns of each row."""
+    """Return the catalogue with the given group columns of each row."""
     rows = zip(catalog.radiographs, groups, strict=True)
     return replace(catalog, radiographs=tuple(replace(r, groups=g) for r, g in rows))
 

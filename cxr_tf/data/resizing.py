@@ -6,8 +6,8 @@ import tensorflow as tf
 def resize_to_square(image: tf.Tensor, sides: tf.Tensor, size: int) -> tf.Tensor:
     """Squash an image uint8 [H, W, C] to float32 [size, size, C] with an antialiased filter.
 
-    sides: height and width float32 [2] before rounding: fractional where a decoder
-    downscaled the image and rounded its sides up.
+    sides: height and width before rounding, float32 [2]: fractional if a decoder downscaled the
+    image and rounded its sides up.
     """
     # The op behind `tf.image.resize`, which itself takes integer sides only.
     return tf.raw_ops.ScaleAndTranslate(

@@ -10,8 +10,8 @@ from cxr_tf.errors import UserError
 
 FRACTIONS = {"train": 0.70, "val": 0.15, "test": 0.15}
 
-# A validation split below this cannot rank models or place a threshold: the published Kermany `val`
-# has 16 images.
+# A validation split with fewer images cannot rank models or determine a threshold: the published
+# Kermany `val` has 16.
 SMALLEST_VALIDATION = 100
 
 
@@ -44,12 +44,13 @@ def leakage(catalog: Catalog) -> list[str]:
 def split_by_patient(
     catalog: Catalog, fractions: dict[str, float], *, seed: int, task: str = ""
 ) -> dict[int, str]:
-    """Draw splits for all rows: stratified by finding, whole patients, identical images together.
+    """Draw splits for all rows, stratified by finding: {row: split}.
 
-    Returns {row: split}. Within each finding the patients are shuffled and assigned, first one to
-    each split, then each to the split that is furthest below its share. Every split has the finding
-    if there are enough patients, and the fractions hold for small catalogues too. A finding with
-    fewer patients than there are splits is drawn together with the rest of its class in the task.
+    All images of a patient, and all identical images, are in the same split. Within each finding
+    the patients are shuffled and assigned: first one to each split, then each to the split that is
+    furthest below its share. So every split has the finding if there are enough patients, and the
+    fractions hold for small catalogues too. A finding with fewer patients than there are splits is
+    drawn together with the rest of its class in the task.
     """
     rng = np.random.default_rng(seed)
     groups: dict[int, list[int]] = {}
@@ -91,7 +92,7 @@ def resolve_splits(catalog: Catalog, seed: int, task: str = "") -> Catalog:
     counts = Counter(r.split for r in catalog.radiographs)
     if not counts["train"] or not counts["test"]:
         reason = "no split folders" if counts[""] else "no train or no test folder"
-        note = f"{reason}: all images split by patient 70/15/15 from seed {seed}"
+        note = f"{reason}: all images split by patient 70/15/15 with seed {seed}"
         return _redraw(catalog, set(counts), FRACTIONS, seed, note, task)
     classes = {class_of(r.finding, task) for r in catalog.radiographs if r.split == "train"}
     in_val = {class_of(r.finding, task) for r in catalog.radiographs if r.split == "val"}
@@ -104,7 +105,7 @@ def resolve_splits(catalog: Catalog, seed: int, task: str = "") -> Catalog:
     else:
         reason = f"val has no {' or '.join(sorted(classes - in_val))} image"
     share = FRACTIONS["val"] / (FRACTIONS["train"] + FRACTIONS["val"])
-    note = f"{reason}: train and val pooled and split again by patient from seed {seed}"
+    note = f"{reason}: train and val pooled and split again by patient with seed {seed}"
     return _redraw(catalog, {"train", "val"}, {"train": 1 - share, "val": share}, seed, note, task)
 
 

@@ -1,8 +1,8 @@
-"""Results for the images on the page, independent of the page.
+"""Compute the results for the images on the page; nothing here depends on Gradio.
 
 images = [read_upload(Path("one.dcm"), "one.dcm")]
 predict(model, images)
-images[0].prediction                          # {"label": "pneumonia", "probabilities": {...}}
+images[0].prediction                       # {"label": "pneumonia", "probabilities": {...}}
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from cxr_tf.serving.prediction.remarks import remarks
 
 BATCH = 8
 
-# Limit of the page, which holds all images in memory; predict.py has none.
+# Limit of the page, which keeps all images in memory; predict.py has no limit.
 MOST_IMAGES = 100
 
 EXAMPLES = ("normal", "bacterial", "viral")
@@ -37,9 +37,9 @@ MODEL_SEES_PHANTOMS = "The model was trained on synthetic phantoms: it cannot be
 class Image:
     """An image and its results so far.
 
-    content: JPEG or PNG for the models; prediction: outputs of the classifier in plain types;
-    reason: why there is no prediction; neighbors, anomaly: outputs of the other models; heat,
-    anomaly_map: float [S, S].
+    content: JPEG or PNG file for the models; reason: why there is no prediction; notes: further
+    warnings; prediction: outputs of the classifier as plain Python values; neighbors, anomaly:
+    outputs of the other models; heat, anomaly_map: float [S, S].
     """
 
     name: str
@@ -62,13 +62,13 @@ def read_upload(path: Path, name: str) -> Image:
 
 
 def example(finding: str) -> Image:
-    """Return a synthetic phantom as an uploaded image."""
+    """Return a synthetic phantom as if it had been uploaded."""
     drawn = phantom(finding, seed=EXAMPLE_SEED, patient=EXAMPLES.index(finding), size=512)
     return Image(f"phantom, {finding}", png(drawn.image))
 
 
 def predict(model: Model, images: Sequence[Image]) -> None:
-    """Set `prediction`, or the `reason` why the model rejects an image."""
+    """Set the `prediction` of each image, or the `reason` why the model rejects it."""
     readable = [image for image in images if image.content]
     for start in range(0, len(readable), BATCH):
         batch = readable[start : start + BATCH]
@@ -83,12 +83,12 @@ def predict(model: Model, images: Sequence[Image]) -> None:
 
 
 def find_neighbors(model: Model, image: Image) -> None:
-    """Set `neighbors`."""
+    """Set `neighbors`, the outputs of a nearest-neighbours model."""
     image.neighbors = image_predictions(model.predict([image.content]), 0)
 
 
 def detect_anomaly(model: Model, image: Image) -> None:
-    """Set `anomaly` and, if the model has a signature for it, `anomaly_map`."""
+    """Set `anomaly`, the outputs of an autoencoder, and `anomaly_map` if the model has one."""
     image.anomaly = image_predictions(model.predict([image.content]), 0)
     if model.draw:
         image.anomaly_map = np.squeeze(model.draw([image.content])["anomaly_map"][0])
@@ -101,7 +101,10 @@ def explain(model: Model, image: Image) -> None:
 
 
 def label_at(image: Image, threshold: float | None) -> str:
-    """Return the label at an operating point of a two-class model; None: the model's own label."""
+    """Return the label at an operating point.
+
+    If that is None, or there are more than two classes, it is the label that the model returned.
+    """
     probabilities: dict[str, float] = image.prediction["probabilities"]
     if threshold is None or len(probabilities) != 2:
         return str(image.prediction["label"])
@@ -141,7 +144,7 @@ def thumbnails(paths: Sequence[str], roots: Sequence[Path], size: int = 192) -> 
 def table(
     images: Sequence[Image], threshold: float | None = None
 ) -> tuple[list[str], list[list[Any]]]:
-    """Return header and rows: number, file, label, probabilities, and the reason for a failure."""
+    """Return a header and rows: number, file, label, probabilities, and the reason of a failure."""
     predicted = next((image for image in images if image.prediction), None)
     classes = list(predicted.prediction["probabilities"]) if predicted else []
     rows = []

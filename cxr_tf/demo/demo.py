@@ -24,7 +24,7 @@ LARGEST_FILE = "100mb"
 
 
 def demo(settings: Demo) -> None:
-    """Serve the page until Ctrl-C.
+    """Serve the page until Ctrl-C is pressed.
 
     Raises UserError if Gradio is not installed, the port is in use, or there is no model.
     """

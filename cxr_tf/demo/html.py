@@ -1,4 +1,4 @@
-"""HTML fragments of the page. Images are embedded as data URIs, so no file is written."""
+"""Render HTML fragments of the page. Images are embedded as data URIs, so no file is written."""
 
 import base64
 import csv
@@ -56,7 +56,7 @@ def escaped(text: str) -> str:
 
 
 def verdict(image: Image, threshold: float | None, warnings: Sequence[str]) -> str:
-    """Render the label, a bar for each probability with the operating point, and warnings."""
+    """Render the label, a bar for each probability with the operating point, and the warnings."""
     if image.reason:
         return problem(image)
     probabilities: dict[str, float] = image.prediction["probabilities"]
@@ -90,7 +90,7 @@ def problem(image: Image) -> str:
 def views(image: Image, *, heat: str = "", anomaly: str = "") -> str:
     """Render the radiograph with its heatmap and, beside it, with its anomaly map.
 
-    heat, anomaly: captions for a map that is not computed yet, or not available.
+    heat, anomaly: caption if that map is not computed yet or not available.
     """
     picture = radiograph(image.content)
     label = image.prediction["label"]
@@ -122,7 +122,7 @@ def _figure(picture: str, heat: np.ndarray | None, caption: str) -> str:
 
 
 def radiograph(content: bytes) -> str:
-    """Render a radiograph, decoded as for the models, in its original aspect ratio."""
+    """Render a radiograph in its original aspect ratio, decoded in the same way as for a model."""
     import tensorflow as tf
 
     from cxr_tf.data.decoding import decode_radiograph
@@ -136,7 +136,7 @@ def radiograph(content: bytes) -> str:
 
 
 def cases(neighbors: dict[str, Any], pictures: Sequence[np.ndarray | None]) -> str:
-    """Render the most similar training cases with labels and distances, the nearest first."""
+    """Render the most similar training cases with their labels and distances, nearest first."""
     shown = []
     for path, label, distance, picture in zip(
         neighbors["neighbor_paths"],

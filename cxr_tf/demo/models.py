@@ -1,4 +1,4 @@
-"""The models of the page: SavedModels on disk, or models of a TF Serving."""
+"""The models of the page: SavedModels on disk, or models on a TF Serving server."""
 
 import contextlib
 import threading
@@ -18,10 +18,10 @@ from cxr_tf.serving.prediction.client import PredictFn
 from cxr_tf.serving.store import warm_up
 from cxr_tf.serving.store.model_config import model_versions_by_name
 
-# The flag of each kind of model, as named in its card.
+# {kind of a model, as in its card: the flag that selects it}.
 KINDS = {"classifier": "classifier", "knn": "neighbors", "autoencoder": "autoencoder"}
 
-# The signature with the heatmap or anomaly map, by kind; nearest neighbours have none.
+# {kind: signature with the heatmap or anomaly map}; nearest neighbours have none.
 PICTURES = {"classifier": "occlusion", "autoencoder": "explain"}
 
 
@@ -87,7 +87,7 @@ def find_models(settings: Demo) -> Models:
 
 
 def _card(root: Path, name: str) -> dict[str, Any]:
-    """Return the card of the newest version of a model; empty if it has none."""
+    """Return the card of the newest version of a model, or an empty dict if it has none."""
     try:
         return loading.read_card(str(root / name))
     except UserError:
@@ -106,7 +106,7 @@ def _first(
                 raise UserError(f"--{flag} {name}: no such model; available: {known}")
             first[kind] = name
     if "classifier" not in first:
-        # Neighbours were fitted on the classifier that a study chose.
+        # A study fits nearest neighbours on the classifier that it selected.
         fitted = [cards[name].get("classifier", {}).get("name") for name in names["knn"]]
         chosen = [name for name in fitted if name in names["classifier"]]
         first["classifier"] = (chosen or names["classifier"])[0]
@@ -123,7 +123,10 @@ def _first(
 
 
 def _served(settings: Demo) -> Models:
-    """Return the models of a TF Serving that the flags name, since it does not list its models."""
+    """Return the models of a TF Serving server.
+
+    The flags name them, because a server does not list its models.
+    """
     first = {kind: getattr(settings, flag) for kind, flag in KINDS.items()}
     if not first["classifier"]:
         raise UserError("--server needs the names of its models: --classifier NAME, and optionally "
@@ -150,7 +153,7 @@ def _ready(name: str, card: dict[str, Any], predict: PredictFn, draw: PredictFn 
 
 
 def _one_at_a_time(predict: PredictFn) -> PredictFn:
-    """Return the function behind a lock, since one request already uses all cores."""
+    """Return a function that runs one request at a time, because one already uses all cores."""
     lock = threading.Lock()
 
     def locked(contents: Sequence[bytes]) -> dict[str, np.ndarray]:
@@ -161,7 +164,7 @@ def _one_at_a_time(predict: PredictFn) -> PredictFn:
 
 
 def _once(load: Callable[[str, str], Model]) -> Callable[[str, str], Model]:
-    """Return the function with a cache that loads each model once, also for concurrent users."""
+    """Return the function with a cache that loads each model once, even for concurrent users."""
     lock = threading.Lock()
     loaded: dict[tuple[str, str], Model] = {}
 

@@ -1,7 +1,7 @@
 """The page, built with Gradio.
 
 Events run in this order: `receive` reads the files, removes them from the disk and predicts; then
-`details` adds similar cases, anomaly map and heatmap, one after the other as they are ready.
+`details` adds the similar cases, the anomaly map and the heatmap, each as soon as it is ready.
 """
 
 from collections.abc import Iterator, Sequence
@@ -71,7 +71,7 @@ def build(models: Models, roots: Sequence[Path] = (Path(),)) -> gr.Blocks:
         cases = gr.HTML(elem_id="cases")
 
         def show(current: Session) -> dict[Any, Any]:
-            """Show all results that are available at once, without the slow images."""
+            """Show all results that are available at once; the maps take longer."""
             image = current.image
             if image is None:
                 return {session: current}
@@ -117,7 +117,7 @@ def build(models: Models, roots: Sequence[Path] = (Path(),)) -> gr.Blocks:
             return show(current)
 
         def select(current: Session, event: gr.SelectData) -> dict[Any, Any]:
-            # By the number of the image, because the user may have sorted the table.
+            # Select by the number of the image, because the user may have sorted the table.
             current.select(int(event.row_value[0]) - 1)
             return show(current)
 
@@ -176,7 +176,7 @@ def build(models: Models, roots: Sequence[Path] = (Path(),)) -> gr.Blocks:
 def _choice(models: Models, kind: str, label: str) -> gr.Dropdown:
     """Return a dropdown of the models of a kind, hidden if there are none.
 
-    `none` is the entry that hides that part of the page.
+    The entry `none` hides that part of the page.
     """
     names = models.names[kind]
     choices = [(name, name) for name in names]

@@ -1,4 +1,4 @@
-"""State of one open page."""
+"""The state of one open page."""
 
 import shutil
 from collections.abc import Iterator, Sequence
@@ -12,9 +12,9 @@ from cxr_tf.demo.models import Model, Models
 
 @dataclass
 class Session:
-    """Images of one page, the selected one, and the operating point that the user has set.
+    """The images of one page, the selected one, and the operating point that the user has set.
 
-    turn: number of selections so far; results of a slower event from an earlier turn are discarded.
+    turn: number of selections so far; results of slower events from earlier turns are discarded.
     """
 
     images: list[Image] = field(default_factory=list)
@@ -29,7 +29,7 @@ class Session:
         return self.images[self.selected] if self.images else None
 
     def predict(self, models: Models, images: list[Image], classifier: str) -> None:
-        """Predict images, new or with another classifier, and select the first readable one."""
+        """Predict new images, or the same ones anew, and select the first readable image."""
         analysis.predict(models.load("classifier", classifier), images)
         self.images, self.classifier, self.threshold = images, classifier, None
         self.select(next((k for k, image in enumerate(images) if image.content), 0))
@@ -40,12 +40,12 @@ class Session:
         self.turn += 1
 
     def point(self, model: Model) -> float | None:
-        """Return the operating point of the user, or else that of the model if it is known."""
+        """Return the user's operating point, or else that of the model if it is known."""
         return model.threshold if self.threshold is None else self.threshold
 
 
 def read_and_remove(paths: Sequence[Path]) -> list[Image]:
-    """Read uploaded files into memory, and remove them from the disk even if unreadable."""
+    """Read uploaded files into memory, and remove them from the disk, even unreadable ones."""
     images = []
     for number, path in enumerate(paths):
         try:
@@ -61,7 +61,7 @@ def read_and_remove(paths: Sequence[Path]) -> list[Image]:
 
 
 def verdict(models: Models, session: Session) -> str:
-    """Render the prediction of the image with its warnings, and the unreadable files."""
+    """Render the prediction of the selected image with its warnings, and the unreadable files."""
     image = session.image
     if image is None:
         return html.WELCOME
@@ -75,9 +75,9 @@ def verdict(models: Models, session: Session) -> str:
 def details(
     models: Models, session: Session, knn: str, autoencoder: str, roots: Sequence[Path]
 ) -> Iterator[dict[str, str]]:
-    """Yield similar cases, anomaly map and heatmap as they are ready.
+    """Yield the similar cases, the anomaly map and the heatmap, each as soon as it is ready.
 
-    Yields {part of the page: HTML}, and stops once the page shows another image.
+    Each item is {part of the page: HTML}. The iteration stops once the page shows another image.
     """
     image, turn = session.image, session.turn
     if image is None or not image.content:

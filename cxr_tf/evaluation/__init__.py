@@ -1,1 +1,1 @@
-"""Commands for exported models of any kind: evaluate a folder, predict images."""
+"""Commands for exported models of any kind: evaluate on a folder, predict images, convert."""

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 NOTICE = "For research use only. Not for diagnosis."
 MANUFACTURER = "cxr_tf"
 
-# SNOMED CT codes of the classes of the built-in tasks. Other labels get a code of OWN_SCHEME.
+# SNOMED CT codes for the classes of the built-in tasks. Other labels get a code in OWN_SCHEME.
 FINDINGS = {
     "normal": ("17621005", "Normal"),
     "pneumonia": ("233604007", "Pneumonia"),
@@ -42,16 +42,16 @@ OWN_SCHEME = "99CXRTF"
 # Numbers of the two series, chosen so that they do not clash with those of a scanner.
 REPORT_SERIES, HEATMAP_SERIES = 9100, 9101
 
-# Without these an object cannot refer to the image.
+# Without these elements, a result cannot refer to the image.
 _IDENTIFIERS = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")
 
-# Type 2 elements of the Patient and General Study modules: they may be empty, not absent.
+# Type 2 elements of the Patient and General Study modules: they may be empty, but not absent.
 _TYPE_2 = [
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex"),
     *("StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName"),
 ]
 
-# Names of outputs of the signatures that are reported as numbers: meaning and unit (UCUM).
+# The outputs of the signatures that are reported as numbers, with their meaning.
 _NUMBERS = {
     "score": "Anomaly score",
     "threshold": "Anomaly threshold",
@@ -98,7 +98,7 @@ class SeriesOfStudies:
 
 
 def highdicom() -> Any:
-    """Return the module highdicom; raise UserError if it is not installed."""
+    """Import and return highdicom; raise UserError if it is not installed."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -113,8 +113,8 @@ def highdicom() -> Any:
 def read_header(path: Path) -> "pydicom.Dataset":
     """Read all elements of a DICOM file except the pixels, so that a report can refer to it.
 
-    Absent elements that may be empty are added as empty ones. Raises UserError if one of the
-    UIDs is missing.
+    Absent elements that may be empty are added as empty elements. Raises UserError if a UID that
+    the report needs is missing.
     """
     import pydicom
 
@@ -125,11 +125,11 @@ def read_header(path: Path) -> "pydicom.Dataset":
             raise UserError(f"{path}: not a DICOM file") from None
         for keyword in _IDENTIFIERS:
             if not source.get(keyword):
-                raise UserError(f"{path}: no {keyword}: a report cannot refer to this image")
+                raise UserError(f"{path}: no {keyword}, so a report cannot refer to this image")
         for keyword in _TYPE_2:
             if keyword not in source:
                 setattr(source, keyword, "")
-        # In Unicode, names and class names may be in different scripts.
+        # Unicode, because names of patients and classes may be in different scripts.
         source.decode()
         source.SpecificCharacterSet = "ISO_IR 192"
         if source.PatientSex not in ("", "M", "F", "O"):
@@ -159,7 +159,7 @@ def structured_report(
     probabilities: dict[str, float] = prediction.get("probabilities", {})
     measurements = []
     if label in probabilities:
-        # PS3.16 gives it in percent wherever it uses it (TID 4006, for example).
+        # PS3.16 states certainty in percent wherever it uses it (TID 4006, for example).
         measurements.append(
             _number(codes.DCM.CertaintyOfFinding, 100 * probabilities[label], codes.UCUM.Percent)
         )
@@ -298,7 +298,7 @@ def heatmap_capture(
 def _number(concept: Any, value: float, unit: Any) -> Any:
     from highdicom import sr
 
-    # A decimal string has 16 characters.
+    # A decimal string in DICOM has at most 16 characters.
     return sr.Measurement(name=concept, value=float(f"{value:.6g}"), unit=unit)
 
 

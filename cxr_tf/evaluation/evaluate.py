@@ -26,9 +26,10 @@ log = logging.getLogger(__name__)
 
 
 def evaluate(settings: Evaluate) -> Run:
-    """Score the `serving_default` of a SavedModel on a folder; return the finished run.
+    """Score the signature `serving_default` of a SavedModel on a folder; return the run.
 
-    With a precision other than float32, also measure its cost and its gain on validation.
+    With a precision other than float32, also measure its cost in AUROC and its gain in speed on
+    validation.
 
     Raises UserError for a missing model or folder, for labels that the model does not know, and for
     an engine or a precision that is not available.
@@ -40,7 +41,7 @@ def evaluate(settings: Evaluate) -> Run:
     settings = replace(settings, name=settings.name or evaluation_name(settings, served))
     reserve_run(settings.logs, "evaluate", settings.name, settings)
     if served.card["kind"] == "autoencoder":
-        from cxr_tf.anomaly import evaluate_autoencoder  # which imports this module
+        from cxr_tf.anomaly import evaluate_autoencoder  # needed for this kind only
 
         return evaluate_autoencoder.evaluate_autoencoder(settings, served)
     part = open_subset(settings, served, served.card["task"], served.classes)
@@ -64,7 +65,7 @@ def evaluate(settings: Evaluate) -> Run:
     )
     if "is_novel" in outputs:
         scores["novel"] = float(outputs["is_novel"].mean())
-        log.info("  unlike the training images: %.1f %%", 100 * scores["novel"])
+        log.info("  novel, unlike the training images: %.1f %%", 100 * scores["novel"])
     subgroups = score_subgroups(
         part,
         probabilities,
@@ -110,7 +111,7 @@ def evaluate(settings: Evaluate) -> Run:
 def extra_columns(
     outputs: dict[str, np.ndarray], classes: tuple[str, ...]
 ) -> dict[str, Sequence[Any]]:
-    """Return further columns of the predictions: prediction set, novelty; none of old models."""
+    """Return the columns for prediction set and novelty, if the model has these outputs."""
     columns: dict[str, Sequence[Any]] = {}
     if "prediction_set" in outputs:
         columns["prediction_set"] = [
@@ -123,7 +124,7 @@ def extra_columns(
 
 
 def evaluation_name(settings: Evaluate, served: loading.ServedModel) -> str:
-    """Return the default name of an evaluation: model, data, and flags that change the result."""
+    """Return the default name of an evaluation: the model, the data and the changed flags."""
     parts = [served.card["name"], Path(settings.data).resolve().name]
     if settings.split != "test":
         parts.append(settings.split)

@@ -1,4 +1,4 @@
-"""Export of a classifier to another format, verified on the runtime of that format.
+"""Export a classifier to another format, and verify it on the runtime of that format.
 
 python scripts/export.py --model saved_models/vgg16-binary --format onnx --data chest_xray
 """
@@ -30,18 +30,18 @@ from cxr_tf.serving.prediction.batch_prediction import concatenated
 
 log = logging.getLogger(__name__)
 
-# Largest allowed difference of a float32 probability from that of the SavedModel.
+# The largest allowed difference of a float32 probability from that of the SavedModel.
 TOLERANCE = 1e-3
 
 
 def export(settings: Export) -> Path:
     """Convert a SavedModel, verify the result, and return the folder with it and its card.
 
-    The folder appears only if all test images agree: no probability differs by more than 1e-3.
-    With int8 no such agreement is required; the card and the log state the cost in AUROC instead.
+    The folder is created only if no probability of a test image differs by more than 1e-3. With
+    int8, larger differences are accepted; the card and the log state the loss of AUROC.
 
-    Raises UserError for a model without the signature `tensor`, a missing package, an output that
-    exists, and a converted model that computes something else.
+    Raises UserError for a model without the signature `tensor`, a missing package, an existing
+    output folder, and a converted model whose probabilities differ.
     """
     check_numbers(settings)
     if settings.precision == "int8" and settings.format != "litert":
@@ -97,7 +97,7 @@ def verify(
         "changed_labels": changed,
     }
     log.info(
-        "%s on %s, %d test images: largest difference of a probability %.1e, %d labels changed",
+        "%s on %s, %d test images: largest difference in probability %.1e, %d labels changed",
         *(settings.format, result["runtime"], len(subset.labels), difference, changed),
     )
     if settings.precision == "int8":
@@ -120,7 +120,7 @@ def verify(
 
 
 def model_card(served: ServedModel, settings: Export, verified: dict[str, Any]) -> dict[str, Any]:
-    """Return the card of the SavedModel, with the converted file in place of its signatures."""
+    """Return the card of the SavedModel, changed to describe the converted file."""
     size = served.card["image_size"]
     tensors = {
         "inputs": {"images": {"dtype": "float32", "shape": [None, size, size, 3]}},

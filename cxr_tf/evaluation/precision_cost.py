@@ -1,4 +1,4 @@
-"""The cost in AUROC and the gain in speed of a faster precision."""
+"""Measure the cost in AUROC and the gain in speed of a precision other than float32."""
 
 import logging
 import time
@@ -16,21 +16,21 @@ from cxr_tf.serving import export, loading
 log = logging.getLogger(__name__)
 
 
-# A precision that costs more AUROC on validation is advised against.
+# The log advises against a precision that costs more AUROC on validation than this.
 LARGEST_AUROC_LOSS = 0.002
 
 
 def precision_cost(settings: Evaluate, served: loading.ServedModel) -> dict[str, float]:
     """Compare a model's precision with TensorFlow's float32 on validation; log the result.
 
-    A folder without split folders is used as a whole. Both run on the same batches in turn, from
-    the files to the predictions, after a warm-up.
+    Without split folders, all images of a folder are used. The two precisions predict the same
+    batches in turn, from the file contents to the predictions, after a warm-up.
     """
     try:
         on_val = replace(settings, split="val")
         part = open_subset(on_val, served, served.card["task"], served.classes)
     except UserError as error:
-        raise UserError(f"--engine-precision is measured on validation: {error}") from None
+        raise UserError(f"--engine-precision needs validation images: {error}") from None
     exact = replace(served, engine="tensorflow", precision="float32")
     began = time.perf_counter()
     fast = served.predictor("serving_default")
@@ -56,7 +56,7 @@ def precision_cost(settings: Evaluate, served: loading.ServedModel) -> dict[str,
         auroc.append(float(scores["auroc"]))
     lost, gain = auroc[0] - auroc[1], seconds[0] / seconds[1]
     log.info(
-        "%s on OpenVINO against float32 on TensorFlow, %d validation images: AUROC %.4f against "
+        "%s on OpenVINO versus float32 on TensorFlow, %d validation images: AUROC %.4f versus "
         "%.4f (%.4f lost), %.1f times as fast after a set-up of %.0f s%s",
         *(served.precision, len(paths), auroc[1], auroc[0], lost, gain, setup_seconds),
         ". This loss is too large: leave out --engine-precision"

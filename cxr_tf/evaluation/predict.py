@@ -1,4 +1,4 @@
-"""Predict images with a SavedModel on disk or a running TF Serving.
+"""Predict images with a SavedModel on disk or a running TF Serving server.
 
 python scripts/predict.py --model saved_models/vgg16-binary --images ward/*.jpeg --output out.csv
 """
@@ -22,10 +22,10 @@ from cxr_tf.serving.open_model import open_signature
 
 
 def predict(settings: Predict) -> None:
-    """Print or write the predictions of images, in the order given.
+    """Print or write the predictions of images, in the given order.
 
     Raises UserError and writes nothing for a bad image (unless --on-bad-image nan), a missing model
-    or server, and an existing output.
+    or server, and an output that already exists.
     """
     check_numbers(settings)
     if settings.format == "dicom":

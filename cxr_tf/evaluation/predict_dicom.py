@@ -1,4 +1,4 @@
-"""`predict.py --format dicom`: for each DICOM radiograph a structured report and a heatmap."""
+"""`predict.py --format dicom`: write a structured report and a heatmap for each radiograph."""
 
 import contextlib
 import io
@@ -26,7 +26,7 @@ from cxr_tf.serving.open_model import open_model
 from cxr_tf.serving.prediction.batch_prediction import BatchPredictions
 from cxr_tf.serving.prediction.client import PredictFn
 
-# By signature: the output that is overlaid, and what it shows.
+# The output of each signature that is overlaid, and what it shows.
 HEATMAPS = {
     "occlusion": ("heatmap", "Occlusion heatmap: red where covering lowers the probability"),
     "explain": ("anomaly_map", "Anomaly map: red where the image differs from a healthy one"),
@@ -36,8 +36,8 @@ HEATMAPS = {
 def predict_dicom(settings: Predict) -> None:
     """Write a report and a heatmap for each DICOM image, or store them in a PACS.
 
-    All or nothing: the folder appears when it is complete, and nothing is sent before everything
-    has been made. Raises UserError as `predict` does, and for an image that is not DICOM.
+    All or nothing: the folder appears only when it is complete, and nothing is sent before all
+    results exist. Raises UserError like `predict`, and for an image that is not DICOM.
     """
     output = check_output(settings)
     with contextlib.ExitStack() as stack:
@@ -66,7 +66,7 @@ def predict_dicom(settings: Predict) -> None:
 
 
 def check_output(settings: Predict) -> Path | None:
-    """Return the folder of --output, or None for a PACS that responds; else raise UserError."""
+    """Return the folder of --output, or None for a PACS; raise UserError if neither is usable."""
     if not settings.output:
         raise UserError("--format dicom needs --output, a folder or dicomweb://host:port/path")
     if settings.signature != "serving_default":
@@ -82,7 +82,7 @@ def check_output(settings: Predict) -> Path | None:
 
 
 def check_images(paths: list[str]) -> None:
-    """Raise UserError for the first file that is not DICOM, or if a package is missing."""
+    """Raise UserError for the first file that is not DICOM, or if highdicom is not installed."""
     dicom_results.highdicom()
     for path in paths:
         if not dicom.is_dicom(Path(path)):
@@ -93,7 +93,7 @@ def check_images(paths: list[str]) -> None:
 
 
 def algorithm_of(settings: Predict) -> Algorithm:
-    """Return name and version of the model for reports, from its card or from the flags."""
+    """Return the name and version of the model for reports, from its card or the flags."""
     if settings.server:
         if settings.version is None:
             raise UserError("--format dicom with --server needs --version: reports state it")
@@ -106,7 +106,7 @@ def algorithm_of(settings: Predict) -> Algorithm:
 
 
 def _drawing(model: Callable[[str], PredictFn]) -> tuple[str, PredictFn] | None:
-    """Return the signature with a heatmap and its function, or None if the model has none."""
+    """Return the heatmap signature of the model and its function, or None without one."""
     for signature in HEATMAPS:
         with contextlib.suppress(UserError):
             return signature, model(signature)
@@ -116,9 +116,9 @@ def _drawing(model: Callable[[str], PredictFn]) -> tuple[str, PredictFn] | None:
 def report_writer(
     folder: Path, paths: list[str], algorithm: Algorithm, drawing: tuple[str, PredictFn] | None
 ) -> ImageWriter:
-    """Return a function that writes the objects of each image into `folder`.
+    """Return a function that writes the DICOM objects of each image into `folder`.
 
-    drawing: the signature of the heatmap, and a function that calls it.
+    drawing: the heatmap signature, and a function that calls it; None without heatmaps.
     """
     studies = SeriesOfStudies()
 

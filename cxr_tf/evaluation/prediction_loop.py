@@ -1,4 +1,4 @@
-"""Predict many images and hand each result to a writer."""
+"""Predict many images in batches, and pass each result to a writer."""
 
 import logging
 from collections.abc import Callable
@@ -46,7 +46,7 @@ def predict_images(
             show(len(predicted) + len(reasons))
     if reasons:
         if not predicted:
-            # The columns of the table are known from a prediction only.
+            # Only a prediction shows which columns the table has.
             from cxr_tf.serving.store.warm_up import phantom_file
 
             predicted[-1] = image_predictions(predict([phantom_file()]), 0)

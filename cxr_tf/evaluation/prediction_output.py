@@ -1,4 +1,4 @@
-"""Output of predictions as a table, as JSON or as images."""
+"""Write or print predictions as a table, as JSON or as images."""
 
 import json
 import logging
@@ -25,9 +25,9 @@ SHORTEST_PATH = 20
 # Signatures that return images. One image takes as long as hundreds of predictions.
 PICTURES = ("occlusion", "explain")
 
-# Outputs that are overlaid on the radiograph, with the quantity they show. Other image outputs are
-# written as they are, in 0..255.
-HEATMAPS = {"heatmap": "drop of the probability", "anomaly_map": "anomaly"}
+# Outputs that are overlaid on the radiograph, with the quantity that they show. Other image outputs
+# are written unchanged, in 0..255.
+HEATMAPS = {"heatmap": "drop in probability", "anomaly_map": "anomaly"}
 
 
 def check_output(settings: Predict) -> Path | None:
@@ -66,7 +66,7 @@ def check_folder(output: Path, *, overwrite: bool) -> None:
 
 
 def is_ours(folder: Path) -> bool:
-    """Return whether a folder holds only files that this command writes."""
+    """Return whether a folder contains only files that this command writes."""
     if not folder.is_dir():
         return False
     names = [p.name for p in folder.iterdir()]
@@ -78,7 +78,7 @@ def is_ours(folder: Path) -> bool:
 def image_predictions(outputs: dict[str, np.ndarray], row: int) -> dict[str, Any]:
     """Return the outputs for one image in plain types, without image outputs.
 
-    `label` first, `probabilities` as {class: probability}, then the others by name. For a
+    The order is `label`, `probabilities` as {class: probability}, then the others by name. For a
     model with `is_novel` or `prediction_set`, `remarks` states in words what they mean.
     """
     values = {k: np.asarray(v[row]).tolist() for k, v in outputs.items() if v.ndim <= 2}
@@ -93,7 +93,7 @@ def image_predictions(outputs: dict[str, np.ndarray], row: int) -> dict[str, Any
 
 
 def blank(predicted: dict[str, Any]) -> dict[str, Any]:
-    """Return the same fields for an image without a prediction: NaN for numbers, else None."""
+    """Return the same fields without a prediction: NaN for numbers, None for everything else."""
 
     def blank_value(value: Any) -> Any:
         if isinstance(value, dict):
@@ -108,8 +108,8 @@ def blank(predicted: dict[str, Any]) -> dict[str, Any]:
 def cells(predicted: dict[str, Any]) -> dict[str, str]:
     """Return the predictions for one image as {column: cell} of a table.
 
-    A list (an embedding) is spread over columns if it is the only output, else it is a cell of
-    JSON.
+    A list, such as an embedding, is spread over columns if it is the only output; otherwise it is
+    one cell, as JSON.
     """
     flat: dict[str, Any] = {}
     for name, value in predicted.items():
@@ -132,9 +132,9 @@ def write_table(
     reasons: dict[int, str],
     marked: bool,
 ) -> None:
-    """Write CSV or JSON of all images.
+    """Write the predictions of all images as CSV or JSON.
 
-    marked: add a field `reason`, which is empty for images that were read.
+    marked: add a field `reason`, which is empty for images that could be read.
     """
     if path.suffix == ".json":
         write_json(
@@ -186,7 +186,7 @@ def _printed(
     reasons: dict[int, str],
     marked: bool,
 ) -> tuple[list[str], list[list[str]]]:
-    """Return header and rows of the printed table, with numbers to four decimals."""
+    """Return the header and rows of the printed table, with numbers to four decimals."""
     template = next((predictions[r] for r in predictions if r not in reasons), predictions[0])
     header = ["path", *cells(template), *(["reason"] if marked else [])]
     rows = []
@@ -220,7 +220,7 @@ def _is_number(text: str) -> bool:
 def picture_writer(
     folder: Path, paths: list[str]
 ) -> Callable[[int, BatchPredictions, int, dict[str, Any]], None]:
-    """Return a function that writes the image outputs of one image into `folder` as PNG."""
+    """Return a function that writes the image outputs for one image into `folder` as PNG."""
 
     def write(row: int, batch: BatchPredictions, k: int, predicted: dict[str, Any]) -> None:
         file = Path(paths[row])
@@ -231,7 +231,7 @@ def picture_writer(
 
 
 def draw_images(batch: BatchPredictions, k: int, stem: Path, title: str) -> None:
-    """Write the image outputs of one image as <stem>[-<output>].png."""
+    """Write the image outputs for one image as <stem>[-<output>].png."""
     import tensorflow as tf
     from matplotlib import pyplot as plt
     from PIL import Image
@@ -244,7 +244,7 @@ def draw_images(batch: BatchPredictions, k: int, stem: Path, title: str) -> None
             continue
         picture = np.squeeze(values[k])
         if name in HEATMAPS:
-            # Decoded and resized as for the model.
+            # Decoded and resized like the input of the model.
             decoded = decode_radiograph(tf.constant(batch.contents[k]), len(picture)).numpy()
             figure = figures.heatmap_overlay(decoded, picture, title, HEATMAPS[name])
             figure.savefig(stem.with_name(f"{stem.name}.png"), dpi=110)

@@ -1,1 +1,1 @@
-"""Heatmaps of a classifier's decisions: occlusion, class activation maps, faithfulness."""
+"""Heatmaps of a classifier's decisions by occlusion and class activation maps."""

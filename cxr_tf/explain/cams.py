@@ -5,13 +5,13 @@
 - `gradcam++`: Chattopadhay et al., "Grad-CAM++" (WACV 2018): the last feature maps, weighted by
   positive gradients. One backward pass.
 - `scorecam`: Wang et al., "Score-CAM" (CVPR Workshops 2020): the last feature maps, each weighted
-  by the score of the image that it masks. Only the SCORECAM_MAPS maps that vary most are used, as
+  by the score of the image masked with it. Only the SCORECAM_MAPS maps that vary most are used, as
   in the faster variant of tf-keras-vis.
-- `smoothgrad`: Smilkov et al., "SmoothGrad" (2017): gradients of the image, averaged over
-  SMOOTHGRAD_SAMPLES noisy copies.
+- `smoothgrad`: Smilkov et al., "SmoothGrad" (2017): gradients with respect to the image, averaged
+  over SMOOTHGRAD_SAMPLES noisy copies.
 
-They explain the logit of the target, before the softmax, and have no unit: each map is scaled to
-0..1. Images are passed as the model takes them, before the standardisation.
+The methods explain the logit of the target, before the softmax. Their maps have no unit, so each is
+scaled to 0..1. Images are passed as the model takes them, before the standardisation.
 """
 
 import contextlib
@@ -40,7 +40,8 @@ def class_activation_maps(
 ) -> np.ndarray:
     """Return maps float32 [N, S, S] in 0..1 of a flat float32 classifier.
 
-    images: float32 [N, S, S, 3] in 0..255; targets: int [N]. ValueError for an unknown method.
+    images: float32 [N, S, S, 3] in 0..255; targets: int [N]. Raises ValueError for an unknown
+    method.
     """
     if method not in METHODS:
         raise ValueError(f"unknown method '{method}'; known: {', '.join(METHODS)}")
@@ -51,7 +52,7 @@ def class_activation_maps(
     np.random.seed(seed)  # noqa: NPY002
     try:
         # tf-keras-vis shows a progress bar for each image, passes the only input of the model as a
-        # list, and imports from a namespace that SciPy has deprecated: nothing a user can fix.
+        # list, and imports from a namespace that SciPy has deprecated: users cannot fix that.
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore", DeprecationWarning)
             warnings.filterwarnings("ignore", "The structure of `inputs`")
@@ -95,8 +96,8 @@ def _map_of_one(
 def last_feature_maps(model: keras.Model) -> Any:
     """Return the last layer with a ReLU whose output is still spatial, [N, H, W, C].
 
-    For VGG16 block5_conv3, for ResNet50 conv5_block3_out, for AlexNet conv5: before the last
-    pooling, where maps have the highest resolution.
+    This is block5_conv3 of VGG16, conv5_block3_out of ResNet50 and conv5 of AlexNet: before the
+    last pooling, which would reduce the resolution of the maps.
     """
     for layer in reversed(model.layers):
         relu = getattr(layer, "activation", None) is keras.activations.relu

@@ -7,10 +7,10 @@ Writes under logs/explain/<name>/:
 
     heatmaps/<nn>-<file>-<method>.png   the radiograph and the heatmap over it
     heatmaps-<method>.npz               heatmaps float32 [N, S, S], paths, targets, probabilities
-    figures/contact_sheet.png           all of them, or a selection of many
+    figures/contact_sheet.png           all heatmaps, or a selection if there are many
     figures/heatmaps_alone.png          the same over the mean radiograph instead of each patient's
     figures/mean_by_class.png           mean heatmap of each class, with the share outside the chest
-    metrics.json                        one table by method; last
+    metrics.json                        one table with a row per method; written last
 """
 
 import logging
@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 def explain(settings: Explain) -> Run:
     """Explain the decisions of a classifier; return the finished run.
 
-    Raises UserError on a user's mistake, before anything is written.
+    Raises UserError for invalid settings or data, before anything is written.
     """
     check_settings(settings)
     keras.utils.set_random_seed(settings.seed)
@@ -72,7 +72,7 @@ def explain(settings: Explain) -> Run:
     settings = replace(settings, patch=grid.patch, stride=grid.stride)
     if settings.target not in ("predicted", *classifier.classes):
         raise UserError(
-            f"unknown class '{settings.target}' for --target; this classifier knows "
+            f"unknown class '{settings.target}' for --target; choose "
             f"{', '.join(classifier.classes)}, or predicted"
         )
 
@@ -104,8 +104,8 @@ def explain(settings: Explain) -> Run:
         nearly_flat = int(np.sum(np.abs(maps).max((1, 2)) < SMALLEST_DROP))
         if method == "occlusion" and settings.drop == "probability" and nearly_flat:
             log.info(
-                "    in %d of %d radiographs no patch changes the probability by %g: their maps "
-                "show small differences; --drop logit shows larger ones",
+                "    in %d of %d radiographs no patch changes the probability by %g: their "
+                "heatmaps show only small differences; --drop logit shows larger ones",
                 *(nearly_flat, count, SMALLEST_DROP),
             )
 
@@ -191,7 +191,7 @@ def explain(settings: Explain) -> Run:
 
 
 def check_settings(settings: Explain) -> None:
-    """Raise UserError for a number out of its range, naming the flag."""
+    """Raise UserError, with the name of the flag, for an invalid number or combination."""
     check_numbers(settings)
     if not 0 <= settings.refine < 1:
         raise UserError(f"--refine must be a fraction from 0 to below 1, not {settings.refine}")

@@ -5,10 +5,10 @@
   area under the curve of the target's probability is large for insertion and small for deletion. A
   random map is the baseline.
 - Sensitivity to the weights (Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018): the
-  rank correlation between the map and that of the same model with shuffled weights, first those of
-  the last layer alone, then of all. A map that does not change explains nothing.
+  rank correlation between the map and that of the same model with shuffled weights: those of the
+  last layer only, then those of all layers. A map that does not change does not explain the model.
 - On phantoms, whose lesions are known: the pointing game (Zhang et al., "Top-down Neural Attention
-  by Excitation Backprop", ECCV 2016), and the share of the heat that lies inside the lesion.
+  by Excitation Backprop", ECCV 2016), and the share of the heat inside the lesion.
 - The share of the heat outside the chest: in a frame along the border and in the corners, where
   markers and labels usually are. A share larger than this region's share of the image area
   indicates a shortcut.
@@ -28,19 +28,20 @@ from cxr_tf.models.occlusion.occluder import cover_images, equal_splits, in_chun
 # Steps of insertion and deletion: 3.6 % of the pixels each.
 STEPS = 28
 
-# Outside the chest: a frame of this share of the side, and squares in the corners.
+# Outside the chest: width of the frame and side of the corner squares, as shares of the side.
 FRAME, CORNER = 1 / 16, 3 / 16
 
 
 def insertion_deletion(
     model: keras.Model, *, batch_size: int = 32
 ) -> Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """Return a function from images, maps and targets to the areas of insertion and deletion.
+    """Return a function that measures the areas under the insertion and deletion curves.
 
     It takes images float32 [N, S, S, 3], maps float32 [N, S, S] and targets int [N], and returns
-    two arrays [N]: areas in 0..1 under the calibrated probability. Deleted pixels become the
-    image's mean grey; inserted pixels replace a blur of a twentieth of the side. Both happen after
-    the standardisation, as in occlusion, so that no other pixel changes.
+    two arrays [N]: the areas, in 0..1, under the curves of the calibrated probability. Deleted
+    pixels become the image's mean grey; inserted pixels replace those of an image blurred by a
+    twentieth of the side. Both happen after the standardisation, as in occlusion, so that no other
+    pixel changes.
     """
     network = read_network(model)
     size = network.size
@@ -55,7 +56,7 @@ def insertion_deletion(
         autograph=False,
     )
     def probabilities(image: tf.Tensor, cover: tf.Tensor, rank: tf.Tensor) -> tf.Tensor:
-        """Return probabilities [STEPS + 1, C] as more and more pixels become those of `cover`."""
+        """Return probabilities [STEPS + 1, C] as pixels of `cover` replace more and more pixels."""
         plain = network.standardise(image)
         other = network.standardise_as(image, cover)
         weights = network.weights()
@@ -77,7 +78,7 @@ def insertion_deletion(
         for k, target in enumerate(targets):
             rank = ranks(maps[k])
             falling = probabilities(images[k : k + 1], gray[k : k + 1], rank).numpy()
-            # Blurring the coldest pixels first is inserting the hottest first in reverse order.
+            # Blurring the coldest pixels first is the reverse of inserting the hottest first.
             rising = probabilities(
                 images[k : k + 1], blurred[k : k + 1], size * size - 1 - rank
             ).numpy()
@@ -91,7 +92,7 @@ def insertion_deletion(
 def ranks(heat: np.ndarray) -> np.ndarray:
     """Return the rank of each pixel, int32 [S, S], 0 for the hottest; ties in random order.
 
-    Ties in row order would be a sweep from the top, which is a structured map itself.
+    Ties in row order would form a sweep from the top, which is itself a structured map.
     """
     tie = np.random.default_rng(0).random(heat.size)
     order = np.lexsort((tie, -heat.ravel()))
@@ -101,7 +102,7 @@ def ranks(heat: np.ndarray) -> np.ndarray:
 
 
 def random_maps(count: int, size: int, *, seed: int = 0) -> np.ndarray:
-    """Draw random maps as smooth as those of occlusion: float32 [N, S, S], 0 and above."""
+    """Draw random non-negative maps as smooth as those of occlusion: float32 [N, S, S]."""
     noise = np.random.default_rng(seed).standard_normal((count, size, size))
     return np.maximum(ndimage.gaussian_filter(noise, (0, size / 14, size / 14)), 0).astype(
         np.float32
@@ -110,7 +111,7 @@ def random_maps(count: int, size: int, *, seed: int = 0) -> np.ndarray:
 
 @contextmanager
 def shuffled_weights(model: keras.Model, layers: list[keras.layers.Layer]) -> Iterator[None]:
-    """Shuffle the weights of some layers within each array, and restore them on exit."""
+    """Shuffle each weight array of the given layers, and restore the weights on exit."""
     rng = np.random.default_rng(0)
     before = {layer.name: layer.get_weights() for layer in layers}
     try:
@@ -126,11 +127,12 @@ def shuffled_weights(model: keras.Model, layers: list[keras.layers.Layer]) -> It
 def sensitivity_to_weights(
     model: keras.Model, explain: Callable[[], np.ndarray], before: np.ndarray
 ) -> dict[str, float]:
-    """Return the rank correlation of maps with those under shuffled weights.
+    """Return the rank correlation between maps before and after weights are shuffled.
 
-    `last_layer` has the last layer shuffled, `all_layers` all of them. `explain` computes the maps
-    [N, S, S] of the model in its present state; `before` are those of the unshuffled model. The
-    mean over images of |Spearman's rho|; 0 if a map is constant.
+    The keys are `last_layer`, for which only the last layer is shuffled, and `all_layers`.
+    `explain` computes the maps [N, S, S] of the model in its current state; `before` are the maps
+    of the unshuffled model. The values are means over images of |Spearman's rho|, which counts as 0
+    if a map is constant.
     """
     layers = [x for x in model.layers if x.weights]
     correlations = {}
@@ -144,7 +146,7 @@ def sensitivity_to_weights(
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
-    """Return Spearman's rho of two maps; 0 if one is constant or not finite."""
+    """Return Spearman's rho between two maps; 0 if one of them is constant or not finite."""
     a, b = first.ravel(), second.ravel()
     if np.ptp(a) == 0 or np.ptp(b) == 0 or not (np.isfinite(a).all() and np.isfinite(b).all()):
         return 0.0
@@ -159,10 +161,11 @@ def share_inside(heat: np.ndarray, mask: np.ndarray) -> float:
 
 
 def outside_chest(size: int) -> np.ndarray:
-    """Return a mask of where no lung is expected, without a segmentation: bool [S, S].
+    """Return a mask of the region where no lung is expected: bool [S, S].
 
-    A frame along the border, FRAME of the side wide, and squares of CORNER of the side in the
-    corners. A crude approximation: on a closely cropped radiograph the lungs reach into it.
+    The region is a frame along the border, FRAME of the side wide, and squares of CORNER of the
+    side in the corners. It is a crude approximation that needs no segmentation: on a closely
+    cropped radiograph the lungs reach into it.
     """
     edge = np.minimum(np.arange(size), np.arange(size)[::-1]) + 0.5
     frame, corner = edge < FRAME * size, edge < CORNER * size

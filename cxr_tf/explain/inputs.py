@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Classifier:
-    """A trained classifier in float32, with the record of its run."""
+    """A trained classifier in float32, with the settings and results of its run."""
 
     name: str
     model: keras.Model
@@ -41,7 +41,7 @@ class Classifier:
 
     @property
     def size(self) -> int:
-        """Side of its images in pixels."""
+        """The side of its input images, in pixels."""
         return int(self.model.input_shape[1])
 
 
@@ -49,8 +49,8 @@ class Classifier:
 class Radiographs:
     """The radiographs to explain.
 
-    images: uint8 [N, S, S, 1]; labels: int64 [N], -1 where unknown; masks: of lesions, bool
-    [N, S, S], for phantoms.
+    images: uint8 [N, S, S, 1]; labels: int64 [N], -1 if unknown; masks: lesion masks, bool
+    [N, S, S], for phantoms only.
     """
 
     catalog: data_catalog.Catalog
@@ -61,12 +61,12 @@ class Radiographs:
 
     @property
     def pixels(self) -> np.ndarray:
-        """Images as the model takes them: float32 [N, S, S, 3] in 0..255."""
+        """The images as the model takes them: float32 [N, S, S, 3] in 0..255."""
         return np.repeat(self.images, 3, axis=3).astype(np.float32)
 
 
 def open_classifier(folder: str) -> Classifier:
-    """Load a classifier from its run's folder, in float32; raise UserError if there is none."""
+    """Load a classifier from its run's folder in float32; raise UserError if there is none."""
     directory = expand_user(folder)
     is_saved_model = (directory / "saved_model.pb").exists() or model_config.model_versions(
         directory
@@ -80,7 +80,7 @@ def open_classifier(folder: str) -> Classifier:
     )
     path = run.directory / "model.keras"
     if not path.exists():
-        raise UserError(f"{folder} lacks model.keras: train it again")
+        raise UserError(f"{folder} lacks model.keras: train the classifier again")
     model = weights.load_keras(path)
     facts = run.metrics["model"]
     return Classifier(
@@ -95,7 +95,7 @@ def open_classifier(folder: str) -> Classifier:
 
 
 def load_radiographs(settings: Explain, classifier: Classifier) -> Radiographs:
-    """Read the radiographs to explain; raise UserError if there are none or one is unreadable."""
+    """Read the radiographs to explain; raise UserError if there are none or some are unreadable."""
     if settings.images:
         catalog = catalog_of_images(find_images(settings.images))
         labels = np.full(len(catalog), -1)
@@ -136,7 +136,7 @@ def load_radiographs(settings: Explain, classifier: Classifier) -> Radiographs:
 
 
 def decode_files(paths: list[str], size: int) -> tuple[np.ndarray, dict[int, str]]:
-    """Decode image files like `decoding.load_images`, and DICOM files too."""
+    """Decode image files like `decoding.load_images`, but also accept DICOM files."""
     from cxr_tf.data.sources import dicom
 
     images, unreadable = decoding.load_images(paths, size)
@@ -169,7 +169,7 @@ def draw_rows(labels: np.ndarray, findings: Sequence[str], settings: Explain) ->
     if not settings.count or settings.count >= len(labels):
         return np.arange(len(labels))
     rng = np.random.default_rng(settings.seed)
-    # Drawn in turns: by class, within it by finding, within that at random.
+    # Classes take turns, and within a class its findings; within a finding the order is random.
     by_class: dict[int, list[list[int]]] = {}
     for label in np.unique(labels).tolist():
         rows = np.flatnonzero(labels == label)

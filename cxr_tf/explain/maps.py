@@ -24,7 +24,7 @@ METHODS = ("occlusion", *cams.METHODS)
 class Explained:
     """Heatmaps of one method, float32 [N, S, S], and the seconds they took.
 
-    refinement: the error of refined occlusion maps, see `refined_maps`; empty for others.
+    refinement: the error of refined occlusion maps, see `refined_maps`; empty for other maps.
     """
 
     method: str
@@ -39,7 +39,10 @@ MapFunction = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, dict[str, flo
 def map_function(
     method: str, classifier: Classifier, grid: occlusion_occluder.Grid, settings: Explain
 ) -> MapFunction:
-    """Return a function from images [N, S, S, 3] and targets int [N] to the maps [N, S, S]."""
+    """Return a function from images [N, S, S, 3] and targets int [N] to maps [N, S, S].
+
+    The function also returns the error of refined maps, see `Explained`.
+    """
     if method != "occlusion":
         return lambda images, targets: (
             cams.class_activation_maps(
@@ -52,7 +55,7 @@ def map_function(
     )
     if occluder.plan:
         log.info(
-            "  occlusion: %d patches, with %.0f %% of the multiplications",
+            "  occlusion: %d patches, with %.0f %% of the multiplications of the plain method",
             *(grid.count, 100 * occluder.plan.share),
         )
     function = occlusion_occluder.compiled(occluder)
@@ -78,7 +81,7 @@ def full_maps(
     targets: np.ndarray,
     kind: str,
 ) -> np.ndarray:
-    """Return occlusion maps [N, S, S] with all patches computed."""
+    """Return occlusion maps [N, S, S] for which all patches are computed."""
     parts = []
     for rows in evaluation_rows(len(images)):
         plain, covered = function(images[rows], covers[rows], occlusion_occluder.all_places(grid))
@@ -96,11 +99,11 @@ def refined_maps(
     kind: str,
     share: float,
 ) -> tuple[np.ndarray, dict[str, float]]:
-    """Return occlusion maps from coarse to fine, and their error on the first images.
+    """Return occlusion maps refined from coarse to fine, and their error on the first images.
 
-    Drops of patches that are not computed are interpolated between the coarse ones. The error is
-    the largest difference from the full map, as a share of its largest absolute value, and the
-    rank correlation with it; both are means over images.
+    Drops of patches that are not computed are interpolated between the coarse patches. The error is
+    given as the largest difference from the full map, relative to the largest absolute value of
+    that map, and as the rank correlation with it; both are means over images.
     """
     coarse = occlusion_occluder.coarse_places(grid)
     parts, computed = [], []
@@ -136,7 +139,7 @@ def refined_maps(
 
 
 def evaluation_rows(count: int, block: int = 16) -> list[slice]:
-    """Return blocks of rows, so that a large split is not copied to the device at once."""
+    """Return blocks of rows, so that a large split is not copied to the device all at once."""
     return [slice(k, min(k + block, count)) for k in range(0, count, block)]
 
 
@@ -144,4 +147,4 @@ def unit_of(method: str, kind: str) -> str:
     """Return the label of the colour bar of a method."""
     if method != "occlusion":
         return "relative heat"
-    return "drop of probability" if kind == "probability" else "drop of log odds"
+    return "drop in probability" if kind == "probability" else "drop in log odds"

@@ -1,4 +1,4 @@
-"""Measure how faithful the heatmaps of a method are."""
+"""Measure how faithful the heatmaps of each method are."""
 
 import math
 from dataclasses import replace
@@ -14,10 +14,10 @@ from cxr_tf.explain.maps import Explained, map_function
 from cxr_tf.explain.output import spread_out
 from cxr_tf.models.occlusion import occluder
 
-# The maps under shuffled weights cost as much as the maps themselves.
+# Few, because the maps under shuffled weights cost as much as the maps themselves.
 IMAGES_OF_SANITY_CHECK = 4
 
-# Each heatmap is scaled to its own maximum: below this drop its red means little.
+# Each heatmap is scaled to its own maximum: if that is below this drop, its colours mean little.
 SMALLEST_DROP = 0.01
 
 
@@ -31,7 +31,7 @@ def measure(
     grid: occluder.Grid,
     settings: Explain,
 ) -> dict[str, Any]:
-    """Return the row of a method in the table of `metrics.json`."""
+    """Return the measures of one method: its row in the table of `metrics.json`."""
     maps = explained.maps
     outside = faithfulness.outside_chest(classifier.size)
     row: dict[str, Any] = {
@@ -109,7 +109,7 @@ def table_lines(table: dict[str, dict[str, Any]]) -> list[str]:
 def refinement_line(refinement: dict[str, float]) -> str:
     """Format the error of refined occlusion maps as one line of the log."""
     return (
-        f"{refinement['computed_share']:.0%} of the patches computed; against the full map of "
+        f"{refinement['computed_share']:.0%} of the patches computed; relative to the full map of "
         f"{refinement['images']:.0f} images: largest error {refinement['largest_error']:.1%} of "
         f"the peak, rank correlation {refinement['rank_correlation']:.3f}"
     )

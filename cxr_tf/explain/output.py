@@ -23,7 +23,7 @@ def describe(
     predicted: np.ndarray,
     targets: np.ndarray,
 ) -> list[str]:
-    """Return a title for each radiograph: finding, prediction, explained class if different."""
+    """Return a title for each radiograph: finding, prediction, and a different explained class."""
     titles = []
     for k, finding in enumerate(shown.findings):
         label = classifier.classes[predicted[k]]
@@ -37,7 +37,7 @@ def describe(
 
 
 def spread_out(shown: Radiographs, count: int) -> np.ndarray:
-    """Return at most `count` rows, evenly spaced over the radiographs in order of class."""
+    """Return at most `count` rows, evenly spaced over the radiographs sorted by class."""
     order = np.argsort(shown.labels, kind="stable")
     positions = np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)
     return order[positions]
@@ -80,7 +80,7 @@ def write_maps(
     predicted: np.ndarray,
     targets: np.ndarray,
 ) -> None:
-    """Write `heatmaps-<method>.npz`: the arrays behind the images."""
+    """Write `heatmaps-<method>.npz`: the arrays from which the images are drawn."""
     write_arrays(
         run.directory / f"heatmaps-{method.replace('+', 'p')}.npz",
         {
@@ -97,7 +97,7 @@ def write_maps(
 
 
 def heading(settings: Explain, classifier: Classifier, catalog: data_catalog.Catalog) -> str:
-    """Return the heading of the figures: the model, the images, the method."""
+    """Return the heading of the figures: the model, the images and the method."""
     images = "phantoms, not radiographs of people" if catalog.is_phantom else "radiographs"
     text = f"{classifier.name} on {images}"
     if settings.method in ("occlusion", "all"):

@@ -1,4 +1,4 @@
-"""Figures of the autoencoder."""
+"""Figures of an autoencoder: training curves, scores and reconstructions."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from cxr_tf.figures.style import CLASS_COLOURS, CYCLE, class_colour
 
 
 def restoration_curves(history: Sequence[dict[str, float]], best_epoch: int) -> Figure:
-    """Draw loss on healthy images and AUROC on validation by epoch; marks the chosen epoch."""
+    """Draw the loss on healthy images and the AUROC by epoch; mark the chosen epoch."""
     epochs = [h["epoch"] for h in history]
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     left.plot(
@@ -24,7 +24,7 @@ def restoration_curves(history: Sequence[dict[str, float]], best_epoch: int) -> 
     )  # fmt: skip
     left.set(title="loss on healthy images", yscale="log", ylabel="loss")
     for which in (left.yaxis.set_major_formatter, left.yaxis.set_minor_formatter):
-        which(StrMethodFormatter("{x:g}"))  # not powers of ten, whose markup is switched off
+        which(StrMethodFormatter("{x:g}"))  # not powers of ten: their markup is disabled
     right.plot(epochs, [h["val_auroc"] for h in history], "o-", color=CYCLE[0], markersize=3)
     right.set(title="AUROC on validation, healthy vs. pneumonia", ylabel="AUROC")
     for axes in (left, right):
@@ -36,7 +36,7 @@ def restoration_curves(history: Sequence[dict[str, float]], best_epoch: int) -> 
 
 
 def score_histogram(scores: np.ndarray, findings: np.ndarray, threshold: float) -> Figure:
-    """Draw the distribution of anomaly scores float [N] by finding str [N], with the threshold."""
+    """Draw the distributions of anomaly scores float [N] by finding str [N], and the threshold."""
     figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
     # A few outliers would squeeze all other images into one bar.
     bins = np.linspace(scores.min(), max(np.quantile(scores, 0.99), threshold * 1.1), 41)
@@ -62,10 +62,10 @@ def reconstructions(
     *,
     brightest: float,
 ) -> Figure:
-    """Draw original, reconstruction and anomaly map, one column per image.
+    """Draw the original, reconstruction and anomaly map of each image, one image per column.
 
     images: uint8 [N, S, S, 1]; reconstructed: float32 [N, S, S] in 0..255; maps: float32 [N, S, S],
-    drawn on one scale from 0 to `brightest`, so that maps can be compared.
+    all drawn on the scale from 0 to `brightest`, so that they can be compared.
     """
     count = len(images)
     figure, panels = plt.subplots(

@@ -20,7 +20,7 @@ def roc(
     classes: Sequence[str],
     threshold: float | None = None,
 ) -> Figure:
-    """Draw the ROC curve of the second of two classes, or of each of more against the rest.
+    """Draw the ROC curve of the second of two classes, or of each of several versus the rest.
 
     labels: int [N]; probabilities: [N, C]; threshold: marked as the operating point.
     """
@@ -54,7 +54,7 @@ def roc(
 def precision_recall(
     labels: np.ndarray, probabilities: np.ndarray, classes: Sequence[str]
 ) -> Figure:
-    """Draw precision against recall; the share of positives is the level of chance."""
+    """Draw precision against recall; a dotted line marks chance, the share of positives."""
     figure, axes = plt.subplots(figsize=(5, 5), layout="constrained")
     for k in drawn(classes):
         positive = labels == k
@@ -73,7 +73,7 @@ def precision_recall(
 
 
 def confusion(labels: np.ndarray, predicted: np.ndarray, classes: Sequence[str]) -> Figure:
-    """Draw the confusion matrix: counts, shaded by the share of the true class."""
+    """Draw the confusion matrix: counts, shaded by their share of the true class."""
     counts = sk.confusion_matrix(labels, predicted, labels=range(len(classes)))
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = 2.6 + 0.9 * len(classes)
@@ -96,7 +96,7 @@ def confusion(labels: np.ndarray, predicted: np.ndarray, classes: Sequence[str])
 
 
 def reliability_diagram(labels: np.ndarray, probabilities: np.ndarray, ece: float) -> Figure:
-    """Draw observed frequency against predicted probability, with the images per bin."""
+    """Draw the observed frequency against the predicted probability, and the images per bin."""
     mean, share, counts = reliability(labels, probabilities)
     figure, (axes, below) = plt.subplots(
         2, 1, figsize=(5, 6), layout="constrained", height_ratios=(4, 1), sharex=True
@@ -120,10 +120,10 @@ def risk_coverage(
     predicted: np.ndarray,
     scores: Mapping[str, Any],
 ) -> Figure:
-    """Draw the error rate by the share of images that are answered, the most certain first.
+    """Draw the error rate against the share of images decided, the most certain first.
 
-    labels, predicted: int [N]; probabilities: [N, C]; scores: of the split; its prediction sets,
-    if there are any, are marked.
+    labels, predicted: int [N]; probabilities: [N, C]; scores: the scores of the split. If they
+    include prediction sets, the point that these reach is marked.
     """
     answered, error_rate = risk_coverage_curve(labels, probabilities, predicted)
     figure, axes = plt.subplots(figsize=(5, 4), layout="constrained")
@@ -137,7 +137,7 @@ def risk_coverage(
             label="prediction sets of one class",
         )
     axes.set(
-        xlabel="share of images answered",
+        xlabel="share of images decided",
         ylabel="error rate among them",
         xlim=(-0.02, 1.02),
         ylim=(0, max(0.05, 1.1 * float(error_rate.max()))),
@@ -163,12 +163,12 @@ def shifts(by_shift: Mapping[str, Mapping[str, float]], classes: Sequence[str]) 
     return figure
 
 
-# Beginning of a key of the history: label of its curve.
+# Labels of curves, by the beginning of their key in the history.
 CURVES = {"train": "training", "val": "validation", "val_stressed": "perturbed validation"}
 
 
 def training_curves(history: Sequence[dict[str, float]], best_epoch: int) -> Figure:
-    """Draw loss, AUROC and learning rate by epoch; marks the selected epoch."""
+    """Draw the loss, AUROC and learning rate by epoch; mark the selected epoch."""
     epochs = [h["epoch"] for h in history]
     figure, panels = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
     contents = (
@@ -194,14 +194,14 @@ def training_curves(history: Sequence[dict[str, float]], best_epoch: int) -> Fig
     return figure
 
 
-# Titles of scores in figures, where they differ from the key.
+# Titles of scores in figures, if they differ from the key.
 SCORE_TITLES = {"auroc": "AUROC", "recall": "sensitivity", "f1": "F1"}
 
 
 def comparison(
     names: Sequence[str], tables: Sequence[dict], metrics: Sequence[str], chosen: str
 ) -> Figure:
-    """Draw scores of several models with 95 % confidence intervals, one panel per metric."""
+    """Draw the scores of several models with 95 % confidence intervals, one panel per metric."""
     figure, panels = plt.subplots(
         1, len(metrics), figsize=(2.6 * len(metrics), 0.6 * len(names) + 1.6), layout="constrained"
     )

@@ -1,4 +1,4 @@
-"""The page that shows a data set."""
+"""The figure that shows a data set on one page."""
 
 import textwrap
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ def data_page(
 
     findings, splits, patients: of each image [N]. measures: width, height, aspect, brightness,
     float [N], NaN where unreadable. thumbnails: uint8 [N, S, S]. exact: number of identical
-    copies. near: pairs of rows that look alike. shortcuts: (measure, finding, AUROC, suspicious).
+    copies. near: pairs of near-duplicate rows. shortcuts: (measure, finding, AUROC, suspicious).
     """
     finding_of, split_of = np.array(findings), np.array(splits)
     colours = {name: class_colour(name, k) for k, name in enumerate(classes)}
@@ -86,7 +86,7 @@ def data_page(
     axes.set(xlabel="images of one patient", ylabel="patients", title="images per patient")
     axes.set(xlim=(0, images.max() + 1), ylim=(0.5, 2 * counts.max()), yscale="log")
     axes.xaxis.get_major_locator().set_params(integer=True)
-    # Mathematical text is off (see cxr_tf.figures): a log axis would print its markup.
+    # Mathematical text is disabled (see cxr_tf.figures): a log axis would print its markup.
     axes.yaxis.set_major_formatter(LogFormatter())
     axes.yaxis.set_minor_formatter(NullFormatter())
 
@@ -97,7 +97,7 @@ def data_page(
     axes.set_yticks(
         range(len(shortcuts)), [f"{measure}:\n{finding}" for measure, finding, *_ in shortcuts]
     )
-    axes.set(xlim=(0.5, 1.08), xlabel="AUROC, one class against the rest", title="shortcuts")
+    axes.set(xlim=(0.5, 1.08), xlabel="AUROC, one class versus the rest", title="shortcuts")
     axes.invert_yaxis()
 
     axes = panels[1, 2]

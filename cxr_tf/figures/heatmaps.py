@@ -32,10 +32,11 @@ def heatmap_sheet(
     heading: str = "",
     pairs: int = 3,
 ) -> Figure:
-    """Draw radiographs uint8 [N, S, S, 1] with heatmaps beside them, (name, float [N, S, S]) each.
+    """Draw radiographs uint8 [N, S, S, 1], each with its heatmaps beside it.
 
-    With one method a row has `pairs` of radiograph and heatmap; with more a row is one radiograph.
-    Each heatmap has its own scale; its range is written above it.
+    maps: (name, float [N, S, S]) of each method. With one method, a row shows `pairs` pairs of
+    radiograph and heatmap; with several methods, a row shows one radiograph. Each heatmap has its
+    own scale; its range is written above it.
     """
     per_row = pairs if len(maps) == 1 else 1
     rows = -(-len(images) // per_row)
@@ -72,10 +73,10 @@ def heatmaps_alone(
     heading: str = "",
     per_row: int = 6,
 ) -> Figure:
-    """Draw heatmaps, (name, float [N, S, S]) each, over the mean radiograph [S, S, 1].
+    """Draw heatmaps over the mean radiograph [S, S, 1] instead of over each radiograph.
 
-    The mean radiograph shows where the lungs are and no individual patient: a figure to share
-    where radiographs of patients must not be shared.
+    maps: (name, float [N, S, S]) of each method. The mean radiograph shows where the lungs are but
+    no individual patient, so the figure can be shared even if radiographs of patients must not be.
     """
     panels = [(title, name, heat[k]) for k, title in enumerate(titles) for name, heat in maps]
     per_row = per_row if len(maps) == 1 else len(maps)
@@ -108,11 +109,12 @@ def mean_heatmaps(
 ) -> Figure:
     """Draw the mean heatmap of each class over its mean radiograph; rows are methods.
 
-    Each map is scaled to its own peak and counts alike: otherwise the few radiographs on which the
-    network is unsure, and the probability changes most, would dominate the mean.
+    Each map is scaled to its own peak, so that all count equally: otherwise the few radiographs on
+    which the network is uncertain, and the probability changes most, would dominate the mean.
 
-    images: uint8 [N, S, S, 1]; maps: (name, float [N, S, S]) each; labels: int [N]; outside:
-    bool [S, S], outlined; the share of the positive heat that lies in it is written above.
+    images: uint8 [N, S, S, 1]; maps: (name, float [N, S, S]) of each method; labels: int [N];
+    outside: the region outside the chest, bool [S, S]. It is outlined, and the share of the
+    positive heat inside it is written above the panel.
     """
     figure, panels = plt.subplots(
         len(maps),
@@ -148,7 +150,7 @@ def mean_heatmaps(
 
 
 def _draw_heat(axes: Any, gray: np.ndarray, heat: np.ndarray) -> Any:
-    """Draw heat over a gray image: red above 0, blue below, transparent near 0."""
+    """Draw heat over a grey image: red above 0, blue below, transparent near 0."""
     limit = max(float(np.abs(heat).max()), 1e-12)
     axes.imshow(gray, cmap="gray", vmin=0, vmax=255)
     strength = np.abs(heat) / limit

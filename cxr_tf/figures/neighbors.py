@@ -13,8 +13,8 @@ from cxr_tf.figures.style import CYCLE, class_colour
 def knn_grid(candidates: Sequence[dict], chosen: dict) -> Figure:
     """Draw balanced accuracy against k for every representation, metric and weighting.
 
-    Upper row: validation; lower row: its perturbed copy. The chosen candidate, by the mean of both,
-    is marked.
+    The upper row shows validation, the lower row its perturbed copy. The candidate that is chosen
+    by the mean of both is marked.
     """
     spaces = list(dict.fromkeys(c["representation"] for c in candidates))
     figure, panels = plt.subplots(
@@ -74,10 +74,10 @@ def tsne_map(
     wrong: np.ndarray,
     classes: Sequence[str],
 ) -> Figure:
-    """Draw t-SNE maps side by side, (title, float [N, 2]) each.
+    """Draw t-SNE maps side by side.
 
-    labels: int [N], shown by colour; is_test: bool [N], dark rim; wrong: bool [N], test images that
-    the KNN misclassifies, crossed.
+    panels: (title, float [N, 2]) of each map; labels: int [N], shown as colours; is_test: bool [N],
+    shown as dark rims; wrong: bool [N], test images that the KNN misclassifies, shown as crosses.
     """
     figure, drawn = plt.subplots(
         1,
@@ -86,7 +86,7 @@ def tsne_map(
         layout="constrained",
         squeeze=False,
     )
-    # In random order, or the last class would cover the others.
+    # In random order; otherwise the last class would cover the others.
     order = np.random.default_rng(0).permutation(len(labels))
     for axes, (title, plane) in zip(drawn[0], panels, strict=True):
         colours = np.array([class_colour(c, k) for k, c in enumerate(classes)])
@@ -126,8 +126,9 @@ def neighbor_table(
 ) -> Figure:
     """Draw radiographs with their nearest training cases, one row each.
 
-    images: uint8 [R, 1 + K, S, S], the query first; titles: of the R queries; neighbours: for each
-    row (class, distance) of its K neighbours. Frames have the colour of the class.
+    images: uint8 [R, 1 + K, S, S], the query first; titles: one for each of the R queries;
+    neighbours: (class, distance) of the K neighbours of each query. Frames have the colour of the
+    class.
     """
     rows, columns = images.shape[:2]
     figure, panels = plt.subplots(

@@ -1,4 +1,4 @@
-"""Heatmaps as plain pictures to lay over a radiograph, without axes or colour bar."""
+"""Heatmaps as plain pictures over a radiograph, without axes or colour bar."""
 
 import io
 
@@ -9,12 +9,15 @@ LONGEST_SIDE = 1024
 
 
 def heat_layer(heat: np.ndarray) -> np.ndarray:
-    """Render a heatmap, float [S, S], as uint8 [S, S, 4]: red above 0, blue below, clear at 0."""
+    """Render a heatmap, float [S, S], as a layer of colour, uint8 [S, S, 4].
+
+    The layer is red above 0, blue below 0 and transparent at 0.
+    """
     from matplotlib import colormaps
 
     share = heat / max(float(np.abs(heat).max()), 1e-12)
     layer = colormaps["RdBu_r"](0.5 + 0.5 * share)
-    # Faint heat must not veil the lungs, nor strong heat hide what it lies on.
+    # Faint heat must not veil the lungs, nor strong heat hide the anatomy below it.
     layer[..., 3] = 0.75 * np.abs(share) ** 0.8
     return np.round(255 * layer).astype(np.uint8)
 
@@ -30,7 +33,7 @@ def overlay(gray: np.ndarray, heat: np.ndarray, *, longest_side: int = LONGEST_S
 
 
 def shrunk(gray: np.ndarray, longest_side: int) -> Image.Image:
-    """Shrink a gray image to at most `longest_side` pixels, keeping its aspect ratio."""
+    """Shrink a grey image to at most `longest_side` pixels, keeping its aspect ratio."""
     image = Image.fromarray(gray)
     image.thumbnail((longest_side, longest_side))
     return image

@@ -20,7 +20,7 @@ def radiograph_grid(
     lines = 1 + max([0, *(title.count("\n") for title in titles)])
     width, height, top = 2.1, 2.1 + 0.14 * lines, 0.35 if heading else 0.0
     figure = plt.figure(figsize=(width * columns, height * rows + top))
-    # One pair of axes in inches: the layout of a dozen would take longer than all the drawing.
+    # One pair of axes in inches: the layout of a dozen pairs would take longer than the drawing.
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, width * columns), ylim=(0, height * rows + top))
     axes.axis("off")

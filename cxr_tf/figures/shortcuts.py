@@ -1,4 +1,4 @@
-"""Figures of the shortcut audit: takes arrays, returns a matplotlib Figure."""
+"""The figure of the shortcut audit."""
 
 from collections.abc import Mapping, Sequence
 
@@ -21,9 +21,9 @@ def shortcut_audit(
 ) -> Figure:
     """Draw the AUROC of each statistic, the separation of the classes, and example images.
 
-    labels int [N], probabilities float [N, C] of the cross-fitted regression, images uint8
-    [N, S, S(, 1)]. The examples of a class are those whose statistics look most and least like
-    it.
+    labels: int [N]; probabilities: float [N, C], of the cross-fitted regression; images: uint8
+    [N, S, S] or [N, S, S, 1]. The examples of a class are the images whose statistics look most and
+    least like that class.
     """
     figure = plt.figure(figsize=(13, 3.2 + 1.3 * len(classes)), layout="constrained")
     upper, lower = figure.subfigures(2, 1, height_ratios=(3.2, 1.3 * len(classes)))  # type: ignore[misc]

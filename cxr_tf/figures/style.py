@@ -15,10 +15,10 @@ CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
 def class_colour(name: str, index: int) -> str:
-    """Return the colour of a class; of an unknown class by its index."""
+    """Return the colour of a class; the index determines the colour of an unknown class."""
     return CLASS_COLOURS.get(name, CYCLE[index % len(CYCLE)])
 
 
 def drawn(classes: Sequence[str]) -> Sequence[int]:
-    """Return the classes whose curves are drawn: of two only the positive one."""
+    """Return the indices of the classes whose curves are drawn: of two, only the positive one."""
     return (1,) if len(classes) == 2 else range(len(classes))

@@ -1,7 +1,7 @@
 """Files and folders that appear whole or not at all.
 
 Content is written under a hidden temporary name in the same folder, synchronised to the disk, and
-renamed. Whatever a killed process leaves behind has such a name, and the next one removes it.
+renamed. Whatever a killed process leaves behind has such a name, and the next process removes it.
 """
 
 import contextlib
@@ -49,9 +49,9 @@ def publish(partial: Path, target: Path) -> None:
 def replace_folder(partial: Path, target: Path) -> None:
     """Rename a complete folder to its final name, in place of an existing folder of that name.
 
-    Either the old or the new folder has the name at any moment: the two are exchanged in one step
-    where the system can do so. Elsewhere a kill between two renames leaves the old one as
-    `.<name>.old`, and `temporary_sibling` restores it.
+    At any moment either the old or the new folder has the name: the two are exchanged in one step
+    if the system can do so. Otherwise a process that is killed between the two renames leaves the
+    old folder as `.<name>.old`, and `temporary_sibling` restores it.
     """
     if not target.exists():
         publish(partial, target)
@@ -74,7 +74,7 @@ def _previous(target: Path) -> Path:
 def _sync_tree(path: Path) -> None:
     paths = [path, *path.rglob("*")] if path.is_dir() else [path]
     if len(paths) > 100 and hasattr(os, "sync"):
-        os.sync()  # the whole system, in a fraction of the time that each file would take
+        os.sync()  # all disks at once, which is much faster than one file after another
         return
     for entry in paths:
         if not entry.is_symlink():
@@ -82,7 +82,7 @@ def _sync_tree(path: Path) -> None:
 
 
 def _exchange(first: Path, second: Path) -> bool:
-    """Exchange two names in one step; False if the system cannot: only Linux can."""
+    """Exchange two names in one step; return False if the system cannot (all but Linux)."""
     working_directory, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
     try:
         renameat2 = ctypes.CDLL(None).renameat2
@@ -102,9 +102,9 @@ def remove_partial_files(directory: Path) -> None:
 def temporary_sibling(folder: Path) -> Iterator[Path]:
     """Yield an empty hidden folder next to `folder`, to be filled and renamed within the block.
 
-    It is removed at the end unless it was renamed. Remains of a killed process are removed first,
-    and a process that is filling it is waited for: check again then whether `folder` exists. Where
-    there are no locks, each process gets a folder of its own.
+    It is removed at the end unless it was renamed. What a killed process left in it is removed
+    first. If another process is filling it, this one waits, so check again afterwards whether
+    `folder` exists. If the system has no locks, each process gets a folder of its own.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial, descriptor = _locked_and_empty(folder.with_name(f".{folder.name}.writing"))
@@ -121,7 +121,7 @@ def temporary_sibling(folder: Path) -> Iterator[Path]:
 
 
 def _locked_and_empty(partial: Path) -> tuple[Path, int | None]:
-    """Create a folder, lock it and empty it; one with a unique name if there are no locks."""
+    """Create a folder, lock it and empty it; without locks, create one with a unique name."""
     while True:
         try:
             partial.mkdir(exist_ok=True)
@@ -130,8 +130,8 @@ def _locked_and_empty(partial: Path) -> tuple[Path, int | None]:
             continue  # another process has just renamed or removed it
         if descriptor is None:
             unique = Path(tempfile.mkdtemp(prefix=f"{partial.name}-", dir=partial.parent))
-            unique.chmod(0o755)  # mkdtemp allows no other user, also after the rename
-            with contextlib.suppress(OSError):  # another process's, perhaps
+            unique.chmod(0o755)  # mkdtemp denies access to other users, even after the rename
+            with contextlib.suppress(OSError):  # it may be another process's
                 partial.rmdir()
             return unique, None
         if _is_same(partial, descriptor):
@@ -165,9 +165,9 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a file that several processes may write at the same time, atomically.
+    """Atomically write a file that several processes may write at the same time.
 
-    Each process locks a separate temporary file; unlocked ones are remains of killed processes, and
+    Each process locks a separate temporary file; unlocked ones were left by killed processes, and
     are removed.
     """
     for remains in path.parent.glob(f".{path.name}-*"):
@@ -183,7 +183,7 @@ def replace_text(path: Path, text: str) -> None:
             with os.fdopen(handle, "w") as file, naming_file(path):
                 descriptor = lock(partial, wait=True)
                 file.write(text)
-            os.chmod(partial, 0o644)  # mkstemp allows no other user to read it, such as TF Serving
+            os.chmod(partial, 0o644)  # mkstemp lets no other user read it, such as TF Serving's
             publish(partial, path)
             return
         except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Errors of a disk, such as a full one, with the path that they concern."""
+"""Disk errors, such as a full disk, with the path that they concern."""
 
 import contextlib
 import errno
@@ -6,8 +6,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-# Errors of a disk, which TensorFlow and HDF5 quote in their messages but do not raise as OSError
-# with a number.
+# Numbers of disk errors. TensorFlow and HDF5 quote such an error in a message, but do not raise an
+# OSError with its number.
 DISK_ERRORS = tuple(
     getattr(errno, name)
     for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO")
@@ -16,7 +16,7 @@ DISK_ERRORS = tuple(
 
 
 def disk_errno(error: BaseException) -> int | None:
-    """Return the error number of an exception that a disk caused, None for any other exception."""
+    """Return the error number of an exception caused by a disk; None for any other exception."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno if error.errno in DISK_ERRORS else None
     if isinstance(error, OSError) or type(error).__module__.startswith("tensorflow."):
@@ -27,7 +27,7 @@ def disk_errno(error: BaseException) -> int | None:
 
 @contextlib.contextmanager
 def naming_file(path: Path) -> Iterator[None]:
-    """Add the path to disk errors in a block that do not name a file, such as a full disk."""
+    """Add the path to disk errors in the block that do not name a file, as for a full disk."""
     try:
         yield
     except Exception as error:

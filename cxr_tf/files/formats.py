@@ -1,4 +1,4 @@
-"""JSON, CSV and NumPy files: written whole or not at all, and checked when read."""
+"""JSON, CSV and NumPy files, which are written atomically and checked when read."""
 
 import csv
 import json
@@ -13,18 +13,21 @@ import numpy as np
 from cxr_tf.errors import UserError
 from cxr_tf.files.atomic import write_atomically
 
-# Types that `read_json` checks: a number may be null where it is not defined.
+# Types of a number for `read_json`: an undefined number is null.
 NUMBER = (int, float, NoneType)
 
 
 class MissingKey(UserError, KeyError):
-    """A file of this package lacks a key. Also a KeyError, which templates treat as undefined."""
+    """Raised if a file of this package lacks a key.
+
+    It is also a KeyError, which templates treat as an undefined value.
+    """
 
     __str__ = Exception.__str__  # KeyError shows its argument in quotes
 
 
 class Record(dict[str, Any]):
-    """A JSON object of a file; a missing key raises UserError that names the key and the file."""
+    """A JSON object read from a file; a missing key raises UserError with the key and the file."""
 
     def __init__(self, content: Mapping[str, Any], file: Path) -> None:
         super().__init__(content)
@@ -42,16 +45,17 @@ def damaged(file: Path, reason: str) -> UserError:
 def read_json(path: Path, fields: Mapping[str, Any] | None = None) -> Record:
     """Read a JSON object that this package wrote.
 
-    fields: the types of fields, as far as they are present: a type or several, [type] for a list, a
-    mapping for an object, in which "*" matches all other keys. Raises UserError for content that
-    is no JSON object or has a field of another type, and later for a missing key that is looked up.
+    fields: the expected type of each field, which is checked if the field is present: a type or a
+    tuple of types, [type] for a list, a mapping for an object, in which "*" matches all other keys.
+    Raises UserError if the content is not a JSON object or a field has the wrong type. Looking up a
+    missing key in the result also raises UserError.
     """
     try:
         content = json.loads(path.read_text(), object_hook=lambda found: Record(found, path))
     except (ValueError, RecursionError) as error:
         raise damaged(path, str(error)) from None
     if not isinstance(content, dict):
-        raise damaged(path, "it contains no JSON object")
+        raise damaged(path, "it does not contain a JSON object")
     _check_type(content, fields or {}, "", path)
     return Record(content, path)
 
@@ -98,7 +102,7 @@ def write_csv(path: Path, header: list[str], rows: list[list[Any]]) -> None:
 
 
 def to_json_types(value: Any) -> Any:
-    """Convert a value, nested ones included, to the types of JSON."""
+    """Convert a value, including nested values, to JSON types."""
     if isinstance(value, dict):
         return {str(k): to_json_types(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

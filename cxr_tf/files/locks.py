@@ -1,4 +1,4 @@
-"""Locks of files and folders between processes, which the system releases when a process ends."""
+"""Locks on files and folders between processes; the system releases them when a process ends."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ held_locks: dict[tuple[int, int], int] = {}
 
 
 def identity(folder: Path) -> tuple[int, int]:
-    """Return device and inode, which a folder keeps when it is renamed."""
+    """Return the device and inode of a folder, which do not change when it is renamed."""
     state = folder.stat()
     return state.st_dev, state.st_ino
 
@@ -20,7 +20,7 @@ def identity(folder: Path) -> tuple[int, int]:
 def lock(folder: Path, *, wait: bool) -> int | None:
     """Lock a file or folder against other processes; closing the returned descriptor unlocks it.
 
-    None if the file system or the operating system has no locks. Raises BlockingIOError if
+    Returns None if the file system or the operating system has no locks. Raises BlockingIOError if
     another process holds the lock and `wait` is false.
     """
     try:
@@ -41,8 +41,8 @@ def lock(folder: Path, *, wait: bool) -> int | None:
 
 @contextlib.contextmanager
 def exclusive_lock(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder for the duration of a block; wait for it where necessary."""
-    # A process that waited for a lock of its own would wait forever.
+    """Hold the lock of a folder during a block, after waiting for it if necessary."""
+    # A process that waited for a lock that it already holds would wait forever.
     descriptor = None if identity(folder) in held_locks else lock(folder, wait=True)
     try:
         yield
@@ -52,7 +52,7 @@ def exclusive_lock(folder: Path) -> Iterator[None]:
 
 
 def acquire_lock(directory: Path) -> None:
-    """Lock a directory for this process until `release_lock` or its end.
+    """Lock a directory for this process until it calls `release_lock` or ends.
 
     Raises UserError if another process holds it. Does nothing if the file system or the
     operating system has no locks.
@@ -68,7 +68,7 @@ def acquire_lock(directory: Path) -> None:
 
 
 def release_lock(directory: Path) -> None:
-    """Release a directory that `acquire_lock` locked, if it did."""
+    """Release the lock of a directory if this process holds it."""
     descriptor = held_locks.pop(identity(directory), None)
     if descriptor is not None:
         os.close(descriptor)

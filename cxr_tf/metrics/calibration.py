@@ -9,8 +9,9 @@ CALIBRATION_BINS = 15
 def expected_calibration_error(
     labels: np.ndarray, probabilities: np.ndarray, *, weights: np.ndarray | None = None
 ) -> float:
-    """Return the mean gap of confidence and accuracy over 15 bins (Guo et al. 2017, equation 3).
+    """Return the mean gap between confidence and accuracy over 15 bins.
 
+    Guo et al., "On Calibration of Modern Neural Networks" (ICML 2017), equation 3.
     With two classes, the probability of the positive class is compared with its frequency.
     """
     w = np.ones(len(labels)) if weights is None else weights
@@ -21,7 +22,7 @@ def expected_calibration_error(
 
 
 def reliability(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Return the reliability diagram by non-empty bin: mean confidence, observed share, images."""
+    """Return the mean confidence, observed share and number of images of each non-empty bin."""
     confidence, correct = _confidence(labels, probabilities)
     bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
     counts = np.bincount(bins, minlength=CALIBRATION_BINS)
@@ -37,10 +38,10 @@ def fit_calibration(
     """Return T and b [C] that minimise the log loss of softmax(logits / T + b).
 
     Bias-corrected temperature scaling (Alexandari et al., "Maximum Likelihood with Bias-Corrected
-    Calibration is Hard-To-Beat at Label Shift Adaptation", ICML 2020). T is in 0.05..20: if the
-    logits separate the labels perfectly, the unbounded optimum is 0. The sum of b is 0; a standard
-    normal prior on b keeps it small where few rows say little about it. logits: [N, C]; labels: int
-    [N]; weights [N]: how much each row counts.
+    Calibration is Hard-To-Beat at Label Shift Adaptation", ICML 2020). T is limited to
+    0.05..20: if the logits separate the labels perfectly, the unbounded optimum is 0. The sum of b
+    is 0; a standard normal prior keeps b small if there are too few rows to determine it. logits:
+    [N, C]; labels: int [N]; weights [N]: how much each row counts.
     """
     w = np.ones(len(labels)) if weights is None else np.asarray(weights, float)
     w = w / w.sum()

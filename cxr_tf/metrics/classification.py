@@ -63,7 +63,7 @@ def classification_scores(
 def macro_auroc(
     labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray | None = None
 ) -> float:
-    """Return the AUROC of the second of two classes, else the macro average over classes."""
+    """Return the AUROC of the second of two classes; of more classes, the macro average."""
     w = np.ones(len(labels)) if weights is None else np.asarray(weights, float)
     c = probabilities.shape[1]
     areas = [roc_area(labels == k, probabilities[:, k], w) for k in range(1 if c == 2 else 0, c)]

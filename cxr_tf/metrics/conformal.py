@@ -4,10 +4,10 @@
     sets = probabilities >= thresholds                                       # bool [N, C]
 
 Split conformal prediction with the score 1 - p(true class), one threshold per class (Vovk 2012;
-Sadinle, Lei and Wasserman 2019): of the images of each class, at least `coverage` have it in their
-set. Images of one patient are not exchangeable with those of others, patients are: each patient
-has the same weight (Lee, Barber and Willett, "Distribution-free inference with hierarchical data",
-2023).
+Sadinle, Lei and Wasserman 2019): the set contains the true class for at least the share `coverage`
+of the images of each class. Patients are exchangeable, but the images of one patient are not
+exchangeable with those of others, so each patient has the same weight (Lee, Barber and Willett,
+"Distribution-free inference with hierarchical data", 2023).
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ def conformal_thresholds(
     *,
     coverage: float,
 ) -> np.ndarray:
-    """Return the smallest probability with which each class is in a prediction set, float [C].
+    """Return the smallest probability at which each class is in a prediction set, float [C].
 
     labels: int [N]; probabilities: float [N, C]. A class with too few patients for the coverage
     (fewer than coverage / (1 - coverage), 19 at 0.95) gets 0: it is in every set.
@@ -35,7 +35,7 @@ def conformal_thresholds(
         _, patient, images = np.unique(
             np.asarray(patients)[rows], return_inverse=True, return_counts=True
         )
-        # The missing 1 / (K + 1) is the new patient's, who may be less typical than all others.
+        # The sum is K / (K + 1); the rest is for a new patient, who may be the least typical.
         weights = 1 / images[patient] / (len(images) + 1)
         order = np.argsort(-probabilities[rows, k], kind="stable")
         covered = np.cumsum(weights[order]) >= coverage - 1e-9
@@ -51,11 +51,12 @@ def set_scores(
     classes: Sequence[str],
     weights: np.ndarray | None = None,
 ) -> dict[str, float]:
-    """Return the scores of prediction sets, bool [N, C], as `metrics.json` has them.
+    """Return the scores of prediction sets, bool [N, C], by their names in `metrics.json`.
 
-    coverage (also per class): share of images whose set holds the true class; set_size: mean
-    number of classes in a set; undecided: share of images whose set does not hold exactly one
-    class; accuracy_decided: accuracy on all other images. Undefined scores are NaN.
+    coverage: share of images whose set contains the true class; set_size: mean number of classes
+    in a set; undecided: share of images whose set does not contain exactly one class; these three
+    also per class. accuracy_decided: accuracy on the images whose set contains exactly one class.
+    Undefined scores are NaN.
     """
     w = np.ones(len(labels)) if weights is None else np.asarray(weights, float)
     covered = sets[np.arange(len(labels)), labels]
@@ -81,9 +82,9 @@ def set_scores(
 def risk_coverage(
     labels: np.ndarray, probabilities: np.ndarray, predicted: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the share of images answered and the error rate among them, each [N].
+    """Return the share of accepted images and the error rate among them, each [N].
 
-    Images are answered in order of the probability of their predicted class, the most certain
+    Images are accepted in order of the probability of their predicted class, the most certain
     first (Geifman and El-Yaniv, "Selective Classification for Deep Neural Networks", 2017).
     """
     certainty = probabilities[np.arange(len(labels)), predicted]

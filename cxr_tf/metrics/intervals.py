@@ -1,4 +1,4 @@
-"""95 % confidence intervals over patients: bootstrap, and exact at 0 and 1."""
+"""95 % confidence intervals over patients: by bootstrap, or exact for scores of 0 and 1."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 
 from cxr_tf.metrics.classification import classification_scores
 
-# Fewer patients than this in a class give no interval for the scores of the class.
+# The scores of a class with fewer patients than this have no interval.
 MIN_PATIENTS = 2
 
 
@@ -21,15 +21,15 @@ def confidence_intervals(
     bootstrap_samples: int = 1000,
     seed: int = 0,
 ) -> dict[str, list[float]]:
-    """Return 95 % intervals of every score of a classifier: {metric: [low, high]}.
+    """Return the 95 % interval of every score of a classifier: {metric: [low, high]}.
 
-    Percentile intervals of a bootstrap. Patients are resampled, not images, because images of one
-    patient are not independent (cluster bootstrap, Field and Welsh 2007). Bootstrap samples in
+    The bounds are percentiles of a bootstrap. Patients are resampled, not images, because images of
+    one patient are not independent (cluster bootstrap, Field and Welsh 2007). Bootstrap samples in
     which a score is undefined are ignored; a score that is never defined has no interval.
 
-    A score of 0 or 1 does not vary in the bootstrap, and gets the exact interval (Clopper and
-    Pearson 1934) of as many patients as the score rests on; of a class with fewer than two patients
-    there is none.
+    A score of 0 or 1 does not vary in the bootstrap; its interval is the exact one (Clopper and
+    Pearson 1934) for the number of patients that the score is based on. The scores of a class with
+    fewer than two patients have no interval.
     """
     return intervals(
         lambda weights: classification_scores(labels, probabilities, predicted, classes, weights),
@@ -48,10 +48,10 @@ def intervals(
     seed: int = 0,
     support: Mapping[str, int] | None = None,
 ) -> dict[str, list[float]]:
-    """Return intervals as `confidence_intervals`, for any table of scores by weights [N].
+    """Return intervals as `confidence_intervals` does, for any function from weights [N] to scores.
 
-    support: the number of patients that each proportion rests on; a score without one is no
-    proportion.
+    support: the number of patients that each proportion is based on; a score without an entry is
+    not a proportion, and has no exact interval.
     """
     if len(set(patients)) < MIN_PATIENTS:
         return {}  # an interval of zero width would suggest certainty
@@ -77,7 +77,7 @@ def intervals(
 
 
 def exact_interval(share: float, count: int) -> list[float]:
-    """Return the exact 95 % interval of a share of 0 or 1 of `count` patients."""
+    """Return the exact 95 % interval of a share of 0 or 1 among `count` patients."""
     bound = 0.025 ** (1 / count)
     return [bound, 1.0] if share == 1.0 else [0.0, 1.0 - bound]
 
@@ -85,11 +85,12 @@ def exact_interval(share: float, count: int) -> list[float]:
 def classification_support(
     labels: np.ndarray, predicted: np.ndarray, patients: list[str], classes: tuple[str, ...]
 ) -> dict[str, int]:
-    """Return the number of patients that each proportion of a classifier rests on.
+    """Return the number of patients that each score of a classifier is based on.
 
-    recall/c: patients with images of class c; specificity/c: with images of others; precision/c:
-    with images predicted as c, if both c and others occur. Ranking scores and means rest on the
-    smallest group of patients that enters.
+    recall/c: patients with images of class c; specificity/c: patients with images of other classes;
+    f1/c, auroc/c and auprc/c: the smaller of these two numbers; precision/c: patients with images
+    predicted as c, or that smaller number if it is below two or if there are no such patients. The
+    number for a mean over classes is the smallest of the classes.
     """
     names = np.asarray(patients)
 
@@ -120,7 +121,7 @@ def classification_support(
 def detection_support(
     sick: np.ndarray, positive: np.ndarray, patients: list[str]
 ) -> dict[str, int]:
-    """Return the support, as `classification_support`, of the scores of an anomaly detector.
+    """Return the support of an anomaly detector's scores, as `classification_support` does.
 
     sick, positive: whether an image is sick, and whether it was detected, bool [N].
     """
@@ -133,7 +134,7 @@ def detection_support(
 def classification_counts(
     labels: np.ndarray, predicted: np.ndarray, classes: tuple[str, ...]
 ) -> dict[str, list[int]]:
-    """Return the images behind each proportion: {metric: [correct, all]}."""
+    """Return the numbers of images behind each proportion: {metric: [correct, all]}."""
 
     def counted(correct: np.ndarray, rows: np.ndarray) -> list[int]:
         return [int(np.sum(correct & rows)), int(np.sum(rows))]
@@ -153,7 +154,7 @@ def classification_counts(
 
 
 def with_interval(scores: dict[str, Any], metric: str, *, counts: bool = False) -> str:
-    """Format a score with its 95 % interval, and with the images behind it if `counts`."""
+    """Format a score with its 95 % interval, and with the numbers of images if `counts`."""
     value = scores[metric]
     text = "undefined" if value is None or np.isnan(value) else f"{value:.3f}"
     images = scores.get("counts", {}).get(metric) if counts else None
@@ -163,7 +164,7 @@ def with_interval(scores: dict[str, Any], metric: str, *, counts: bool = False) 
 
 
 def bootstrap_weights(patients: list[str], *, bootstrap_samples: int, seed: int) -> np.ndarray:
-    """Return the repetitions of each image in bootstrap samples of patients: int [samples, N]."""
+    """Return how often each image is in each bootstrap sample of patients: int [samples, N]."""
     names, patient_of_image = np.unique(patients, return_inverse=True)
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=bootstrap_samples)

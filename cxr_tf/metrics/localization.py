@@ -12,11 +12,12 @@ def pixel_auroc(maps: np.ndarray, lesions: np.ndarray) -> float:
 def per_region_overlap(
     maps: np.ndarray, lesions: np.ndarray, *, max_false_positive_rate: float = 0.3
 ) -> float:
-    """Return AUPRO, the area under mean overlap per lesion against false positives, in 0..1.
+    """Return AUPRO, the area under the curve of overlap per lesion over false positives, in 0..1.
 
-    maps float [N, H, W], lesions bool [N, H, W]. Bergmann et al., "The MVTec Anomaly Detection
-    Dataset" (2021), section 6.2: every connected lesion has the same weight. The curve is
-    integrated up to a false positive rate of 0.3; a random map scores 0.15.
+    maps: float [N, H, W]; lesions: bool [N, H, W]. Bergmann et al., "The MVTec Anomaly Detection
+    Dataset" (2021), section 6.2: the overlap is the mean over lesions, and every connected lesion
+    has the same weight. The curve is integrated up to a false positive rate of 0.3; a random map
+    scores 0.15.
     """
     from scipy import ndimage
 
@@ -42,10 +43,10 @@ def per_region_overlap(
 
 
 def pointing_hits(maps: np.ndarray, lesions: np.ndarray, *, tolerance: float = 0.0) -> np.ndarray:
-    """Play the pointing game: whether the hottest pixel of each map lies in the lesion.
+    """Return whether the hottest pixel of each map is in the lesion (pointing game): bool [N].
 
-    maps float [N, H, W], lesions bool [N, H, W], tolerance in pixels; returns bool [N]. Zhang et
-    al., "Top-Down Neural Attention by Excitation Backprop" (IJCV 2018), who allow 15 pixels.
+    maps: float [N, H, W]; lesions: bool [N, H, W]; tolerance: in pixels. Zhang et al., "Top-Down
+    Neural Attention by Excitation Backprop" (IJCV 2018), allow 15 pixels.
     """
     from scipy import ndimage
 
@@ -57,7 +58,7 @@ def pointing_hits(maps: np.ndarray, lesions: np.ndarray, *, tolerance: float = 0
 
 
 def hottest_pixel(heat: np.ndarray) -> tuple[int, int]:
-    """Return row and column of the maximum of a map [H, W]; of a plateau its centre."""
+    """Return the row and column of the maximum of a map [H, W], or of the centre of a plateau."""
     where = np.argwhere(heat >= heat.max() - 1e-6 * np.ptp(heat))
     row, column = np.round(where.mean(axis=0)).astype(int)
     return int(row), int(column)

@@ -12,17 +12,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Directions whose variance is stored one by one; the rest share their mean variance.
+# Number of directions with a variance of their own; the others share their mean variance.
 LARGEST_RANK = 256
 
-# A feature that hardly varies in training must not count without limit: its scale is at least this
-# share of the median one.
+# A feature that hardly varies in training must not dominate the distance: its scale is at least
+# this share of the median scale.
 SMALLEST_SCALE = 0.1
 
 
 @dataclass(frozen=True)
 class Gaussian:
-    """A Gaussian with one mean for each of C classes, in D features divided by `scale`.
+    """A Gaussian with a mean for each of C classes, over D features that are divided by `scale`.
 
     means: [C, D]; scale: [D]; components: [K, D], orthonormal; variances: [K] along them;
     residual_variance: in all other directions. All float64.
@@ -40,7 +40,7 @@ def fit_gaussian(
 ) -> Gaussian:
     """Fit a Gaussian with a mean per class and a shared, shrunk covariance.
 
-    features: float [N, D]; labels: int [N], classes without an image are left out.
+    features: float [N, D]; labels: int [N]. Classes without an image are left out.
     """
     from sklearn.covariance import LedoitWolf
 
@@ -55,7 +55,7 @@ def fit_gaussian(
     variances, vectors = np.linalg.eigh(covariance)
     order = np.argsort(variances)[::-1]
     kept, rest = order[:largest_rank], order[largest_rank:]
-    # Where every direction is kept, the residual is 0 and its variance does not matter.
+    # If no direction is left over, the residual is 0 and its variance does not matter.
     residual = float(variances[rest].mean()) if len(rest) else float(variances[kept[-1]])
     # Identical images have no variance.
     tiny = 1e-6

@@ -7,7 +7,7 @@ from cxr_tf.errors import UserError
 
 
 def check_rule(rule: str) -> tuple[str, float]:
-    """Return name and argument of an operating point; raise UserError for an unknown one."""
+    """Return the name and argument of an operating point; raise UserError for an unknown one."""
     name, _, argument = rule.partition(":")
     if rule in ("0.5", "youden"):
         return rule, 0.0
@@ -30,11 +30,12 @@ def operating_point(
 ) -> float:
     """Return the threshold at or above which a score is positive; labels: bool or 0/1 [N].
 
-    Rules: `0.5` is that number. `youden` maximises sensitivity + specificity (Youden 1950); between
-    equal thresholds it takes the highest. `min-sensitivity:S` is the highest threshold whose
-    sensitivity is at least S; `min-specificity:S` the lowest whose specificity is. All but `0.5`
-    lie half-way between two scores. weights [N]: how much each image counts for `youden`; the other
-    two promise a share of the images. Raises UserError for another rule.
+    Rules: `0.5` is that number. `youden` is the threshold with the largest sum of sensitivity and
+    specificity (Youden 1950), the highest one if there are several. `min-sensitivity:S` is the
+    highest threshold whose sensitivity is at least S; `min-specificity:S` is the lowest threshold
+    whose specificity is at least S. Except for `0.5`, thresholds are half-way between two scores.
+    weights [N]: how much each image counts for `youden`; the other two rules guarantee a share of
+    the images, and ignore the weights. Raises UserError for an unknown rule.
     """
     name, target = check_rule(rule)
     if name == "0.5":

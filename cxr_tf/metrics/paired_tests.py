@@ -11,9 +11,9 @@ def delong_test(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> fl
     two classes, or the macro average, as in `macro_auroc`.
 
     DeLong, DeLong and Clarke-Pearson 1988, by the midranks of Sun and Xu 2014. An AUROC is a mean
-    of contributions of single images, and so is the average of several. The test assumes
-    independent images; if patients have several, prefer the bootstrap over patients. NaN if a
-    class, or all others together, have fewer than two images.
+    of contributions of single images, and so is an average of several AUROCs. The test assumes
+    independent images; if patients have several, prefer the bootstrap over patients. Returns NaN if
+    a class has fewer than two images, or if all other classes together do.
     """
     classes = range(1, 2) if first.shape[1] == 2 else range(first.shape[1])
     difference, contributions = 0.0, np.zeros(len(labels))
@@ -34,9 +34,9 @@ def delong_test(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> fl
 
 
 def _wins(positive: np.ndarray, score: np.ndarray) -> np.ndarray:
-    """Return, for each image, the share of opposite images ranked correctly against it, float [N].
+    """Return the share of correctly ranked pairs of each image, float [N].
 
-    Ties count half.
+    A pair consists of the image and one of the opposite class. Ties count half.
     """
     overall = stats.rankdata(score)
     wins = np.empty(len(score))

@@ -1,4 +1,4 @@
-"""Warnings about scores that say more about the data or the network than about radiographs."""
+"""Warnings about predictions that indicate a fault in the data or the network."""
 
 from collections.abc import Sequence
 

@@ -14,11 +14,11 @@ def roc_area(positive: np.ndarray, score: np.ndarray, weights: np.ndarray | None
 
 
 def average_precision(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> float:
-    """Return the area under the precision-recall curve, weighted; NaN without a positive."""
+    """Return the weighted area under the precision-recall curve; NaN without a positive image."""
     if not weights[positive].sum() > 0:
         return float("nan")
     true_positives, false_positives = cumulative_counts(positive, score, weights)
-    # Where the weights so far are 0, recall does not increase either.
+    # As long as all weights so far are 0, recall does not increase either.
     precision = true_positives / np.maximum(true_positives + false_positives, 1e-12)
     return float(np.sum(np.diff(true_positives, prepend=0.0) * precision) / true_positives[-1])
 
@@ -29,8 +29,8 @@ def cumulative_counts(
     """Return weighted true and false positives at each distinct score, from the highest down.
 
     scikit-learn's `roc_auc_score` and `average_precision_score` give the same areas, but spend most
-    of their time on validation, and the bootstrap calls this thousands of times. Like them, raises
-    ValueError for a NaN score, which would sort as the lowest.
+    of their time checking their arguments, and the bootstrap calls this thousands of times. Like
+    them, this function raises ValueError for a NaN score, which would sort as the lowest.
     """
     if np.isnan(score).any():
         raise ValueError("a score is NaN")

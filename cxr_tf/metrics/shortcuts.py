@@ -1,16 +1,17 @@
 """The shortcut audit, and recall among the images that contradict the shortcut.
 
     audit = audit_shortcuts(images, labels, patients, ("normal", "pneumonia"))
-    audit.auroc, audit.ci95, audit.by_statistic          # how well, and by what
+    audit.auroc, audit.ci95, audit.by_statistic          # of all statistics, and of each alone
 
     model = fit_shortcuts(train_images, train_labels, classes)
     against = against_shortcut(labels, model.probabilities(images))      # bool [N]
     recall_against_shortcut(labels, predicted, against, classes)
 
-Where a logistic regression on sixteen statistics of the acquisition separates the classes, a
-network can do so too, and fails where the acquisition differs (Geirhos et al., "Shortcut learning
-in deep neural networks", 2020). How much a network relies on it shows in the recall of the images
-whose statistics look least like their own class (worst-group evaluation, Sagawa et al., ICLR 2020).
+If a logistic regression on sixteen statistics of the acquisition separates the classes, a network
+can do so too, and then fails when the acquisition differs (Geirhos et al., "Shortcut learning in
+deep neural networks", 2020). How much a network relies on the shortcut shows in its recall on the
+images whose statistics are least typical of their own class (worst-group evaluation, Sagawa et al.,
+ICLR 2020).
 """
 
 from collections.abc import Sequence
@@ -29,23 +30,24 @@ from cxr_tf.metrics.classification import macro_auroc
 from cxr_tf.metrics.intervals import intervals
 from cxr_tf.metrics.ranking import roc_area
 
-# Folds of patients of the cross-fitted regression.
+# Number of folds, over patients, of the cross-fitted regression.
 FOLDS = 5
 
 # The audit warns if the lower bound of its AUROC is at least this. Findings change the statistics
 # too: phantoms, whose acquisition is drawn independently of the finding, reach 0.87.
 WARN_AUROC = 0.92
 
-# The share of each class that counts as against the shortcut. Where the shortcut is strong, too
-# few images are outright misclassified by it to measure a recall on.
+# The share of each class that counts as contradicting the shortcut. The images that a strong
+# shortcut misclassifies would be too few to measure recall on.
 AGAINST_SHARE = 0.25
 
 
 @dataclass(frozen=True)
 class ShortcutModel:
-    """A logistic regression from the statistics of an image to its class.
+    """A logistic regression from the acquisition statistics of an image to its class.
 
-    chest: float [32, 32], see `mean_chest`. centre, scale: float [16], of the training images.
+    chest: float [32, 32], see `mean_chest`. centre, scale: float [16], mean and standard deviation
+    of each statistic over the training images.
     coefficients: float [C, 16]. intercepts: float [C].
     """
 
@@ -61,23 +63,23 @@ class ShortcutModel:
         return special.softmax(table @ self.coefficients.T + self.intercepts, axis=1)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the numbers as lists, rounded to four digits, for a model card."""
+        """Return the parameters as lists, rounded to four digits, for a model card."""
         return {k: np.round(v, 4).tolist() for k, v in vars(self).items()}
 
     @classmethod
     def from_dict(cls, numbers: dict[str, Any]) -> "ShortcutModel":
-        """Return the model that `as_dict` wrote."""
+        """Return the model with the parameters that `as_dict` returned."""
         return cls(**{k: np.array(v, np.float64) for k, v in numbers.items()})
 
 
 @dataclass(frozen=True)
 class ShortcutAudit:
-    """How well the statistics of the acquisition predict the class, and which of them do.
+    """The result of a shortcut audit: how well acquisition statistics predict the class.
 
-    auroc: of the cross-fitted logistic regression; of more than two classes the macro average, one
-    against the rest. ci95: its interval, bootstrapped over patients. by_statistic: AUROC of each
-    statistic alone, at least 0.5, in the order of `STATISTICS`. probabilities: float [N, C],
-    cross-fitted.
+    auroc: of the cross-fitted logistic regression; for more than two classes, the macro average of
+    one class against the rest. ci95: its interval, bootstrapped over patients. by_statistic: AUROC
+    of each statistic alone, at least 0.5, in the order of `STATISTICS`. probabilities: float
+    [N, C], cross-fitted.
     """
 
     classes: tuple[str, ...]
@@ -89,7 +91,7 @@ class ShortcutAudit:
 
     @property
     def is_warning(self) -> bool:
-        """Whether the statistics predict the class better than the findings would explain."""
+        """Whether the statistics predict the class better than the findings alone would explain."""
         return self.ci95[0] >= WARN_AUROC
 
     def as_dict(self) -> dict[str, Any]:
@@ -154,7 +156,7 @@ def fit_shortcuts(
 ) -> ShortcutModel | None:
     """Return the regression fitted on training images uint8 [N, S, S, 1] and labels int [N].
 
-    None if a class has no images.
+    Returns None if a class has no images.
     """
     if len(np.unique(labels)) < len(classes):
         return None
@@ -171,8 +173,8 @@ def fit_shortcuts(
 def against_shortcut(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     """Return which images contradict the shortcut: bool [N].
 
-    They are the quarter of each class (rounded up) that the statistics give the lowest probability
-    of their own class. probabilities: float [N, C] of a `ShortcutModel`.
+    In each class they are the quarter of the images (rounded up) to which the statistics give the
+    lowest probability of that class. probabilities: float [N, C] of a `ShortcutModel`.
     """
     against = np.zeros(len(labels), bool)
     for k in np.unique(labels):
@@ -191,8 +193,9 @@ def recall_against_shortcut(
 ) -> dict[str, float]:
     """Return {"recall_against_shortcut/<class>", ..., "worst_group_recall"}.
 
-    The worst group is the class with the lowest recall, among images against the shortcut or among
-    the others. A class without images is NaN. weights [N]: how often each image counts.
+    The images of a class form two groups: those that contradict the shortcut, and the others. The
+    worst group is the one with the lowest recall. The recall of a group without images is NaN.
+    weights [N]: how often each image counts.
     """
     weights = np.ones(len(labels)) if weights is None else weights
     hit = (labels == predicted) * weights
@@ -212,7 +215,7 @@ def recall_against_shortcut(
 def group_weights(labels: np.ndarray, against: np.ndarray | None) -> np.ndarray:
     """Return weights [N] that give both groups of a class equal weight; mean 1 in each class.
 
-    All are 1 if the groups are not known.
+    against: bool [N], the group of each image; if None, all weights are 1.
     """
     weights = np.ones(len(labels))
     if against is None:
@@ -236,7 +239,7 @@ def _regression() -> Any:
 
 
 def _healthy(images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> np.ndarray:
-    """Return the images of the class `normal`; all if there is none."""
+    """Return the images of the class `normal`; all images if there is no such class."""
     if "normal" not in classes:
         return images
     return images[labels == classes.index("normal")]

@@ -37,8 +37,8 @@ def subgroup_scores(
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Return {column: {group: scores}} with counts and, under `ci95`, 95 % intervals.
 
-    score: a function from weights [N] to scores; columns: a value for each of N images; a column
-    `age` is divided into age groups. Patients are resampled within each group.
+    score: a function from weights [N] to scores; columns: for each column, the values of N images;
+    a column `age` is divided into age groups. Patients are resampled within each group.
     """
     names = np.asarray(patients)
     tables: dict[str, dict[str, dict[str, Any]]] = {}
@@ -70,8 +70,8 @@ def gaps(
 ) -> list[dict[str, Any]]:
     """Return the largest gap per column and metric between groups whose intervals do not overlap.
 
-    Each is {column, metric, lowest, highest, difference}: the two groups and their difference. Not
-    corrected for the number of groups and metrics.
+    Each is {column, metric, lowest, highest, difference}: the two groups and their difference. The
+    result is not corrected for the number of groups and metrics.
     """
     result = []
     for column, groups in tables.items():
@@ -98,7 +98,7 @@ def gaps(
 
 
 def group_of(column: str, value: str) -> str:
-    """Return the group of a value: of an age in years, or as DICOM writes it, the age group."""
+    """Return the group of a value; for an age, in years or in DICOM's format, the age group."""
     value = value.strip()
     if not value:
         return UNKNOWN

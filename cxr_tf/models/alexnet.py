@@ -2,8 +2,8 @@
 
 The network of Krizhevsky, "One weird trick for parallelizing convolutional neural networks"
 (arXiv:1404.5997), as torchvision builds it: 64-192-384-256-256 filters, 6x6 adaptive average
-pooling, 4096-4096. torchvision's published weights fit once `scripts/convert_alexnet_weights.py`
-has turned them into a Keras file.
+pooling, 4096-4096 units. torchvision's published weights can be loaded after
+`scripts/convert_alexnet_weights.py` has converted them to a Keras file.
 """
 
 import keras
@@ -22,10 +22,10 @@ POOLED = 6
 
 
 def alexnet_features(x: keras.KerasTensor) -> keras.KerasTensor:
-    """Map normalised images [N, H, W, 3], H and W at least 64, to the layer `fc7` [N, 4096]."""
+    """Map normalised images [N, H, W, 3], H and W at least 64, to the output of `fc7` [N, 4096]."""
     # He initialisation: with Glorot's, deep ReLU stacks lose the signal.
     for name, filters, kernel, stride, padding, pooled in CONVOLUTIONS:
-        # Padding as a layer: with a stride, Keras's "same" pads unevenly and torch does not.
+        # Padding as a layer: with a stride, Keras's "same" pads unevenly, unlike PyTorch.
         x = keras.layers.ZeroPadding2D(padding, name=f"{name}_pad")(x)
         x = keras.layers.Conv2D(
             filters,
@@ -48,10 +48,10 @@ def alexnet_features(x: keras.KerasTensor) -> keras.KerasTensor:
 
 
 def _adaptive_average_pooling(x: keras.KerasTensor, size: int) -> keras.KerasTensor:
-    """Apply average pooling to size x size to any input, with torch's bins (they may overlap).
+    """Average-pool an input of any size to size x size, with PyTorch's bins, which may overlap.
 
-    Bin i of n covers floor(i * h / n) to ceil((i + 1) * h / n); computed as a product with one
-    constant matrix per axis. A map that already has the size passes through unchanged.
+    Bin i of n covers floor(i * h / n) to ceil((i + 1) * h / n). Computed as a product with one
+    constant matrix per axis. A map that already has this size is returned unchanged.
     """
     height, width = x.shape[1:3]
     if (height, width) == (size, size):
@@ -72,8 +72,9 @@ def _pooling_matrix(length: int, size: int) -> np.ndarray:
 def from_torch(state: dict[str, np.ndarray]) -> dict[str, list[np.ndarray]]:
     """Convert torchvision's AlexNet state dict (as arrays) to {Keras layer: [kernel, bias]}.
 
-    Convolutions [out, in, h, w] become [h, w, in, out]; `fc6` is reordered from torch's
-    channel-first flattening to Keras's channel-last. The ImageNet layer `classifier.6` is omitted.
+    Convolutions [out, in, h, w] become [h, w, in, out]; `fc6` is reordered from PyTorch's
+    channel-first flattening to Keras's channel-last one. The ImageNet layer `classifier.6` is
+    omitted.
     """
     names = {
         "conv1": "features.0",

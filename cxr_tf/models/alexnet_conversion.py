@@ -9,7 +9,7 @@ from cxr_tf.errors import UserError
 if TYPE_CHECKING:
     import numpy as np
 
-# torchvision's size for AlexNet; the weights fit every size.
+# torchvision's image size for AlexNet; the weights fit any size.
 IMAGE_SIZE = 224
 
 
@@ -19,7 +19,7 @@ def convert_alexnet_weights(settings: ConvertAlexNetWeights) -> None:
     if not target.name.endswith(".weights.h5"):
         raise UserError(f"--out {settings.out}: the name must end in .weights.h5")
     if target.exists():
-        raise UserError(f"--out {settings.out} exists: remove it or choose another name")
+        raise UserError(f"--out {settings.out} already exists: remove it or choose another name")
     if not target.parent.is_dir():
         raise UserError(f"--out {settings.out}: no such folder {target.parent}")
     state = read_state_dict(source)
@@ -38,7 +38,7 @@ def convert_alexnet_weights(settings: ConvertAlexNetWeights) -> None:
                 layer.set_weights(weights[layer.name])
     except KeyError as error:
         raise UserError(f"{source} is not torchvision's AlexNet: it has no {error}") from error
-    except ValueError as error:  # an array has another shape
+    except ValueError as error:  # an array has the wrong shape
         reason = str(error).splitlines()[0]
         raise UserError(f"{source} is not torchvision's AlexNet: {reason}") from error
 

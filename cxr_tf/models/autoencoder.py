@@ -4,9 +4,9 @@
     model = build_autoencoder(network, "residual")           # [N, S, S, 1] in 0..255 -> ...
 
 `denoising` is a small U-Net that predicts the residual to subtract from an image to make it look
-healthy, and a lesion mask. Its input is at half the image size, because opacities are large and the
-lung appearance model covers fine detail; and in local contrast, which hardly changes with exposure
-and framing. `plain` compresses the image to a code of 128 numbers.
+healthy, and a lesion mask. Its input has half the image size, because opacities are large and the
+lung appearance model covers fine detail; and it is in local contrast, which hardly changes with
+exposure and framing. `plain` compresses the image to a code of 128 numbers.
 """
 
 import keras
@@ -17,7 +17,7 @@ from cxr_tf.errors import UserError
 from cxr_tf.models.contrast_layers import Blur, LocalContrast, Without
 from cxr_tf.models.lung_appearance import LungAppearanceModel
 
-# Score -> the kind of network that it belongs to; the first one of a kind is its default.
+# The kind of network that each score belongs to; the first score of a kind is its default.
 SCORES = {
     "combined": "denoising",
     "appearance": "denoising",
@@ -34,7 +34,7 @@ SHRUNK = {"denoising": 2, "plain": 1}
 # counts in full, and noise in the rest does not count.
 SCORED_SHARE = 0.10
 
-# Deviations from the lung appearance model below one standard deviation count as none, and those
+# Deviations from the lung appearance model below one standard deviation count as zero, and those
 # above seven are clipped, so that a metal button does not dominate the score.
 LEAST_EXCESS, MOST_EXCESS = 1.0, 6.0
 
@@ -69,8 +69,8 @@ def check_size(kind: str, image_size: int) -> None:
     times = SHRUNK[kind]
     if image_size < 64 * times or image_size % (16 * times):
         raise UserError(
-            f"--image-size of the {kind} autoencoder must be a multiple of {16 * times} from "
-            f"{64 * times} on, not {image_size}"
+            f"--image-size of the {kind} autoencoder must be a multiple of {16 * times}, at "
+            f"least {64 * times}, not {image_size}"
         )
 
 
@@ -86,15 +86,15 @@ def build_autoencoder(network: keras.Model, score: str) -> keras.Model:
     """Build the full model: images [N, S, S, 1] in 0..255 -> reconstruction, anomaly_map, score.
 
     reconstruction: float32 [N, S, S, 1] in grey levels of the input. anomaly_map: float32
-    [N, S, S], 0 where nothing is abnormal; for the denoising network blurred over half of the
-    contrast window, because contrast rises more at the edge of an opacity than inside it. score:
-    float32 [N], the mean over the highest tenth of the map for the denoising network, otherwise
-    over the whole map, before blurring and upsampling.
+    [N, S, S], 0 where nothing is abnormal; that of the denoising network is blurred over half of
+    the contrast window, because contrast rises more at the edge of an opacity than inside it.
+    score: float32 [N], the mean of the map before blurring and upsampling; for the denoising
+    network, the mean over the highest tenth of the map.
 
     - residual: the predicted residual, in standard deviations of the local contrast;
     - lesion_mask: the predicted probability of a lesion;
     - mse: squared error of the standardised image;
-    - ssim: 1 - SSIM (Wang et al. 2004), Gaussian window of 11 pixels, halved to lie in 0..1.
+    - ssim: 1 - SSIM (Wang et al. 2004), Gaussian window of 11 pixels, halved so that it is in 0..1.
     """
     images, shrunk = _inputs(network)
     if SCORES[score] == "denoising":
@@ -138,12 +138,12 @@ def build_combined(
 ) -> keras.Model:
     """Combine the denoising network and the lung appearance model in one score.
 
-    healthy: uint8 [N, S, S, 1], healthy images that neither was fitted to; they set the scale. Same
-    inputs and outputs as `build_autoencoder`. The score is the mean of four errors (the residual,
-    lungs brighter than expected, missing fine and coarse detail), each in standard deviations of
-    the healthy images: a score of 0 is the healthy mean. The map is the mean of the four maps, each
-    divided by its typical value on healthy images. The score `appearance` uses the three errors
-    other than the residual.
+    healthy: uint8 [N, S, S, 1], healthy images that neither was fitted to, which determine the
+    scale. Inputs and outputs are those of `build_autoencoder`. The score is the mean of four errors
+    (the residual, lungs brighter than expected, missing fine and coarse detail), each in standard
+    deviations of the healthy images: a score of 0 is the healthy mean. The map is the mean of the
+    four maps, each divided by its typical value on healthy images. The score `appearance` uses the
+    three errors other than the residual.
     """
     images, shrunk = _inputs(network)
     residual = network(LocalContrast()(shrunk))["residual"]
@@ -194,9 +194,9 @@ def _inputs(network: keras.Model) -> tuple[keras.KerasTensor, keras.KerasTensor]
 def _denoised(
     images: keras.KerasTensor, shrunk: keras.KerasTensor, residual: keras.KerasTensor
 ) -> keras.KerasTensor:
-    """Subtract the residual from the images, in grey levels; fine detail is kept.
+    """Subtract the residual from the images, in grey levels, without changing fine detail.
 
-    Less than the whole opacity is subtracted, because the residual is one of contrast.
+    Only a part of an opacity is subtracted, because the residual is a difference in contrast.
     """
     return images - _enlarged(shrunk - Without()(shrunk, residual), images)
 
@@ -220,7 +220,7 @@ def structural_similarity(first: keras.KerasTensor, second: keras.KerasTensor) -
 
     Wang et al., "Image Quality Assessment: From Error Visibility to Structural Similarity" (2004),
     equation 13, with a range of 4 standard deviations, and borders repeated so that the map is as
-    large as the image (`tf.image.ssim` gives one number for an image).
+    large as the image (`tf.image.ssim` returns one number per image).
     """
     c1, c2 = (0.01 * 4) ** 2, (0.03 * 4) ** 2
     mean1, mean2 = _blurred(first), _blurred(second)
@@ -245,7 +245,8 @@ def _block(x: keras.KerasTensor, filters: int, size: int = 3, stride: int = 1) -
 
 
 def _denoising(x: keras.KerasTensor, width: int = 32) -> dict[str, keras.KerasTensor]:
-    # At half the resolution throughout: the finest detail is noise here, and costs half the work.
+    # At half the resolution from the first layer on: the finest detail is noise here, and would
+    # take half of the computation.
     x = _block(x, width, size=5, stride=2)
     skipped = []
     for filters in (width, 3 * width // 2, 2 * width):

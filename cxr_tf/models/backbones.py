@@ -30,11 +30,11 @@ class Backbone:
 
     `features` maps standardised images (mean GRAY_MEAN) to an embedding [N, D]. `blocks` are the
     prefixes of layer names, block by block from the input; fine-tuning freezes whole blocks.
-    `tuned_blocks` is how many of them, from the last, are fine-tuned from pretrained weights by
-    default; `scratch_rate` is the peak learning rate without pretrained weights. `styled` are the
-    layers in the first blocks after which styles are mixed (`mixstyle`) in training from pretrained
-    weights. `bfloat16_from` is the side of an image, in pixels, from which a training step is
-    faster in bfloat16 than in float32, on hardware that supports both.
+    `tuned_blocks` is the number of blocks, counted from the last, that are fine-tuned by default
+    from pretrained weights; `scratch_rate` is the peak learning rate without pretrained weights.
+    `styled` are the layers in the first blocks after which styles are mixed (`mixstyle`) in
+    training from pretrained weights. `bfloat16_from` is the smallest side of an image, in pixels,
+    for which a training step is faster in bfloat16 than in float32, on hardware that supports both.
     """
 
     features: Callable[[keras.KerasTensor], keras.KerasTensor]
@@ -47,9 +47,9 @@ class Backbone:
     where_to_get: str
 
     def gains_in_bfloat16(self, image_size: int, pretrained: bool) -> bool:
-        """Return whether images of this side, in pixels, train faster in bfloat16 without a loss.
+        """Return whether training on images of this side, in pixels, benefits from bfloat16.
 
-        From scratch they do not: the first epochs make less progress in bfloat16.
+        Training from scratch does not: its first epochs make less progress in bfloat16.
         """
         return pretrained and image_size >= self.bfloat16_from
 
@@ -74,7 +74,7 @@ def standardise(images: keras.KerasTensor) -> keras.KerasTensor:
 
 
 def _average(x: keras.KerasTensor) -> keras.KerasTensor:
-    # In float32: averaging hundreds of bfloat16 numbers loses the digits that separate classes.
+    # In float32: averaging hundreds of bfloat16 numbers loses digits that distinguish classes.
     return keras.layers.GlobalAveragePooling2D(name="average", dtype="float32")(x)
 
 
@@ -105,14 +105,14 @@ BACKBONES: dict[str, Backbone] = {
         tuned_blocks=5,
         scratch_rate=1e-3,
         styled=("conv2_block3_out", "conv3_block4_out"),
-        bfloat16_from=96,  # in smaller images its narrow layers are limited by memory
+        bfloat16_from=96,  # for smaller images, memory access limits its narrow layers
         imagenet=lambda: keras.applications.ResNet50(include_top=False, weights="imagenet"),
         where_to_get="resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5 of Keras Applications",
     ),
     "vgg16": Backbone(
         features=_vgg16,
         blocks=("block1", "block2", "block3", "block4", "block5"),
-        # The first two detect edges, which transfer, and cost half of a training step.
+        # The first two blocks detect edges, which transfer, and take half of a training step.
         tuned_blocks=3,
         # Without normalisation layers, VGG16 from scratch diverges at higher rates.
         scratch_rate=2e-4,
@@ -135,7 +135,7 @@ BACKBONES: dict[str, Backbone] = {
 
 
 def backbone(name: str) -> Backbone:
-    """Return the entry of the table; raise UserError with the known names for another one."""
+    """Return the entry of the table; raise UserError with the known names for an unknown one."""
     if name not in BACKBONES:
         raise UserError(f"unknown backbone '{name}'; known: {', '.join(BACKBONES)}")
     return BACKBONES[name]
@@ -155,7 +155,7 @@ def check_blocks(name: str, count: int) -> None:
 
 
 def freeze(model: keras.Model, name: str, *, trainable_blocks: int, batch_norm: bool) -> None:
-    """Freeze all but the last `trainable_blocks` blocks, and BatchNorm unless `batch_norm`.
+    """Freeze all but the last `trainable_blocks` blocks, and all BatchNorm unless `batch_norm`.
 
     Pretrained BatchNorm stays frozen in trainable blocks too: its statistics, from a million
     images, are better than those of a few thousand radiographs in small batches.

@@ -1,9 +1,9 @@
-"""Fold BatchNorm into the convolution before it: the same function, fewer passes over memory.
+"""Folding of BatchNorm into the convolution before it, which saves passes over memory.
 
     trainer = fold_frozen_norms(logits_of(model))     # shares the variables; for training
     model = fold_norms(model)                         # a copy with new variables; for export
 
-In inference, and in training where it is frozen, BatchNorm is a factor and an offset per channel,
+In inference, and in training if it is frozen, BatchNorm is a factor and an offset per channel,
 which can be folded into kernel and bias (`layer_graph.folded`). This saves a pass over each feature
 map, forward and backward.
 """
@@ -20,9 +20,9 @@ from cxr_tf.models.layer_graph import Step, folded, fuse, is_convolution, norm_a
 class NormedConvolution(keras.layers.Layer):
     """A convolution and the frozen BatchNorm after it as one layer, with the variables of both.
 
-    Called on [N, H, W, C]. Kernel and bias are folded in float32 in every step, so that the kernel
-    gets the gradient it would get with a separate BatchNorm, and are then cast to the precision of
-    the convolution.
+    The input is [N, H, W, C]. Kernel and bias are folded in float32 in every step, so that the
+    kernel gets the gradient it would get with a separate BatchNorm, and are then cast to the
+    precision of the convolution.
     """
 
     def __init__(self, step: Step) -> None:
@@ -48,9 +48,9 @@ class NormedConvolution(keras.layers.Layer):
 def fold_frozen_norms(model: keras.Model) -> keras.Model:
     """Fold every frozen BatchNorm into the convolution before it; shares layers and variables.
 
-    The variables may be in another order. For training and inference; returns the model itself if
-    nothing can be folded. Do not save the result, nor pass it to `layer_graph.read_network`, which
-    would read the unfolded graph.
+    The result is for training and inference; its variables may be in a different order. Returns the
+    model itself if nothing can be folded. Do not save the result or pass it to
+    `layer_graph.read_network`, which would read the unfolded graph.
     """
     steps = _foldable(model, lambda norm: not norm.trainable)
     return _without_norms(
@@ -61,8 +61,8 @@ def fold_frozen_norms(model: keras.Model) -> keras.Model:
 def fold_norms(model: keras.Model) -> keras.Model:
     """Return a copy of a model for inference with every BatchNorm folded into its convolution.
 
-    In the precision of the model. Layers keep their names; folded BatchNorm layers are gone. Up to
-    rounding, outputs equal those of `model(..., training=False)`. Returns the model itself if
+    The copy has the precision and the layer names of the model, without the folded BatchNorm. Up to
+    rounding, its outputs equal those of `model(..., training=False)`. Returns the model itself if
     nothing can be folded.
     """
     steps = _foldable(model, lambda norm: True)
@@ -86,7 +86,7 @@ def fold_norms(model: keras.Model) -> keras.Model:
 def cancelled_biases(model: keras.Model) -> list[keras.Variable]:
     """Return the biases of convolutions before a trainable BatchNorm, which subtracts them again.
 
-    Their gradient is 0 except for rounding, which Adam would scale up to steps of full length.
+    Their gradient is 0 except for rounding errors, which Adam would scale up to full steps.
     """
     norms = [x for x in model.layers if isinstance(x, keras.layers.BatchNormalization)]
     normed = {id(norm.input) for norm in norms if norm.trainable}
@@ -103,7 +103,7 @@ def cancelled_biases(model: keras.Model) -> list[keras.Variable]:
 def _foldable(
     model: keras.Model, wanted: Callable[[keras.layers.BatchNormalization], bool]
 ) -> dict[str, Step]:
-    """Return, by name, the convolutions whose output is only read by a BatchNorm."""
+    """Return, by name, the convolutions whose output is read only by a wanted BatchNorm."""
     steps = fuse(steps_of(model), keep=model.outputs)
     norms = [norm_after(step) for step in steps]
     return {

@@ -1,11 +1,11 @@
-"""Image -> preprocessing -> backbone -> embedding -> logits -> probabilities, one flat graph.
+"""Classifiers: image -> preprocessing -> backbone -> embedding -> logits -> probabilities.
 
     model = build_classifier("vgg16", classes=2, image_size=224)
     logits_of(model)          # the same layers up to the logits, for training
     model = calibrated(model, temperature=1.7, bias=np.array([0.2, -0.2]))
 
-The model maps float32 [N, S, S, 3] in 0..255 to probabilities [N, C]. The layers `embedding`,
-`logits` and `probabilities` have the same names in every version.
+The model is one flat graph that maps float32 [N, S, S, 3] in 0..255 to probabilities [N, C]. The
+layers `embedding`, `logits` and `probabilities` have the same names in every version.
 """
 
 import keras

@@ -19,10 +19,10 @@ class LocalContrast(keras.Layer):
 
 @keras.saving.register_keras_serializable("cxr_tf")
 class Without(keras.Layer):
-    """`without` as a layer."""
+    """`remove_residual` as a layer."""
 
     def call(self, images: keras.KerasTensor, residual: keras.KerasTensor) -> keras.KerasTensor:
-        """See `without`."""
+        """See `remove_residual`."""
         return remove_residual(images, residual)
 
 

@@ -1,4 +1,4 @@
-"""A flat Keras classifier as a list of steps that can be run from the standardised image on.
+"""A flat Keras classifier as a list of steps, which can be run from the standardised image.
 
     network = read_network(model)
     standardised = network.standardise(images)       # input of the backbone, [N, S, S, 3]
@@ -154,7 +154,7 @@ def steps_of(model: keras.Model) -> list[Step]:
         return operation.output
 
     # Cloning calls every operation with its arguments, which Keras offers in no other public way.
-    # The clone itself, of the same layers and tensors, is dropped.
+    # The clone itself, which has the same layers and tensors, is discarded.
     keras.models.clone_model(
         model, input_tensors=model.input, clone_function=lambda x: x, call_function=record
     )
@@ -173,7 +173,7 @@ def _ends_standardisation(step: Step) -> bool:
 
 
 def fuse(steps: Sequence[Step], keep: Sequence[Any]) -> list[Step]:
-    """Fuse BatchNorm and ReLU with the convolution before them if nothing else reads its output.
+    """Fuse BatchNorm and ReLU with the convolution before them if they alone read its output.
 
     keep: KerasTensors that must remain the output of a step.
     """
@@ -290,7 +290,7 @@ def run(
 def plainly(
     step: Step, args: Any, kwargs: dict[str, Any], weights: dict[int, tuple[tf.Tensor, tf.Tensor]]
 ) -> tf.Tensor:
-    """Run one step on tensors."""
+    """Run one step on tensors in the usual way."""
     if is_convolution(step.operation) and id(step) in weights:
         return convolve(step, args[0], weights[id(step)], step.operation.padding.upper())
     if isinstance(step.operation, (keras.layers.BatchNormalization, keras.layers.Dropout)):
@@ -301,7 +301,7 @@ def plainly(
 def in_float32(model: keras.Model) -> keras.Model:
     """Return the model itself, or its copy in float32 if it computes in lower precision.
 
-    Weights are float32 with every policy, so the copy is the model without its rounding.
+    Weights are float32 with every policy, so the copy differs from the model only by rounding.
     """
     layers = [x for x in model.layers if not isinstance(x, keras.layers.InputLayer)]
     if all(x.compute_dtype == "float32" for x in layers):

@@ -31,17 +31,18 @@ BLURS = (1 / 224, 2 / 224, 4 / 224)
 # for the networks.
 DETAIL_WINDOW = 1 / 8
 
-# Features of each cell, and the length of the code for each outside the lungs. The finest detail is
-# scanner noise and indicates sharpness: without it, a sharper scanner would look like healthier
-# lungs. In the lungs the vessels matter, which have the two coarser scales.
+# Features of each cell, and for each feature the length of the code of its values outside the
+# lungs. The finest detail is scanner noise and indicates sharpness: without it, a sharper scanner
+# would look like healthier lungs. Inside the lungs the vessels matter, which have the two coarser
+# scales.
 CODE = {"finest detail": 1, "brightness": 6, "fine detail": 0, "coarse detail": 1}
 
-# The errors in the lungs: brighter than expected, less fine and less coarse detail. The finest
-# detail has none.
+# Signs of the errors in the lungs: brighter than expected, less fine detail, less coarse detail.
+# There is no error for the finest detail.
 SIGNS = (1.0, -1.0, -1.0)
 
 
-# The registered name distinguishes these weights from those of the former model, which measured
+# The registered name distinguishes these weights from those of an earlier model, which measured
 # detail in grey levels.
 @keras.saving.register_keras_serializable("cxr_tf", name="HealthyContextOfLocalContrast")
 class LungAppearanceModel(keras.Layer):
@@ -120,9 +121,9 @@ class LungAppearanceModel(keras.Layer):
     def fit(self, images: np.ndarray, lungs: np.ndarray, *, coded: int) -> None:
         """Fit all weights to healthy images.
 
-        images: uint8 [C, N, S, S, 1], C copies of each, such as other exposures; lungs: uint8
+        images: uint8 [C, N, S, S, 1], C copies of N images, such as perturbed ones; lungs: uint8
         [N, L, L, 1], 0 to 255, L a divisor of S; coded: number of copies, from the first, that the
-        code is fitted to, because copies far from any healthy image would use up its few numbers.
+        code is fitted to, because copies unlike any healthy image would use up its few numbers.
         The spread of a cell is that of the errors in five-fold cross-validation, with all copies of
         an image in one fold.
         """
@@ -146,7 +147,7 @@ class LungAppearanceModel(keras.Layer):
         start = 0
         for k, length in enumerate(CODE.values()):
             if length:
-                # A code of full length would overfit to few images.
+                # With few images, a code of full length would overfit.
                 used = min(length, max(1, count // 10))
                 pca = PCA(used, svd_solver="full").fit(measured[: coded * count, k, ~region])
                 encoder[k, ~region, start : start + used] = pca.components_.T

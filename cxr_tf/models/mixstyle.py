@@ -1,4 +1,4 @@
-"""MixStyle: in training, feature maps take on the mean and spread of another radiograph.
+"""MixStyle: in training, feature maps take on the mean and spread of another radiograph's.
 
     trainer = mix_styles(logits_of(model), after=("block1_pool", "block2_pool"))
 
@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from cxr_tf.models.replicas import draw_rows, previous_rows
 
-# Keeps a constant channel from a division by zero.
+# Prevents a division by zero for a constant channel.
 LEAST_SPREAD = 1e-3
 
 
@@ -61,7 +61,7 @@ class MixedStyle(keras.layers.Layer):
 def mix_styles(model: keras.Model, after: Sequence[str], share: float = 0.5) -> keras.Model:
     """Insert a `MixedStyle` after each of the named layers; shares layers and variables.
 
-    For training; in inference the outputs are those of `model`. ValueError for an unknown layer.
+    In inference the outputs are those of `model`. Raises ValueError for an unknown layer.
     """
     names = {layer.name for layer in model.layers}
     if unknown := [name for name in after if name not in names]:

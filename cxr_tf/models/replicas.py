@@ -1,4 +1,4 @@
-"""Layers that see the whole training batch although each replica computes a part of it.
+"""Layers that act on the whole training batch although each replica processes a part of it.
 
     with batch_part(first, total):              # rows first.. of a batch of `total` images
         logits = trainer(images, training=True)
@@ -21,7 +21,7 @@ _part = threading.local()
 
 @contextlib.contextmanager
 def batch_part(first: tf.Tensor, total: tf.Tensor) -> Iterator[None]:
-    """Declare in a block that models are called on rows `first`.. of a batch of `total` rows."""
+    """Declare that the block calls models on the rows from `first` of a batch of `total` rows."""
     _part.value = (first, total)
     try:
         yield
@@ -76,7 +76,7 @@ class BatchDropout(keras.layers.Layer):
 
 
 def with_batch_dropout(model: keras.Model) -> keras.Model:
-    """Replace every `Dropout` by a `BatchDropout`; shares all layers and variables."""
+    """Replace every `Dropout` by a `BatchDropout`; shares all other layers and all variables."""
 
     def replace(layer: Any) -> Any:
         return BatchDropout(layer) if type(layer) is keras.layers.Dropout else layer
@@ -85,9 +85,9 @@ def with_batch_dropout(model: keras.Model) -> keras.Model:
 
 
 def synchronize_norms(model: keras.Model) -> None:
-    """Let BatchNorm compute its statistics over the batches of all replicas.
+    """Let BatchNorm compute its statistics over the parts of the batch on all replicas.
 
-    Where there is one replica, the statistics are those of the batch anyway.
+    With one replica, they are those of the whole batch anyway.
     """
     if tf.distribute.get_strategy().num_replicas_in_sync > 1:
         for layer in model.layers:

@@ -21,12 +21,12 @@ def load_weights(model: keras.Model, name: str, weights: str) -> None:
     """Set the weights of the backbone in `model` from `imagenet`, `none`, or a weights file.
 
     `none` draws He-normal kernels (He et al. 2015), because with Keras's Glorot default the signal
-    vanishes in VGG16 without BatchNorm, and scales those of VGG16 by `_normalise_outputs`. A
+    vanishes in VGG16 without BatchNorm, and scales those of VGG16 with `_normalise_outputs`. A
     file is a `.weights.h5` (or older `.h5`) of the backbone without its classification layer, or a
     `.keras` model of this package with the same backbone.
 
-    Raises UserError if ImageNet weights do not exist or cannot be fetched, or if a file does
-    not fit, naming the first layer that differs. It never falls back to random weights.
+    Raises UserError if ImageNet weights do not exist or cannot be fetched, or if a file does not
+    fit; the message names the first layer that differs. Never falls back to random weights.
     """
     if weights == "none":
         _initialise(model, name)
@@ -51,16 +51,17 @@ def _initialise(model: keras.Model, name: str) -> None:
 
 
 def _normalise_outputs(model: keras.Model, layers: Sequence[keras.layers.Layer]) -> None:
-    """Scale kernels and biases so that on phantoms each filter has mean 0 and deviation 1.
+    """Scale kernels and biases so that filter outputs on phantoms have mean 0 and deviation 1.
 
-    Before its ReLU, over images and positions: what BatchNorm does in each step, done once, after
-    Kraehenbuehl et al., "Data-dependent Initializations of Convolutional Neural Networks" (ICLR
-    2016). Without it, VGG16's embeddings have values of about a hundred, like the pixels, and are
-    nearly equal for all images, and the logits vary wildly in the first steps.
+    The outputs are those before the ReLU, over images and positions: this does once what BatchNorm
+    does in each step, and follows Kraehenbuehl et al., "Data-dependent Initializations of
+    Convolutional Neural Networks" (ICLR 2016). Without it, VGG16's embeddings have values of
+    about a hundred, like the pixels, and are nearly equal for all images, and the logits vary
+    wildly in the first steps.
     """
     size = model.input_shape[1]
     seed = LARGEST_SEED + 1  # no data set of phantoms has it, so none contains these images
-    # Fewer large ones: every position counts, and the first feature maps take the memory.
+    # Fewer images if they are large: every position counts, and the first feature maps are large.
     count = int(np.clip(24 * (128 / size) ** 2, 4, 24))
     images = [phantom(FINDINGS[k % 3], seed=seed, patient=k, size=size).image for k in range(count)]
     x = keras.ops.repeat(np.stack(images)[..., None].astype(np.float32), 3, axis=-1)

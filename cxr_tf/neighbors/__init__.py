@@ -1,1 +1,1 @@
-"""Embeddings of a trained classifier, nearest neighbours in them, t-SNE."""
+"""Embeddings of a trained classifier, their nearest neighbours, and t-SNE."""

@@ -1,4 +1,4 @@
-"""Embeddings of a whole catalogue by a trained classifier: computed once, stored in a file.
+"""Embeddings of a catalogue by a trained classifier: computed once, and stored in a file.
 
     classifier = open_classifier("logs/classifier/vgg16-binary")
     embeddings = embed(classifier, catalog, indexed, run, settings)
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Classifier:
-    """An exported classifier, and the settings that it was trained with, where known."""
+    """An exported classifier, and the settings that it was trained with, if known."""
 
     served: loading.ServedModel
     fingerprint: str
@@ -48,7 +48,10 @@ class Classifier:
 
     @property
     def embedder(self) -> str:
-        """Identity of the embeddings: the model's files, and the engine for its last digits."""
+        """An identifier of the embeddings: the fingerprint of the model, and the engine.
+
+        The engine is part of it because the last digits of the embeddings depend on the engine.
+        """
         engine = self.served.engine_for("embed")
         return self.fingerprint + ("" if engine == "tensorflow" else f"-{engine}")
 
@@ -58,7 +61,7 @@ class Embeddings:
     """Embeddings in a file, and the smaller arrays that belong to them.
 
     The rows are those of `catalog`, in this order: train (first `indexed` rows without identical
-    copies, then the copies), val, test. So every split is a slice, and no slice is a copy.
+    copies, then the copies), val, test. So every split is a slice, which needs no copy in memory.
 
     stressed: float32 [V, D], the val rows under strong augmentation. probabilities: float32
     [V + T, C], the classifier's own predictions on val and test. labels: int64 [N].
@@ -88,7 +91,7 @@ class Embeddings:
 
 
 def open_classifier(folder: str, engine: str = "tensorflow") -> Classifier:
-    """Open a classifier by the folder of its run or SavedModel; raise UserError for any other."""
+    """Open a classifier from its run or SavedModel folder; raise UserError for other models."""
     settings = None
     if (expand_user(folder) / "config.json").exists():
         run = open_finished_run(folder, "classifier")
@@ -96,15 +99,18 @@ def open_classifier(folder: str, engine: str = "tensorflow") -> Classifier:
         folder = str(versions.exported_by(run))
     served = loading.load_served(folder, engine=engine)
     if served.card.get("kind") != "classifier":
-        raise UserError(f"{served.folder} is not a classifier but of kind {served.card['kind']}")
+        raise UserError(
+            f"{served.folder} is a model of kind {served.card['kind']}, not a classifier"
+        )
     return Classifier(served, fingerprint(served.folder), settings)
 
 
 def split_order(catalog: data_catalog.Catalog, labels: np.ndarray) -> tuple[np.ndarray, int]:
-    """Return rows ordered by split, and how many training rows are not identical copies.
+    """Return the rows ordered by split, and the number of training rows without identical copies.
 
-    Copies come last within train: a copy would vote twice, and be shown twice among the neighbours.
-    Copies with a different label stay: which label is right is not known here.
+    Copies come last within train and are not indexed: otherwise an image would vote twice and
+    appear twice among the neighbours. Copies with different labels are all indexed, because it is
+    not known which label is right.
     """
     train = catalog.rows("train")
     seen: set[tuple[str, int]] = set()
@@ -127,8 +133,8 @@ def embed(
 ) -> Embeddings:
     """Embed a catalogue in split order, or reuse the embeddings of an earlier run.
 
-    All runs of this job are searched. Embeddings are reused if the model's files are the same, and
-    the images byte for byte, row by row.
+    All KNN runs are searched. Embeddings are reused if the model's files and the image files are
+    the same, byte for byte, in the same order.
     """
     file = run.directory / "embeddings.npz"
     digests = np.array([r.digest for r in catalog.radiographs])
@@ -177,9 +183,9 @@ def embed(
 
 
 def find_stored(file: Path, model: str, digests: np.ndarray, splits: np.ndarray) -> Path | None:
-    """Return the file with this model's embeddings, in this run or another, or None.
+    """Return a file with this model's embeddings of these images, from any run, or None.
 
-    file: where this run stores them; other runs use the same name.
+    file: where this run stores its embeddings; other runs use the same file name.
     """
     for candidate in [file, *sorted(file.parent.parent.glob(f"*/{file.name}"))]:
         if not candidate.exists():
@@ -195,7 +201,7 @@ def find_stored(file: Path, model: str, digests: np.ndarray, splits: np.ndarray)
 
 
 def embed_files(served: loading.ServedModel, paths: Sequence[str], batch_size: int) -> np.ndarray:
-    """Embed image files by the SavedModel's signature `embed`, float32 [N, D]."""
+    """Embed image files with the SavedModel's signature `embed`: float32 [N, D]."""
     predict = served.file_predictor("embed")
     values = np.empty((0, 0), np.float32)
     for rows in batches(len(paths), batch_size):
@@ -209,7 +215,7 @@ def embed_files(served: loading.ServedModel, paths: Sequence[str], batch_size: i
 def embed_stressed(
     served: loading.ServedModel, paths: Sequence[str], batch_size: int
 ) -> np.ndarray:
-    """Embed images under the augmentation of the perturbed validation split, float32 [N, D]."""
+    """Embed images with the augmentation of the perturbed validation copy: float32 [N, D]."""
     predict = served.predictor("embed")
     images, _ = decoding.load_images(paths, served.card["image_size"])
     parts = []
@@ -223,9 +229,9 @@ def embed_stressed(
 
 
 def batches(count: int, size: int) -> Iterator[slice]:
-    """Yield slices of `size` rows. A single last row joins the batch before it.
+    """Yield slices of `size` rows; a single last row joins the previous slice.
 
-    For a batch of one some kernels sum in a different order, and the last bits differ.
+    For a batch of one row, some kernels sum in a different order, so that the last bits differ.
     """
     start = 0
     while start < count:
@@ -239,10 +245,10 @@ def batches(count: int, size: int) -> Iterator[slice]:
 def embed_before(
     classifier: Classifier, paths: Sequence[str], batch_size: int
 ) -> np.ndarray | None:
-    """Embed images with the weights that training started from, float32 [N, D].
+    """Embed images with the weights that training started from: float32 [N, D].
 
-    None if those are not known (a SavedModel without its run), or if the backbone was not
-    trained, so that the embeddings are the same before and after.
+    Returns None if those weights are not known (a SavedModel without its run) or cannot be loaded,
+    or if the backbone was not trained, so that the embeddings are the same before and after.
     """
     known = classifier.settings
     if known is None or known["epochs"] == 0 or known["trainable_blocks"] == 0:
@@ -267,7 +273,7 @@ def embed_before(
 def stored_before(
     classifier: Classifier, shown: data_catalog.Catalog, run: Run, settings: FitKnn
 ) -> np.ndarray | None:
-    """Return `embed_before`, stored in `embeddings-before.npz` and reused from there."""
+    """Return the result of `embed_before`, which is stored in `embeddings-before.npz`."""
     file = run.directory / "embeddings-before.npz"
     digests = np.array([r.digest for r in shown.radiographs])
     splits = np.array([r.split for r in shown.radiographs])
@@ -292,7 +298,7 @@ def stored_before(
 def _link(source: Path, target: Path) -> None:
     """Hard-link a file; copy it if the file system has no links.
 
-    Safe because these files are replaced whole, never changed.
+    A link is safe because these files are replaced, and never changed in place.
     """
     try:
         os.link(source, target)

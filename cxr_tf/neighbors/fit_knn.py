@@ -1,11 +1,11 @@
-"""Fit k nearest neighbours in the embedding of a trained classifier, evaluate and export them.
+"""Fit k nearest neighbours to a classifier's embeddings, evaluate and export them.
 
     python scripts/fit_knn.py --classifier logs/classifier/vgg16-binary
 
 Everything is chosen on the validation set (see `selection`). The test set is evaluated once.
 
-Probabilities are shares of the vote, not calibrated: a share moves in steps of 1/k, and a
-temperature cannot move a share of 0 or 1.
+Probabilities are shares of the vote and not calibrated: a share changes in steps of 1/k, and a
+temperature cannot change a share of 0 or 1.
 """
 
 import dataclasses
@@ -44,15 +44,16 @@ from cxr_tf.serving.store import versions
 log = logging.getLogger(__name__)
 
 
-# A radiograph is novel, unlike the training data, above this quantile of validation.
+# A radiograph is novel (unlike the training data) if its distance to the k-th neighbour exceeds
+# this quantile of that distance on validation.
 NOVELTY_QUANTILE = 0.99
 
 
 def fit_knn(settings: FitKnn) -> Run:
     """Fit, evaluate and export the nearest neighbours, and return the finished run.
 
-    Its directory holds all results. Raises UserError for invalid settings or data, if possible
-    before anything is written.
+    The run's directory contains all results. Raises UserError for invalid settings or data, if
+    possible before anything is written.
     """
     if not settings.classifier:
         raise UserError("give --classifier, or --archive to find similar cases in an archive")
@@ -97,8 +98,8 @@ def fit_knn(settings: FitKnn) -> Run:
     grid = search(embeddings, metrics.group_weights(labels[val], against["val"]))
     chosen = max(grid, key=lambda c: (c.score, -c.brier))
     log.info(
-        "  chosen of %d: k = %d, %s, %s, %s weights (balanced accuracy on validation %.3f, "
-        "stressed %.3f)",
+        "  chosen from %d: k = %d, %s, %s, %s weights (balanced accuracy on validation %.3f, "
+        "on its perturbed copy %.3f)",
         *(len(grid), chosen.k, chosen.representation, chosen.metric, chosen.weights),
         *(chosen.balanced_accuracy, chosen.stressed_balanced_accuracy),
     )
@@ -207,7 +208,7 @@ def fit_knn(settings: FitKnn) -> Run:
 
     def agree(folder: Path) -> dict[str, Any]:
         # The exported model embeds with TensorFlow, and OpenVINO's last digits can decide between
-        # near neighbours: compare both on TensorFlow's embeddings then.
+        # near neighbours: if OpenVINO was used, compare on TensorFlow's embeddings.
         same = classifier.served.engine_for("embed") == "tensorflow"
         queries = values[test] if same else None
         return check_agreement(folder, knn, queries, catalog.paths[test], settings.batch_size)

@@ -1,11 +1,11 @@
-"""t-SNE of an embedding, measures of its quality, and TensorBoard's projector.
+"""t-SNE of embeddings, measures of its quality, and TensorBoard's projector.
 
     projected = project(embeddings, seed=0)
     quality(projected, labels, is_test, classes)
     write_projector(run.directory, {"t-SNE": projected.plane}, ...)
 
 t-SNE preserves neighbours, not distances: clusters are real, their sizes and the gaps between them
-are not (Wattenberg et al., "How to Use t-SNE Effectively", Distill 2016). Hence the measures.
+are not (Wattenberg et al., "How to Use t-SNE Effectively", Distill 2016). Hence `quality`.
 """
 
 import re
@@ -25,10 +25,10 @@ from sklearn.preprocessing import StandardScaler
 
 from cxr_tf.files import replace_folder, temporary_sibling
 
-# Time and memory of trustworthiness grow quadratically: beyond this, a sample is drawn.
+# Time and memory of trustworthiness grow quadratically: of more points, a sample is drawn.
 MOST_POINTS = 6000
 
-# Below this, t-SNE uses one thread.
+# Below this number of points, t-SNE uses one thread.
 FEW_POINTS = 1000
 
 COORDINATES = 50
@@ -40,9 +40,9 @@ PROJECTOR = "projector"
 
 @dataclass(frozen=True)
 class Projected:
-    """Projections of an embedding.
+    """Two projections of N embeddings.
 
-    coordinates: float32 [N, 50], by PCA; plane: float32 [N, 2], by t-SNE of those.
+    coordinates: float32 [N, 50], by PCA; plane: float32 [N, 2], by t-SNE of the coordinates.
     """
 
     coordinates: np.ndarray
@@ -60,8 +60,8 @@ def project(values: np.ndarray, *, seed: int) -> Projected:
     """Project values, float32 [N, D], by PCA and then t-SNE (van der Maaten and Hinton 2008).
 
     Features are standardised first: their spread differs by orders of magnitude, and a few that are
-    unrelated to the finding would dominate the picture. t-SNE is initialised by PCA, which keeps
-    the large-scale arrangement and makes runs comparable (Kobak and Berens 2019).
+    unrelated to the finding would dominate the picture. t-SNE is initialised by PCA, which
+    preserves the large-scale arrangement and makes runs comparable (Kobak and Berens 2019).
     """
     width = min(COORDINATES, *values.shape)
     scaled = StandardScaler().fit_transform(values)
@@ -94,10 +94,10 @@ def quality(
     - `trustworthiness`: in 0..1, the degree to which neighbours in the plane are neighbours in the
       embedding (Venna and Kaski 2001), 10 neighbours;
     - `silhouette`: in -1..1, of the test points by class, in the embedding (Rousseeuw 1987); NaN
-      if test has only one class, or no class twice;
-    - `purity` and `purity/<class>`: the share of a test point's 10 nearest points outside test that
-      are of its class; the mean over classes, and each. Only test points are measured, because
-      training has already separated the training points;
+      if test has only one class, or if no class has two points;
+    - `purity` and `purity/<class>`: among a test point's 10 nearest points outside test, the share
+      that has its class; the mean over classes, and for each class. Only test points are measured,
+      because training has already separated the training points;
     - `plane_purity`: the same in the plane.
     """
     result = {
@@ -121,7 +121,7 @@ def quality(
 
 
 def caption(numbers: dict[str, float]) -> str:
-    """Return the caption of the projection, with its measures."""
+    """Return a caption that states the measures of a projection."""
     return (
         f"10-NN purity {numbers['purity']:.2f}, silhouette {numbers['silhouette']:.2f}, "
         f"trustworthiness {numbers['trustworthiness']:.2f}"
@@ -136,7 +136,7 @@ def write_projector(
     rows: list[list[Any]],
     thumbnails: np.ndarray,
 ) -> None:
-    """Write the files of TensorBoard's projector to `projector/`, its configuration beside it.
+    """Write the files of TensorBoard's projector to `projector/`, and its configuration beside it.
 
     tensors: {name: float32 [N, E]}; rows: N rows of metadata, by which points can be coloured and
     searched; thumbnails: uint8 [N, T, T, 1].
@@ -174,7 +174,7 @@ def sprite(thumbnails: np.ndarray) -> np.ndarray:
 
 
 def _same_class(values: np.ndarray, labels: np.ndarray, is_test: np.ndarray) -> np.ndarray:
-    """Return the share of each test point's nearest points outside test that are of its class."""
+    """Return which share of each test point's nearest points outside test has its class."""
     index = NearestNeighbors(algorithm="brute").fit(values[~is_test])
     count = min(NEIGHBOURS, int((~is_test).sum()))
     near = index.kneighbors(values[is_test], count, return_distance=False)

@@ -1,4 +1,4 @@
-"""Predictions, figures and the projector of nearest neighbours."""
+"""Predictions, figures and projector files of a nearest-neighbours run."""
 
 from typing import Any
 
@@ -21,9 +21,9 @@ THUMBNAIL = 48  # pixels
 def novelty_of(distances: np.ndarray, limit: float) -> np.ndarray:
     """Return the distance to the k-th neighbour divided by `limit`, float [N].
 
-    distances: [N, k] ascending. `limit` is the NOVELTY_QUANTILE of the distance to the k-th
-    neighbour on validation: above 1 a radiograph is farther from the training data than 99 of 100
-    validation radiographs are.
+    distances: [N, k] ascending. `limit` is the quantile NOVELTY_QUANTILE of the distance to the
+    k-th neighbour on validation: above 1, a radiograph is farther from the training data than 99 of
+    100 validation radiographs.
     """
     return distances[:, -1] / limit
 
@@ -36,7 +36,7 @@ def write_predictions(
     predicted: np.ndarray,
     novelty: np.ndarray,
 ) -> None:
-    """Write `predictions-<split>.csv` as for a classifier, with a column `novelty`."""
+    """Write `predictions-<split>.csv` as for a classifier, with an additional column `novelty`."""
     write_csv(
         run.directory / f"predictions-{split}.csv",
         ["path", "patient", "label", *part.classes, "predicted", "novelty"],
@@ -59,7 +59,7 @@ def draw_split(
     scores: dict[str, Any],
     writer: tf.summary.SummaryWriter,
 ) -> None:
-    """Draw ROC, PR, confusion and reliability of one split; log the headline scores as scalars."""
+    """Draw the figures of one split, and log the headline scores as scalars in TensorBoard."""
     labels, classes = part.labels, part.classes
     for name, figure in {
         "roc": figures.roc(labels, shares, classes),
@@ -85,7 +85,7 @@ def draw_neighbors(
     classes: tuple[str, ...],
     size: int,
 ) -> Any:
-    """Draw correct, wrong and uncertain test radiographs with their nearest training ones."""
+    """Draw correct, wrong and uncertain test radiographs with their nearest training cases."""
     truth, label = labels[test], predicted[test]
     margin = np.diff(np.sort(shares, axis=1)[:, -2:], axis=1)[:, 0]
     by_margin = np.argsort(-margin, kind="stable")
@@ -129,13 +129,16 @@ def project(
     thumbnails: np.ndarray,
     settings: FitKnn,
 ) -> dict[str, Any]:
-    """Project the embedding after and before training; write figure, measures and projector."""
+    """Project the embeddings before and after training; return the measures of both.
+
+    Writes the figure `tsne` and the files of TensorBoard's projector.
+    """
     assert settings.seed is not None
     catalog, classes = embeddings.catalog, classifier.served.classes
     drawn = projection.draw_points(len(catalog), settings.seed)
     shown = catalog.take(drawn)
     labels, is_test = embeddings.labels[drawn], drawn >= embeddings.rows("test").start
-    held_out = predicted[drawn] >= 0  # train is the index, and is not predicted
+    held_out = predicted[drawn] >= 0  # training images are the index, and are not predicted
     wrong = held_out & (predicted[drawn] != labels)
     planes = {"after training": projection.project(values[drawn], seed=settings.seed)}
     before = stored_before(classifier, shown, run, settings)

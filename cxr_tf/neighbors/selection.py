@@ -1,12 +1,12 @@
-"""Choose representation, metric, weights and k of the nearest neighbours on validation.
+"""Choose the representation, metric, weights and k of the nearest neighbours on validation.
 
     grid = search(embeddings)
     chosen = max(grid, key=lambda c: (c.score, -c.brier))
     knn = fit_pipeline(embeddings, chosen)      # a scikit-learn pipeline
 
 The criterion is balanced accuracy, averaged over validation and a perturbed copy of it: validation
-alone is nearly separable and ranks nothing. Images against the shortcut of their class count as
-much as all others of it. The Brier score breaks ties.
+alone is nearly separable and cannot rank the candidates. Within a class, the images against the
+shortcut count as much as all others together. The Brier score breaks ties.
 """
 
 from collections.abc import Sequence
@@ -32,8 +32,8 @@ REPRESENTATIONS = ("as is", "standardised", "PCA")
 
 PCA_WIDTH = 64
 
-# Above this size an index as wide as the embedding would be a second copy of the data, in memory
-# and in every exported file: then only the PCA coordinates are searched.
+# In bytes. An index as wide as the embedding is a second copy of the data, in memory and in every
+# exported file: above this size only the PCA coordinates are searched.
 WIDEST_INDEX = 256 * 1024**2
 
 
@@ -48,11 +48,11 @@ class Candidate:
     balanced_accuracy: float
     stressed_balanced_accuracy: float
     brier: float
-    """Mean of both, with equal weight for every class."""
+    """The Brier score on both together, with equal weight for every class."""
 
     @property
     def score(self) -> float:
-        """The first criterion of the choice, before `brier`."""
+        """The criterion of the choice; `brier` breaks ties."""
         # Rounded, so that the last bit of a sum does not decide between equals.
         return round((self.balanced_accuracy + self.stressed_balanced_accuracy) / 2, 9)
 
@@ -62,7 +62,7 @@ def search(
     weights: np.ndarray | None = None,
     neighbours: Sequence[int] = NEIGHBOURS,
 ) -> list[Candidate]:
-    """Evaluate every cell of the grid; one neighbour search per metric and representation.
+    """Evaluate every cell of the grid, with one search per metric and representation.
 
     weights [V]: how much each validation image counts within its class. neighbours: values of k.
     """
@@ -106,17 +106,18 @@ def search(
 
 
 def representations(rows: int, width: int) -> tuple[str, ...]:
-    """Return the representations to try; full-width ones only while their index is small."""
+    """Return the representations to try; full-width ones only if their index is small."""
     return REPRESENTATIONS if rows * width * 4 <= WIDEST_INDEX else ("PCA",)
 
 
 def fit_steps(
     representation: str, metric: str, embeddings: Embeddings
 ) -> tuple[list[tuple[str, Any]], np.ndarray]:
-    """Fit the preprocessing on the training rows; return it and the result, float32 [N, E].
+    """Fit the preprocessing to the training rows; return its steps, and all rows transformed.
 
-    Reads the embeddings and changes them in place, so that memory holds one copy. The cosine metric
-    is unit length and Euclidean distance, d^2 = 2 (1 - cosine), which ranks the same.
+    The transformed rows are float32 [N, E]. The embeddings are read and changed in place, so that
+    memory holds one copy. The cosine metric is implemented as the Euclidean distance of vectors of
+    unit length, d^2 = 2 (1 - cosine), which ranks neighbours in the same order.
     """
     values = embeddings.read()
     train = slice(0, embeddings.indexed)
@@ -130,8 +131,8 @@ def fit_steps(
         steps.append(("standardise", scaler))
     if representation == "PCA":
         width = min(PCA_WIDTH, *values[train].shape)
-        # The covariance is the one solver that does not copy its input. For fewer images than
-        # features the covariance is by far the larger matrix.
+        # Only the covariance solver does not copy its input. With fewer images than features,
+        # however, the covariance is by far the larger matrix.
         wide = embeddings.indexed < values.shape[1]
         solver = "full" if wide else "covariance_eigh"
         pca = PCA(width, svd_solver=solver, copy=wide).fit(values[train])
@@ -148,15 +149,15 @@ def fit_steps(
 
 
 def before_knn(knn: Pipeline, values: np.ndarray) -> np.ndarray:
-    """Apply the steps before the neighbours, if there are any, to embeddings float32 [N, D].
+    """Apply the preprocessing steps of a KNN pipeline, if it has any, to embeddings [N, D].
 
-    scikit-learn cannot transform with a pipeline without steps.
+    scikit-learn itself cannot transform with an empty pipeline.
     """
     return knn[:-1].transform(values) if len(knn.steps) > 1 else values
 
 
 def fit_pipeline(embeddings: Embeddings, chosen: Candidate) -> Pipeline:
-    """Fit the chosen candidate as a pipeline from embeddings, float32 [N, D], to class indices."""
+    """Fit the chosen candidate: a pipeline from embeddings, float32 [N, D], to class indices."""
     steps, values = fit_steps(chosen.representation, chosen.metric, embeddings)
     train = slice(0, embeddings.indexed)
     knn = KNeighborsClassifier(
@@ -167,9 +168,9 @@ def fit_pipeline(embeddings: Embeddings, chosen: Candidate) -> Pipeline:
 
 
 def vote(distances: np.ndarray, neighbours: np.ndarray, weights: str, classes: int) -> np.ndarray:
-    """Return shares of the vote, float [N, C], as KNeighborsClassifier counts them.
+    """Return each class's share of the vote, float [N, C], as in KNeighborsClassifier.
 
-    distances: [N, k] ascending; neighbours: int [N, k], their labels.
+    distances: [N, k] ascending; neighbours: int [N, k], the labels of the neighbours.
     """
     weight = np.ones(distances.shape)
     if weights == "distance":

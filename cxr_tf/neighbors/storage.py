@@ -38,7 +38,7 @@ MANIFEST_FIELDS = {
 
 
 def write_knn(knn: Pipeline, folder: Path, manifest: dict[str, Any]) -> None:
-    """Write `knn.pkl`, `knn.skops` and the manifest `knn.json`, which holds their checksums."""
+    """Write `knn.pkl`, `knn.skops` and the manifest `knn.json`, which records their checksums."""
     import skops.io
 
     with (folder / "knn.pkl").open("wb") as file:
@@ -62,11 +62,12 @@ def write_knn(knn: Pipeline, folder: Path, manifest: dict[str, Any]) -> None:
 def load_knn(
     model: str, *, embedding_width: int | None = None, without_code: bool = False
 ) -> tuple[Pipeline, dict[str, Any]]:
-    """Load the pipeline and its manifest from saved_models/<name> (newest version) or a version.
+    """Load a pipeline and its manifest from the folder of a model or of one of its versions.
 
+    model: saved_models/<name>, for the newest version, or saved_models/<name>/<version>.
     `embedding_width` is the width D of the embeddings to be classified. A pickle can run any code
-    when it is loaded; the checksum in the manifest only shows that the file was written with it.
-    `without_code` loads `knn.skops` instead, which holds no code to run.
+    when it is loaded; the checksum in the manifest shows only that both were written together.
+    `without_code` loads `knn.skops`, which contains no executable code, instead of the pickle.
 
     Raises UserError if the checksum or the width differs. Warns if the pipeline was fitted
     with a different version of scikit-learn.
@@ -86,7 +87,7 @@ def load_knn(
     # Checked before unpickling, on the very bytes that are unpickled.
     if hashlib.sha256(content).hexdigest() != manifest["sha256"][name]:
         raise UserError(
-            f"{file} differs from the sha256 in {MANIFEST} and is not loaded: run fit_knn.py "
+            f"{file} does not match the sha256 in {MANIFEST} and is not loaded: run fit_knn.py "
             "again, or copy it from a source that you trust"
         )
     if embedding_width is not None and embedding_width != manifest["embedding_width"]:
@@ -97,7 +98,7 @@ def load_knn(
         )
     if manifest["scikit-learn"] != sklearn.__version__:
         warnings.warn(
-            f"{file} was fitted with scikit-learn {manifest['scikit-learn']}, this is "
+            f"{file} was fitted with scikit-learn {manifest['scikit-learn']}, but this is "
             f"{sklearn.__version__}: results may differ",
             stacklevel=2,
         )
@@ -107,7 +108,7 @@ def load_knn(
 
             return skops.io.loads(content), manifest
         return pickle.loads(content), manifest
-    except Exception as error:  # both raise errors of any kind
+    except Exception as error:  # both libraries can raise errors of any type
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{file} cannot be loaded ({reason}): run fit_knn.py again") from error
 
@@ -117,10 +118,10 @@ def check_agreement(
 ) -> dict[str, Any]:
     """Compare the predictions of a SavedModel on image files with those of the pipeline.
 
-    values: float32 [N, D], the embeddings of `paths`; None computes them with the exported model's
-    classifier. Returns how many images agree in label and, to 1e-4, in probabilities. Raises
-    RuntimeError if an image does not, unless its k-th and next neighbours are at the same
-    distance to six digits, where the last bit of an embedding decides.
+    values: float32 [N, D], the embeddings of `paths`; if None, the classifier in the exported model
+    computes them. Returns how many images agree in the label and, to 1e-4, in the probabilities.
+    Raises RuntimeError if an image does not agree, unless its k-th and (k+1)-th neighbours have the
+    same distance to six digits, so that the last bit of an embedding decides.
     """
     served = loading.ServedModel(folder, {}, tf.saved_model.load(str(folder)))
     signature = served.signature("serving_default")

@@ -35,9 +35,9 @@ log = logging.getLogger(__name__)
 
 
 def prepare_data(settings: PrepareData) -> None:
-    """Write the data set of `--source`, or check that of `--check`.
+    """Write the data set of `--source`, or check the data set of `--check`.
 
-    Raises UserError, after everything is written, for a problem that would stop a training.
+    Raises UserError, after everything is written, for a problem that would prevent training.
     """
     check_numbers(settings)
     if settings.check:
@@ -94,7 +94,7 @@ def _dicom(settings: PrepareData) -> Path | None:
         laterals=settings.laterals,
     )
     if unlabelled:
-        log.info("%d images have no label: fill in the column label of %s", unlabelled, catalogue)
+        log.info("%d images have no label: fill in the column 'label' of %s", unlabelled, catalogue)
     return None if unlabelled else catalogue
 
 
@@ -107,7 +107,7 @@ _SOURCES: dict[str, Callable[[PrepareData], Path | None]] = {
 
 
 def _check(settings: PrepareData) -> None:
-    """Print and draw the inspection of a data set: logs/data/<name>/ with figures/data.png."""
+    """Inspect a data set: log the result, and draw it in logs/data/<name>/figures/data.png."""
     catalog = open_catalog(settings.check, seed=settings.seed, task=settings.task)
     log.info(describe(catalog))
     inspection = inspect_images(catalog)
@@ -122,7 +122,7 @@ def _check(settings: PrepareData) -> None:
         log.info("  %s%s", "warning: " if audit.is_warning else "", audit.summary())
 
     directory = _page_directory(catalog, Path(settings.logs) / "data")
-    # The page shows the present data: an earlier one is replaced.
+    # The page shows the current data, so an earlier page is replaced.
     record = run_record("data", directory.name, settings, catalog)
     run = start_run(directory, {**record, "source": _source_of(catalog)})
     write_csv(
@@ -184,9 +184,10 @@ def draw_page(run: Run, inspection: Inspection, writer: "tf.summary.SummaryWrite
 
 
 def _page_directory(catalog: Catalog, root: Path) -> Path:
-    """Return where to write the page of these data: over an earlier page of the same source.
+    """Return the directory for the page of these data.
 
-    The earlier page may be unfinished. A run of a study, or of other data, is never replaced.
+    An earlier page of the same source is replaced, even if it is unfinished; a run of a study, or
+    of different data, is never replaced.
     """
     source = _source_of(catalog)
 

@@ -1,4 +1,4 @@
-"""The shortcut audit of a catalogue: log line, figure and metrics."""
+"""The shortcut audit of an inspected catalogue, and its figure."""
 
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def audit_inspected(found: Inspection, task: str) -> metrics.ShortcutAudit | None:
     """Return the audit of the readable images for a task; None if its classes are too small.
 
-    Where the labels do not support the task, the findings themselves are the classes.
+    If the labels do not support the task, the findings themselves are the classes.
     """
     catalog = found.catalog
     supported = task != "labels" and _supports(found, task)
@@ -33,7 +33,7 @@ def write_audit(
     audit: metrics.ShortcutAudit,
     writer: "tf.summary.SummaryWriter",
 ) -> None:
-    """Write `figures/shortcuts.png`, and the same picture in TensorBoard."""
+    """Write `figures/shortcuts.png`, and the same figure to TensorBoard."""
     rows = np.setdiff1d(np.arange(len(found.catalog)), list(found.unreadable))
     run.write_figure(
         "shortcuts",

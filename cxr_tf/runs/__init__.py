@@ -1,7 +1,6 @@
 """The run directory `logs/<job>/<name>/`: settings, metrics, predictions, figures, TensorBoard.
 
-A run is finished when `metrics.json` exists: it is written last. Every file appears whole or not at
-all.
+A run is finished if `metrics.json` exists, which is written last. Every file is written atomically.
 """
 
 from cxr_tf.runs.opening import (

@@ -1,4 +1,4 @@
-"""`config.json` of a run: the types of its fields, and reading."""
+"""Reading of a run's `config.json`, and the types of its fields."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ CONFIG_FIELDS = {
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """Return the content of `config.json`, settings under their present names."""
+    """Return the content of `config.json`, with settings under their present names."""
     file = directory / CONFIG
     config = read_json(file, CONFIG_FIELDS)
     for key in config.keys() & {"settings", "resolved"}:

@@ -1,4 +1,4 @@
-"""`metrics.json` of a run: the types of its fields, reading and writing."""
+"""Reading and writing of a run's `metrics.json`, and the types of its fields."""
 
 from pathlib import Path
 from typing import Any
@@ -37,5 +37,5 @@ def read_metrics(directory: Path) -> dict[str, Any]:
 
 
 def write_metrics(directory: Path, metrics: dict[str, Any]) -> None:
-    """Write `metrics.json` whole or not at all; its existence marks the run as finished."""
+    """Write `metrics.json` atomically; its existence marks the run as finished."""
     write_json(directory / METRICS, metrics)

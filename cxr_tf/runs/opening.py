@@ -1,4 +1,4 @@
-"""Open a run directory: a new one, one to be resumed, or a finished one."""
+"""Opening of run directories: a new one, one to be resumed, or a finished one."""
 
 import itertools
 import re
@@ -19,15 +19,17 @@ from cxr_tf.runs.config_json import CONFIG
 from cxr_tf.runs.record import added_settings, check_unchanged, run_record
 from cxr_tf.runs.run import Catalog, Run
 
-# The state of an interrupted training (see `training.checkpoints`), which a finished run drops.
+# Files with the state of interrupted training (see `training.checkpoints`). They are removed when a
+# finished run is resumed.
 TRAINING_STATE = ("checkpoint.npz", "best.npz")
 
 
 def open_finished_run(folder: str | Path, job: str = "", *, hint: str = "") -> Run:
     """Return the finished run in a folder.
 
-    job: the job that it must be a run of; hint: what to name instead if the folder is not a run.
-    Raises UserError if the folder is not a run, or the run is of another job or not finished.
+    job: the job that the run must belong to; hint: the end of the error message if the folder is
+    not a run, which says what to give instead. Raises UserError if the folder is not a run, or if
+    the run belongs to another job or is not finished.
     """
     run = Run(expand_user(str(folder)))
     if not (run.directory / CONFIG).exists():
@@ -36,7 +38,7 @@ def open_finished_run(folder: str | Path, job: str = "", *, hint: str = "") -> R
             + (f": {hint}" if hint else "")
         )
     if job and run.config["job"] != job:
-        raise UserError(f"{folder} is a run of another job ({run.config['job']}), not of {job}")
+        raise UserError(f"{folder} is a run of another job: {run.config['job']}, not {job}")
     if not run.finished:
         raise UserError(f"the run {folder} is not finished: resume it first")
     return run
@@ -48,9 +50,9 @@ def open_run(
     """Create a run directory, or with `settings.resume` open the existing one of that name.
 
     data: the catalogue, or a run on the same data, whose record is copied. resolved: the settings
-    with their defaults filled in; the values it adds are recorded. An interrupted run of a job
-    without `resume`, which takes a minute, is started anew in an empty directory. Opening a run to
-    resume it removes what a killed process left in it.
+    with their defaults filled in; the values that it adds are recorded. Jobs without `resume` take
+    about a minute, so an interrupted run of such a job is restarted in the emptied directory. When
+    a run is resumed, the temporary files of a killed process are removed.
 
     Raises UserError for an invalid name, for a run that exists and is not to be resumed or that
     another process is working on, and for a resumed run whose settings or data have changed.
@@ -73,8 +75,8 @@ def open_run(
 def start_run(directory: Path, config: dict[str, Any]) -> Run:
     """Lock and empty a run directory, record the settings, and return the run.
 
-    `config.json` is removed last: until a directory is empty, it is that of an interrupted run, and
-    the next process empties it again.
+    `config.json` is removed last: until then the directory counts as that of an interrupted run, so
+    that after a kill the next process empties it again.
     """
     directory.mkdir(parents=True, exist_ok=True)
     acquire_lock(directory)
@@ -88,11 +90,11 @@ def start_run(directory: Path, config: dict[str, Any]) -> Run:
 
 
 def reserve_run(logs: str, job: str, name: str, settings: Any) -> Run:
-    """Return the run of this name, which `open_run` will open; call it before any costly work.
+    """Check that a run of this name can be opened, and return it.
 
-    An interrupted run is locked for this process from here on. Raises UserError for an invalid
-    name, for a run that exists and is not to be resumed, and for one that another process is
-    working on.
+    Call this before any costly work, and `open_run` after it. An interrupted run is locked for this
+    process from then on. Raises UserError for an invalid name, for a run that exists and is not to
+    be resumed, and for one that another process is working on.
     """
     check_name(name)
     run = Run(Path(logs) / job / name)
@@ -113,16 +115,16 @@ def reserve_run(logs: str, job: str, name: str, settings: Any) -> Run:
 
 
 def check_name(name: str) -> None:
-    """Raise UserError for a run name that is not one plain file name."""
+    """Raise UserError for a run name that is not a plain file name."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
         raise UserError(
-            f"--name '{name}' must be letters, digits, '.', '_' and '-', starting with a letter or "
-            "digit: it becomes a folder"
+            f"--name '{name}' must consist of up to 100 letters, digits, '.', '_' and '-', and "
+            "start with a letter or digit: it becomes the name of a folder"
         )
 
 
 def to_run_name(text: str) -> str:
-    """Convert a text to a valid name of a run: other characters become hyphens."""
+    """Convert a text to a valid run name: characters that are not allowed become hyphens."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:100]
 
 
@@ -133,7 +135,7 @@ def numbered_names(name: str) -> Iterator[str]:
 
 
 def is_foreign(directory: Path) -> bool:
-    """Return whether a directory has content, but not that of a run."""
+    """Return whether a directory contains files, but is not a run directory."""
     return (
         directory.exists()
         and not (directory / CONFIG).exists()

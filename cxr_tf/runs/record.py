@@ -1,4 +1,4 @@
-"""What a run records of its settings, data and software, and the comparison when it is resumed."""
+"""The record of a run's settings, data and software, which is compared when the run is resumed."""
 
 import dataclasses
 import platform
@@ -14,8 +14,8 @@ from cxr_tf.runs.run import Catalog, Run
 
 RECORDED_PACKAGES = ("tensorflow", "keras", "scikit-learn", "numpy", "tensorboard", "cxr_tf")
 
-# Settings that do not change the results, so a resumed run may change them. Data are compared by
-# content, so a moved folder counts as the same; the name is that of the directory.
+# Settings that may differ when a run is resumed, because they do not change the results. The data
+# are compared by content, so that a moved folder counts as the same.
 NOT_COMPARED = ("resume", "name", "data", "logs", "saved_models", "engine", "worker_timeout")
 
 
@@ -33,7 +33,7 @@ def run_record(job: str, name: str, settings: Any, data: Catalog | Run | None) -
 
 
 def added_settings(settings: Any, resolved: Any) -> dict[str, Any]:
-    """Return the values that resolved settings have beside, or instead of, the given ones."""
+    """Return the resolved settings whose values differ from those of the given settings."""
     given = dataclasses.asdict(settings)
     return {k: v for k, v in dataclasses.asdict(resolved).items() if v != given[k]}
 
@@ -51,7 +51,7 @@ def _facts(data: Catalog | Run) -> dict[str, Any]:
 
 
 def check_unchanged(run: Run, config: dict[str, Any]) -> None:
-    """Raise UserError if a run was started with other settings or data than those of a record."""
+    """Raise UserError if a run was started with settings or data that differ from a record."""
     before = run.config
     # Settings first: another --seed may draw other splits, and the error should then name the seed.
     for key, value in config["settings"].items():

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-# Columns of predictions that are not numbers.
+# Columns of prediction tables that contain text.
 TEXT_COLUMNS = {"path", "patient", "finding", "label", "predicted", "prediction_set", "reason"}
 
 
@@ -33,7 +33,7 @@ class Catalog(Protocol):
         """Whether the images are synthetic."""
 
     def fingerprint(self) -> str:
-        """A hash of labels, splits and contents."""
+        """Return a hash of the findings, patients, splits and contents."""
 
     def __len__(self) -> int: ...
 
@@ -56,7 +56,7 @@ class Run:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The content of `config.json`, settings under their present names."""
+        """The content of `config.json`, with settings under their present names."""
         return config_json.read_config(self.directory)
 
     @property
@@ -75,14 +75,14 @@ class Run:
             with file.open(newline="") as lines:
                 rows = list(csv.DictReader(lines, strict=True))
             if any(None in row or None in row.values() for row in rows):
-                raise ValueError("a row of another length")
+                raise ValueError("a row has too many or too few values")
             columns = {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
             return {
                 name: np.array(values, None if name in TEXT_COLUMNS else np.float64)
                 for name, values in columns.items()
             }
         except FileNotFoundError:
-            raise UserError(f"{self.directory} has no predictions on {split}") from None
+            raise UserError(f"{self.directory} has no predictions for the {split} split") from None
         except (ValueError, TypeError, KeyError, csv.Error) as error:
             raise damaged(file, str(error)) from None
 
@@ -102,7 +102,7 @@ class Run:
         *,
         extra: Mapping[str, Sequence[Any]] | None = None,
     ) -> None:
-        """Write `predictions-<split>.csv`: path, patient, label, probabilities, predicted.
+        """Write `predictions-<split>.csv`: path, patient, label, probabilities, predicted class.
 
         extra: further columns, [N] each.
         """

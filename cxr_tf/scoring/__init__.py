@@ -1,1 +1,1 @@
-"""Score a model on a split: tables, predictions, figures and TensorBoard summaries."""
+"""Scores of a model on a split: tables, predictions, figures and TensorBoard summaries."""

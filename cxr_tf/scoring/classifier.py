@@ -1,4 +1,4 @@
-"""Score a classifier on a split: table, predictions, figures, TensorBoard."""
+"""Score a classifier on a split: tables, predictions, figures and TensorBoard summaries."""
 
 import logging
 from typing import Any
@@ -45,9 +45,9 @@ def score(
     seed: int = 0,
     sets: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """Return the scores, counts and 95 % intervals of one split, as `metrics.json` has them.
+    """Return the scores, counts and 95 % intervals of one split, as written to `metrics.json`.
 
-    sets: prediction sets, bool [N, C], for their coverage and size.
+    sets: prediction sets, bool [N, C], whose coverage and size are scored too.
     """
 
     def scores(weights: np.ndarray | None = None) -> dict[str, float]:
@@ -106,7 +106,7 @@ def draw_split(
     writer: tf.summary.SummaryWriter,
     scores: dict[str, Any],
 ) -> None:
-    """Draw the figures of one split, as PNGs and in TensorBoard, with its PR curves."""
+    """Draw the figures of one split, as PNGs and in TensorBoard, including its PR curves."""
     labels, classes = part.labels, part.classes
     predicted = export.decide(tf.constant(probabilities), threshold).numpy()
     split_figures = {
@@ -130,7 +130,7 @@ def write_pr_curves(
     probabilities: np.ndarray,
     classes: tuple[str, ...],
 ) -> None:
-    """Write PR curves for TensorBoard: of the second of two classes, or of every one of more."""
+    """Write PR curves for TensorBoard: of the second of two classes, or of each of several."""
     from tensorboard.plugins.pr_curve import summary as pr_curve
 
     with writer.as_default(step=0):

@@ -1,4 +1,4 @@
-"""Recall against the shortcut in the table of a split; see `metrics.shortcuts`."""
+"""Recall of the images against the shortcut in the table of a split; see `metrics.shortcuts`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,7 +13,10 @@ from cxr_tf.data.dataset import ImageDataset
 
 
 def with_groups(part: ImageDataset, shortcuts: metrics.ShortcutModel | None) -> ImageDataset:
-    """Return the dataset with its images against the shortcut marked; as it is without a model."""
+    """Return the dataset with its images against the shortcut marked.
+
+    Without a shortcut model, the dataset is returned unchanged.
+    """
     if shortcuts is None or not len(part.labels):
         return part
     probabilities = shortcuts.probabilities(part.images)
@@ -23,7 +26,7 @@ def with_groups(part: ImageDataset, shortcuts: metrics.ShortcutModel | None) -> 
 def against_of_files(
     paths: Sequence[str], labels: np.ndarray, shortcuts: metrics.ShortcutModel | None
 ) -> np.ndarray | None:
-    """Return which files are against the shortcut, bool [N]; None without a model."""
+    """Return which files are against the shortcut, bool [N]; None without a shortcut model."""
     if shortcuts is None or not len(labels):
         return None
     images, _ = decoding.load_images(paths, statistics.SIDE)
@@ -31,13 +34,13 @@ def against_of_files(
 
 
 def shortcuts_of(card: dict[str, Any]) -> metrics.ShortcutModel | None:
-    """Return the shortcut model of a model card; None for a model of a version without it."""
+    """Return the shortcut model in a model card; None for cards of earlier versions without one."""
     numbers = card.get("shortcut_model")
     return metrics.ShortcutModel.from_dict(numbers) if numbers else None
 
 
 def group_metrics(part: ImageDataset) -> tuple[str, ...]:
-    """Return the names of the group scores in the table of a split; none without groups."""
+    """Return the names of the group scores in the table of a split; empty without groups."""
     if part.against is None:
         return ()
     recalls = (f"recall_against_shortcut/{name}" for name in part.classes)
@@ -47,7 +50,7 @@ def group_metrics(part: ImageDataset) -> tuple[str, ...]:
 def shortcut_record(
     shortcuts: metrics.ShortcutModel | None, results: Mapping[str, Any], shown: Sequence[str]
 ) -> dict[str, Any]:
-    """Return entries of a model card: what `shortcuts_of` reads, and the intervals of its metrics.
+    """Return model card entries: the shortcut model, and the intervals of the card's metrics.
 
     results: {"val": table, "test": table}. shown: the metrics on the card.
     """
@@ -60,7 +63,7 @@ def shortcut_record(
 
 
 def group_line(scores: dict[str, Any]) -> str:
-    """Return the recalls against the shortcut with their intervals as one line of the log."""
+    """Format the recalls against the shortcut and their intervals as one line of the log."""
     prefix = "recall_against_shortcut/"
     shown = [key for key in scores if key.startswith(prefix)]
     recalls = (f"{k.removeprefix(prefix)} {metrics.with_interval(scores, k)}" for k in shown)

@@ -1,4 +1,4 @@
-"""Read the predictions of finished runs, and test two models on the same images."""
+"""Read the predictions of finished runs, and compare two models by paired tests."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,9 +30,9 @@ def paired_tests(
 ) -> dict[str, Any]:
     """Test whether two models differ on the same test images.
 
-    `auroc_difference` (chosen minus other; macro average for more than two classes) with its 95 %
-    interval from a bootstrap over patients; `delong_p` for the same difference; `mcnemar_p` for the
-    predicted classes. Not corrected for the number of comparisons.
+    Returns `auroc_difference` (chosen minus other; macro average for more than two classes) with
+    its 95 % interval from a bootstrap over patients, `delong_p` for the same difference, and
+    `mcnemar_p` for the predicted classes. The p-values are not corrected for multiple comparisons.
     """
 
     def auroc(p: Predictions, weights: np.ndarray | None = None) -> float:
@@ -52,7 +52,7 @@ def paired_tests(
 
 
 def read_predictions(run: Run, split: str) -> Predictions:
-    """Read the predictions of a finished classifier or nearest-neighbours run."""
+    """Read the predictions of a finished classifier run or nearest-neighbours run."""
     classes = list(run.metrics["model"]["classes"])
     columns = run.predictions(split)
     return Predictions(
@@ -67,7 +67,7 @@ def read_predictions(run: Run, split: str) -> Predictions:
 def check_same_rows(predictions: dict[str, Predictions]) -> None:
     """Raise UserError if the runs list their test images in different orders.
 
-    Paired tests pair images by row, and a folder and a list of it may have different orders.
+    Paired tests match images by row, and a folder and a list of its files may differ in order.
     """
     first, *others = predictions
     for other in others:

@@ -1,4 +1,4 @@
-"""Select the images of a folder that an exported model is scored on."""
+"""Select the images of a folder on which an exported model is scored."""
 
 import logging
 from dataclasses import replace
@@ -20,25 +20,25 @@ log = logging.getLogger(__name__)
 
 
 OTHER_DATA = (
-    "the classifier was trained on other data, or with other splits: test images here may be among "
-    "its training images"
+    "the classifier was trained on different data, or with different splits: test images here may "
+    "be among its training images"
 )
 
 
 def open_subset(
     settings: Evaluate, served: loading.ServedModel, task: str, classes: tuple[str, ...]
 ) -> ImageDataset:
-    """Return the images to score a SavedModel on, decoded at its size for the figures.
+    """Return the images on which to score a SavedModel, decoded at its size for the figures.
 
-    A folder without split folders is scored as a whole, one with them by its splits. Data that the
-    model was trained on get the splits of the training.
+    Without split folders, all images of a folder are scored; with them, those of `settings.split`.
+    If the model was trained on the same data, they get the splits of its training.
     """
     catalog = data_loading.open_catalog(settings.data, seed=settings.seed, resplit=False, task=task)
     card = served.card
     trained_on = with_training_splits(catalog, card, skip=settings.skip_unreadable)
     if trained_on is not None:
         if trained_on.notes != catalog.notes:
-            log.info("  the model was trained on these images: the splits of the training are used")
+            log.info("  the model was trained on these images: the splits of its training are used")
         catalog = trained_on
     if settings.split != "all" and any(r.split for r in catalog.radiographs):
         catalog = catalog.take(catalog.rows(settings.split))
@@ -64,12 +64,12 @@ def open_subset(
 def with_training_splits(
     catalog: data_catalog.Catalog, card: dict[str, Any], *, skip: bool
 ) -> data_catalog.Catalog | None:
-    """Return the catalogue with the splits of a model's training; None for other images.
+    """Return the catalogue with the splits of a model's training; None for different images.
 
-    skip: the training may have left out unreadable files after it had drawn the splits.
+    skip: whether training may have left out unreadable files after it had drawn the splits.
     """
     fingerprint = card.get("data_fingerprint")
-    # Former versions drew splits by finding, whatever the task.
+    # Earlier versions drew splits by finding, regardless of the task.
     tasks = (card.get("task", ""), "")
     drawn = [splits.resolve_splits(catalog, card.get("seed", 0), task) for task in tasks]
     resolved = next((c for c in drawn if c.fingerprint() == fingerprint), drawn[0])

@@ -28,7 +28,7 @@ def score_shifts(
     scored: Callable[[dict[str, np.ndarray]], dict[str, float]],
     recalls: Callable[[dict[str, Any]], Sequence[float]],
 ) -> dict[str, Any]:
-    """Return {"shifts": {name: scores}} and draw them beside `scores`; empty without `--shifts`.
+    """Return {"shifts": {name: scores}}, and draw them with `scores`; empty without `--shifts`.
 
     scored: a function from predictions to scores; recalls: from scores to the recall of each class.
     """
@@ -52,7 +52,7 @@ def under_shifts(
     *,
     batch_size: int,
 ) -> dict[str, dict[str, float]]:
-    """Score the predictions under each shift of `data.acquisition.shifts`; logs a table.
+    """Score the predictions under each shift of `data.acquisition.shifts`, and log a table.
 
     images: uint8 [N, S, S, 1], decoded at the model's size. Shifted images are sent as PNG files.
     """

@@ -22,10 +22,11 @@ def score_subgroups(
     bootstrap_samples: int,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Return scores per subgroup and the gaps between them; log both. Empty without columns.
+    """Return the scores of each subgroup and the gaps between subgroups; log both.
 
-    score: a function from weights [N] to scores, at least those of `SUBGROUP_METRICS`. The keys are
-    `groups`, see `metrics.subgroup_scores`, and `gaps`, see `metrics.gaps`.
+    score: a function from weights [N] to scores, at least those of `SUBGROUP_METRICS`. The keys of
+    the result are `groups`, see `metrics.subgroup_scores`, and `gaps`, see `metrics.gaps`. The
+    result is empty if the catalogue has no group columns.
     """
 
     def selected(weights: np.ndarray) -> dict[str, float]:
@@ -48,7 +49,7 @@ def score_subgroups(
 
 
 def subgroup_lines(subgroups: dict[str, Any]) -> list[str]:
-    """Format the scores of subgroups, and the gaps whose intervals do not overlap."""
+    """Format the scores of subgroups, and the gaps between them, as lines of the log."""
     lines = []
     for column, groups in subgroups["groups"].items():
         for group, table in groups.items():

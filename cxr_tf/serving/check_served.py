@@ -3,9 +3,9 @@
     python scripts/check_served.py --runs logs/classifier/vgg16-binary logs/knn/vgg16-binary-knn
     python scripts/check_served.py --runs logs/classifier/vgg16-binary --runtime c++
 
-A separate process loads the SavedModel of each run and predicts the files of all test images. It
-imports only TensorFlow (`runtimes.bare_process`), or it runs TensorFlow's C++ runtime without the
-Python package (`runtimes.cpp_process`). Its predictions are compared with the run's
+A separate process loads the SavedModel of each run and predicts all test images from their files.
+It imports only TensorFlow (`runtimes.bare_process`), or it runs TensorFlow's C++ runtime without
+the Python package (`runtimes.cpp_process`). Its predictions are compared with the run's
 `predictions-test.csv`.
 """
 

@@ -1,4 +1,4 @@
-"""Decoding of image bytes inside the served graph."""
+"""Decode image bytes inside the served graph."""
 
 import tensorflow as tf
 

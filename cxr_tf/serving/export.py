@@ -308,7 +308,7 @@ def export_knn(
 def nearest_rows(
     queries: tf.Tensor, index: tf.Variable, k: int, *, block: int = 8192
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return the exact Euclidean distances of the nearest rows of an index, and their numbers.
+    """Return the exact Euclidean distances and the numbers of the k nearest rows of an index.
 
     queries: float32 [N, E]; index: float32 [M, E], k <= M. Returns distances float64 [N, k],
     ascending, and row numbers int64 [N, k]. The index is searched in blocks, so that at most

@@ -47,7 +47,7 @@ class ServedModel:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class names in the order of `probabilities`."""
+        """The class names in the order of `probabilities`."""
         return tuple(self.card["classes"])
 
     def training_digests(self) -> set[str]:
@@ -65,7 +65,7 @@ class ServedModel:
         return [read_image(p) for p in paths]
 
     def predictor(self, signature: str) -> PredictFn:
-        """Return a signature that takes image files as a `PredictFn`, like `client.connect`.
+        """Return a signature as a `PredictFn`, a function of image files, like `client.connect`.
 
         Raises UserError for a signature that does not take image files, and, if the engine is
         `openvino`, for one that OpenVINO cannot run.
@@ -90,7 +90,7 @@ class ServedModel:
         return predict
 
     def file_predictor(self, signature: str) -> Callable[[Sequence[str]], dict[str, np.ndarray]]:
-        """Return a signature as a function of file paths; its UserError names the first bad file."""
+        """Return a signature as a function of file paths; UserError names the first bad file."""
         predict = self.predictor(signature)
 
         def predict_paths(paths: Sequence[str]) -> dict[str, np.ndarray]:
@@ -121,7 +121,7 @@ class ServedModel:
         return concatenated(predict, names, batch_size)
 
     def embed(self, paths: Paths) -> np.ndarray:
-        """Return the embedding of image files, float32 [N, D]; classifiers only."""
+        """Return the embeddings of image files, float32 [N, D]; classifiers only."""
         return self.predict(paths, signature="embed")["embedding"]
 
     def heatmap(self, paths: Paths) -> np.ndarray:
@@ -137,7 +137,7 @@ class ServedModel:
         return "tensorflow" if self._call(signature) is self.signature(signature) else "openvino"
 
     def _call(self, signature: str) -> Any:
-        """Return a signature on its engine; OpenVINO compiles each once."""
+        """Return a signature as a function on its engine; OpenVINO compiles each signature once."""
         if signature not in self._calls:
             call = self.signature(signature)
             self._calls[signature] = (

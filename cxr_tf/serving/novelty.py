@@ -1,4 +1,4 @@
-"""Detection of images unlike the training images, inside the served graph.
+"""Detect images unlike the training images, inside the served graph.
 
     detector = fit_detector(model, train, val)
     detector(images, embedding)                  # novelty float32 [N]; above 1 the image is novel
@@ -142,7 +142,7 @@ def distance(gaussian: Gaussian, features: tf.Tensor) -> tf.Tensor:
 
 
 def pixel_statistics(images: tf.Tensor) -> tf.Tensor:
-    """Return statistics of gray images float32 [N, S, S, 1] in 0..255: float32 [N, F].
+    """Return statistics of grey images: float32 [N, S, S, 1] in 0..255 -> float32 [N, F].
 
     The statistics are the layout, a standardised 8 x 8 thumbnail; brightness and contrast; the
     correlations of a 32 x 32 thumbnail with its mirrored, upside-down and transposed copies; and

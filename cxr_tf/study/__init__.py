@@ -1,1 +1,1 @@
-"""Studies: all jobs on one data set, the report, and the comparison of two studies."""
+"""Run studies: all jobs on one data set, the report, and the comparison of two studies."""

@@ -47,7 +47,7 @@ def compare_studies(settings: RunStudy) -> str:
             lines.append(f"\n{title}: only in {names[0] if step in tables[0] else names[1]}")
             continue
         (_, run_a, a), (_, run_b, b) = (t[step] for t in tables)
-        lines.append(f"\n{title}, on test ({run_a} -> {run_b})")
+        lines.append(f"\n{title}, on the test set ({run_a} -> {run_b})")
         rows = []
         for metric in [m for m in a["ci95"] if "/" not in m and _known(a, m) and _known(b, m)]:
             disjoint = not intervals_overlap(a["ci95"][metric], b["ci95"][metric])
@@ -67,7 +67,7 @@ def compare_studies(settings: RunStudy) -> str:
 
 
 def open_study(logs: str, name: str) -> Run:
-    """Return a finished study by its name or its folder; raise UserError if there is none."""
+    """Return a finished study, given its name or folder; raise UserError if there is none."""
     folder = Path(name) if (Path(name) / "study.json").exists() else Path(logs) / "study" / name
     if not (folder / "study.json").exists():
         names = sorted(p.parent.name for p in (Path(logs) / "study").glob("*/study.json"))
@@ -77,7 +77,7 @@ def open_study(logs: str, name: str) -> Run:
 
 
 def tables_on_test(study: Run) -> dict[str, tuple[str, str, dict[str, Any]]]:
-    """Return {step: (title, name of the run, scores)} of the steps with scores on test."""
+    """Return {step: (title, name of the run, scores)} of the steps with scores on the test set."""
     logs = study.directory.parent.parent
     tables = {}
     for step in study.metrics["steps"]:
@@ -88,7 +88,7 @@ def tables_on_test(study: Run) -> dict[str, tuple[str, str, dict[str, Any]]]:
             name = metrics.get("chosen", Path(step["run"]).name)
             title = step["title"]
             if "chosen" in metrics:
-                title = f"selected on validation: {title.partition(': ')[2]}"
+                title = f"selected on the validation set: {title.partition(': ')[2]}"
             tables[step["name"]] = (title, name, metrics["test"])
     return tables
 

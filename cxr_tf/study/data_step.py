@@ -1,4 +1,4 @@
-"""The data step of a study: image counts, duplicates, shortcuts and samples."""
+"""The first step of a study: inspect the data for counts, duplicates and shortcuts."""
 
 import logging
 

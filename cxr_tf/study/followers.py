@@ -1,4 +1,4 @@
-"""A study with several workers: the chief does every step, the others join its trainings."""
+"""Run a study with several workers: the chief runs every step, the others help it to train."""
 
 from dataclasses import asdict, replace
 from typing import Any
@@ -16,12 +16,12 @@ TRAININGS = ("classifier", "autoencoder")
 
 
 def announce(workers: Workers, task: str, settings: Any = None, run_name: str = "") -> None:
-    """Send the next task of the chief to the workers: `images`, a job of TRAININGS, or `end`."""
+    """Send the chief's next task to the workers: `images`, a job of TRAININGS, or `end`."""
     workers.broadcast([task, asdict(settings) if settings else {}, run_name])
 
 
 def follow(settings: RunStudy, images: Images, workers: Workers) -> None:
-    """Take part in what the chief announces, until the end of its study."""
+    """Take part in the tasks that the chief announces, until its study ends."""
     while True:
         task, values, run_name = workers.broadcast(None)
         own = {"name": run_name, "data": settings.data, "logs": settings.logs}

@@ -34,7 +34,7 @@ from cxr_tf.training.distribution import connect
 
 
 class Images:
-    """The decoded radiographs, loaded when a training first needs them."""
+    """The decoded radiographs, which are loaded when a training job first needs them."""
 
     def __init__(self, settings: RunStudy, catalog: data_catalog.Catalog) -> None:
         self._settings, self._catalog = settings, catalog
@@ -65,7 +65,7 @@ class Images:
 
 
 def plan(settings: RunStudy, catalog: data_catalog.Catalog, images: Images) -> list[Step]:
-    """Return all steps in order; steps that the data do not support carry the reason."""
+    """Return all steps in order; `skipped` is the reason why the data do not support a step."""
     counts = {s: len(catalog.rows(s)) for s in data_catalog.SPLITS}
     unsupported = {task: _reason_unsupported(catalog, task) for task in TASKS}
     healthy = sum(r.split == "train" and r.finding == "normal" for r in catalog.radiographs)
@@ -110,7 +110,7 @@ def plan(settings: RunStudy, catalog: data_catalog.Catalog, images: Images) -> l
         steps.append(
             Step(
                 name=label,
-                title=f"compare backbones on test: {description}",
+                title=f"compare backbones on the test set: {description}",
                 job="compare",
                 run_name=f"{settings.name}-{label}",
                 settings=functools.partial(comparison_settings, settings, task),
@@ -129,7 +129,7 @@ def plan(settings: RunStudy, catalog: data_catalog.Catalog, images: Images) -> l
                 run_name=f"{settings.name}-{label}-knn",
                 settings=functools.partial(neighbours_settings, settings, label),
                 work=named(fit_knn.fit_knn),
-                # Embedded three times: the images, perturbed validation, and before training.
+                # Three passes: all images, perturbed validation images, all before training.
                 seconds=lambda speed: (
                     OVERHEAD["knn"]
                     + len(catalog) * (0.015 + 2.5 * max(speed.inference.values(), default=0.0))
@@ -150,7 +150,7 @@ def plan(settings: RunStudy, catalog: data_catalog.Catalog, images: Images) -> l
             network="autoencoder",
             skipped=""
             if healthy >= train_autoencoder.FEWEST_HEALTHY
-            else f"{healthy} healthy training images are fewer than "
+            else f"{healthy} healthy training images are fewer than the required "
             f"{train_autoencoder.FEWEST_HEALTHY}",
         )
     )
@@ -163,7 +163,7 @@ def plan(settings: RunStudy, catalog: data_catalog.Catalog, images: Images) -> l
             run_name=f"{settings.name}-heatmaps",
             settings=functools.partial(heatmaps_settings, settings),
             work=named(explain.explain),
-            # Sharing computation between patches saves about half of it.
+            # Sharing computation between patches saves about half of the time.
             seconds=lambda speed: (
                 10.0
                 + heatmap_count(settings) * patches * max(speed.inference.values(), default=0.0) / 2
@@ -190,7 +190,7 @@ def plan(settings: RunStudy, catalog: data_catalog.Catalog, images: Images) -> l
 
 
 def _reason_unsupported(catalog: data_catalog.Catalog, task: str) -> str:
-    """Return why the data do not support a task; empty if they do."""
+    """Return the reason why the data do not support a task, or "" if they do."""
     try:
         # Leakage has been checked before.
         checks.check(catalog, task=task, allow_leakage=True)

@@ -26,10 +26,10 @@ LONGEST_NAME = 60  # of a study; the names of its runs, which become folders, ar
 
 @dataclass(frozen=True)
 class Preset:
-    """Settings of a preset; None leaves a job its default.
+    """Settings of a preset; None keeps the default of a job.
 
-    0 epochs for a task: its classifiers are those of the binary task with a new last layer, a
-    logistic regression on their embedding.
+    If a task has 0 epochs, its classifiers are those of the binary task with a new last layer,
+    which is a logistic regression on their embedding.
     """
 
     image_size: int | None = None
@@ -119,7 +119,7 @@ def training_budget(settings: RunStudy, task: str) -> TrainingBudget:
 def classifier_settings(
     settings: RunStudy, task: str, backbone: str, runs: dict[str, Run]
 ) -> TrainClassifier:
-    """Return the settings of one training."""
+    """Return the settings that train one classifier."""
     weights = getattr(settings, f"{backbone}_weights")
     if transfers_from_binary(settings, task):
         weights = str(runs[f"binary-{backbone}"].directory / "model.keras")

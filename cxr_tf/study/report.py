@@ -2,7 +2,7 @@
 
     write_report(Path("logs/study/mine"))          # -> logs/study/mine/report.html
 
-Numbers come from the runs' `metrics.json`, pictures from their `figures/`. The template is
+Numbers come from the runs' `metrics.json`, and pictures from their `figures/`. The template is
 `report.html.jinja`.
 """
 
@@ -19,7 +19,7 @@ from cxr_tf.study.report_pictures import image_map, picture, pictures
 from cxr_tf.study.steps import BACKBONE_NAMES, TASKS, label_of
 from cxr_tf.training.epochs import format_duration
 
-# Step of the comparison: title of its section.
+# {step that compares the backbones: title of its section}.
 SECTIONS = {label_of(task): f"{title.capitalize()}?" for task, title in TASKS.items()}
 
 
@@ -68,7 +68,7 @@ def collect(study: Run) -> dict[str, Any]:
     anomaly = anomaly_section(runs["autoencoder"]) if "autoencoder" in runs else None
     heatmaps = heatmaps_section(runs["heatmaps"]) if "heatmaps" in runs else None
     test = data["splits"]["test"]
-    # Where a task was skipped, the comparison alone represents its trainings.
+    # If a task was skipped, only its comparison is listed, and not the training of each backbone.
     steps_shown = [s for s in steps if not (s["skipped"] and s["name"].startswith("three-class-"))]
     contents = [
         ("summary", "Summary"),
@@ -114,13 +114,13 @@ def problems(data: dict[str, Any]) -> list[str]:
     if data["leaks"]:
         sentences.append(
             f"{data['leaks']} patients or identical images appear in more than one split. The "
-            "results on test are too optimistic by an unknown amount."
+            "results on the test set are too optimistic by an unknown amount."
         )
     return sentences
 
 
 def task_section(name: str, compared: Run, logs: Path) -> dict[str, Any]:
-    """Collect the comparison of one task: all networks, the selected one, paired tests."""
+    """Collect the comparison of one task: all networks, the selected one, and paired tests."""
     metrics = compared.metrics
     models = []
     for run_name, tables in metrics["models"].items():
@@ -159,7 +159,7 @@ def task_section(name: str, compared: Run, logs: Path) -> dict[str, Any]:
 
 
 def neighbours_section(name: str, run: Run) -> dict[str, Any]:
-    """Collect the nearest neighbours, the classifier for comparison, and the map of the images."""
+    """Collect the scores of nearest neighbours and of the classifier, and the map of the images."""
     metrics = run.metrics
     return {
         "id": f"{name}-knn",
@@ -206,7 +206,7 @@ def heatmaps_section(run: Run) -> dict[str, Any]:
 
 
 def facts(study: Run, run_config: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return versions, machine, seed and settings as rows of (name, value)."""
+    """Return the versions, machine and settings as rows of (name, value)."""
     config, machine = study.config, study.metrics["machine"]
     processors = f"{machine['processors']} processors, {machine['architecture']}"
     return [
@@ -229,7 +229,7 @@ def score(table: dict[str, Any], metric: str) -> str:
 
 
 def value(table: dict[str, Any], metric: str) -> str:
-    """Format a score with three digits."""
+    """Format a score with three decimals."""
     number = table.get(metric)
     return "unknown" if number is None else f"{number:.3f}"
 
@@ -243,7 +243,7 @@ def interval(table: dict[str, Any], metric: str) -> str:
 
 
 def percent(table: dict[str, Any], metric: str) -> str:
-    """Format a proportion with its interval and images, "98 % (97 to 99 %; 98 of 100)"."""
+    """Format a proportion with its interval and counts, "98 % (97 to 99 %; 98 of 100)"."""
     share = table.get(metric)
     if share is None:
         return "unknown"
@@ -261,7 +261,7 @@ def weights_name(weights: str) -> str:
 
 
 def p_value(p: float | None) -> str:
-    """Format a p-value with two significant digits, small ones as "< 0.0001"."""
+    """Format a p-value with two significant digits, or as "< 0.0001" if it is smaller."""
     if p is None or not math.isfinite(p):
         return "unknown"
     return f"{p:.2g}" if p >= 0.0001 else "< 0.0001"

@@ -1,4 +1,4 @@
-"""Pictures of the report: figures as data URIs, and the map of the images."""
+"""Prepare the pictures of the report: figures as data URIs, and the map of the images."""
 
 import base64
 import io
@@ -14,7 +14,7 @@ from cxr_tf.figures.style import class_colour
 from cxr_tf.neighbors.projection import PROJECTOR, sprite
 from cxr_tf.runs import Run
 
-# Larger PNGs hold radiographs, and are a tenth of the size in a format for photographs.
+# Larger PNGs contain radiographs, and are a tenth of the size in a format for photographs.
 LARGEST_PNG = 60_000  # bytes
 
 QUALITY = 84
@@ -39,7 +39,7 @@ class Picture:
 
 
 def pictures(run: Run, *names: str, split: str = "") -> dict[str, Picture | None]:
-    """Return figures of a run by name; None for missing ones."""
+    """Return figures of a run by name, with None for missing ones."""
     return {name: picture(run, f"{name}-{split}" if split else name) for name in names}
 
 
@@ -69,10 +69,11 @@ def data_uri(content: bytes, kind: str) -> str:
 
 
 def image_map(run: Run, classes: list[str], most: int = MOST_POINTS) -> dict[str, Any] | None:
-    """Return the t-SNE of a KNN run, which it wrote for TensorBoard's projector, as SVG points.
+    """Return the points of the report's t-SNE map; None if the run has no t-SNE.
 
-    Coordinates lie in 1000 x 640. At most so many are kept: first misclassified test images,
-    then other test images, then others at random.
+    run: a run of nearest neighbours, which wrote the t-SNE for TensorBoard's projector. Coordinates
+    are in 0..1000 and 0..640. At most `most` images are shown: first misclassified test images,
+    then other test images, then a random sample of the others.
     """
     planes = read_planes(run.directory)
     if "after" not in planes:
@@ -84,7 +85,7 @@ def image_map(run: Run, classes: list[str], most: int = MOST_POINTS) -> dict[str
     # A stable sort of shuffled rows: random within each group.
     first = order[np.argsort((~wrong * 1 + ~is_test * 1)[order], kind="stable")]
     kept = np.sort(first[:most])
-    # Points drawn last lie on top; in random order no class covers the others.
+    # Points drawn last are on top; in random order, no class covers the others.
     kept = order[np.isin(order, kept)]
     kept = kept[np.argsort((is_test * 1 + wrong)[kept], kind="stable")]
     shown = [rows[k] for k in kept]
@@ -113,7 +114,7 @@ def image_map(run: Run, classes: list[str], most: int = MOST_POINTS) -> dict[str
 
 
 def read_planes(directory: Path) -> dict[str, np.ndarray]:
-    """Return {"after": float [N, 2], "before": ...}, the t-SNE in the projector's files."""
+    """Return {"after": float [N, 2], "before": ...}, the t-SNE in the files of the projector."""
     from google.protobuf import text_format
     from tensorboard.plugins import projector
 
@@ -129,8 +130,8 @@ def read_planes(directory: Path) -> dict[str, np.ndarray]:
 
 
 def read_metadata(file: Path) -> list[dict[str, str]]:
-    """Return the rows of the projector's table."""
-    # Without the csv module: the format has no quotes.
+    """Return the rows of the projector's metadata table."""
+    # The csv module is not used, because the format has no quotes.
     lines = [line.split("\t") for line in file.read_text(encoding="utf-8").strip("\n").split("\n")]
     return [dict(zip(lines[0], line, strict=True)) for line in lines[1:]]
 
@@ -139,7 +140,7 @@ def fit_to_map(plane: np.ndarray) -> np.ndarray:
     """Scale points [N, 2] to the map without distortion, rounded to tenths."""
     low, high = plane.min(axis=0), plane.max(axis=0)
     room = np.array([MAP_WIDTH, MAP_HEIGHT]) - 2 * MAP_BORDER
-    # The orientation of a t-SNE is arbitrary: turn the longer side to the horizontal.
+    # The orientation of a t-SNE is arbitrary: make the longer side horizontal.
     if high[1] - low[1] > high[0] - low[0]:
         plane, low, high = plane[:, ::-1], low[::-1], high[::-1]
     scale = float(np.min(room / np.maximum(high - low, 1e-9)))
@@ -147,9 +148,9 @@ def fit_to_map(plane: np.ndarray) -> np.ndarray:
 
 
 def thumbnails(paths: list[str]) -> tuple[str, int]:
-    """Return all images as one WebP, row by row in a square, and its number of columns.
+    """Return thumbnails of all images as one WebP, row by row in a square, and its column count.
 
-    The WebP is "" if no image can be read.
+    The WebP is returned as a data URI, or as "" if no image can be read.
     """
     from cxr_tf.data.decoding import load_images
 

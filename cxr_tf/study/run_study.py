@@ -4,9 +4,10 @@
     python scripts/run_study.py --data chest_xray --name mine
 
 Each step has its own run directory. `study.json` maps the fingerprint of a step's settings and data
-to it. A finished step with the same fingerprint is not repeated; a changed one gets a new run, with
--2, -3, ... appended to its name. Steps that depend on another run name it in their settings, so a
-new classifier leads to new neighbours and heatmaps, and to nothing else.
+to this directory. A finished step with the same fingerprint is not repeated; a changed step gets a
+new run, with -2, -3, ... appended to its name. The settings of a step contain the names of the runs
+that it depends on, so that a new classifier leads to new nearest neighbours and heatmaps, and to
+nothing else.
 """
 
 import logging
@@ -35,9 +36,9 @@ log = logging.getLogger(__name__)
 def run_study(settings: RunStudy) -> Path:
     """Run every step that is not finished yet, write the report, and return its path.
 
-    With `settings.compare` print the changes between two studies instead, and return the folder of
-    the second. Raises UserError on a user's mistake, before anything is written wherever
-    possible.
+    If `settings.compare` is given, print the changes between two studies instead of running one,
+    and return the folder of the second. Raises UserError for a user's mistake, if possible before
+    anything is written.
     """
     if settings.compare:
         compare_studies(settings)
@@ -52,7 +53,7 @@ def run_study(settings: RunStudy) -> Path:
 
 
 def _run(settings: RunStudy, workers: Workers) -> Path:
-    # Each job traces its functions once; across a dozen jobs TensorFlow warns of retracing.
+    # Each job traces its functions once, but over a dozen jobs, TensorFlow warns of retracing.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     if workers.is_chief:
         versions.check_saved_models(settings.saved_models)
@@ -84,7 +85,7 @@ def _run(settings: RunStudy, workers: Workers) -> Path:
         if study.is_kept(step, steps):
             study.take(step)
             continue
-        # Scale the estimates by how far those of the trainings have been off so far.
+        # Scale the estimates by the ratio of the actual to the estimated training time so far.
         pace = spent / estimated if estimated else 1.0
         left = pace * sum(estimates[s.name] for s in steps[number - 1 :])
         log.info(

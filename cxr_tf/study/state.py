@@ -29,9 +29,10 @@ STUDY_FIELDS = {"runs": {"*": {"step": str, "run": str, "seconds": NUMBER}}}
 class Study:
     """The runs of a study, recorded in `logs/study/<name>/study.json`.
 
-    {"runs": {fingerprint: {"step", "run", "seconds"}}}; `run` is <job>/<name> under logs/. Runs of
-    earlier settings stay recorded and are reused when the settings return. `runs` maps the names of
-    the steps taken so far to their runs.
+    The file contains {"runs": {fingerprint: {"step", "run", "seconds"}}}, where `run` is
+    <job>/<name> under logs/. Runs with earlier settings stay recorded, and are reused if the study
+    is started with these settings again. The attribute `runs` maps the names of the steps that are
+    done to their runs.
     """
 
     def __init__(self, logs: Path, name: str, data_fingerprint: str) -> None:
@@ -45,7 +46,7 @@ class Study:
         self._known = self._read()
 
     def is_kept(self, step: Step, steps: Sequence[Step]) -> bool:
-        """Return whether a finished run of the step's present settings exists."""
+        """Return whether there is a finished run with the step's current settings."""
         runs = dict(self.runs)
         for earlier in steps[: steps.index(step)]:
             # Earlier steps that are not finished may change this one's settings.
@@ -65,13 +66,13 @@ class Study:
         return run if run and run.finished and _exported(run, settings) else None
 
     def take(self, step: Step) -> None:
-        """Use the step's finished run."""
+        """Use the step's finished run in the study."""
         key = self._fingerprint(step.job, step.settings(self.runs))
         self._taken[step.name] = key
         self.runs[step.name] = Run(self._logs / self._known[key]["run"])
 
     def start(self, settings: RunStudy, catalog: data_catalog.Catalog) -> None:
-        """Create the directory and record the settings."""
+        """Create the study's directory, and record its settings there."""
         self.directory.mkdir(parents=True, exist_ok=True)
         acquire_lock(self.directory)
         self._known = self._read()
@@ -79,7 +80,7 @@ class Study:
         write_json(self.directory / "config.json", {**config, "command": command(settings)})
 
     def task_of(self, step: Step) -> tuple[Any, str]:
-        """Return a step's settings and the name of its run: an interrupted or a new one."""
+        """Return a step's settings, and the name of its run, which is interrupted or new."""
         settings = step.settings(self.runs)
         key = self._fingerprint(step.job, settings)
         known = self._known.get(key)
@@ -96,10 +97,10 @@ class Study:
 
     @contextlib.contextmanager
     def running(self, step: Step) -> Iterator[None]:
-        """Add up the step's seconds, across interruptions; use its run once it is finished."""
+        """Add the duration of the block to the step's seconds; then use the step's finished run."""
         settings, _ = self.task_of(step)
         entry = self._known[self._fingerprint(step.job, settings)]
-        # Until all steps are finished, the numbers of the study do not match its settings.
+        # Until all steps are finished, the metrics of the study do not match its settings.
         (self.directory / "metrics.json").unlink(missing_ok=True)
         started = time.perf_counter()
         try:
@@ -110,11 +111,11 @@ class Study:
         self.take(step)
 
     def seconds(self, step: Step) -> float:
-        """Return the duration of a step in seconds."""
+        """Return the duration of a step in seconds, added up over interruptions."""
         return self._known[self._taken[step.name]]["seconds"]
 
     def finish(self, settings: RunStudy, steps: Sequence[Step]) -> None:
-        """Write `metrics.json`: the runs, their durations, and skipped steps with reasons."""
+        """Write `metrics.json`: the runs, their durations, and the reasons for skipped steps."""
         Run(self.directory).write_metrics(
             {
                 "steps": [
@@ -141,7 +142,7 @@ class Study:
     def _fingerprint(self, job: str, settings: Any) -> str:
         """Return a digest of a job, its settings, its data, and the content of its weights."""
         logs = f"{self._logs}{os.sep}"
-        # Locations are left out: a moved folder of logs or data holds the same study.
+        # Locations are left out: a moved folder of logs or data contains the same study.
         compared = {
             key: [_within(v, logs) for v in value]
             if isinstance(value, tuple)
@@ -168,7 +169,7 @@ class Study:
 
 
 def _exported(run: Run, settings: Any) -> bool:
-    """Return whether the exported model of a finished run exists, where its job exports one."""
+    """Return whether the exported model of a finished run exists; True if its job exports none."""
     if not run.metrics.get("model", {}).get("saved_model"):
         return True
     return bool(model_config.model_versions(Path(settings.saved_models) / run.directory.name))
@@ -198,7 +199,7 @@ def command(settings: RunStudy) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """Describe the machine."""
+    """Return the processors, architecture, system and GPUs of this machine."""
     return {
         "processors": os.cpu_count(),
         "architecture": platform.machine(),

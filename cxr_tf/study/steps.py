@@ -17,8 +17,9 @@ class Step:
     """A step of a study.
 
     `settings` derives the job's settings from the runs of earlier steps, such as the selected
-    classifier; `work` takes them and the name of the run. `seconds` estimates the duration from the
-    measured speed of `network`. `skipped` is the reason to skip the step, or empty.
+    classifier. `work` runs the job, given its settings and the name of its run. `seconds` estimates
+    the duration from the measured speed of `network`. `skipped` is the reason why the step is
+    skipped, or empty.
     """
 
     name: str
@@ -34,24 +35,24 @@ class Step:
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds per image, by network, of a training step and of inference."""
+    """Seconds per image of a training step and of inference, for each network."""
 
     training: dict[str, float]
     inference: dict[str, float]
 
 
 def label_of(task: str) -> str:
-    """Return a task as it appears in names of steps and runs: three-class for three_class."""
+    """Return a task's label in the names of steps and runs: `three-class` for `three_class`."""
     return task.replace("_", "-")
 
 
 def keep_settings(settings: Any, runs: dict[str, Run]) -> Any:
-    """Return the settings unchanged: the step depends on no other."""
+    """Return the settings unchanged, for a step that depends on no other."""
     return settings
 
 
 def chosen(compared: Run) -> str:
-    """Return the folder of the classifier that a comparison selected on validation."""
+    """Return the folder of the classifier that a comparison selected on the validation set."""
     logs = compared.directory.parent.parent
     return str(logs / "classifier" / compared.metrics["chosen"])
 

@@ -1,4 +1,4 @@
-"""Estimates of how long a study takes, from one timed step of each network."""
+"""Estimate how long a study takes, from one timed step of each network."""
 
 import functools
 import time
@@ -20,8 +20,8 @@ from cxr_tf.study.steps import Speed, Step, first_given
 from cxr_tf.training.epochs import format_duration
 from cxr_tf.training.precision import resolve_precision
 
-# Seconds of a job without its training steps: tracing, export, figures, intervals. Measured
-# on two cores in the quickstart; only shown as "about".
+# Seconds that a job takes besides its training steps: for tracing, export, figures and intervals.
+# They were measured on two cores in the quickstart; estimates are rough, and shown with "about".
 OVERHEAD = {"resnet50": 40.0, "vgg16": 15.0, "alexnet": 15.0, "knn": 20.0, "autoencoder": 15.0}
 
 
@@ -34,7 +34,7 @@ def classifier_seconds(
     validation = 2 * counts["val"] * inference  # unchanged and perturbed
     seconds = epochs * (counts["train"] * training + validation)
     if transfers_from_binary(settings, task) or getattr(settings, f"{backbone}_weights") != "none":
-        # The head, on features of the frozen backbone.
+        # The head is trained on features of the frozen backbone.
         seconds += counts["train"] * inference + validation
     overhead = OVERHEAD[backbone] if epochs else OVERHEAD[backbone] / 2  # no training step to trace
     return overhead + seconds + validation + counts["test"] * inference
@@ -47,7 +47,7 @@ def autoencoder_seconds(
     training, inference = speed.training["autoencoder"], speed.inference["autoencoder"]
     epoch = healthy * training + counts["val"] * inference
     epochs = one.epochs or default_epochs(healthy, one.batch_size, plain=one.model == "plain")
-    # Every score, on validation and two perturbed copies of it.
+    # Every score is computed on the validation set, two perturbed copies of it, and the test set.
     evaluation = (
         (3 * counts["val"] + counts["test"]) * len(autoencoder.scores_of(one.model)) * inference
     )
@@ -57,8 +57,8 @@ def autoencoder_seconds(
 def measure(networks: Sequence[str], settings: RunStudy) -> Speed:
     """Time a training step and inference of each network on a few and on many images.
 
-    Runs eagerly, because tracing would take longer than everything else here. The difference of the
-    two timings removes the constant overhead of each operation.
+    The networks run eagerly, because tracing would take longer than everything else here. The
+    difference of the two timings removes the constant overhead of each operation.
 
     Raises UserError for weights that are not available: better now than after hours of training.
     """
@@ -96,12 +96,12 @@ def _seconds_an_image(work: Callable[[tf.Tensor], Any], images: tf.Tensor) -> fl
         started = time.perf_counter()
         work(batch)
         seconds.append(time.perf_counter() - started)
-    # On a busy machine the small batch may have been delayed.
+    # On a busy machine, the small batch may be delayed: the second value is a lower bound.
     return max((seconds[1] - seconds[0]) / (len(many) - len(few)), seconds[1] / len(many) / 4)
 
 
 def _classifier(backbone: str, settings: RunStudy) -> keras.Model:
-    """Build a classifier as at the start of training."""
+    """Build a classifier in its state at the start of training."""
     assert settings.image_size
     weights = getattr(settings, f"{backbone}_weights")
     entry = backbones.backbone(backbone)
@@ -137,6 +137,6 @@ def plan_table(
         if step.skipped:
             state = f"skipped: {step.skipped}"
         elif step.name not in todo:
-            state = "finished before, kept"
+            state = "finished earlier, reused"
         rows.append([number, step.title, state])
     return "\n".join([*lines, console.table(["", "step", "time"], rows, indent=2)])

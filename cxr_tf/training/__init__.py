@@ -1,1 +1,1 @@
-"""Components of every training: optimizer, checkpoints, epochs, precision, distribution."""
+"""Components of all training jobs: optimizer, checkpoints, epochs, precision, distribution."""

@@ -1,4 +1,4 @@
-"""Checkpoints, from which an interrupted training resumes."""
+"""Checkpoints from which an interrupted training run resumes."""
 
 import json
 import re
@@ -20,10 +20,10 @@ from cxr_tf.training.distribution import Workers
 class TrainingState:
     """The checkpoints of a run: `checkpoint.npz` and `best.npz` in its directory.
 
-    The checkpoint contains all variables of the model (seeds of dropout included) and of the
-    optimizer, and the history; `best.npz` contains the averaged weights of the best epoch. Both are
-    replaced atomically. Only the chief of several workers reads and writes them; the others receive
-    what it has read. `seconds` counts from the construction of this object.
+    `checkpoint.npz` contains all variables of the model (including the seeds of dropout) and of
+    the optimizer, and the history; `best.npz` contains the averaged weights of the best epoch. Both
+    files are replaced atomically. With several workers, only the chief reads and writes them, and
+    sends the other workers what it has read. `seconds` counts from the construction of this object.
     """
 
     def __init__(self, directory: Path, workers: Workers | None = None) -> None:
@@ -49,7 +49,7 @@ class TrainingState:
 
     @property
     def seconds(self) -> float:
-        """Training time of this process, and of earlier ones up to their last checkpoint."""
+        """The training time, including earlier processes up to their last checkpoint."""
         return self._before + time.perf_counter() - self._started
 
     def epochs_done(self) -> int:
@@ -57,7 +57,7 @@ class TrainingState:
         return int(self.history[-1]["epoch"]) if self.history else 0
 
     def best(self) -> dict[str, float]:
-        """Return the entry of the history with the lowest selection loss; the first of equals."""
+        """Return the history entry with the lowest selection loss; if several tie, the first."""
         return min(self.history, key=lambda h: h["selection_loss"])
 
     def exhausted(self, patience: int) -> bool:
@@ -65,14 +65,14 @@ class TrainingState:
         return bool(self.history) and self.epochs_done() - self.best()["epoch"] >= patience
 
     def begin(self, entry: dict[str, float], trainer: keras.Model) -> None:
-        """Record the model before fine-tuning as epoch 0, a candidate like every other."""
+        """Record the model before fine-tuning as epoch 0, which can be selected like any other."""
         self.history = [{**entry, "train_loss": float("nan"), "learning_rate": 0.0}]
         self._save_best(trainer)
 
     def save(self, entry: dict[str, float], averaged: keras.Model, raw: list[np.ndarray]) -> None:
-        """Record an epoch: the model has averaged weights, `raw` are the variables to resume from.
+        """Record an epoch: `averaged` has the averaged weights, `raw` the variables to resume from.
 
-        `raw` is empty after the last epoch, from which training does not resume.
+        `raw` is empty after the last epoch, because training does not resume from it.
         """
         self.history.append(entry)
         self._exists = True
@@ -92,8 +92,8 @@ class TrainingState:
     def load(self, trainer: keras.Model) -> None:
         """Restore the variables of the model and its optimizer from the checkpoint.
 
-        Raises UserError for a checkpoint with other variables, such as one of a former version, and
-        KeyError for the checkpoint of the last epoch, which has none.
+        Raises UserError if the checkpoint has different variables, for example because an earlier
+        version wrote it, and KeyError for the checkpoint of the last epoch, which has none.
         """
         variables = all_variables(trainer)
         values = [np.empty(v.shape, v.dtype) for v in variables]
@@ -104,14 +104,14 @@ class TrainingState:
                 raise KeyError("the checkpoint of the last epoch has no variables")
             if [v.shape for v in values] != [tuple(v.shape) for v in variables]:
                 raise UserError(
-                    f"{self._checkpoint} does not fit the network: it was written by another "
-                    "version; choose another --name"
+                    f"{self._checkpoint} does not fit the network: a different version "
+                    "of cxr_tf wrote it; choose another --name"
                 )
         for variable, value in zip(variables, self._workers.broadcast_arrays(values), strict=True):
             variable.assign(value)
 
     def restore_best(self, trainer: keras.Model) -> dict[str, float]:
-        """Restore the weights of the best epoch; return its entry of the history."""
+        """Restore the weights of the best epoch; return its history entry."""
         values = [np.empty(v.shape, v.dtype) for v in trainer.weights]
         if self._workers.is_chief:
             stored = _load_arrays(self._best)
@@ -120,7 +120,7 @@ class TrainingState:
         return self.best()
 
     def remove(self) -> None:
-        """Delete the files of a completed run."""
+        """Delete the checkpoints of a completed run."""
         self._checkpoint.unlink(missing_ok=True)
         self._best.unlink(missing_ok=True)
 
@@ -132,10 +132,10 @@ class TrainingState:
 
 
 def save_keras(model: keras.Model, path: Path) -> None:
-    """Write a model in Keras's format; equal models give equal files.
+    """Write a model in Keras's format, so that equal models give equal files.
 
-    To be called by `files.write_atomically`. Keras writes dates and the addresses of objects into
-    its archive, which are replaced: the addresses by running numbers, the dates by none.
+    `files.write_atomically` calls this function. Keras writes dates and the addresses of objects
+    into its archive; here consecutive numbers replace the addresses, and the dates are left out.
     """
     archive = path.with_name(f"{path.name}.keras")  # Keras insists on the suffix
     numbers: dict[str, str] = {}
@@ -147,7 +147,7 @@ def save_keras(model: keras.Model, path: Path) -> None:
         keras.saving.save_model(model, archive)
         with zipfile.ZipFile(archive) as source, zipfile.ZipFile(path, "w") as target:
             for entry in source.infolist():
-                copy = zipfile.ZipInfo(entry.filename)  # of 1980
+                copy = zipfile.ZipInfo(entry.filename)  # dated 1980
                 copy.compress_type, copy.external_attr = entry.compress_type, entry.external_attr
                 copy.file_size = entry.file_size
                 with source.open(entry) as content, target.open(copy, "w") as out:
@@ -165,13 +165,13 @@ def save_keras(model: keras.Model, path: Path) -> None:
 
 
 def _load_arrays(file: Path, *names: str) -> dict[str, np.ndarray]:
-    """Load some or all arrays of a file of a `TrainingState`; raise UserError if it is damaged."""
+    """Load all or the named arrays of a checkpoint file; raise UserError if it is damaged."""
     try:
         with np.load(file, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in names or arrays.files}
     except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError) as error:
         raise UserError(
-            f"{file} is damaged ({error}) and cannot be resumed; choose another --name"
+            f"{file} is damaged ({error}), so the run cannot be resumed; choose another --name"
         ) from None
 
 

@@ -1,8 +1,8 @@
-"""Training on several GPUs and machines: the workers, what they exchange, and their batches.
+"""Training on several GPUs or machines: the workers, their messages and their batches.
 
 One machine with several GPUs uses `MirroredStrategy`; several machines use
-`MultiWorkerMirroredStrategy` with the cluster of the environment variable TF_CONFIG. Worker 0 is
-the chief.
+`MultiWorkerMirroredStrategy` with the cluster that the environment variable TF_CONFIG describes.
+Worker 0 is the chief.
 """
 
 import contextlib
@@ -28,13 +28,13 @@ from cxr_tf.runs import NOT_COMPARED
 
 log = logging.getLogger(__name__)
 
-# Bytes that each worker sends at a time.
+# The number of bytes that each worker sends at a time.
 CHUNK = 1 << 26
 
 # After a worker is lost, the process ends within this many seconds.
 SECONDS_TO_END = 5.0
 
-# What TensorFlow raises if another worker stops: UNAVAILABLE first, then the others.
+# The errors that TensorFlow raises if another worker stops: UNAVAILABLE first, then the others.
 LOST = (
     *(tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError),
     *(tf.errors.DeadlineExceededError, tf.errors.InternalError),
@@ -42,15 +42,15 @@ LOST = (
 
 
 class PeerError(UserError):
-    """A mistake that all workers know of."""
+    """An error that has been reported to all workers."""
 
 
 @dataclass(frozen=True)
 class Workers:
     """The processes that train together, as worker `index` of `count` sees them.
 
-    Workers call the methods that communicate in the same order; those of a single worker return at
-    once. `strategy` distributes over all devices of all workers.
+    All workers must call the methods that communicate in the same order; with a single worker these
+    methods return at once. `strategy` distributes over all devices of all workers.
     """
 
     strategy: tf.distribute.Strategy
@@ -59,16 +59,16 @@ class Workers:
 
     @property
     def is_chief(self) -> bool:
-        """Whether this is the worker that writes logs, checkpoints and exports."""
+        """Whether this worker is the chief, which writes logs, checkpoints and exports."""
         return self.index == 0
 
     @property
     def replicas(self) -> int:
-        """Number of devices of all workers."""
+        """The number of devices of all workers together."""
         return self.strategy.num_replicas_in_sync
 
     def part(self, count: int, unit: int = 1) -> range:
-        """Return this worker's part of the rows, in multiples of `unit` where possible."""
+        """Return this worker's part of `count` rows, in multiples of `unit` where possible."""
         units = -(-count // unit)
         first, last = (units * k // self.count for k in (self.index, self.index + 1))
         return range(min(count, unit * first), min(count, unit * last))
@@ -76,9 +76,9 @@ class Workers:
     # ------------------------------------------------------------------ communication
 
     def exchange(self, message: bytes = b"", *, error: str = "") -> list[bytes]:
-        """Send a message to all workers; return those of all, in their order.
+        """Send a message to all workers; return the messages of all workers, in worker order.
 
-        Raises PeerError on every worker if one of them sends an error instead.
+        Raises PeerError on every worker if one of them sends an error instead of a message.
         """
         if self.count == 1:
             return [message]
@@ -102,14 +102,14 @@ class Workers:
         return messages
 
     def broadcast(self, value: Any) -> Any:
-        """Return the chief's value, of JSON types, on all workers."""
+        """Return the chief's value, which has JSON types, on all workers."""
         if self.count == 1:
             return value
         message = json.dumps(value, default=_as_json).encode() if self.is_chief else b""
         return json.loads(self.exchange(message)[0])
 
     def broadcast_arrays(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Return the chief's arrays on all workers, which have arrays of the same shapes."""
+        """Return the chief's arrays on all workers; all pass arrays of the same shapes."""
         if self.count == 1:
             return list(arrays)
         sent = b"".join(a.tobytes() for a in arrays) if self.is_chief else b""
@@ -122,7 +122,7 @@ class Workers:
         return result
 
     def gather_rows(self, rows: np.ndarray) -> np.ndarray:
-        """Concatenate the rows [N, ...] of all workers, whose other dimensions are equal."""
+        """Concatenate the rows [N, ...] of all workers; only N may differ between workers."""
         if self.count == 1:
             return rows
         messages = self.exchange(np.ascontiguousarray(rows).tobytes())
@@ -131,7 +131,7 @@ class Workers:
         )
 
     def agree(self, facts: dict[str, Any]) -> None:
-        """Raise PeerError on all workers if the facts of one differ from those of the chief."""
+        """Raise PeerError on all workers if the facts of one worker differ from the chief's."""
         sent = json.dumps(facts, sort_keys=True).encode()
         everyone = [json.loads(message) for message in self.exchange(sent)]
         for index, of_worker in enumerate(everyone[1:], 1):
@@ -154,12 +154,12 @@ class Workers:
             self.agree({"the job": job, **flags, **software})
 
     def agree_on_data(self, fingerprint: str) -> None:
-        """Raise PeerError on all workers if labels, splits or files of one differ."""
+        """Raise PeerError on all workers if the labels, splits or files of one differ."""
         if self.count > 1:
             self.agree({"data": fingerprint})
 
     def load_images(self, paths: Sequence[str], size: int) -> tuple[np.ndarray, dict[int, str]]:
-        """Decode images as `decoding.load_images`, each worker a part of the files."""
+        """Decode images like `decoding.load_images`; each worker decodes a part of the files."""
         rows = self.part(len(paths))
         images, unreadable = decoding.load_images(paths[rows.start : rows.stop], size)
         mine = {rows.start + row: reason for row, reason in unreadable.items()}
@@ -167,7 +167,7 @@ class Workers:
         return self.gather_rows(images), {int(k): v for part in reasons for k, v in part.items()}
 
     def _gather(self, values: np.ndarray) -> np.ndarray:
-        """Gather float32 [S], the same S on all workers, to [workers, S]; bits are kept."""
+        """Gather float32 [S], with equal S on all workers, into [workers, S], bit for bit."""
         local = self.replicas // self.count
         padded = np.zeros(-(-len(values) // local) * local, np.float32)
         padded[: len(values)] = values
@@ -184,9 +184,9 @@ class Workers:
 
     @contextlib.contextmanager
     def failing_together(self, seconds_to_end: float = SECONDS_TO_END) -> Iterator[None]:
-        """Stop all workers with one line if one of them makes a mistake or disappears.
+        """Stop all workers with a one-line message if one of them fails or is lost.
 
-        After a worker is lost, this process ends at the latest after so many seconds.
+        After a worker is lost, this process ends within `seconds_to_end` seconds.
         """
         try:
             yield
@@ -205,13 +205,13 @@ class Workers:
             timer.daemon = True
             timer.start()
             raise PeerError(
-                "the connection to another worker is lost: it was killed, or stopped with an error "
-                "of its own. Start all workers again with --resume"
+                "the connection to another worker is lost: that worker was killed, or stopped "
+                "because of an error. Start all workers again with --resume"
             ) from error
 
 
 def _as_json(value: Any) -> Any:
-    """Return a NumPy number as one of Python; unlike `to_json_types` this keeps NaN."""
+    """Convert a NumPy number to a Python number; unlike `to_json_types`, preserve NaN."""
     return value.item()
 
 
@@ -230,12 +230,11 @@ _connected: list[Workers] = []
 
 
 def connect(worker_timeout: float = 600.0) -> Workers:
-    """Return the workers of this process; the first call waits until all have started.
+    """Return the `Workers` of this process; the first call waits until all workers have started.
 
-    It must come before any other use of TensorFlow, which the later calls of a process need not.
-    Raises UserError for a TF_CONFIG that cannot be used. Ends the process with exit code 2 if a
-    worker does not appear within `worker_timeout` seconds: TensorFlow's own wait cannot be stopped
-    otherwise.
+    The first call of a process must come before any other use of TensorFlow. Raises UserError if
+    TF_CONFIG cannot be used. Ends the process with exit code 2 if a worker does not appear within
+    `worker_timeout` seconds: TensorFlow's own wait cannot be stopped in any other way.
     """
     if not _connected:
         addresses, index = read_cluster(os.environ.get("TF_CONFIG", ""))
@@ -247,7 +246,7 @@ def connect(worker_timeout: float = 600.0) -> Workers:
             workers.exchange()
             timer.cancel()
             if not workers.is_chief:
-                log.info("worker %d; the chief is %s and writes the log", index, addresses[0])
+                log.info("this is worker %d; the chief, %s, writes the log", index, addresses[0])
                 logging.getLogger("cxr_tf").setLevel(logging.WARNING)
         elif len(tf.config.list_physical_devices("GPU")) > 1:
             workers = Workers(tf.distribute.MirroredStrategy())
@@ -260,7 +259,7 @@ def connect(worker_timeout: float = 600.0) -> Workers:
 def read_cluster(tf_config: str) -> tuple[list[str], int]:
     """Return the addresses of all workers, the chief's first, and the index of this one.
 
-    Raises UserError for a TF_CONFIG that is not one of a cluster of workers.
+    Raises UserError if TF_CONFIG does not describe a cluster of workers.
     """
     if not tf_config:
         return [], 0
@@ -276,7 +275,7 @@ def read_cluster(tf_config: str) -> tuple[list[str], int]:
             raise KeyError(f"task {kind} {number}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"TF_CONFIG is not the description of a cluster ({error}): it must be JSON such as "
+            f"TF_CONFIG does not describe a cluster ({error}): it must be JSON such as "
             '{"cluster": {"worker": ["host0:2222", "host1:2222"]}, '
             '"task": {"type": "worker", "index": 0}}'
         ) from None
@@ -287,7 +286,7 @@ def _give_up(addresses: Sequence[str], index: int, timeout: float) -> None:
     missing = [a for k, a in enumerate(addresses) if k != index and not _is_listening(a)]
     print(
         f"error: {', '.join(missing) or 'a worker'} did not appear within {timeout:.0f} s: start "
-        "all workers of TF_CONFIG, or allow more time with --worker-timeout",
+        "all workers in TF_CONFIG, or allow more time with --worker-timeout",
         file=sys.stderr,
         flush=True,
     )
@@ -311,17 +310,18 @@ def distribute_batches(
     batch_size: int,
     make: Callable[[range], tf.data.Dataset],
 ) -> Any:
-    """Distribute training batches over the replicas, each of which prepares its rows only.
+    """Distribute training batches over the replicas, each of which prepares only its own rows.
 
-    make: returns for the rows that one replica computes of every batch a dataset of (inputs,
-    targets). Yields (inputs, targets, part), part being int32 [2]: the first row and the size of
-    the whole batch. Raises UserError for a batch with fewer images than there are replicas.
+    make: a function from the rows of every batch that one replica processes to a dataset of
+    (inputs, targets). Yields (inputs, targets, part), where part is int32 [2]: the replica's first
+    row, and the size of the complete batch. Raises UserError if a batch has fewer images than there
+    are replicas.
     """
     replicas = strategy.num_replicas_in_sync
     if batch_size < replicas:
         raise UserError(
-            f"a training step has {batch_size} images for {replicas} devices: give a --batch-size "
-            f"of at least {replicas}"
+            f"a training step has {batch_size} images for {replicas} devices: set --batch-size "
+            f"to at least {replicas}"
         )
 
     def of_replica(replica: int) -> tf.data.Dataset:
@@ -335,7 +335,7 @@ def distribute_batches(
     def of_worker(context: tf.distribute.InputContext) -> tf.data.Dataset:
         local = replicas // context.num_input_pipelines
         parts = [of_replica(context.input_pipeline_id * local + k) for k in range(local)]
-        # Endless, so that the workers need not ask each other in every step whether there is more.
+        # Infinite, so that the workers need not agree in every step whether there is more data.
         return tf.data.Dataset.choose_from_datasets(
             [part.repeat() for part in parts], tf.data.Dataset.range(local).repeat()
         )

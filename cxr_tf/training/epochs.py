@@ -16,11 +16,12 @@ log = logging.getLogger(__name__)
 
 
 class EpochEnd:
-    """Evaluate the averaged weights after each epoch, log and save; stop on NaN and on patience.
+    """Evaluate the averaged weights after each epoch, log, save a checkpoint, and stop early.
 
-    `evaluate(epoch)` returns {epoch, val_*, selection_loss} of the model with its present weights,
-    or raises FloatingPointError; each `val..._<metric>` becomes a scalar in TensorBoard. `line`
-    formats an entry for the log.
+    `evaluate(epoch)` returns {epoch, val_*, selection_loss} for the model with its current weights,
+    or raises FloatingPointError if an output is not finite; each `val..._<metric>` becomes a scalar
+    in TensorBoard. `line` formats an entry for the log. Training ends after `patience` epochs
+    without improvement, and with UserError if the loss, a weight or an output is not finite.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class EpochEnd:
         self._first_epoch = state.epochs_done()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float]) -> None:
-        """Stop a run whose loss is not finite; the checkpoint of the last epoch stays."""
+        """Raise UserError if the loss is not finite; the last checkpoint remains."""
         if not np.isfinite(logs["loss"]):
             self._diverged(f"the loss became {logs['loss']} at step {batch + 1}")
 
@@ -58,17 +59,17 @@ class EpochEnd:
         )
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
-        """Evaluate the averaged weights, log and save; training continues with the raw ones."""
+        """Evaluate the averaged weights, log and save; training continues with the raw weights."""
         variables = all_variables(self._trainer)
-        # The last loss of the epoch is computed before its update, so the weights are checked too.
+        # The last loss is computed before the last update, so the weights are checked too.
         if not all(is_finite(v) for v in variables):
             self._diverged("a weight was not finite at the end")
         is_last = epoch + 1 == self._epochs
         # Training does not resume from the last epoch. `numpy()` copies.
         raw = [] if is_last else [v.value.numpy() for v in variables]
         rate = float(self._trainer.optimizer.learning_rate)
-        # Not with SwapEMAWeights of Keras: it swaps by sums and differences, whose rounding would
-        # make a resumed run differ from an uninterrupted one.
+        # Not with Keras's SwapEMAWeights: it swaps by adding and subtracting, and the rounding
+        # would make a resumed run differ from an uninterrupted one.
         self._trainer.optimizer.finalize_variable_values(self._trainer.trainable_variables)
         try:
             scores = self._evaluate(epoch + 1)
@@ -95,7 +96,7 @@ class EpochEnd:
         left = (self._epochs - epoch - 1) * spent / (epoch + 1 - self._first_epoch)
         log.info("  %s, %s left", self._line(entry), format_duration(left))
         if self._state.exhausted(self._patience):
-            log.info("  no improvement on validation for %d epochs: stopped", self._patience)
+            log.info("  no improvement on validation for %d epochs: training stops", self._patience)
             self._trainer.stop_training = True
 
 

@@ -1,4 +1,4 @@
-"""A model in inference as one traced function."""
+"""Inference with a model that is traced as one function."""
 
 import time
 from typing import Any
@@ -13,17 +13,17 @@ from cxr_tf.training.distribution import Workers
 
 
 def compiled(model: keras.Model) -> tf.types.experimental.ConcreteFunction:
-    """Trace a model in inference as one function of float32 [N, S, S, 1], for any N.
+    """Trace a model in inference mode as a function of images float32 [N, S, S, 1], for any N.
 
-    The channel is repeated for a model with three.
+    For a model with three input channels, the channel is repeated.
     """
     height, width, channels = model.input_shape[1:]
 
     def call(images: tf.Tensor) -> Any:
         return model(to_rgb(images) if channels == 3 else images, training=False)
 
-    # Without autograph, which would only parse Keras's sources: there is nothing to convert.
-    # Traced here: TensorFlow takes the first calls of several such functions for retracing.
+    # Without autograph, which would parse Keras's sources and find nothing to convert. Traced here,
+    # because TensorFlow would mistake the first calls of several such functions for retracing.
     spec = tf.TensorSpec([None, height, width, 1], tf.float32)
     traced = tf.function(call, input_signature=[spec], autograph=False).get_concrete_function()
     traced.model = model  # a traced function alone does not keep variables alive
@@ -31,9 +31,9 @@ def compiled(model: keras.Model) -> tf.types.experimental.ConcreteFunction:
 
 
 def infer(function: tf.types.experimental.ConcreteFunction, batches: tf.data.Dataset) -> np.ndarray:
-    """Return the outputs for all batches in order, float32."""
+    """Return the outputs for all batches in order, as one float32 array [N, ...]."""
     outputs = [np.asarray(function(batch), np.float32) for batch in batches]
-    if not outputs:  # the part of a worker of more than there are batches
+    if not outputs:  # with more workers than batches, the part of a worker is empty
         outputs = [np.asarray(function(tf.zeros([0, *batches.element_spec.shape[1:]])))]
     return np.concatenate(outputs)
 
@@ -46,9 +46,9 @@ def infer_divided(
     batch_size: int,
     stress_seed: int | None = None,
 ) -> np.ndarray:
-    """Return the outputs for images uint8 [N, S, S, 1] in order; each worker computes a part.
+    """Return the outputs for images uint8 [N, S, S, 1] in order; each worker processes a part.
 
-    The batches are those of one worker, so that the outputs are the same, bit for bit.
+    The batches are the same as with one worker, so that the outputs are too, bit for bit.
     """
     rows = workers.part(len(images), unit=min(batch_size, -(-len(images) // workers.count)))
     batches = data_batches.evaluation_batches(

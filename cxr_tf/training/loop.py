@@ -1,7 +1,7 @@
-"""The training loop: sum gradients over the replicas, clip, apply.
+"""The training loop: sum the gradients over the replicas, clip them and apply them.
 
-Keras's `fit` clips the gradient of each replica before they are summed, and fails under
-`MultiWorkerMirroredStrategy`; this loop uses public functions of TensorFlow and Keras only.
+Keras's `fit` clips the gradients of each replica before it sums them, and fails under
+`MultiWorkerMirroredStrategy`; this loop uses only public functions of TensorFlow and Keras.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,8 +14,8 @@ from cxr_tf.models.batch_norm_folding import cancelled_biases
 from cxr_tf.models.replicas import batch_part
 from cxr_tf.training.epochs import EpochEnd
 
-# Targets and outputs of a batch -> the loss of each image float32 [N], by which the network is
-# trained, and further measures to log, by name.
+# A function from the targets and outputs of a batch to the loss of each image, float32 [N], which
+# training minimises, and to further measures to log, by name.
 Objective = Callable[[Any, Any], tuple[tf.Tensor, Mapping[str, tf.Tensor]]]
 
 
@@ -29,7 +29,7 @@ def fit(
     epoch_end: EpochEnd,
     strategy: tf.distribute.Strategy,
 ) -> None:
-    """Train for some epochs of a given number of steps on `batches` of `distribute_batches`."""
+    """Train for the given epochs of `steps` steps each, on batches from `distribute_batches`."""
     step = train_step(trainer, objective, strategy, batches.element_spec)
     iterator = iter(batches)
     trainer.stop_training = False
@@ -54,11 +54,11 @@ def train_step(
     strategy: tf.distribute.Strategy,
     element_spec: Any,
 ) -> Callable[[Any], tuple[tf.Tensor, dict[str, tf.Tensor]]]:
-    """Return a compiled training step on one batch of `distribute_batches`.
+    """Return a compiled training step for one batch from `distribute_batches`.
 
-    It returns the number of images in the batch, and the sums of loss and measures over them. The
-    loss is the mean over the whole batch, on however many replicas, each of which may have a
-    different number of images.
+    The step returns the number of images in the batch, and the sums of the loss and the measures
+    over them. It minimises the mean loss over the complete batch, even if the replicas have
+    different numbers of images.
     """
     optimizer = trainer.optimizer
     variables = trainer.trainable_variables

@@ -8,15 +8,15 @@ import keras
 class SummedGradientAdamW(keras.optimizers.AdamW):
     """AdamW for gradients that are already summed over the replicas.
 
-    Keras's own AdamW clips before it sums, so that each replica's gradient would be clipped by
-    itself: with `global_clipnorm=1.0` a step on four replicas is almost twice as long as on one.
+    Keras's own AdamW clips before it sums, so that each replica's gradient is clipped separately:
+    with `global_clipnorm=1.0` a step on four replicas is almost twice as long as on one.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        # The one private name of Keras in training. If it is gone, gradients would be summed twice.
+        # The only private name of Keras in training. Without it, gradients would be summed twice.
         if not hasattr(keras.optimizers.AdamW, "_all_reduce_sum_gradients"):
-            raise RuntimeError("this version of Keras sums gradients of replicas in another way")
+            raise RuntimeError("this version of Keras sums the gradients of replicas differently")
 
     def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> Any:
         return grads_and_vars
@@ -27,9 +27,9 @@ def averaged_adamw(
 ) -> keras.optimizers.Optimizer:
     """Return AdamW with warm-up, cosine decay to a hundredth of `rate`, and averaged weights.
 
-    steps: number of steps of the whole run. Weight decay applies to kernels, not to biases and
-    normalisation. With the precision mixed_float16 the loss is scaled, because small gradients
-    would underflow.
+    steps: the number of steps of the complete run. Weight decay applies to kernels, but not to
+    biases and normalisation layers. With the precision mixed_float16 the loss is scaled, because
+    small gradients would underflow.
     """
     schedule = keras.optimizers.schedules.CosineDecay(
         initial_learning_rate=0.0,
@@ -48,7 +48,7 @@ def averaged_adamw(
         ema_momentum=1 - 1 / max(2, steps // 20),
     )
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
-    # Keras scales the loss by itself only for a compiled model whose own policy is float16; here
-    # the trained model ends with float32 logits.
+    # Keras scales the loss automatically only for a compiled model whose own policy is float16;
+    # here the model ends with float32 logits.
     scaled = precision == "mixed_float16"
     return keras.optimizers.LossScaleOptimizer(optimizer) if scaled else optimizer

@@ -8,10 +8,11 @@ from cxr_tf.config import Precision
 
 
 def resolve_precision(wanted: Precision, *, gains: bool = True) -> Precision:
-    """Return the dtype policy for `auto`: bfloat16 if the hardware supports it natively.
+    """Return the dtype policy; for `auto`, mixed_bfloat16 if the hardware supports it natively.
 
-    That is AVX512-BF16 or AMX on CPUs, and compute capability 8 on GPUs. gains: whether bfloat16
-    speeds up the network without a loss, see `Backbone.gains_in_bfloat16`.
+    Native support is AVX512-BF16 or AMX on CPUs, and compute capability 8 or higher on GPUs. gains:
+    whether the network trains faster in bfloat16 without a loss, see `Backbone.gains_in_bfloat16`;
+    otherwise `auto` gives float32.
     """
     if wanted != "auto":
         return wanted

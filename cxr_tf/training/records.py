@@ -1,4 +1,4 @@
-"""Records of a finished training: final scores in TensorBoard, and the model card."""
+"""Records of a finished training run: final scores in TensorBoard, and the model card."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,9 +16,9 @@ def write_tensorboard_summary(
     results: Mapping[str, Any],
     metrics: Sequence[str],
 ) -> None:
-    """Write the final scores as scalars, and a row of the HParams table.
+    """Write the final scores as scalars, and the hyperparameters as a row of the HParams table.
 
-    results: {"val": table, "test": table}; metrics: which scores of the tables.
+    results: {"val": table, "test": table}; metrics: the names of the scores to write.
     """
     from tensorboard.plugins.hparams import api as hparams
 
@@ -40,10 +40,10 @@ def model_card(
     seed: int,
     **specific: Any,
 ) -> dict[str, Any]:
-    """Return the card that is exported with a model: its training, its scores, its limits.
+    """Return the card that is exported with a model: its training, its scores and its limits.
 
-    catalog: the images that the model was trained on or selected by; specific: entries of this
-    kind of model.
+    catalog: all images of the run; specific: entries for this kind of model, which are added to the
+    common entries or replace them.
     """
     return {
         "kind": kind,

@@ -120,7 +120,7 @@ def test_export_predicts_the_measured_scores(finished: TrainAutoencoder) -> None
     folder = Path(finished.logs) / "autoencoder" / "run"
     metrics = json.loads((folder / "metrics.json").read_text())
     np.testing.assert_allclose(served["threshold"], metrics["model"]["threshold"], rtol=1e-6)
-    assert "another scanner" in metrics["model"]["threshold_rule"]
+    assert "exposure, scanner" in metrics["model"]["threshold_rule"]
     called = served["is_anomaly"].numpy()
     sick = np.array([r["label"] == "pneumonia" for r in rows])
     assert metrics["test"]["recall"] == pytest.approx(called[sick].mean())
@@ -245,8 +245,8 @@ def test_default_epochs_are_recorded(
     ("changed", "message"),
     [
         ({"score": "ssim"}, "is not available for --model denoising"),
-        ({"image_size": 208}, "multiple of 32 from 128 on"),
-        ({"image_size": 96}, "multiple of 32 from 128 on"),
+        ({"image_size": 208}, "multiple of 32, at least 128"),
+        ({"image_size": 96}, "multiple of 32, at least 128"),
         ({"model": "plain", "score": "", "image_size": 72}, "multiple of 16 from 64 on"),
         ({"operating_point": "0.5"}, "is for probabilities"),
         ({"operating_point": "min-specificity:1.5"}, "give a share"),

@@ -1,4 +1,4 @@
-"""After kills, the finished archive equals an undisturbed one, file by file."""
+"""Tests of killed workers: the finished archive equals an undisturbed one, file by file."""
 
 import contextlib
 import os
@@ -25,7 +25,7 @@ SECONDS = 0.01  # per image: a shard of eight takes 0.1 s
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """43 small files, one of them unreadable: six shards."""
+    """43 small files in six shards; one of the files is unreadable."""
     folder = tmp_path / "images"
     folder.mkdir()
     for k in range(43):
@@ -105,7 +105,7 @@ def test_killed_coordinator_ends_its_workers(
     assert written(tmp_path / "out") == undisturbed(plan)
 
 
-def test_concurrent_coordinators(tmp_path: Path, images: Path) -> None:
+def test_concurrent_coordinators_write_one_archive(tmp_path: Path, images: Path) -> None:
     plan = plan_of(tmp_path / "out", [images])
     both = [coordinator(tmp_path / "out", 1) for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0]
@@ -139,7 +139,7 @@ def test_full_disk_stops_the_archive_which_then_resumes(tmp_path: Path, images: 
     assert written(tmp_path / "out") == undisturbed(plan)
 
 
-def test_workers_that_cannot_start_are_given_up(tmp_path: Path, images: Path) -> None:
+def test_workers_that_cannot_start_are_an_error(tmp_path: Path, images: Path) -> None:
     plan = plan_of(tmp_path / "out", [images])
     with pytest.raises(UserError, match="2 workers died while loading the model"):
         list(

@@ -26,7 +26,7 @@ def paths(*wanted: object) -> list[str]:
 
 @pytest.fixture
 def ward(tmp_path: Path) -> Path:
-    """Names whose order depends on the way of sorting, and files that are not images."""
+    """A folder with names whose order depends on the sorting, and files that are not images."""
     for name in (
         "b/1.png",
         "b.png",
@@ -73,7 +73,7 @@ def test_a_list_may_contain_urls_but_no_line_without_a_path(tmp_path: Path) -> N
         paths(tmp_path / "other.csv")
 
 
-def test_members_of_archives(ward: Path, tmp_path: Path) -> None:
+def test_members_of_archives_are_listed(ward: Path, tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "films.tar", "w") as tar:
         tar.add(ward, "ward")
     with zipfile.ZipFile(tmp_path / "films.zip", "w") as zipped:
@@ -93,7 +93,7 @@ def test_members_of_archives(ward: Path, tmp_path: Path) -> None:
         paths(tmp_path / "films.tgz.tar")
 
 
-def test_folders_and_patterns_behind_a_url() -> None:
+def test_folders_and_patterns_behind_a_url_are_listed() -> None:
     memory = fsspec.filesystem("memory")
     for name in ("b/1.png", "b.png", "a/1.2.840.113", "a/image", "notes.txt", "list.csv"):
         memory.pipe_file(f"/listing/{name}", b"path\nb.png\n")

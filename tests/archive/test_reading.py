@@ -27,7 +27,7 @@ from cxr_tf.errors import UserError
 
 
 class Flaky(MemoryFileSystem):
-    """A store that fails as often as `failures` says, with its first error."""
+    """A store whose reads raise the errors in `failures`, last first, until the list is empty."""
 
     protocol = "flaky"
     cachable = False

@@ -1,4 +1,4 @@
-"""An archive holds the predictions of predict.py, bit for bit, once for each path."""
+"""An archive contains the predictions of predict.py, bit for bit, once for each path."""
 
 import csv
 import dataclasses
@@ -38,7 +38,7 @@ def models(tiny_backbone: str, phantoms: Path, tmp_path_factory: pytest.TempPath
 
 @pytest.fixture(scope="module")
 def ward(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """41 radiographs, three of them unreadable: batches of all kinds, the last of one image."""
+    """41 radiographs, three of them unreadable; the last batch has a single image."""
     folder = tmp_path_factory.mktemp("ward")
     for k, file in enumerate(sorted(phantoms.glob("t*/*/*.png"))[:41]):
         content = file.read_bytes()
@@ -57,7 +57,7 @@ def load_once(model: str, **how: str) -> loading.ServedModel:
 def here(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Run the workers and describe the model in this process, which has loaded TensorFlow.
 
-    Returns the shards that they compute, in order.
+    Returns the shards that the workers compute, in order.
     """
     computed: list[int] = []
 
@@ -96,7 +96,7 @@ def rows_of(out: Path) -> list[dict]:
 def compare(
     batches: Iterable[BatchPredictions], rows: list[dict], compared: set[str], tolerance: float
 ) -> None:
-    """Assert that batches of predict.py have the numbers of the archive's rows."""
+    """Assert that batches of predictions from predict.py equal the archive's rows."""
     for batch in batches:
         for row, reason in batch.reasons.items():
             assert rows[row]["reason"] == reason
@@ -152,7 +152,7 @@ def test_numbers_equal_those_of_predict(
 
 
 def test_predictions_and_embeddings_take_one_pass(models: Path, tmp_path: Path) -> None:
-    """By one signature that has the outputs of both; models of version 0.1 lack it."""
+    """One signature has the outputs of both; models of version 0.1 lack it."""
     request = worker.ModelRequest(
         str(models / "novel"), ("serving_default", "embed"), "tensorflow", "float32"
     )

@@ -23,7 +23,7 @@ COUNT, WIDTH = 4000, 16
 
 @pytest.fixture(scope="module")
 def embedded() -> np.ndarray:
-    """Clusters, as embeddings have them."""
+    """Clustered vectors, which resemble embeddings."""
     rng = np.random.default_rng(3)
     centres = rng.normal(size=(40, WIDTH))
     return (centres[rng.integers(0, 40, COUNT)] + rng.normal(0, 0.2, (COUNT, WIDTH))).astype("f4")

@@ -31,7 +31,7 @@ def test_bounds_of_machine_networks_and_files(tmp_path) -> None:
     assert slowest == pytest.approx(4e-6 * parameters / reading)
     shares = [v for (job, _), v in values.items() if job.startswith("multiplications")]
     assert len(shares) == 2 and all(0 < v <= 100 for v in shares)
-    assert values["JPEG of 1300 x 900 to 64, a thread", "all of ours"] > 0
+    assert values["JPEG of 1300 x 900 to 64, one thread", "this package, all steps"] > 0
     text = tables.table(found, measurement.machine())
     assert "| one image through alexnet at 64 | multiplications | 0.0941 billion |" in text
 

@@ -27,13 +27,13 @@ def test_memory_and_costs_have_separate_tables() -> None:
     found = [
         Memory("training", "ours", 2345.6, "MB", 3000),
         Memory("training", "Keras", 4000.0, "MB"),
-        Memory("input", "ours", 9.0, "kB an image", 4),
+        Memory("input", "ours", 9.0, "kB per image", 4),
         Cost("t-SNE", "points", [200, 400], [1.0, 4.0]),
     ]
     text = tables.table(found, measurement.machine())
     assert "| training | ours | 2,346 MB | at most 3,000 |" in text
     assert "| training | Keras | 4,000 MB |  |" in text
-    assert "| input | ours | 9 kB an image | at most 4, missed |" in text
+    assert "| input | ours | 9 kB per image | at most 4, missed |" in text
     assert "| seconds, by size | 200 | 400 | slope |" in text
     assert "| t-SNE (points) | 1 | 4 | 2.00 |" in text
     assert "times as fast" not in text

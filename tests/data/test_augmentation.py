@@ -13,7 +13,7 @@ SIZE = 128
 
 
 def squares(*centres: tuple[int, int]) -> np.ndarray:
-    """Bright squares of 7 pixels at (row, column), float32 [S, S, 1]."""
+    """Draw bright squares of 7 pixels at (row, column): float32 [S, S, 1]."""
     image = np.zeros((SIZE, SIZE, 1), np.float32)
     for row, column in centres:
         image[row - 3 : row + 4, column - 3 : column + 4] = 200
@@ -21,7 +21,7 @@ def squares(*centres: tuple[int, int]) -> np.ndarray:
 
 
 def centre_of(images: np.ndarray) -> np.ndarray:
-    """Centre of brightness (row, column) of each image, from the image's middle."""
+    """Return the centre of brightness (row, column) of each image, relative to its middle."""
     weight = np.asarray(images)[..., 0]
     axis = np.arange(SIZE) - (SIZE - 1) / 2
     total = weight.sum(axis=(1, 2))
@@ -35,7 +35,7 @@ def moved(image: np.ndarray, draws: np.ndarray) -> np.ndarray:
 
 
 def only(column: int, *values: float) -> np.ndarray:
-    """Draws that are zero but for one column; no cutout."""
+    """Return draws that are zero except for one column, without a cutout."""
     draws = np.zeros((len(values), augmentation.AUGMENTATION_DRAWS), np.float32)
     draws[:, augmentation.CUTOUT_DRAW] = 1
     draws[:, column] = values

@@ -1,4 +1,4 @@
-"""Batches: every row once per epoch, repeatable, independent of the batch size."""
+"""Batches: each row occurs once per epoch, repeatably and independently of the batch size."""
 
 import numpy as np
 import pytest

@@ -46,7 +46,7 @@ def test_the_fingerprint_depends_on_content_not_on_location(tmp_path: Path, writ
     assert open_catalog(str(tmp_path / "there")).fingerprint() != before.fingerprint()
 
 
-def test_custom_labels_are_kept_as_written(tmp_path: Path, write: Write) -> None:
+def test_custom_labels_are_preserved_as_written(tmp_path: Path, write: Write) -> None:
     for number in range(12):
         write(f"person{number}_virus_1.png" if number % 2 else f"{number}.png")
     rows = [
@@ -61,7 +61,7 @@ def test_custom_labels_are_kept_as_written(tmp_path: Path, write: Write) -> None
     assert open_catalog(source, task="three_class").findings == ("normal", "viral")
 
 
-def test_the_positive_label_is_the_second_class(tmp_path: Path, write: Write) -> None:
+def test_the_positive_label_becomes_the_second_class(tmp_path: Path, write: Write) -> None:
     for number in range(12):
         write(f"{number}.png")
     rows = [f"{n}.png,{'device' if n % 2 else 'no device'}" for n in range(12)]

@@ -30,7 +30,7 @@ def test_split_by_patient_is_stratified_and_repeatable(tmp_path: Path, write: Wr
         total = sum(counts[s, finding] for s in data_catalog.SPLITS)
         assert counts["train", finding] == pytest.approx(0.70 * total, abs=3)
         assert counts["test", finding] == pytest.approx(0.15 * total, abs=3)
-    assert "split by patient 70/15/15 from seed 3" in describe(first)
+    assert "split by patient 70/15/15 with seed 3" in describe(first)
     assert "have no known patient" not in describe(first)
     write("NORMAL/ward 7.png")
     assert "1 images have no known patient" in describe(open_catalog(str(tmp_path)))

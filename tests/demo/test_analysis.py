@@ -1,4 +1,4 @@
-"""Tests of the results for the demo page, without the page."""
+"""Tests of the results that the demo page shows, without the page itself."""
 
 from pathlib import Path
 
@@ -77,7 +77,7 @@ def test_bad_files_get_reasons_and_the_others_predictions(
     assert [row[-1] for row in rows] == [image.reason for image in images]
 
 
-def test_similar_cases_anomaly_and_heatmap(models: Models) -> None:
+def test_details_are_similar_cases_an_anomaly_map_and_a_heatmap(models: Models) -> None:
     image = analysis.example("bacterial")
     analysis.predict(models.load("classifier", "binary"), [image])
     analysis.explain(models.load("classifier", "binary"), image)

@@ -27,7 +27,7 @@ def address(browser: Any, small_models: Path) -> Iterator[str]:
 
 @pytest.fixture
 def open_page(browser: Any, address: str) -> Iterator[Callable[..., Any]]:
-    """Open pages for different users; none may load anything from elsewhere, or have an error."""
+    """Open pages for different users; none may load external content or raise an error."""
     pages, faults, elsewhere = [], [], []
 
     def opened(**options: Any) -> Any:
@@ -74,7 +74,7 @@ def test_upload_shows_label_heatmap_cases_and_anomaly_and_leaves_no_file(
     assert uploaded_bytes() == 0
 
 
-def test_sliders_by_keyboard(open_page: Any) -> None:
+def test_sliders_respond_to_the_keyboard(open_page: Any) -> None:
     page = open_page()
     page.get_by_role("button", name="Phantom: viral").focus()
     page.keyboard.press("Enter")
@@ -126,7 +126,7 @@ def test_broken_file_shows_its_error(open_page: Any, tmp_path: Path) -> None:
     assert uploaded_bytes() == 0
 
 
-def test_several_images_are_a_sortable_table_with_download(
+def test_several_images_give_a_sortable_table_with_download(
     open_page: Any, phantoms: Path, tmp_path: Path
 ) -> None:
     page = open_page()

@@ -1,4 +1,4 @@
-"""DICOM in, a structured report and a heatmap out: valid, and about the patient of the source."""
+"""Structured reports and heatmaps for DICOM files: valid, and of the source's patient."""
 
 import csv
 import json
@@ -57,7 +57,7 @@ def settings(model: Path, images: Path | str, output: Path | str, **more: Any) -
 
 
 def content(item: Any) -> Iterator[tuple[str, Any]]:
-    """(concept, value) of every content item of a report."""
+    """Return (concept, value) of every content item of a report."""
     concept = item.ConceptNameCodeSequence[0].CodeMeaning
     if item.ValueType == "NUM":
         yield concept, float(item.MeasuredValueSequence[0].NumericValue)
@@ -101,7 +101,7 @@ def test_the_report_states_the_prediction_and_refers_to_image_and_heatmap(
         assert np.abs(drawn[..., 0] - drawn[..., 2]).max() > 20, "there is no colour in it"
 
 
-def test_results_have_the_patient_of_the_source_and_nothing_else_of_it(
+def test_results_have_the_patient_of_the_source_but_not_its_staff_and_site(
     results: Path, study: Path
 ) -> None:
     sources = [pydicom.dcmread(path) for path in sorted(study.iterdir())]
@@ -123,7 +123,7 @@ def test_results_have_the_patient_of_the_source_and_nothing_else_of_it(
 
 
 @pytest.mark.skipif(not shutil.which("dciodvfy"), reason="dicom3tools is not installed")
-def test_the_validator_finds_no_error(
+def test_the_validator_reports_no_error(
     results: Path, small_models: Path, study: Path, tmp_path
 ) -> None:
     predict(settings(small_models / "tiny-autoencoder", study / "a.dcm", tmp_path / "anomaly"))

@@ -1,4 +1,4 @@
-"""evaluate.py: refusals before any work, seeds."""
+"""Tests of evaluate.py: early refusals, and the seed of the intervals."""
 
 import dataclasses
 from pathlib import Path

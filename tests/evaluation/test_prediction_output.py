@@ -1,4 +1,4 @@
-"""Heatmaps of predict.py: a folder of their own, which is replaced whole or not at all."""
+"""Heatmaps of predict.py: their folder is replaced completely or not at all."""
 
 import csv
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Tests of explain.py: files, agreement with the SavedModel, refusals."""
+"""Tests of explain.py: its files, its agreement with the SavedModel, and refused flags."""
 
 import dataclasses
 import json
@@ -96,7 +96,7 @@ def test_served_heatmaps_equal_those_of_the_script(
     np.testing.assert_allclose(alone["heatmap"][0], out["heatmap"][2], atol=1e-5)
 
 
-def test_unlabelled_images_and_a_given_target(
+def test_unlabelled_images_are_explained_for_a_given_target(
     explained: tuple[Run, Explain],
     classifier: Path,
     tmp_path: Path,

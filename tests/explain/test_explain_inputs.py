@@ -49,7 +49,7 @@ def test_training_folder_without_splits_keeps_the_splits_of_the_training(
     assert sorted(shown.catalog.paths) == sorted(expected)
 
 
-def test_data_other_than_the_training_data_are_noted(
+def test_data_that_differ_from_the_training_data_are_noted(
     classifier: Path, phantoms: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")

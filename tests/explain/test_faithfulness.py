@@ -71,7 +71,7 @@ def test_shuffled_weights_are_restored_and_change_the_map(bright_corner: keras.M
     assert faithfulness.rank_correlation(constant, np.ones_like(constant)) == 0.0
 
 
-def test_pointing_game_and_shares_of_heat() -> None:
+def test_pointing_game_and_shares_of_heat_match_a_drawn_map() -> None:
     heat = np.zeros((64, 64), np.float32)
     heat[20:30, 40:50] = 1
     mask = np.zeros((64, 64), bool)

@@ -1,4 +1,4 @@
-"""Tests of figures: they draw the data that were passed."""
+"""Tests of figures: they show the data that are passed to them."""
 
 import numpy as np
 import pytest

@@ -18,7 +18,7 @@ def names(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir())
 
 
-def test_folder_appears_whole_and_remains_are_removed(tmp_path: Path) -> None:
+def test_folder_appears_complete_and_remains_are_removed(tmp_path: Path) -> None:
     left = tmp_path / ".set.writing" / "images"
     left.mkdir(parents=True)
     (left / "half.png").write_bytes(b"half")
@@ -82,7 +82,7 @@ def test_exclusive_lock_of_a_held_folder_does_not_deadlock(tmp_path: Path) -> No
     assert files.identity(tmp_path) not in files.held_locks
 
 
-def test_concurrent_writers_of_one_folder(tmp_path: Path) -> None:
+def test_concurrent_writers_of_one_folder_do_not_fail(tmp_path: Path) -> None:
     failed: list[BaseException] = []
 
     def write() -> None:
@@ -130,7 +130,9 @@ def test_content_reaches_the_disk_before_the_rename(
 
 
 @pytest.mark.parametrize("exchange", [True, False])
-def test_replace_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool) -> None:
+def test_replace_folder_leaves_only_the_new_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool
+) -> None:
     if not exchange:
         monkeypatch.setattr(ctypes, "CDLL", lambda name: object())  # a system that cannot
     for content in ("old", "new"):

@@ -9,7 +9,7 @@ CLASSES = ("normal", "bacterial", "viral")
 
 
 def draws(patients: int, seed: int, images: int = 1) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Labels, probabilities and patients; the images of a patient are alike."""
+    """Draw labels, probabilities and patients; all images of a patient are alike."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 3, patients)
     logits = rng.normal(0, 1.2, (patients, 3)) + 2 * np.eye(3)[labels]

@@ -22,7 +22,7 @@ def test_one_patient_has_no_interval() -> None:
     assert interval(["p", "q"] * 10)["accuracy"] == [0, 1]
 
 
-def test_patients_are_resampled_whole() -> None:
+def test_bootstrap_samples_contain_all_images_of_a_patient() -> None:
     patients = ["b", "a", "b", "c", "b", "a"]
     weights = metrics.bootstrap_weights(patients, bootstrap_samples=200, seed=3)
     assert weights.shape == (200, 6)
@@ -36,7 +36,7 @@ def test_patients_are_resampled_whole() -> None:
 
 
 def test_intervals_have_nominal_coverage() -> None:
-    """Accuracy of 30 patients with 5 images each, all five right or wrong together."""
+    """Of 30 patients with 5 images each, all five are classified correctly or none."""
     rng = np.random.default_rng(0)
     patients = np.repeat([f"p{i}" for i in range(30)], 5)
     truth, covered, by_image = 0.7, 0, 0

@@ -1,4 +1,4 @@
-"""Tests of the Gaussian behind the novelty of an image."""
+"""Tests of the Gaussian of the features that measures the novelty of an image."""
 
 import numpy as np
 import pytest

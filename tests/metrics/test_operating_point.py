@@ -1,4 +1,4 @@
-"""Operating points by their rules."""
+"""Operating points of each rule, and the rates that they reach."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def rates(threshold: float, labels=LABELS, scores=SCORES) -> tuple[float, float]
         ("min-specificity:0.1", 1.0, 1 / 3),
     ],
 )
-def test_operating_points_by_their_rules(rule, sensitivity, specificity) -> None:
+def test_operating_points_follow_their_rules(rule, sensitivity, specificity) -> None:
     threshold = metrics.operating_point(LABELS, SCORES, rule)
     assert 0 < threshold < 1
     assert rates(threshold) == pytest.approx((sensitivity, specificity))
@@ -39,7 +39,7 @@ def test_operating_points_by_their_rules(rule, sensitivity, specificity) -> None
 
 @pytest.mark.parametrize("share", [0.1, 0.2, 0.3, 0.7, 0.9, 0.95, 0.99])
 def test_operating_points_meet_their_target_at_every_sample_size(share: float) -> None:
-    """Also where the share is met exactly, which floating point can miss by a bit."""
+    """A share that equals the target meets it, although rounding can miss it by one bit."""
     for count in (5, 10, 20, 40, 100):
         scores = np.arange(2 * count) / (2 * count)
         labels = np.arange(2 * count) % 2
@@ -71,7 +71,7 @@ def test_unknown_operating_points_are_refused(rule: str) -> None:
         metrics.operating_point(LABELS, SCORES, rule)
 
 
-def test_operating_points_of_negative_scores() -> None:
+def test_operating_points_can_be_negative() -> None:
     sick = np.array([False, False, True, True])
     scores = np.array([-3.0, -2.0, -1.5, -1.0])
     assert -2.0 < metrics.operating_point(sick, scores, "youden") < -1.5

@@ -1,4 +1,4 @@
-"""DeLong's and McNemar's tests, against their papers and simulation."""
+"""DeLong's and McNemar's tests, compared with their papers and with simulations."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def jackknife_z(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> fl
 
 
 def delong_of_scores(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> float:
-    """Return the p-value for two classes by one score [N] per model."""
+    """Return DeLong's p-value for two models, each with one score [N] per image."""
     return metrics.delong_test(labels, *(np.stack([-s, s], axis=1) for s in (first, second)))
 
 
@@ -86,7 +86,7 @@ def test_multiclass_delong_keeps_its_level_and_agrees_with_the_bootstrap() -> No
     assert abs(difference) / z == pytest.approx(np.std(resampled), rel=0.15)
 
 
-def test_delong_of_degenerate_scores() -> None:
+def test_delong_accepts_degenerate_scores() -> None:
     labels = np.array([0, 0, 0, 1, 1, 1])
     good = np.array([0.1, 0.2, 0.5, 0.4, 0.8, 0.9])
     assert delong_of_scores(labels, good, good**3) == 1.0

@@ -1,4 +1,4 @@
-"""The shortcut audit finds an acquisition that depends on the class, and recall against it."""
+"""Tests of the shortcut audit, and of the recall against the shortcut."""
 
 from pathlib import Path
 
@@ -15,13 +15,13 @@ CLASSES = ("normal", "pneumonia")
 
 @pytest.fixture(scope="module")
 def radiographs(phantoms: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Images uint8 [72, 64, 64, 1], labels and patients of the phantoms."""
+    """The images uint8 [72, 64, 64, 1], labels and patients of the phantoms."""
     catalog = open_catalog(str(phantoms))
     images, _ = load_images(catalog.paths, 64)
     return images, catalog.labels("binary"), catalog.patients
 
 
-def test_audit_warns_where_the_classes_were_acquired_differently(
+def test_audit_warns_if_the_classes_were_acquired_differently(
     radiographs: tuple[np.ndarray, np.ndarray, list[str]],
 ) -> None:
     images, labels, patients = radiographs
@@ -44,7 +44,7 @@ def test_audit_needs_patients_of_every_class(
     assert metrics.audit_shortcuts(images, labels, ["one"] * len(labels), CLASSES) is None
 
 
-def test_shortcut_model_survives_its_card(
+def test_shortcut_model_round_trips_through_the_card(
     radiographs: tuple[np.ndarray, np.ndarray, list[str]],
 ) -> None:
     images, labels, _ = radiographs
@@ -64,7 +64,7 @@ def test_a_quarter_of_each_class_is_against_the_shortcut() -> None:
     assert against.nonzero()[0].tolist() == [0, 1, 8, 9]
 
 
-def test_recall_against_the_shortcut_counts_those_images_only() -> None:
+def test_recall_against_the_shortcut_counts_only_those_images() -> None:
     labels = np.array([0, 0, 0, 0, 1, 1, 1, 1])
     against = np.array([True, True, False, False, True, False, False, False])
     predicted = np.array([0, 1, 0, 0, 1, 1, 0, 0])
@@ -79,7 +79,7 @@ def test_recall_against_the_shortcut_counts_those_images_only() -> None:
     assert np.isnan(absent["recall_against_shortcut/pneumonia"])
 
 
-def test_groups_of_a_class_count_alike() -> None:
+def test_groups_of_a_class_have_equal_weight() -> None:
     labels = np.array([0, 0, 0, 0, 1, 1])
     against = np.array([True, False, False, False, True, False])
     weights = metrics.group_weights(labels, against)

@@ -1,4 +1,4 @@
-"""AlexNet with torch's weights."""
+"""Fixtures of the tests of AlexNet: torch's weights, and a fast initialisation."""
 
 import keras
 import numpy as np

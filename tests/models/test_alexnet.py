@@ -1,4 +1,4 @@
-"""AlexNet computes what torchvision does."""
+"""AlexNet gives the same logits as torchvision's."""
 
 from pathlib import Path
 
@@ -50,7 +50,7 @@ def test_adaptive_pooling_matches_torch(size: tuple[int, int]) -> None:
 
 
 def test_alexnet_builds_in_every_precision_and_size(tmp_path: Path) -> None:
-    """Adaptive pooling multiplies by a constant, which needs the dtype of the layer."""
+    """Adaptive pooling multiplies by a constant, which must have the dtype of the layer."""
     for precision in ("float32", "mixed_bfloat16", "mixed_float16"):
         inputs = keras.Input((7, 5, 4), dtype="float32")
         keras.config.set_dtype_policy(precision)

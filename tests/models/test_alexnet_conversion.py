@@ -15,7 +15,7 @@ from cxr_tf.models.classifier import build_classifier
 
 
 def torch_with(state: dict[str, np.ndarray]) -> SimpleNamespace:
-    """PyTorch, as far as it reads files, all of which hold these arrays."""
+    """Return a stand-in for PyTorch that loads these arrays from any file."""
     tensors = {name: SimpleNamespace(numpy=lambda v=v: v) for name, v in state.items()}
     return SimpleNamespace(load=lambda path, **how: tensors)
 

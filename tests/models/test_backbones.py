@@ -1,4 +1,4 @@
-"""The table of backbones, and what is frozen."""
+"""The table of backbones, and the layers that are frozen."""
 
 import numpy as np
 import pytest

@@ -18,7 +18,7 @@ from cxr_tf.models.occlusion import windows
 
 
 def with_bands(occluder: occlusion_occluder.Occluder) -> occlusion_occluder.Occluder:
-    """An occluder whose plan, if it has one, has bands, as for large images."""
+    """Return the occluder with a plan in bands, as for large images, if it has a plan."""
     starts = occluder.grid.starts
     bands = windows.bands(len(starts), windows.SMALLEST_WITH_BANDS)
     plan = windows.make_plan(occluder.network, starts, occluder.grid.patch, bands)
@@ -180,7 +180,7 @@ def test_invalid_grids_raise(patch: int, stride: int, message: str) -> None:
 # ---------------------------------------------------------------------- fills, coarse to fine
 
 
-def test_fills() -> None:
+def test_fills_have_the_documented_values() -> None:
     images = drawings(2, 64)
     mean, spread = images.mean((1, 2, 3)), images.std((1, 2, 3))
     flat = {

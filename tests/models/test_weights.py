@@ -1,4 +1,4 @@
-"""Weights of the backbones: files, ImageNet, a random start."""
+"""Weights of the backbones: from files, from ImageNet, and random."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A whole run: its choice, metrics, export, and how it resumes."""
+"""A complete KNN run: its choice, metrics and export, and how it resumes."""
 
 import csv
 import dataclasses

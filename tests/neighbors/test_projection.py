@@ -10,7 +10,7 @@ from openTSNE import TSNE
 
 
 def test_tsne_does_not_depend_on_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """More points than openTSNE searches exactly by itself."""
+    """By default, openTSNE does not search this many points exactly."""
     from cxr_tf.neighbors import projection
 
     values = np.random.default_rng(0).normal(size=(1200, 12)).astype(np.float32)
@@ -84,7 +84,7 @@ def test_sprite_arranges_thumbnails_row_by_row() -> None:
 
 
 def test_sprite_order_matches_the_projector_metadata(fitted: Fitted) -> None:
-    """The rows are in another order than the files: a copy goes last within train."""
+    """The order of the rows differs from that of the files: copies come last within train."""
     from PIL import Image
 
     from cxr_tf.data.decoding import load_images

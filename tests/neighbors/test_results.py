@@ -1,4 +1,4 @@
-"""Novelty."""
+"""Tests of the novelty that a KNN run reports."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Stored pipelines: what they predict, and which are refused."""
+"""Stored KNN pipelines: their predictions, and which files are refused."""
 
 import json
 import pickle
@@ -72,7 +72,7 @@ def test_skops_and_pickle_predict_the_same(fitted: Fitted) -> None:
 
 
 class Payload:
-    """Unpickles to a call that leaves a file behind."""
+    """An object whose unpickling creates a file."""
 
     def __init__(self, target: Path) -> None:
         self.target = target

@@ -18,13 +18,13 @@ from cxr_tf.preparation.prepare_data import prepare_data
 
 @pytest.fixture(scope="module")
 def drawn() -> list[Image.Image]:
-    """60 phantoms of as many patients, all findings."""
+    """60 phantoms, each of a different patient, with all findings."""
     return draw_phantoms()
 
 
 @pytest.fixture
 def data(tmp_path: Path, drawn: list[Image.Image]) -> Path:
-    """A data set whose sick are smaller and wider, with two near copies and one exact."""
+    """A data set whose sick images are smaller and wider; with two near copies and one exact."""
     return write_ward(tmp_path / "ward", drawn)
 
 

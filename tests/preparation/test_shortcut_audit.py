@@ -1,4 +1,4 @@
-"""`--check` reports the shortcut audit of a data set, and does not warn of phantoms."""
+"""`--check` reports the shortcut audit of a data set, and does not warn about phantoms."""
 
 import logging
 from pathlib import Path

@@ -84,7 +84,7 @@ def test_existing_run_is_refused_or_resumed_with_the_same_settings(tmp_path: Pat
 def test_restarted_run_has_an_empty_directory(tmp_path: Path) -> None:
     @dataclass(frozen=True)
     class Quick:
-        """Settings of a job that has no resume."""
+        """Settings of a job that cannot be resumed."""
 
         data: str = "here"
 

@@ -52,7 +52,7 @@ def test_training_folder_keeps_the_splits_of_the_training(
 def test_training_images_are_never_scored_as_test_images(
     unsplit: Path, phantoms: Path, tmp_path: Path
 ) -> None:
-    """Also where training had left out files or drawn the splits again."""
+    """This also holds if training left out files or drew splits again."""
 
     def scored(data: Path, split: str) -> set[str]:
         settings = Evaluate(model="", data=str(data), split=split, skip_unreadable=True)

@@ -1,4 +1,4 @@
-"""Tests of predictions that are read back and compared."""
+"""Tests of predictions that are read from runs and compared."""
 
 import dataclasses
 

@@ -13,7 +13,7 @@ from cxr_tf.scoring.classifier import score_subgroups
 
 
 def dataset(sexes: list[str]) -> ImageDataset:
-    """Images of two classes in turn, each of a patient of its own."""
+    """Return images that alternate between two classes, each of a different patient."""
     labels = np.arange(len(sexes)) % 2
     groups = [(("sex", sex),) if sex else () for sex in sexes]
     radiographs = tuple(

@@ -1,4 +1,4 @@
-"""Verification of exports: every difference is reported, and the processes are bare ones."""
+"""Verification of exports: every difference is reported, and no process imports the package."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""Exports to other formats compute what the SavedModel does; their preprocessing is documented."""
+"""Exports to other formats give the SavedModel's probabilities with documented preprocessing."""
 
 import io
 import re
@@ -53,7 +53,7 @@ def test_int8_has_its_cost_in_auroc_in_the_card(
 
 
 @pytest.mark.parametrize("error", [2e-3, np.nan])
-def test_a_conversion_that_computes_something_else_fails_and_writes_nothing(
+def test_a_conversion_with_different_probabilities_fails_and_writes_nothing(
     small_models: Path,
     phantoms: Path,
     tmp_path: Path,
@@ -70,7 +70,7 @@ def test_a_conversion_that_computes_something_else_fails_and_writes_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def test_mistakes_of_the_user(
+def test_user_errors_are_explained(
     small_models: Path, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(match: str, out: Path = tmp_path / "out", **flags: Any) -> None:
@@ -89,7 +89,7 @@ def test_mistakes_of_the_user(
 
 @pytest.fixture(scope="module")
 def read_radiograph() -> Any:
-    """The preprocessing function of the documentation."""
+    """The preprocessing function in the documentation."""
     (code,) = re.findall(r"```python\n(.*?def read_radiograph.*?)```", DOCS.read_text(), re.DOTALL)
     namespace: dict[str, Any] = {}
     exec(code, namespace)
@@ -97,7 +97,7 @@ def read_radiograph() -> Any:
 
 
 def encode(mode: str, suffix: str, sides: tuple[int, int]) -> bytes:
-    """A smooth picture with noise, stored in one of the modes that files have."""
+    """Encode a smooth picture with noise, in one of the modes that image files have."""
     rng = np.random.default_rng(sum(sides))
     width, height = sides
     coarse = rng.integers(0, 256, (9, 7, 4)).astype(np.uint8)

@@ -53,7 +53,7 @@ json.dump(answer, open(out, "w"))
 
 @pytest.fixture(scope="module")
 def answer(finished: TrainClassifier, tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """The predictions of val and test in a process that imports only TensorFlow."""
+    """Predictions on val and test from a process that imports only TensorFlow."""
     out = tmp_path_factory.mktemp("client") / "answer.json"
     folder = Path(finished.saved_models) / finished.name / "1"
     paths = [r["path"] for r in predictions(finished)]
@@ -160,7 +160,7 @@ def exported(brightness: keras.Model, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def copy(exported: Path, base: Path) -> Path:
-    """The same model as the next version under `base`, without waiting for Keras."""
+    """Copy the model as the next version under `base`, which is faster than exporting it again."""
     return versions.write_version(base, lambda f: shutil.copytree(exported, f), card={})
 
 
@@ -168,7 +168,9 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_versions_are_counted_up_and_never_changed(exported: Path, tmp_path: Path) -> None:
+def test_versions_are_numbered_consecutively_and_never_changed(
+    exported: Path, tmp_path: Path
+) -> None:
     base = tmp_path / "bright"
     assert copy(exported, base) == base / "1"
     before = contents(base / "1")
@@ -284,7 +286,7 @@ def test_folder_without_an_exported_model_is_refused(tmp_path: Path) -> None:
 def test_only_the_model_of_the_run_itself_is_reused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its path is recorded as it was from where it was trained."""
+    """The recorded path is relative to the directory in which the model was trained."""
 
     def trained(project: Path, auroc: float) -> Run:
         card = {

@@ -1,4 +1,4 @@
-"""Tests of novelty and prediction sets inside the exported classifier."""
+"""Tests of the novelty and the prediction sets that an exported classifier returns."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Decoding in the served graph: bad images are named, and refused with the reason."""
+"""Decoding in the served graph: bad images are refused, with their position and the reason."""
 
 import io
 

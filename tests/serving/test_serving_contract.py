@@ -25,7 +25,7 @@ def images(phantoms: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def found(small_models: Path, images: list[str], tmp_path_factory) -> dict[str, dict]:
-    """Results of the bare process, by the name of the model."""
+    """The results of the process without this package, by the name of the model."""
     work = tmp_path_factory.mktemp("bare")
     job = {"models": [str(small_models / m / "1") for m in MODELS], "images": images}
     (work / "job.json").write_text(json.dumps(job))

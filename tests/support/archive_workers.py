@@ -1,9 +1,9 @@
-"""Archive workers whose model is a stand-in without TensorFlow, which loads in no time.
+"""Archive workers with a stand-in for the model, which loads at once and needs no TensorFlow.
 
     python archive_workers.py --images ... --model any --out ...     # else as score_archive.py
 
-Its predictions depend on every byte of a file. It takes SECONDS_PER_IMAGE, an environment variable,
-for each image, so that it can be killed meanwhile.
+Its predictions depend on every byte of a file. The environment variable SECONDS_PER_IMAGE sets the
+time for each image, so that workers can be killed meanwhile.
 """
 
 import functools
@@ -61,7 +61,7 @@ def settings(out, **changes):
 
 
 def plan_of(out, images):
-    """Create a plan in a folder for these paths."""
+    """Create a plan for these paths in a folder."""
     from cxr_tf.archive.listing import list_images
 
     plan = Plan.create(open_storage(str(out)), RECIPE)

@@ -37,7 +37,7 @@ def load(folder):
 
 
 def inputs_of_json(body, signatures):
-    """Convert a REST body to signature, {input: array}, and whether it was in rows."""
+    """Convert a REST body to the signature, {input: array}, and whether the body was in rows."""
     signature = body.get("signature_name", "serving_default")
     infos = signatures[signature].inputs
     assert ("instances" in body) != ("inputs" in body)

@@ -1,4 +1,4 @@
-"""The folder of a finished classifier run, without a training."""
+"""The folder of a finished classifier run, written without training."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Phantoms as DICOM files, with the identity of a patient in them."""
+"""Phantoms as DICOM files that contain the identity of a patient."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from cxr_tf.data.sources.phantoms import phantom
 def write_dicom_phantom(
     path: Path, finding: str = "bacterial", *, patient: int = 0, size: int = 128, **elements: Any
 ) -> Path:
-    """Write one computed radiograph, wider than high; `elements` replace or add to its own."""
+    """Write a radiograph that is wider than high; `elements` add to or replace its header."""
     pixels = phantom(finding, seed=7, patient=patient, size=size).image[: size * 7 // 8]
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()

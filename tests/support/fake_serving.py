@@ -1,9 +1,9 @@
-"""Stand-ins for TF Serving's REST and gRPC servers, after its documentation and its protos.
+"""Stand-ins for TF Serving's REST and gRPC servers, by its documentation and protos.
 
     with rest_server(models) as url, grpc_server(models) as address: ...
 
 models: {name: folder of the SavedModel}. `models.before` is called with each prediction request
-before it is answered, and may raise Refused to answer something else.
+before the response, and may raise Refused to give a different one.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ class Models:
         self.before = lambda contents: None
 
     def find(self, name, version="", label=""):
-        """Return run function and signatures of a loaded version; `stable` labels version 1."""
+        """Return the run function and signatures of a version; the label `stable` is version 1."""
         folder = self.root / name / (version or "1")
         if not folder.is_dir() or label not in ("", "stable"):
             raise Refused("NOT_FOUND", f"Servable not found for request: Latest({name})")

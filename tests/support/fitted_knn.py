@@ -1,4 +1,4 @@
-"""A finished KNN run in the embedding of a small classifier."""
+"""A finished KNN run on the embeddings of a small classifier."""
 
 import dataclasses
 import json
@@ -12,7 +12,7 @@ from cxr_tf.config import FitKnn, TrainClassifier
 
 @dataclasses.dataclass(frozen=True)
 class Fitted:
-    """A finished KNN run, and the classifier's run it was made from."""
+    """A finished KNN run, and the classifier run on which it is based."""
 
     settings: FitKnn
     classifier: Path
@@ -29,7 +29,7 @@ class Fitted:
 
 
 def fit(phantoms: Path, backbone: str, root: Path) -> Fitted:
-    """A classifier of two epochs, and neighbours in its embedding."""
+    """Train a classifier for two epochs, and fit nearest neighbours to its embeddings."""
     from cxr_tf.classification.train_classifier import train_classifier
     from cxr_tf.neighbors.fit_knn import fit_knn
 

@@ -1,10 +1,10 @@
-"""An object store in this process that fails as real ones do: moto's S3, behind faults.
+"""An object store in this process that fails like real ones: moto's S3, with added faults.
 
     with flaky_s3() as store:
         store.faults = [503, "cut"]        # of the next requests for objects, last first
         fsspec.filesystem("s3").cat_file("bucket/name")
 
-`store.late` are names that listings do not show yet.
+`store.late` contains names that listings do not show yet.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ SLOW_DOWN = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Slow</Me
 
 
 class FlakyStore:
-    """A WSGI application around moto's."""
+    """A WSGI application that wraps moto's and adds faults."""
 
     def __init__(self) -> None:
         self.moto = DomainDispatcherApplication(create_backend_app)

@@ -1,4 +1,4 @@
-"""A training that is killed where it can be resumed."""
+"""Kill a training run at a point from which it can be resumed."""
 
 import contextlib
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from cxr_tf.training.epochs import EpochEnd
 
 @contextlib.contextmanager
 def killed_after_an_epoch() -> Iterator[None]:
-    """The training in the block is killed at the end of its first epoch."""
+    """Kill the training run in the block at the end of its first epoch."""
     whole = EpochEnd.on_epoch_end
 
     def kill(self: EpochEnd, *given: Any) -> None:

@@ -1,4 +1,4 @@
-"""Embeddings of no images."""
+"""Random embeddings that belong to no images."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def stored_embeddings(folder: Path, rows: int, width: int):
-    """Embeddings of no images: half the rows are trained on."""
+    """Store random embeddings that belong to no images; half of the rows are training rows."""
     from cxr_tf.data.catalog import Catalog, Radiograph
     from cxr_tf.neighbors.embeddings import Embeddings
 

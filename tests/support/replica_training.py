@@ -35,7 +35,7 @@ def strategy_of(count: int) -> tf.distribute.Strategy:
 
 
 def batches(part: range) -> tf.data.Dataset:
-    """Batches of 6 images, of which 4 replicas get 1, 2, 1 and 2; every fifth has only 5."""
+    """Return batches of 6 images, of which 4 replicas get 1, 2, 1 and 2; every fifth has 5."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (STEPS, BATCH, 64, 64, 1)).astype(np.float32)
     labels = rng.integers(0, CLASSES, (STEPS, BATCH))
@@ -47,7 +47,7 @@ def batches(part: range) -> tf.data.Dataset:
 
 
 def train(count: int, mutation: str = "") -> dict[str, np.ndarray]:
-    """Return weights after 20 steps with MixStyle, dropout, and frozen and trainable BatchNorm."""
+    """Return the weights after 20 steps with MixStyle, dropout, frozen and trainable BatchNorm."""
     keras.utils.set_random_seed(1)
     strategy = strategy_of(count)
     with strategy.scope():

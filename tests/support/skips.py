@@ -1,4 +1,4 @@
-"""The rule of CI for skipped tests."""
+"""The rule by which CI treats skipped tests as errors."""
 
 from typing import TypeVar
 
@@ -11,7 +11,7 @@ NO_BROWSER = "no Chromium that starts"
 
 
 def without_skips(report: Report) -> Report:
-    """Return the report, failed if the test was skipped for any reason but a missing browser."""
+    """Return the report, as failed if a test is skipped for any reason but a missing browser."""
     reason = str(report.longrepr)
     if report.skipped and not hasattr(report, "wasxfail") and NO_BROWSER not in reason:
         report.outcome = "failed"

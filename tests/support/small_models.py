@@ -71,7 +71,7 @@ def write_binary_model(root: Path, backbone: str) -> None:
 
 
 def write_model_with_detector(root: Path, backbone: str, data: Path) -> Path:
-    """A small classifier with `novelty` and `prediction_set`, as training exports it: `novel`."""
+    """Export a small classifier, `novel`, with the outputs `novelty` and `prediction_set`."""
     tf.keras.utils.set_random_seed(7)
     model = build_classifier(backbone, classes=3, image_size=64)
     paths = [str(p) for p in sorted((data / "train").rglob("*.png"))[:20]]

@@ -1,4 +1,4 @@
-"""What a study has written: its folder, its runs and its report."""
+"""Access to the folder of a study: its runs and its report."""
 
 import json
 from html.parser import HTMLParser
@@ -21,7 +21,7 @@ def page_of(settings: RunStudy) -> str:
 
 
 class Page(HTMLParser):
-    """Start tags with their attributes, and the text."""
+    """The start tags of a page with their attributes, and its text."""
 
     def __init__(self, text: str) -> None:
         super().__init__()

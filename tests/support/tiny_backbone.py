@@ -35,7 +35,7 @@ def register() -> str:
 
 @contextlib.contextmanager
 def in_place_of(*names: str) -> Iterator[None]:
-    """Register the tiny backbone under the names of others while the block runs."""
+    """Register the tiny backbone under the names of other backbones while the block runs."""
     before = dict(backbones.BACKBONES)
     register()
     backbones.BACKBONES.update(dict.fromkeys(names, backbones.BACKBONES["tiny"]))

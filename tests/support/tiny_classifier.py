@@ -1,4 +1,4 @@
-"""Settings of a training of the tiny backbone, and patches that shorten it or keep its state."""
+"""Settings to train the tiny backbone, and patches that skip steps or preserve checkpoints."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def tiny_settings(phantoms: Path, root: Path, **changed) -> TrainClassifier:
 
 
 def skip_figures_and_export(patch: pytest.MonkeyPatch) -> None:
-    """They are slow, and tested on the finished run."""
+    """Skip figures and export, which are slow and are tested on the finished run."""
     from cxr_tf import runs
     from cxr_tf.scoring import classifier
     from cxr_tf.serving import export
@@ -36,7 +36,7 @@ def skip_figures_and_export(patch: pytest.MonkeyPatch) -> None:
 
 
 def keep_checkpoints(patch: pytest.MonkeyPatch) -> None:
-    """Those of a finished run too, for comparison."""
+    """Preserve the checkpoints of finished runs too, for comparison."""
     from cxr_tf.training.checkpoints import TrainingState
 
     patch.setattr(TrainingState, "remove", lambda self: None)

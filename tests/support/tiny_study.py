@@ -19,7 +19,7 @@ ALL_DONE = {"data", *TRAINED, "binary", "binary-knn", "autoencoder", "heatmaps",
 
 @functools.cache
 def run_tiny_study(root: Path) -> RunStudy:
-    """Run a whole study under `root` with tiny backbones; return its settings.
+    """Run a complete study under `root` with tiny backbones; return its settings.
 
     It runs once for all test modules that use the same folder.
     """

@@ -8,7 +8,7 @@ from cxr_tf.data.sources.phantoms import FINDINGS, phantom
 
 
 def draw_phantoms(count: int = 60) -> list[Image.Image]:
-    """Return phantoms of as many patients, all findings in turn."""
+    """Return phantoms, each of a different patient, with all findings in turn."""
     return [
         Image.fromarray(phantom(FINDINGS[n % 3], seed=2, patient=n, size=96).image)
         for n in range(count)
@@ -16,7 +16,7 @@ def draw_phantoms(count: int = 60) -> list[Image.Image]:
 
 
 def write_ward(folder: Path, images: list[Image.Image]) -> Path:
-    """Write images whose sick are smaller and wider, with two near copies and one exact."""
+    """Write images, the sick smaller and wider, with two near copies and one exact copy."""
     for number, image in enumerate(images):
         sick = number % 3 != 0
         path = folder / ("PNEUMONIA" if sick else "NORMAL") / f"{number}.png"

@@ -2,7 +2,7 @@
 
     TF_CONFIG=... python tests/support/worker_training.py DATA OUT [setting=value ...]
 
-Without TF_CONFIG it is the only one. OUT is this worker's own folder, as on a machine of its own.
+Without TF_CONFIG it is the only worker. OUT is its own folder, as on a separate machine.
 """
 
 import sys

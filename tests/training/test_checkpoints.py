@@ -1,4 +1,4 @@
-"""Checkpoints: which load, the time they count, and equal files of equal models."""
+"""Checkpoints: which of them load, the training time, and equal files of equal models."""
 
 import zipfile
 from pathlib import Path

@@ -15,7 +15,7 @@ from cxr_tf.training.distribution import PeerError, Workers, read_cluster
 
 @dataclass(frozen=True)
 class OneOfThree(Workers):
-    """A worker whose peers send the messages in `peers`, without a network."""
+    """A worker that receives the messages in `peers` from the others, without a network."""
 
     strategy: Any = None
     index: int = 0
@@ -25,7 +25,7 @@ class OneOfThree(Workers):
     sent: list[bytes] = field(default_factory=list)
 
     def _gather(self, values: np.ndarray) -> np.ndarray:
-        """Stand-in for the network."""
+        """Replace the network."""
         rows = []
         for k in range(self.count):
             text = self.errors.get(k, "").encode() or self.peers.get(k, b"")
@@ -59,7 +59,7 @@ def test_tf_config_names_the_workers_and_this_one() -> None:
     "text", ["{", "[]", cluster(2), cluster(0, "ps"), '{"cluster": {"worker": ["a:1", "b:1"]}}']
 )
 def test_unusable_tf_config_raises(text: str) -> None:
-    with pytest.raises(UserError, match=r"TF_CONFIG is not .*host0:2222"):
+    with pytest.raises(UserError, match=r"TF_CONFIG does not .*host0:2222"):
         read_cluster(text)
 
 

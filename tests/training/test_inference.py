@@ -1,4 +1,4 @@
-"""Functions of several models, each traced once."""
+"""Inference functions of several models, each of which is traced once."""
 
 import gc
 import logging

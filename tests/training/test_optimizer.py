@@ -1,4 +1,4 @@
-"""The optimizer: loss scaling, weight decay."""
+"""The optimizer: loss scaling and weight decay."""
 
 import keras
 import numpy as np

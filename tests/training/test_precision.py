@@ -1,4 +1,4 @@
-"""The precision of a training."""
+"""The choice of the training precision."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from cxr_tf.config import TrainClassifier
 def test_auto_precision_depends_on_processor_and_network(
     flags: str, backbone: str, size: int, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From scratch it is always float32."""
+    """A network that is trained from scratch always gets float32."""
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda _=None: [])
     monkeypatch.setattr(Path, "read_text", lambda _: flags)
     auto = TrainClassifier(backbone=backbone, image_size=size)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Tests that two workers train the model that one would train."""
+"""Tests that two workers train the same model as one worker."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def free_ports(count: int) -> list[int]:
 def runs(
     tiny_backbone: str, phantoms: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Run, Run]:
-    """The run of one process, and that of two workers, each with a folder of its own."""
+    """The runs of a single process and of two workers, each in a separate folder."""
     from cxr_tf.classification.train_classifier import train_classifier
 
     root = tmp_path_factory.mktemp("workers")

@@ -1,1 +1,1 @@
-"""How radiographs were acquired: statistics, simulated shifts, audit."""
+"""The acquisition of radiographs: statistics, simulated shifts, audit."""

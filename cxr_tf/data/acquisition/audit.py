@@ -6,7 +6,7 @@
 
 It answers two questions that a table of counts does not. Are there copies that no hash of bytes
 finds, because they were resized or recompressed? And does size, aspect or brightness alone predict
-the class? A network learns such a shortcut, which fails at the next hospital.
+the class? A network learns such a shortcut, which fails at another hospital.
 """
 
 import functools
@@ -28,10 +28,11 @@ log = logging.getLogger(__name__)
 
 THUMBNAIL = 64  # pixels per side
 
-# The perceptual hash: signs of the 16 x 16 lowest frequencies of a thumbnail against their median,
-# without the mean (Zauner 2010, section 3.2.2, with more bits, since chests look alike). On the
-# 5,232 images of Kermany's train and val, copies differ in no bit and the closest two other images
-# in 38 of 255; with the usual 63 bits, hundreds of unrelated pairs differ in 5 or less.
+# The perceptual hash: signs of the 16 x 16 lowest frequencies of a thumbnail relative to their
+# median, without the mean (Zauner 2010, section 3.2.2, with more bits, since chests look alike). On
+# the 5,232 images of Kermany's train and val, copies differ in no bit, and the closest pair of
+# other images in 38 of 255; with the usual 63 bits, hundreds of unrelated pairs differ in 5 or
+# fewer.
 HASH_SIDE = 16
 
 MAX_DIFFERENT_BITS = 20
@@ -39,30 +40,30 @@ MAX_DIFFERENT_BITS = 20
 # 12-bit values in a 16-bit file end at 16 of 255.
 DARK = 24
 
-# A shortcut is reported from this AUROC on, if chance is an unlikely explanation.
+# A shortcut is reported if its AUROC is at least this, and chance is an unlikely explanation.
 SHORTCUT_AUROC = 0.70
 
 SHORTCUT_P = 0.001
 
 
-# Uniform margins of more than this share of the side, on two opposite sides, are reported. Of 5,304
-# radiographs five have margins of a twentieth, and none of a tenth.
+# Uniform margins of at least this share of the side, on two opposite sides, are reported. Of 5,304
+# radiographs, five have margins of a twentieth, and none has margins of a tenth.
 MARGIN, MARGIN_TOLERANCE = 0.08, 3  # the second in grey levels
 
-# Correlation with the mean of healthy phantoms. The least of 5,304 radiographs is +0.17; inverted
-# ones have the opposite sign.
+# Correlation with the mean of healthy phantoms below which an image counts as inverted. The
+# smallest among 5,304 radiographs is +0.17; inverted ones have the opposite sign.
 INVERTED_CORRELATION = -0.1
 
-# Comparing all pairs of more images than this takes minutes; prepare_data.py --check does.
+# Comparing all pairs of more images than this takes minutes; only prepare_data.py --check does it.
 MAX_COMPARED = 20_000
 
 
 @dataclass(frozen=True)
 class Shortcut:
-    """How well one measure, unrelated to the lungs, separates one finding from the rest.
+    """A measure unrelated to the lungs, and how well it separates one finding from the rest.
 
-    `auroc` is at least 0.5; `higher`: whether the finding has the higher values. `p` is that of
-    the two-sided Mann-Whitney test.
+    `auroc` is at least 0.5; `higher`: whether the finding has the higher values. `p` is the p-value
+    of the two-sided Mann-Whitney test.
     """
 
     measure: str
@@ -81,8 +82,8 @@ class Shortcut:
 class Inspection:
     """A catalogue, and measurements of its images.
 
-    thumbnails: uint8 [N, 64, 64], zero where unreadable. measures: float [N] each, NaN where
-    unreadable: width, height (pixels), size (number of pixels), aspect (width by height),
+    thumbnails: uint8 [N, 64, 64], zero if unreadable. measures: float [N] each, NaN if
+    unreadable: width, height (pixels), size (number of pixels), aspect (width / height),
     brightness (mean of 0..255). near: pairs of rows that look alike, identical files excluded.
     """
 
@@ -95,7 +96,7 @@ class Inspection:
 
 
 def audited(data: ImageDataset) -> ImageDataset:
-    """Return the data set with warnings about it in its catalogue, after logging them."""
+    """Log warnings about a data set; return the data set with the warnings in its catalogue."""
     inspection = inspect_images(data.catalog, data.images)
     lines = [
         *split_warnings(data.catalog, data.labels, data.classes),
@@ -110,7 +111,7 @@ def all_warnings(inspection: Inspection, task: str) -> list[str]:
     catalog = inspection.catalog
     try:
         labels = catalog.labels(task)
-    except UserError:  # which the check of the data set reports
+    except UserError:  # reported by the check of the data set
         return warnings(inspection)
     return [*split_warnings(catalog, labels, catalog.classes(task)), *warnings(inspection)]
 
@@ -204,7 +205,7 @@ def chest_correlation(thumbnails: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def _mean_chest(size: int) -> np.ndarray:
-    """Return the mean of healthy phantoms without its mean grey level, float32 [size, size]."""
+    """Return the mean of healthy phantoms minus its mean grey level, float32 [size, size]."""
     from cxr_tf.data.sources.phantoms import phantom
 
     images = [phantom("normal", seed=0, patient=k, size=size).image for k in range(24)]

@@ -1,7 +1,8 @@
-"""Acquisition shifts: the same radiographs under other framing, exposure or image quality.
+"""Acquisition shifts: the same radiographs with different framing, exposure or image quality.
 
-`SHIFTS` are the fixed shifts, one change at a time, of `evaluate.py --shifts`. `perturb_exposure`
-and `perturb_scanner` draw random perturbed copies, which thresholds are chosen on.
+`SHIFTS` are the fixed shifts of `evaluate.py --shifts`, each with a single change.
+`perturb_exposure` and `perturb_scanner` draw random perturbed copies, on which thresholds are
+chosen.
 """
 
 import itertools
@@ -29,8 +30,8 @@ GAMMA, GRADIENT_DOWN, GRADIENT_ACROSS, NOISE, BLUR = 0.55, 0.35, 0.18, 12.0, 1 /
 def perturb_exposure(images: np.ndarray, seed: int) -> np.ndarray:
     """Return a copy of each image changed by `vary_acquisition`, without covered squares.
 
-    images: uint8 [N, S, S, 1], as is the result. Width and height change by up to 7 % only. The
-    seed determines the result.
+    images: uint8 [N, S, S, 1], as is the result. Width and height change by at most 7 %. The seed
+    determines the result.
     """
     draws = augmentation_draws(len(images), tf.constant([seed, -1], tf.int64)).numpy()
     draws[:, CUTOUT_DRAW] = 1.0
@@ -50,11 +51,11 @@ def perturb_scanner(images: np.ndarray, seed: int) -> np.ndarray:
 
 
 def simulate_scanner(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """Vary gamma and illumination, and blur or add noise to two in three: float32 [B, S, S, 1].
+    """Vary gamma and illumination; blur a third of the images, and add noise to another third.
 
-    images: in 0..255, as is the result. seed: int64 [2]. Gamma 0.58 to 1.73; a brightness gradient
-    of up to 35 % vertically and 18 % horizontally; blur by up to a 150th of the side, or noise of
-    up to 12 grey levels at 224 pixels, less where pixels are larger.
+    images: float32 [B, S, S, 1] in 0..255, as is the result. seed: int64 [2]. Gamma 0.58 to 1.73; a
+    brightness gradient of up to 35 % vertically and 18 % horizontally; blur by up to a 150th of the
+    side, or noise of up to 12 grey levels at 224 pixels, and less in smaller images.
     """
     batch, size = tf.shape(images)[0], images.shape[1]
     streams = tf.random.experimental.stateless_split(seed, 2)
@@ -66,7 +67,7 @@ def simulate_scanner(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     down, across = ramp[None, :, None, None], ramp[None, None, :, None]
     images *= 1.0 + GRADIENT_DOWN * u[1] * down + GRADIENT_ACROSS * u[2] * across
 
-    # Each pass has a variance of half a pixel.
+    # Each pass adds a variance of half a squared pixel.
     smooth = images
     for _ in range(max(1, round(2 * (BLUR * size) ** 2))):
         smooth = binomial_blur(smooth)
@@ -92,12 +93,12 @@ def _in_batches(
 
 Shift = Callable[[np.ndarray], np.ndarray]
 
-# Ratio of the aspects of sick and healthy children's radiographs (Kermany).
+# Aspect of sick children's radiographs divided by that of healthy children's (Kermany).
 ASPECT = 1.22
 
 
 def framed(images: np.ndarray, *, width: float = 1.0, height: float = 1.0) -> np.ndarray:
-    """Zoom out (above 1) or in by width and height; black outside the image."""
+    """Zoom out (above 1) or in by width and height; the area outside the image is black."""
     ones, zeros = tf.ones(len(images)), tf.zeros(len(images))
     return _as_pixels(
         affine(
@@ -117,7 +118,7 @@ def gamma(images: np.ndarray, exponent: float) -> np.ndarray:
 
 
 def lit_from_below(images: np.ndarray, change: float = 0.35) -> np.ndarray:
-    """Brighten the lower edge by this share, and darken the upper one."""
+    """Brighten the lower edge by the share `change`, and darken the upper edge by it."""
     ramp = 1 + change * np.linspace(-1, 1, images.shape[1])
     return _as_pixels(images * ramp[:, None, None])
 
@@ -139,13 +140,13 @@ def blurred(images: np.ndarray) -> np.ndarray:
 
 
 def noisy(images: np.ndarray, spread: float = 12.0) -> np.ndarray:
-    """Add Gaussian noise of this many grey levels, the same to every image."""
+    """Add the same Gaussian noise, of standard deviation `spread` in grey levels, to all images."""
     noise = np.random.default_rng(0).normal(0, spread, images.shape[1:])
     return _as_pixels(images + noise)
 
 
 def margins(images: np.ndarray, value: int, share: float = 0.08) -> np.ndarray:
-    """Shrink the image into a frame of one grey level, `share` of the side deep."""
+    """Shrink each image into a frame of one grey level, as wide as `share` of the side."""
     depth = round(share * images.shape[1])
     shrunk = framed(images, width=1 / (1 - 2 * share), height=1 / (1 - 2 * share))
     frame = np.ones(images.shape[1:3], bool)
@@ -157,7 +158,7 @@ def margins(images: np.ndarray, value: int, share: float = 0.08) -> np.ndarray:
 def band_gains(images: np.ndarray, gains: Sequence[float]) -> np.ndarray:
     """Multiply the detail of four frequency bands, from fine to coarse, by `gains`.
 
-    The bands are those of `acquisition_statistics.BAND_EDGES`.
+    The bands are separated by `statistics.BAND_EDGES`.
     """
     pixels = images[..., 0].astype(np.float32)
     side = images.shape[1]
@@ -180,7 +181,7 @@ SHIFTS: dict[str, Shift] = {
     "framed higher": lambda images: framed(images, height=ASPECT),
     "closer": lambda images: framed(images, width=0.85, height=0.85),
     "farther": lambda images: framed(images, width=1.15, height=1.15),
-    # 20 % of the side on each, as of a scan or a screenshot.
+    # 20 % of the side on each edge, as in a scan or a screenshot.
     "margins": lambda images: framed(images, width=1 / 0.6, height=1 / 0.6),
     "brighter": lambda images: gamma(images, 0.6),
     "darker": lambda images: gamma(images, 1.6),

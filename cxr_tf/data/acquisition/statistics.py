@@ -1,11 +1,11 @@
-"""Statistics that describe how a radiograph was acquired, and by design not its findings.
+"""Statistics that describe how a radiograph was acquired and, by design, not its findings.
 
     chest = mean_chest(healthy_images)                  # uint8 [N, S, S, 1] -> float32 [32, 32]
     table = acquisition_statistics(images, chest)       # -> float64 [N, 16]
 
-Tone, sharpness by frequency band, brightness of the borders, and how the chest is framed. A class
-that can be predicted from them can be predicted without looking at the lungs; see
-`metrics.shortcuts.audit_shortcuts`.
+They are the tone, the sharpness by frequency band, the brightness of the borders, and the framing
+of the chest. A class that can be predicted from them can be predicted without looking at the lungs;
+see `metrics.shortcuts.audit_shortcuts`.
 """
 
 import itertools
@@ -22,13 +22,13 @@ PART = 2048
 # Side at which the chest is aligned with the mean chest, in pixels.
 ALIGNMENT_SIDE = 32
 
-# Standard deviations of the Gaussians between which the detail bands lie, as shares of the side.
+# Standard deviations of the Gaussians that separate the bands of detail, as shares of the side.
 BAND_EDGES = (0.0, 1 / 80, 1 / 40, 1 / 20, 1 / 10)
 
 # Depth of a border, as a share of the side.
 BORDER = 1 / 16
 
-# Grey levels up to which a pixel is black, and from which it is white.
+# Grey level up to which a pixel is black, and grey level from which it is white.
 BLACK, WHITE = 12, 243
 
 STATISTICS = (
@@ -38,7 +38,7 @@ STATISTICS = (
     *("chest_width", "chest_height", "chest_position"),
 )
 
-# Candidates of the alignment: scales (logarithms) and shifts (shares of the side).
+# Candidates for the alignment: scales (logarithms) and shifts (shares of the side).
 _SCALES = np.linspace(-0.3, 0.3, 7)
 _MOST_SHIFT = 5 / ALIGNMENT_SIDE
 
@@ -46,10 +46,10 @@ _MOST_SHIFT = 5 / ALIGNMENT_SIDE
 def acquisition_statistics(images: np.ndarray, chest: np.ndarray) -> np.ndarray:
     """Return the statistics of images, float64 [N, 16], in the order of `STATISTICS`.
 
-    images: uint8 [N, S, S] or [N, S, S, 1]. chest: from `mean_chest`. Detail is
-    the logarithm of the spread within a frequency band over that of the image, borders are in
-    spreads above the mean, asymmetry is 1 minus the correlation with the mirror image, and the
-    scales of the chest are logarithms.
+    images: uint8 [N, S, S] or [N, S, S, 1]. chest: from `mean_chest`. Detail is the logarithm of
+    the standard deviation within a frequency band, relative to that of the image; borders are in
+    standard deviations above the image's mean; asymmetry is 1 minus the correlation with the mirror
+    image; and the scales of the chest are logarithms.
     """
     if len(images) > PART:  # intermediate results take 100 kB per image
         parts = range(0, len(images), PART)
@@ -84,12 +84,13 @@ def mean_chest(images: np.ndarray) -> np.ndarray:
 
 
 def align(images: np.ndarray, chest: np.ndarray) -> np.ndarray:
-    """Return width, height and vertical position of each chest against the mean chest: [N, 3].
+    """Return the width, height and vertical position of chests relative to the mean chest: [N, 3].
 
     images: uint8 [N, S, S] or [N, S, S, 1]. chest: from `mean_chest`.
 
-    Width and height are logarithms, the position is in shares of the side (positive: lower). By
-    cross-correlation of local contrast with the mean chest at 49 scales and shifts up to 5/32.
+    Width and height are logarithms, the position is in shares of the side (positive: lower). They
+    are found by cross-correlation of local contrast with the mean chest, at 49 scales and at shifts
+    of up to 5/32.
     """
     contrast = _contrast(_thumbnails(images)).reshape(len(images), -1)
     contrast /= np.linalg.norm(contrast, axis=1, keepdims=True) + 1e-9
@@ -97,7 +98,7 @@ def align(images: np.ndarray, chest: np.ndarray) -> np.ndarray:
     found = np.empty((len(images), 3))
     for start in range(0, len(images), 512):
         scores = contrast[start : start + 512] @ templates.T
-        # A soft maximum: between two candidates the estimate moves without a jump.
+        # A soft maximum, so that the estimate does not jump between two candidates.
         weights = np.exp(100.0 * (scores - scores.max(axis=1, keepdims=True)))
         found[start : start + 512] = weights @ parameters / weights.sum(axis=1, keepdims=True)
     return found

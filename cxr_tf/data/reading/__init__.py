@@ -1,1 +1,1 @@
-"""What folders, lists, file names and file headers tell."""
+"""Reading of folders, lists, file names and file headers."""

@@ -1,6 +1,6 @@
 """Conventions of folder and file names: finding, patient and split of a radiograph.
 
-    rows, notes = read_folder(Path("chest_xray"))       # (path, finding, patient, split) of each
+    rows, notes = read_folder(Path("chest_xray"))       # a row: (path, finding, patient, split)
 
 No image is opened. An unknown finding or split is an empty string.
 """
@@ -40,12 +40,12 @@ FINDING_FOLDERS = {
     "virus": "viral",
 }
 
-# Folders of segmentation masks, which lie next to the radiographs in several public data sets.
+# Folders of segmentation masks, which are next to the radiographs in several public data sets.
 MASK_FOLDERS = {"mask", "masks", "segmentation", "segmentations", "lung_masks", "lung masks"}
 
-# Kermany's names carry the cause and the patient: `person12_bacteria_46.jpeg`, `IM-0115-0001.jpeg`,
+# Kermany's names have the cause and the patient: `person12_bacteria_46.jpeg`, `IM-0115-0001.jpeg`,
 # `NORMAL2-IM-0437-0001.jpeg`; in version 3 of the data `VIRUS-1980593-0001.jpeg` and
-# `NORMAL-28501-0001.jpeg`. The same number with another cause is another patient.
+# `NORMAL-28501-0001.jpeg`. The same number with another cause denotes another patient.
 _KERMANY_PNEUMONIA = re.compile(
     r"(?:(?P<patient>person\d+)_(?P<cause>bacteria|virus)(?:_|$)"
     r"|(?P<cause3>bacteria|virus)-(?P<patient3>\d+)-\d+$)",
@@ -60,8 +60,8 @@ PHANTOM_NAME = re.compile(r"(phantom\d+)_")
 def read_folder(root: Path, *, any_classes: bool = False) -> tuple[list[Row], tuple[str, ...]]:
     """Return the images of a folder, and notes on what was left out.
 
-    any_classes: if a class folder has another name than those in `FINDING_FOLDERS`, the names of
-    all class folders are the findings. Raises UserError if there is no image, or if folders
+    any_classes: if a class folder has a name that is not in `FINDING_FOLDERS`, the names of all
+    class folders are the findings. Raises UserError if there is no image, or if folders
     contradict each other.
     """
     split_folders = {
@@ -115,8 +115,8 @@ def read_folder(root: Path, *, any_classes: bool = False) -> tuple[list[Row], tu
         f"{text}: {_counts(counts)}"
         for text, counts in (
             ("left out, neither JPEG nor PNG", other_suffixes),
-            ("left out, in folders of masks", masks),
-            ("left out, not in a folder of a split or a class", unrecognized),
+            ("left out, in mask folders", masks),
+            ("left out, not in a split or class folder", unrecognized),
             ("read from sub-folders", inner_folders),
         )
         if counts
@@ -151,7 +151,7 @@ def _has_other_classes(tops: Iterable[Path]) -> bool:
 
 def _unrecognized_folders(top: Path, known: Iterable[Path]) -> Counter[str]:
     """Count the images in `top` itself and in folders other than `known`, by folder name."""
-    # Lesion masks of phantoms lie next to the splits.
+    # The lesion masks of phantoms are next to the splits.
     others = [
         d for d in _folders(top) if d not in set(known) and d.name.lower() not in MASK_FOLDERS
     ]
@@ -164,9 +164,9 @@ def _unrecognized_folders(top: Path, known: Iterable[Path]) -> Counter[str]:
 
 
 def label_of_folders(path: Path, root: Path) -> tuple[str, str]:
-    """Return (finding, split) by the folders between `root` and a file; empty if unknown.
+    """Return (finding, split) as given by the folders between `root` and a file, empty if unknown.
 
-    Raises UserError if they contradict each other.
+    Raises UserError if the folders contradict each other.
     """
     parts = [part.lower() for part in path.relative_to(root).parts[:-1]]
     findings = {FINDING_FOLDERS[part] for part in parts if part in FINDING_FOLDERS}
@@ -182,12 +182,12 @@ def label_of_folders(path: Path, root: Path) -> tuple[str, str]:
 
 
 def patient_of(path: Path, root: Path) -> str:
-    """Return the patient by the file name; an image whose name has none is its own patient."""
+    """Return the patient named by a file name; without one, the image is a patient of its own."""
     if match := _KERMANY_PNEUMONIA.match(path.stem):
         number, cause = match["patient"] or match["patient3"], match["cause"] or match["cause3"]
         return f"{number}_{cause}".lower()
     if match := _KERMANY_NORMAL.match(path.stem):
-        # Viewers name the images of every export IM-0001-0001: there the folder names the patient.
+        # DICOM viewers call the images of any export IM-0001-0001: the folder names the patient.
         inside = path.parent.relative_to(root).parts if path.is_relative_to(root) else ()
         below = itertools.takewhile(
             lambda part: part.lower() not in (SPLIT_FOLDERS | FINDING_FOLDERS), reversed(inside)
@@ -195,7 +195,7 @@ def patient_of(path: Path, root: Path) -> str:
         return "/".join([*reversed([*below]), match[1].upper()])
     if match := PHANTOM_NAME.match(path.name):
         return match[1]
-    # Folders included, because `NORMAL/1.png` and `VIRAL/1.png` are two people; relative to the
+    # With the folders, because `NORMAL/1.png` and `VIRAL/1.png` are two people; relative to the
     # root, so that a moved folder keeps its patients.
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
 
@@ -251,7 +251,7 @@ def visible_files(folder: Path) -> list[Path]:
 
 
 def _stop(error: OSError) -> None:
-    """Raise UserError, because an unreadable folder must not pass for an empty one."""
+    """Raise UserError, because an unreadable folder must not be mistaken for an empty one."""
     raise UserError(f"{error.filename}: {error.strerror}")
 
 

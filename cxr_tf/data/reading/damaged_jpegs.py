@@ -1,4 +1,4 @@
-"""Names of JPEG files that libjpeg warns about: its messages on stderr name no file."""
+"""Identification of damaged JPEG files: libjpeg's messages on stderr name no file."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""Headers of JPEG and PNG files, read inside the graph: faults, bits in use, orientation."""
+"""Headers of JPEG and PNG files, read in TensorFlow's graph: faults, bits in use, orientation."""
 
 import tensorflow as tf
 
@@ -6,7 +6,7 @@ import tensorflow as tf
 # 20 bytes per pixel, and the header of a file of one kilobyte can claim any size.
 MAX_MEGAPIXELS = 50
 
-# A smaller image, enlarged to the model's size, has no content.
+# A smaller image, enlarged to the model's input size, shows nothing useful.
 MIN_SIDE = 16
 
 # Fault codes of a file, and their messages.
@@ -22,8 +22,8 @@ FAULTS = (
     "a blank or two-valued image, not a radiograph",
 )
 
-# Metadata that matter here lie within the first bytes of a file, and the directory of EXIF data
-# within their first bytes, before a thumbnail.
+# The metadata used here are within the first bytes of a file, and the EXIF directory is within the
+# first bytes of the EXIF data, before a thumbnail.
 _METADATA_BYTES, _EXIF_BYTES = 1 << 12, 1 << 11
 
 _ORIENTATION_TAG, _SHORT, _MAX_TAGS = 0x0112, 3, 64
@@ -40,7 +40,7 @@ def is_16_bit_png(encoded: tf.Tensor) -> tf.Tensor:
 
 
 def header_fault(encoded: tf.Tensor) -> tf.Tensor:
-    """Return the fault code of a file (scalar string) by its header, int32.
+    """Return the fault code, int32, that the header of a file (scalar string) gives.
 
     Fails, as decoding does, on a JPEG with a damaged header.
     """
@@ -70,7 +70,7 @@ def header_fault(encoded: tf.Tensor) -> tf.Tensor:
 
 
 def significant_bits(encoded: tf.Tensor) -> tf.Tensor:
-    """Return the significant bits of a PNG (scalar string) by its sBIT chunk, int32; 0 without one.
+    """Return the significant bits in the sBIT chunk of a PNG (scalar string), int32; 0 without one.
 
     PNG, 11.3.2.4: the chunk comes before the pixels; its first byte is the first channel's.
     """
@@ -90,8 +90,8 @@ def exif_orientation(encoded: tf.Tensor) -> tf.Tensor:
     """Return the EXIF orientation of a JPEG or PNG (scalar string), int32 in 1..8; 1 without one.
 
     EXIF data follow `Exif\\0\\0` in JPEG, and the chunk type `eXIf` in PNG. They have the structure
-    of a TIFF file (Exif 2.32, 4.6): the header ends with the offset of a directory, which is a
-    count and entries of 12 bytes.
+    of a TIFF file (Exif 2.32, 4.6): the header ends with the offset of a directory, which consists
+    of a count and of entries of 12 bytes each.
     """
     head = _bytes_from(encoded, 0, _METADATA_BYTES)
     in_jpeg, in_png = _find(head, b"Exif\0\0"), _find(head, b"eXIf")
@@ -118,13 +118,13 @@ def exif_orientation(encoded: tf.Tensor) -> tf.Tensor:
 
 
 def _bytes_from(encoded: tf.Tensor, start: int | tf.Tensor, count: int) -> tf.Tensor:
-    """Return up to `count` bytes from a position on, int32."""
+    """Return up to `count` bytes, from a given position, as int32."""
     start = tf.minimum(start, tf.strings.length(encoded))
     return tf.cast(tf.io.decode_raw(tf.strings.substr(encoded, start, count), tf.uint8), tf.int32)
 
 
 def _byte(window: tf.Tensor, at: int | tf.Tensor) -> tf.Tensor:
-    """Return the bytes at some positions, and 0 outside the window."""
+    """Return the bytes at the given positions, and 0 for positions outside the window."""
     inside = (at >= 0) & (at < tf.size(window))
     padded = tf.concat([window, [0]], axis=0)
     return tf.gather(padded, tf.where(inside, at, tf.size(window)))

@@ -42,12 +42,12 @@ _PATIENT_COLUMN = re.compile(r"(patient|subject|person|case).*(id|no|nr|num|numb
 NO_LABEL = frozenset({"", "nan", "null", "n/a", "#n/a", "<na>"})
 NO_VALUE = NO_LABEL | {"na", "none", "-", "?", "unknown"}
 
-# A patient that this share of the rows has in common is a placeholder such as ANONYMOUS.
+# A patient that at least this share of the rows has in common is a placeholder, such as ANONYMOUS.
 PLACEHOLDER_SHARE, MIN_PLACEHOLDER_ROWS = 0.9, 10
 
 
 def rows_of_list(file: Path, *, as_written: bool) -> tuple[list[Row], tuple[str, ...]]:
-    """Return the images of a .csv list, and notes; `as_written`: all labels are custom ones."""
+    """Return the images of a .csv list, and notes; with `as_written`, all labels are custom."""
     listed, notes = read_list(file)
     # Labels have the meaning of folder names, but only if all of them are such names.
     standard = not as_written and all(row.label.lower() in FINDING_FOLDERS for row in listed)
@@ -81,7 +81,7 @@ def groups_of_list(file: Path) -> list[tuple[tuple[str, str], ...]]:
     return [row.groups for row in read_list(file)[0]]
 
 
-# Columns of patients and acquisition that scores are divided by.
+# Columns on patients and acquisition that define the subgroups of scores.
 GROUP_COLUMNS = ("age", "sex", "view", "site", "device")
 
 
@@ -106,11 +106,11 @@ def placeholder_patient(patients: Sequence[str]) -> str:
 
 
 def read_list(file: Path) -> tuple[list[Listed], tuple[str, ...]]:
-    """Read a .csv with the columns path (relative to it) and label, optionally patient, split and
-    GROUP_COLUMNS.
+    """Read a .csv list, and return its rows and notes, such as which columns were ignored.
 
-    Also returns notes, such as the columns that were ignored. Raises UserError with the line
-    number, and for an ignored column that looks like a patient or a split.
+    The list has the columns path (relative to the list) and label, and optionally patient, split
+    and those of GROUP_COLUMNS. Raises UserError for an invalid line, with its number, and for an
+    ignored column that looks like a patient or a split.
     """
     header, table = _read_table(file)
     columns = _columns(file, header, [row for _, row in table])
@@ -176,7 +176,7 @@ def _read_table(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
             start, first = lines.tell(), lines.readline()
         lines.seek(start)
         skipped = 1 if start else 0
-        # Spreadsheets write semicolons where the comma is the decimal separator.
+        # Spreadsheets write semicolons if the comma is the decimal separator.
         delimiter = max(",;\t", key=first.count)
         reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
         header = [name.strip() for name in next(reader, [])]
@@ -226,7 +226,7 @@ def _columns(file: Path, header: list[str], rows: list[list[str]]) -> dict[str, 
 
 
 def _merge_spellings(listed: list[Listed]) -> tuple[list[Listed], tuple[str, ...]]:
-    """Merge labels that differ in case or number format only, into the most frequent spelling."""
+    """Merge labels that differ only in case or number format into the most frequent spelling."""
     counts = Counter(row.label for row in listed)
     chosen: dict[str, str] = {}
     for label, _ in counts.most_common():
@@ -247,11 +247,11 @@ def _label_key(label: str) -> str:
 
 
 def check_utf8(path: Path) -> None:
-    """Raise UserError for a name that is not UTF-8, which no table or report can hold."""
+    """Raise UserError for a name that is not UTF-8, which tables and reports cannot contain."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
         shown = str(path).encode("utf-8", "backslashreplace").decode()
         raise UserError(
-            f"{shown}: the file's name is not UTF-8, as in archives of old systems; rename it"
+            f"{shown}: the file name is not UTF-8, as in archives of old systems; rename the file"
         ) from None

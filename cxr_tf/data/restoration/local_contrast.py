@@ -11,29 +11,29 @@ import keras
 import numpy as np
 
 # Standard deviation of the Gaussian window that defines the surroundings, as a share of the side:
-# about a rib and an intercostal space.
+# about the width of a rib and an intercostal space.
 WINDOW = 1 / 16
 
 # Grey levels; a region that varies less than this counts as blank.
 MIN_SPREAD = 5.0
 
-# Standard deviations; clips metal markers.
+# Standard deviations; the limit clips metal markers.
 MAX_CONTRAST = 2.8
 
-# An opacity raises its own surroundings, too, so that its removal is iterated.
+# An opacity also brightens its own surroundings, so its removal is iterated this many times.
 ITERATIONS = 8
 
-# Standard deviations; where the residual is smaller, the image is not changed.
+# Standard deviations; the image is not changed at pixels with a smaller residual.
 MIN_RESIDUAL = 0.03
 
 
 def local_contrast(images: keras.KerasTensor, *, share: float = WINDOW) -> keras.KerasTensor:
     """Convert images float32 [N, S, S, 1] in 0..255 to standard deviations of their surroundings.
 
-    (x - mean) / sqrt(variance + 25), clipped at 2.8, mean and variance by a Gaussian window whose
-    standard deviation is that share of the side: the divisive normalisation of Jarrett et al.,
-    "What is the best multi-stage architecture for object recognition?" (2009), with a floor that
-    keeps blank regions blank.
+    (x - mean) / sqrt(variance + 25), clipped at 2.8, with mean and variance in a Gaussian window
+    whose standard deviation is `share` of the side: the divisive normalisation of Jarrett et al.,
+    "What is the best multi-stage architecture for object recognition?" (2009), with a floor on the
+    variance that keeps blank regions blank.
     """
     mean, spread = _surroundings(images, _window(images, share))
     return keras.ops.clip((images - mean) / spread, -MAX_CONTRAST, MAX_CONTRAST)
@@ -42,8 +42,8 @@ def local_contrast(images: keras.KerasTensor, *, share: float = WINDOW) -> keras
 def remove_residual(images: keras.KerasTensor, residual: keras.KerasTensor) -> keras.KerasTensor:
     """Remove an opacity from images [N, S, S, 1] in grey levels.
 
-    residual: float32 [N, S, S, 1], the excess of local contrast in standard deviations. Computed by
-    fixed-point iteration, in which the surroundings are those of the last iterate. Where the
+    residual: float32 [N, S, S, 1], the excess of local contrast in standard deviations. The result
+    is computed by fixed-point iteration, with the surroundings of the previous iterate. Where the
     residual is negligible the image is not changed, and it never becomes brighter: local contrast
     does not determine how bright a region is, and an error would spread over the image. Dark
     structures in the middle of a wide opacity are not recovered.

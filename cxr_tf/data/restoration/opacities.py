@@ -5,7 +5,7 @@
 
 A network that restores the healthy image learns the appearance of lungs without opacities, and
 needs no sick image for it. The opacities are smooth on purpose: with sharp synthetic textures the
-network learns to detect the texture, and misses the haze of a real pneumonia.
+network learns to detect the texture, and misses the haze of real pneumonia.
 """
 
 import functools
@@ -20,10 +20,10 @@ from cxr_tf.data.batches import steps_per_epoch
 from cxr_tf.data.restoration.local_contrast import local_contrast
 from cxr_tf.data.tf_data import PARALLEL, no_autograph, prefetch
 
-# Healthy images and lungs [B, S, S, 1], and a seed, int64 [2] -> (painted, targets).
+# A function of healthy images and lungs [B, S, S, 1], and a seed, int64 [2] -> (painted, targets).
 Pair = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, dict[str, tf.Tensor]]]
 
-# Share of the images of an epoch; the others teach the network to leave healthy lungs unchanged.
+# Share of images with opacities; the others teach the network to leave healthy lungs unchanged.
 PAINTED_SHARE = 0.8
 
 # Rise in local contrast, in standard deviations, at which the lesion mask is 1.
@@ -50,8 +50,8 @@ def lung_fields(images: np.ndarray) -> np.ndarray:
     images: uint8 [N, S, S, 1]. Returns uint8 [N, S, S, 1], 0 outside to 255 inside.
 
     Candidates are dark regions on both sides of the centre line. In some images the lungs are
-    separate from the dark air beside the body; the mean of those masks restricts the candidates of
-    the other images. An image with too few candidate pixels gets the mean as its mask.
+    separate from the dark air beside the body; the mean of the masks of these images restricts the
+    candidates in all images. An image with too few candidate pixels gets the mean as its mask.
     """
     from scipy import ndimage
 
@@ -78,7 +78,7 @@ def lung_fields(images: np.ndarray) -> np.ndarray:
         mask = np.isin(labels, kept[kept > 0])
         if min(mask[:, : size // 2].sum(), mask[:, size // 2 :].sum()) > 0.03 * size**2:
             separate.append(mask)
-    # The mean of too few masks would be the silhouette of one chest.
+    # The mean of too few masks would be the outline of individual chests.
     mean = np.mean(separate, axis=0) if len(separate) >= 5 else core.astype(float)
     mean = ndimage.gaussian_filter(mean, size / 56)
 
@@ -104,13 +104,14 @@ def restoration_batches(
     strength: float = 1.0,
     pair: Pair | None = None,
 ) -> tf.data.Dataset:
-    """Return batches (painted, targets) of some epochs, in local contrast.
+    """Return the batches (painted, targets) of the given epochs, in local contrast.
 
-    images, lungs: uint8 [N, S, S, 1]. painted: float32 [B, S, S, 1]. targets: float32 [B, S, S, 1]
-    each, "residual", the excess over the healthy image in standard deviations of the surroundings,
-    and "lesion_mask", the painted region in 0..1. pair: a replacement for `restoration_pair`.
+    images, lungs: uint8 [N, S, S, 1]. painted: float32 [B, S, S, 1]. targets: a dict of float32
+    [B, S, S, 1]: "residual", the excess over the healthy image in standard deviations of the
+    surroundings, and "lesion_mask", the painted region in 0..1. pair: a function to use instead of
+    `restoration_pair`.
 
-    Everything is drawn from (seed, epoch, step) alone, so that a resumed run sees the same batches.
+    Everything depends only on seed, epoch and step, so that a resumed run sees the same batches.
     The last, incomplete batch of an epoch is dropped.
     """
     n, size = images.shape[:2]
@@ -152,7 +153,7 @@ def restoration_batches(
 def restoration_pair(
     healthy: tf.Tensor, lungs: tf.Tensor, seed: tf.Tensor
 ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-    """Return one batch (painted, targets) as `restoration_batches` does.
+    """Return (painted, targets) for one batch, as `restoration_batches` does.
 
     healthy: [B, S, S, 1] in 0..255. lungs: [B, S, S, 1] in 0..1. seed: int64 [2]. Painting also
     changes the local contrast next to an opacity, as in a real sick image.
@@ -166,7 +167,7 @@ def contrast_pair(healthy: tf.Tensor, painted: tf.Tensor) -> tuple[tf.Tensor, di
 
 
 def as_pair(healthy: tf.Tensor, painted: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-    """Return (painted, targets) for images float32 [B, S, S, 1], in the network's own scale."""
+    """Return (painted, targets) for images float32 [B, S, S, 1] in the scale of the network."""
     residual = painted - healthy
     lesion_mask = tf.clip_by_value(residual / FULL_MASK_RISE, 0.0, 1.0)
     return painted, {"residual": residual, "lesion_mask": lesion_mask}
@@ -175,12 +176,12 @@ def as_pair(healthy: tf.Tensor, painted: tf.Tensor) -> tuple[tf.Tensor, dict[str
 def reframe(
     images: tf.Tensor, lungs: tf.Tensor, draws: tf.Tensor, strength: float
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Vary the framing of image and lungs, float32, by columns 0 to 4 and 12 of the draws.
+    """Vary the framing of images and lungs by columns 0 to 4 and 12 of the draws: float32 each.
 
-    It varies much more than for a classifier: sick children are framed differently from healthy
-    ones, which an autoencoder trained on healthy ones must not detect as an anomaly. At strength 1:
-    rotation up to 5 degrees, 0.7 to 1.1 times the field of view, aspect changed by up to 20 %,
-    shift up to 6 %; a quarter of the images are not moved.
+    The framing varies much more than for a classifier: sick children are framed differently from
+    healthy ones, which an autoencoder trained on healthy images must not detect as an anomaly. At
+    strength 1: rotation up to 5 degrees, 0.7 to 1.1 times the field of view, aspect changed by up
+    to 20 %, shift up to 6 %; a quarter of the images are not moved.
     """
     moved = tf.cast(draws[:, 12] < 0.5, tf.float32) * strength
     field = tf.exp(moved * (0.22 * draws[:, 1] - 0.13))
@@ -200,7 +201,7 @@ def reframe(
 
 
 def _exposure_only(draws: tf.Tensor) -> tf.Tensor:
-    """Return the draws without position (applied by `reframe`) and cutout (a lesion here)."""
+    """Return the draws without position (see `reframe`) and cutout (which resembles a lesion)."""
     keep = np.ones(draws.shape[1], np.float32)
     keep[:5] = 0.0
     uncovered = np.zeros(draws.shape[1], np.float32)
@@ -264,8 +265,8 @@ def opacity_regions(
 
     By its kind, float32 [B, 1, 1, 1] in 0..1, a region consists of smooth blobs (below 0.35), a
     focus (below 0.60), a lobe or a whole lung (below 0.72), or covers both lungs. softness: factor
-    of the width of edges; extent: factor of the width of blobs, foci and the clouds of the last
-    kind, with edges of unchanged width.
+    for the width of edges; extent: factor for the width of blobs, foci and the clouds of the last
+    kind, without widening their edges.
     """
     uniform = functools.partial(_uniform, batch, seed)
     coarse = _noise(batch, size, seed, 1, 5, extent)
@@ -306,7 +307,7 @@ def _noise(
 ) -> tf.Tensor:
     """Draw smooth noise of mean 0 and standard deviation 1, float32 [B, size, size, 1].
 
-    cells: number of clouds per side; extent: factor of their width.
+    cells: number of clouds per side; extent: factor for their width.
     """
     drawn = math.ceil(cells / extent)
     stream_seed = tf.random.experimental.stateless_fold_in(seed, stream)

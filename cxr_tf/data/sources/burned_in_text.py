@@ -2,7 +2,7 @@
 
 import numpy as np
 
-# Text is searched for within this share of the side from a border, at this many pixels per side.
+# Text is searched for up to this share of the side from a border, at this many pixels per side.
 BORDER, WORKING_SIDE = 0.2, 1024
 
 # Grey levels above or below the surroundings.
@@ -11,16 +11,16 @@ CONTRAST = 50.0
 # Largest width of a stroke, as a share of the side.
 STROKE = 0.015
 
-# Heights of letters, as shares of the side, and how many in a row make a text. Side markers such as
-# R, L or PA have fewer.
+# Smallest and largest height of letters, as shares of the side, and how many letters in a row make
+# a text. Side markers such as R, L or PA have fewer.
 HEIGHTS, MIN_LETTERS = (0.008, 0.06), 4
 
 
 def has_text(pixels: np.ndarray) -> bool:
     """Return whether there are text-like marks near the borders of a radiograph, uint8 [H, W].
 
-    Such a text is a row of four or more marks of similar height, next to each other, brighter or
-    darker than their surroundings. Faint or handwritten text may be missed.
+    Marks count as text if four or more of similar height, brighter or darker than their
+    surroundings, are next to each other in a row. Faint or handwritten text may be missed.
     """
     from PIL import Image
     from scipy import ndimage
@@ -56,7 +56,7 @@ def _has_row(mask: np.ndarray, side: int, ndimage: object) -> bool:
     height = letters[:, 1] - letters[:, 0]
     middle = (letters[:, 0] + letters[:, 1]) / 2
     for k in np.argsort(letters[:, 2]):
-        # The letters to the right of this one, each close to the last.
+        # The letters to the right of this one, each close to the previous one.
         end, count = letters[k, 3], 1
         level = (np.abs(middle - middle[k]) < 0.35 * height[k]) & (
             np.abs(np.log(height / height[k])) < np.log(1.6)

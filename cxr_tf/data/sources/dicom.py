@@ -3,8 +3,8 @@
     png = png_bytes(Path("IM0001"))                          # for prediction
     convert(Path("ward"), Path("data/ward"))                 # images/*.png and catalogue.csv
 
-Only the elements that the picture needs and those that identify the patient are read from a file;
-the latter are written as a hash under a random key that is not kept. Requires pydicom
+Only the elements that the image needs and those that identify the patient are read from a file. The
+identity is written only as a hash with a random key, which is discarded. Requires pydicom
 (requirements-dicom.txt).
 """
 
@@ -37,8 +37,8 @@ log = logging.getLogger(__name__)
 
 SUFFIXES = (".dcm", ".dicom")
 
-# Lateral by PS3.3 C.8.1.1.9, and what scanners write instead. LLD and RLD are frontal images of a
-# patient lying on one side.
+# Codes of lateral views in PS3.3 C.8.1.1.9, and what scanners write instead of them. LLD and RLD
+# are frontal images of a patient lying on one side.
 LATERAL_VIEWS = {"LL", "RL", "LATERAL", "LAT"}
 
 # PS3.3 C.7.3.1.1.1: computed and digital radiography, and modalities used for scanned films.
@@ -65,8 +65,9 @@ _FIRST_ELEMENTS = {(2, 0), (2, 1), (2, 2), (8, 0), (8, 1), (8, 5), (8, 8), (8, 0
 class DicomRadiograph:
     """One rendered radiograph.
 
-    pixels: uint8 [H, W], air dark. patient, study: identifiers that must never be written; patient
-    is empty if the file has none. without_text: whether the file states that no text is burned in.
+    pixels: uint8 [H, W], with dark air. patient, study: identifiers that must never be written;
+    patient is empty if the file has none. without_text: whether the file states that no text is
+    burned in.
     """
 
     pixels: np.ndarray
@@ -76,7 +77,7 @@ class DicomRadiograph:
 
 
 def is_dicom(path: Path) -> bool:
-    """Return whether a file is DICOM, by its suffix or, since it is often missing, its content."""
+    """Return whether a file is DICOM, by its suffix or, as that is often missing, its content."""
     if path.suffix.lower() in SUFFIXES:
         return True
     try:
@@ -91,18 +92,18 @@ def is_dicom(path: Path) -> bool:
 def png_bytes(path: Path) -> bytes:
     """Return the radiograph in a DICOM file as an 8-bit gray PNG without metadata.
 
-    Raises UserError if it contains none.
+    Raises UserError if the file does not contain one.
     """
     return _png(read_radiograph(path).pixels)
 
 
 def has_dicom_content(content: bytes, name: str) -> bool:
-    """Return whether content is that of a DICOM file, by the file's name or its own bytes."""
+    """Return whether a file is DICOM, by its name or by its content."""
     return name.lower().endswith(SUFFIXES) or content[128:132] == b"DICM"
 
 
 def png_of_content(content: bytes, name: str) -> bytes:
-    """Do what `png_bytes` does for the content of a file; error messages call the file `name`."""
+    """Convert the content of a DICOM file as `png_bytes` does; error messages call it `name`."""
     return _png(_radiograph(io.BytesIO(content), name).pixels)
 
 
@@ -110,7 +111,7 @@ def read_radiograph(path: Path, *, laterals: bool = False) -> DicomRadiograph:
     """Read one file and render it as a workstation does: rescale, VOI LUT or window, polarity.
 
     laterals: accept lateral views. Raises UserError for anything but a frontal chest radiograph for
-    presentation; it names the file and the reason, and quotes no identifying content.
+    presentation; the message names the file and the reason, and quotes no identifying content.
     """
     with path.open("rb") as file:
         return _radiograph(file, path, laterals=laterals)
@@ -129,7 +130,7 @@ def _radiograph(file: IO[bytes], path: Path | str, *, laterals: bool = False) ->
     except (UserError, MemoryError):
         raise
     except Exception as error:  # its message could quote the file
-        # Errors of the disk have a number: pydicom raises a bare OSError if a file ends early.
+        # Disk errors have a number; pydicom raises an OSError without one if a file ends early.
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise UserError(f"{path}: truncated or corrupt DICOM file") from None
@@ -187,7 +188,11 @@ def refusal(dataset: "pydicom.Dataset", *, laterals: bool = False) -> str:
             f"not a radiograph: modality {modality}" if modality.isalpha() else "not a radiograph"
         )
     if part and part not in CHEST_PARTS and "CHEST" not in part and "THORAX" not in part:
-        return f"not a chest radiograph: body part {part}" if part.isalpha() else "not a chest"
+        return (
+            f"not a chest radiograph: body part {part}"
+            if part.isalpha()
+            else "not a chest radiograph"
+        )
     if _word(dataset, "ViewPosition") in LATERAL_VIEWS and not laterals:
         return "a lateral view (see --laterals of prepare_data.py)"
     if _word(dataset, "PresentationIntentType") == "FOR PROCESSING":
@@ -202,17 +207,17 @@ def _word(dataset: "pydicom.Dataset", name: str) -> str:
 def convert(origin: Path, folder: Path, *, laterals: bool = False) -> tuple[Path, int]:
     """Convert a DICOM file, a folder of them, or a .csv list (path, label[, patient][, split]).
 
-    Writes `folder`/images/<patient>_<n>.png and `folder`/catalogue.csv, whole or not at all. In a
-    folder the labels are the names NORMAL, PNEUMONIA and so on of the folders in it. Files left out
-    are logged with the reason. Returns the path of the catalogue, and the number of images without
-    a label. Raises UserError if nothing can be converted.
+    Writes `folder`/images/<patient>_<n>.png and `folder`/catalogue.csv, whole or not at all. The
+    labels of a folder are the names of its subfolders, such as NORMAL and PNEUMONIA. Files that are
+    left out are logged with the reason. Returns the path of the catalogue, and the number of images
+    without a label. Raises UserError if nothing can be converted.
     """
     if folder.exists():
         raise UserError(f"{folder} exists; remove it or choose another --out")
     listed = _files_to_convert(origin)
     _pydicom()
     placeholder = _placeholder([item.path for item in listed])
-    # With a discarded key, the hashes cannot be tested against a list of identities.
+    # The key is discarded, so that hashes cannot be compared with those of known identities.
     key = secrets.token_bytes(32)
     images_of: Counter[str] = Counter()
     rows: list[list[str]] = []
@@ -233,7 +238,7 @@ def convert(origin: Path, folder: Path, *, laterals: bool = False) -> tuple[Path
                 log.info("  left out: %s", reason)
                 continue
             known = radiograph.patient if radiograph.patient != placeholder else ""
-            # Without an identity the study keeps the images of one visit together.
+            # Without an identity, the study groups the images of one visit.
             identity = (item.patient or known or radiograph.study).encode()
             patient = hashlib.blake2b(identity, key=key, digest_size=8).hexdigest()
             images_of[patient] += 1
@@ -273,14 +278,14 @@ def _placeholder(paths: list[Path]) -> str:
                 )
             patients.append(str(header.get("PatientID") or "").strip())
             studies.add(str(header.get("StudyInstanceUID") or path))
-        except Exception:  # its message could quote the file; the conversion names it
+        except Exception:  # its message could quote the file; the conversion reports it
             continue
     value = placeholder_patient(patients)
     count = sum(p.upper() in PLACEHOLDERS for p in patients) or patients.count(value)
     if (value and len(studies) > 1) or any(p.upper() in PLACEHOLDERS for p in patients):
         log.info(
             "  %d of %d files share one PatientID, treated as a placeholder: images are grouped by "
-            "study instead", count, len(patients),
+            "study, not by patient", count, len(patients),
         )  # fmt: skip
     return value if len(studies) > 1 else ""
 

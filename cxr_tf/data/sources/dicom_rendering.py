@@ -25,11 +25,12 @@ ELEMENTS = (
 
 _REQUIRED = ("Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentation")
 
-# JPEG makes the channels of a gray image differ by this many levels at most.
+# JPEG compression makes the channels of a gray image differ by at most this many levels.
 _CHANNEL_TOLERANCE = 6
 
-# Without a window the range of the image is shown, unless its central 98 % fill less than half of
-# it, as with a bright marker; then those and a tenth on either side.
+# Without a window, the full range of the image is shown. If the central 98 % of its pixels fill
+# less than half of that range, as with a bright marker, only their range is shown, with a tenth
+# added on either side.
 _CENTRAL, _FILLED, _EXTENSION = (1, 99), 0.5, 0.1
 
 
@@ -55,7 +56,7 @@ def render(dataset: "pydicom.Dataset", path: Path | str) -> np.ndarray:
 
 
 def _stored_values(dataset: "pydicom.Dataset", path: Path | str) -> np.ndarray:
-    """Return the stored pixel values [H, W]; a colour image must be gray."""
+    """Return the stored pixel values [H, W]; raise UserError if the image is not gray."""
     if missing := [name for name in _REQUIRED if dataset.get(name) is None]:
         raise UserError(f"{path}: a DICOM file without the element {missing[0]}")
     samples = int(dataset.get("SamplesPerPixel") or 1)
@@ -72,8 +73,8 @@ def _stored_values(dataset: "pydicom.Dataset", path: Path | str) -> np.ndarray:
         syntax = dataset.file_meta.TransferSyntaxUID
         if syntax.is_compressed:
             raise UserError(
-                f"{path}: its pixels are compressed ({syntax.name}) and cannot be decoded: "
-                "damaged, or no installed plug-in can (see requirements-dicom.txt)"
+                f"{path}: its pixels are compressed ({syntax.name}) and cannot be decoded: they "
+                "are damaged, or no installed plug-in supports them (see requirements-dicom.txt)"
             ) from None
         length = len(dataset.PixelData) * 8
         if length < dataset.Rows * dataset.Columns * samples * dataset.BitsAllocated:
@@ -91,7 +92,7 @@ def _stored_values(dataset: "pydicom.Dataset", path: Path | str) -> np.ndarray:
 
 
 def _padding(dataset: "pydicom.Dataset", stored: np.ndarray) -> np.ndarray:
-    """Return where pixels are padding (PS3.3 C.7.5.1.1.2), bool [H, W]."""
+    """Return which pixels are padding (PS3.3 C.7.5.1.1.2), bool [H, W]."""
     limits = [dataset.get(k) for k in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
     if limits[0] is None:
         return np.zeros(stored.shape, bool)
@@ -105,7 +106,10 @@ def _padding(dataset: "pydicom.Dataset", stored: np.ndarray) -> np.ndarray:
 def _windowed(
     dataset: "pydicom.Dataset", values: np.ndarray, image: np.ndarray, path: Path | str
 ) -> tuple[np.ndarray, float, float]:
-    """Return values after VOI LUT or window, and the range to show; image: values but padding."""
+    """Return values after the VOI LUT or window, and the range to show.
+
+    image: the values of all pixels except padding.
+    """
     from pydicom.pixels import apply_windowing
 
     if dataset.get("VOILUTSequence"):
@@ -113,7 +117,7 @@ def _windowed(
         shown = table[np.clip(np.round(values).astype(np.int64) - first, 0, len(table) - 1)]
         return shown, float(table.min()), float(table.max())
     if dataset.get("WindowCenter") is not None and dataset.get("WindowWidth") is not None:
-        # Empty means LINEAR, as does absence, which pydicom handles.
+        # An empty element means LINEAR, as does a missing one; pydicom handles only the latter.
         if "VOILUTFunction" in dataset:
             function = str(dataset.VOILUTFunction or "").strip().upper()
             del dataset.VOILUTFunction
@@ -125,7 +129,7 @@ def _windowed(
             with np.errstate(over="ignore"):
                 low, high = apply_windowing(np.array([-1e9, 1e9]), dataset)
             return shown, float(low), float(high)
-        log.info("  %s: an impossible window is ignored", path)
+        log.info("  %s: an invalid window is ignored", path)
     low, high = float(image.min()), float(image.max())
     central_low, central_high = (float(v) for v in np.percentile(image, _CENTRAL))
     width = central_high - central_low
@@ -136,7 +140,7 @@ def _windowed(
 
 
 def _possible_window(dataset: "pydicom.Dataset", image: np.ndarray) -> bool:
-    """Return whether the first window has a width, and shows a part of the image's range."""
+    """Return whether the first window has a valid width, and shows a part of the image's range."""
 
     def first(value: object) -> float:
         values = value if isinstance(value, list | tuple) or hasattr(value, "__iter__") else [value]
@@ -155,8 +159,8 @@ def _possible_window(dataset: "pydicom.Dataset", image: np.ndarray) -> bool:
 def _voi_table(dataset: "pydicom.Dataset") -> tuple[np.ndarray, int]:
     """Return the first VOI LUT and the value of its first entry.
 
-    pydicom's `apply_voi` holds the index in the type of the entries, so that an 8-bit table of 4096
-    entries wraps around at 256.
+    Used instead of pydicom's `apply_voi`, which stores the index in the data type of the entries,
+    so that it wraps around at 256 in an 8-bit table of 4096 entries.
     """
     item = dataset.VOILUTSequence[0]
     count, first, bits = (int(v) for v in item.LUTDescriptor)

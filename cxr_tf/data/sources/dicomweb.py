@@ -1,10 +1,10 @@
-"""Retrieve images from a PACS and store results in it by DICOMweb (WADO-RS and STOW-RS).
+"""Retrieval of images from a PACS, and storage of results in it, by DICOMweb.
 
     with downloaded(("dicomweb://localhost:8042/dicom-web/studies/1.2.3",)) as (images, urls): ...
     store("dicomweb://localhost:8042/dicom-web", [Path("report.dcm")])
 
-dicomweb:// is http, dicomwebs:// is https. User name and password come from the URL or ~/.netrc.
-Requires dicomweb-client (requirements-dicom.txt).
+The services are WADO-RS and STOW-RS. dicomweb:// is http, dicomwebs:// is https. The user name and
+password come from the URL or ~/.netrc. Requires dicomweb-client (requirements-dicom.txt).
 """
 
 import contextlib
@@ -37,10 +37,10 @@ def is_dicomweb(text: str) -> bool:
 
 @contextlib.contextmanager
 def downloaded(wanted: Sequence[str]) -> Iterator[tuple[tuple[str, ...], dict[str, str]]]:
-    """Yield the list with each DICOMweb address replaced by a folder of the images it names.
+    """Yield the list with each DICOMweb address replaced by a folder of its images.
 
     Also yields {path of a downloaded file: its address}. The folder is temporary. Raises UserError
-    if a server does not answer, has no such study, or has no radiograph in it.
+    if a server does not respond, has no such study, or has no radiograph in the study.
     """
     if not any(map(is_dicomweb, wanted)):
         yield tuple(wanted), {}
@@ -61,13 +61,13 @@ def downloaded(wanted: Sequence[str]) -> Iterator[tuple[tuple[str, ...], dict[st
 def check_target(url: str) -> None:
     """Raise UserError if results cannot be stored at a DICOMweb address."""
     if "/studies" in url:
-        raise UserError(f"--output {url}: name the root of the service, without /studies")
+        raise UserError(f"--output {url}: give the root of the service, without /studies")
     with _errors(url):
         _client(url).search_for_studies(limit=1)
 
 
 def store(url: str, files: Sequence[Path]) -> None:
-    """Send DICOM files to the service at a DICOMweb address; raise UserError if it refuses one."""
+    """Send DICOM files to the service at a DICOMweb address; raise UserError if it rejects one."""
     import pydicom
 
     client = _client(url)
@@ -80,7 +80,7 @@ def store(url: str, files: Sequence[Path]) -> None:
 
 
 def _retrieve(url: str, folder: Path) -> dict[str, str]:
-    """Download the images that an address names into a new folder; return {path: address}."""
+    """Download the images at an address into a new folder; return {path: address}."""
     found = _RESOURCE.fullmatch(url)
     if not found:
         raise UserError(
@@ -145,7 +145,7 @@ def _client(url: str) -> Any:
         session.auth = (parts.username, parts.password or "")
     address = parts._replace(scheme=SCHEMES[parts.scheme], netloc=parts.netloc.rpartition("@")[2])
     client = DICOMwebClient(address.geturl().rstrip("/"), session=session)
-    # Two more attempts within two seconds; the client's own five take half a minute.
+    # Two more attempts within two seconds; the client's default of five takes half a minute.
     client.set_http_retry_params(max_attempts=3, wait_exponential_multiplier=250)
     return client
 

@@ -1,9 +1,9 @@
-"""Download of published sets of radiographs: resumable, verified, and unpacked safely.
+"""Download of published data sets: resumed if interrupted, verified, and unpacked safely.
 
     folder = prepare(SOURCES["kermany"], Path("data/kermany"))
     file = prepare(SOURCES["pneumoniamnist_64"], Path("data/pneumoniamnist_64.npz"))
 
-A file is accepted only if size and checksum are the published ones. An interrupted download is
+A file is accepted only if its size and checksum are the published ones. An interrupted download is
 resumed by the same command; an unpacked folder appears whole or not at all.
 """
 
@@ -41,8 +41,8 @@ MAX_EXPANSION = 10
 class Source:
     """One published file: location, size, checksum and terms of use.
 
-    `checksum` is `<algorithm>:<hex>`. `inside` is the folder of an archive that holds the images;
-    empty if the file is not unpacked.
+    `checksum` is `<algorithm>:<hex>`. `inside` is the folder in an archive that contains the
+    images, and is empty if the file is not unpacked.
     """
 
     title: str
@@ -112,15 +112,16 @@ SOURCES = {
 
 
 def prepare(source: Source, target: Path, *, origin: str = "", pause: float = 1.0) -> Path:
-    """Download a published set to `target`, a folder for an archive, else a file; return it.
+    """Download a published data set to `target`, and return its path.
 
-    `origin` is the URL of a mirror or a file on disk to use instead; the checksum must be the same.
-    `pause` is the first wait before a retry, in seconds; it doubles. Raises UserError if the set
-    cannot be obtained; a partial download is kept and resumed next time.
+    `target` is a folder if the published file is an archive, otherwise a file. `origin` is the URL
+    of a mirror, or a file on disk, to use instead of the published URL; the checksum must match.
+    `pause` is the wait before the first retry, in seconds; it doubles each time. Raises UserError
+    if the data set cannot be obtained; a partial download remains, and is resumed next time.
     """
     log.info("%s", source.terms)
     if target.exists():
-        log.info("%s exists already", target)
+        log.info("%s already exists", target)
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     local = expand_user(origin) if origin and "://" not in origin else None
@@ -149,7 +150,7 @@ def prepare(source: Source, target: Path, *, origin: str = "", pause: float = 1.
 def download(source: Source, part: Path, origin: str = "", *, pause: float = 1.0) -> Path:
     """Download a source to `part`, resuming from its content; return it, complete and verified.
 
-    Raises UserError if the server has another file, or cannot be reached.
+    Raises UserError if the server has a different file, or cannot be reached.
     """
     url = origin or source.url
     if not url.startswith(("http://", "https://")):
@@ -201,7 +202,7 @@ def _fetch(source: Source, url: str, part: Path, pause: float) -> None:
             ConnectionError,
             TimeoutError,
         ) as e:
-            last = f"no answer ({getattr(e, 'reason', e) or type(e).__name__})"
+            last = f"no response ({getattr(e, 'reason', e) or type(e).__name__})"
         progressed = part.exists() and part.stat().st_size > have
         failures = 1 if progressed and failures < MAX_FAILURES else failures + 1
     kept = f"; {part} is kept, and the same command resumes it" if part.exists() else ""
@@ -252,7 +253,8 @@ def unpack(archive: Path, folder: Path, *, inside: str, terms: str) -> None:
     """Write the images below `inside` in a zip archive to `folder`, atomically.
 
     `terms` are written as LICENCE.txt. Raises UserError for an archive that would write outside of
-    the folder, holds a link, expands to far more than its own size, or has no image there.
+    the folder, contains a link, expands to far more than its own size, or has no image below
+    `inside`.
     """
     try:
         with temporary_sibling(folder) as partial, zipfile.ZipFile(archive) as content:
@@ -303,5 +305,6 @@ def _check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
-            f"{needed / 1e9:.1f} GB are needed in {folder.resolve()}, {free / 1e9:.1f} GB are free"
+            f"{needed / 1e9:.1f} GB are needed in {folder.resolve()}, "
+            f"but only {free / 1e9:.1f} GB are free"
         )

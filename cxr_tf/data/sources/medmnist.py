@@ -1,4 +1,4 @@
-"""PneumoniaMNIST (MedMNIST v2, Yang et al. 2023): array file to folder, and its two scores.
+"""PneumoniaMNIST (MedMNIST v2, Yang et al. 2023): its array file as a folder, and its scores.
 
     folder = unpack(Path("pneumoniamnist_64.npz"))     # data/pneumoniamnist_64-3f9c2a17/train/...
     scores(labels, probabilities)                      # {"medmnist_auc": ..., "medmnist_acc": ...}
@@ -27,9 +27,10 @@ CLASSES = ("NORMAL", "PNEUMONIA")  # by label, 0 and 1
 def unpack(file: Path) -> Path:
     """Write the images of a .npz to `data/<name>-<hash>/<split>/<class>/<row>.png`, once.
 
-    The file has `<split>_images` uint8 [N, S, S] and `<split>_labels` [N, 1], 1 being pneumonia.
-    The hash is of its content, so that another file of the same name gets another folder. Returns
-    the folder, which appears whole or not at all. Raises UserError for a file of another form.
+    The file has `<split>_images` uint8 [N, S, S] and `<split>_labels` [N, 1], with 1 for pneumonia.
+    The hash is that of its content, so that a different file of the same name gets a different
+    folder. Returns the folder, which appears whole or not at all. Raises UserError for a file with
+    other arrays.
     """
     with file.open("rb") as opened:
         digest = hashlib.blake2b(digest_size=4)
@@ -55,10 +56,10 @@ def unpack(file: Path) -> Path:
 
 
 def scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
-    """Return AUC and ACC as `medmnist.Evaluator` computes them, comparable to its published table.
+    """Return AUC and ACC as `medmnist.Evaluator` computes them, to compare with published ones.
 
-    labels: int [N]. probabilities: float [N, 2]. The accuracy is at a probability of 0.5, whatever
-    the operating point of the model.
+    labels: int [N]. probabilities: float [N, 2]. The accuracy is that at a threshold of 0.5,
+    whatever the operating point of the model.
     """
     from sklearn.metrics import accuracy_score, roc_auc_score
 
@@ -76,7 +77,7 @@ def _arrays(file: Path) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
         # Unpickling objects could run code.
         arrays = np.load(file, allow_pickle=False)
         if not isinstance(arrays, np.lib.npyio.NpzFile):
-            raise UserError(f"{file} holds one unnamed array; {expected}")
+            raise UserError(f"{file} contains one unnamed array; {expected}")
         with arrays:
             for split in SPLITS:
                 images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]

@@ -6,12 +6,11 @@ import numpy as np
 def paint_lobar(
     image: np.ndarray, lungs: np.ndarray, rng: np.random.Generator, strength: float = 0.7
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Paint a bacterial-like consolidation: a lobe, or one or two soft-edged foci, dense, with air
-    bronchograms.
+    """Paint a bacterial-like consolidation with air bronchograms: a lobe, or one or two soft foci.
 
     image: float32 [S, S] in 0..1, a phantom or a real healthy radiograph; not modified.
-    lungs: bool or float [S, S], the lung fields (1 inside). A lesion at their border has the
-    same soft edge as they have: blur a hard mask by a pixel or two.
+    lungs: bool or float [S, S], the lung fields (1 inside). A lesion that reaches their border ends
+    as sharply as they do: blur a hard mask by a pixel or two.
     strength: 0 (nothing) to 1 (as bright as the tissue around the lungs).
 
     Returns the painted image, float32 [S, S] in 0..1, and the lesion, bool [S, S], which does not
@@ -56,7 +55,7 @@ def paint_interstitial(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Paint a viral-like pattern over both lungs: a fine net, thick bronchial walls, ground glass.
 
-    Arguments and results as for `paint_lobar`.
+    The arguments and results are those of `paint_lobar`.
     """
     lungs = np.asarray(lungs, np.float32)
     size = len(lungs)
@@ -120,7 +119,7 @@ def healthy_chest(
     thorax = ramp(wall - x, 0.03)
     lungs = thorax * above_diaphragm * (1 - mediastinum)
 
-    # Soft tissue: trunk, shoulders sloping from the neck, arms and arms, with black air outside.
+    # Soft tissue: trunk, shoulders sloping from the neck, and arms, with black air outside.
     trunk = ramp(width + 0.12 + 0.04 * v - x, 0.05)
     shoulders = ramp(v + 1.02 - 0.75 * np.clip(x - 0.24, 0, 1) ** 1.3, 0.06) * ramp(-0.22 - v, 0.3)
     arm_axis = (x - 0.86 - arm_lean * (v + 0.5)) / np.hypot(1, arm_lean)
@@ -148,7 +147,7 @@ def healthy_chest(
     discs = 0.65 + 0.35 * np.cos(2 * np.pi * v / (0.62 * rib_spacing))
     image += spine * (0.08 + 0.08 * discs) - 0.11 * ramp(0.05 - np.abs(u + 0.01), 0.03) * ramp(
         apex + 0.38 - v, 0.15
-    )  # less the trachea, full of air
+    )  # minus the trachea, which is full of air
     clavicle = clavicle_height - clavicle_rise * x + 0.05 * np.sin(6 * x + 0.5)
     clavicle_end = ramp(x - 0.1, 0.04) * ramp(0.78 - x, 0.05)
     image += 0.15 * _tube((v - clavicle) / 0.045) * clavicle_end
@@ -172,7 +171,7 @@ def healthy_chest(
 
 
 def ramp(distance: np.ndarray, width: float) -> np.ndarray:
-    """Compute a soft step: 0 below -width, 1 above width, smooth between."""
+    """Compute a soft step: 0 below -width, 1 above width, and smooth in between."""
     t = np.clip(distance * (0.5 / width) + 0.5, 0, 1)
     return t * t * (3 - 2 * t)
 
@@ -190,7 +189,7 @@ def _tube(across: np.ndarray) -> np.ndarray:
 
 
 def _noise(rng: np.random.Generator, size: int, cells: int) -> np.ndarray:
-    """Draw smooth noise float32 [S, S], about normal(0, 1), with `cells` bumps per side."""
+    """Draw smooth, roughly standard normal noise, float32 [S, S], with `cells` bumps per side."""
     coarse = rng.standard_normal((cells + 2, cells + 2))
     # Each pixel is a Gaussian-weighted sum of the grid, separable: two small matrix products.
     # In float64, cast to float32: the order of BLAS sums depends on the number of threads.
@@ -220,7 +219,7 @@ def _box(lung: np.ndarray) -> tuple[int, int, int, int]:
 def _branches(
     lungs: np.ndarray, rng: np.random.Generator, *, primary: int, generations: int, thickness: float
 ) -> np.ndarray:
-    """Draw vessels or bronchi, trees from both hila that fade outwards; float32 [S, S] in 0..1.
+    """Draw vessels or bronchi: trees from both hila that fade outwards; float32 [S, S] in 0..1.
 
     primary: branches that leave each hilum; each branch has two of the next generation.
     thickness: of the branches, as a share of the image's side.

@@ -5,14 +5,14 @@
     phantom("bacterial", seed=0, patient=12).image     # uint8 [128, 128]
     write_phantoms(Path("data/phantoms"), count=600)   # train/ val/ test/ masks/ README.txt
 
-They are drawings, not physics, and no evidence about patients. They let every job run offline, and
-their exact masks show whether an explanation or an anomaly map highlights the lesion. A four-layer
-CNN, trained from scratch for 12 epochs on 440 of them at 64 px (15 s on two CPU cores), separates
-normal from sick with an accuracy of 0.97 and an AUROC of 0.99; mean brightness has an AUROC of
-0.54.
+They are drawings, not physical simulations, and are no evidence about patients. With them every job
+can run offline, and their exact masks show whether an explanation or an anomaly map highlights the
+lesion. A four-layer CNN, trained from scratch for 12 epochs on 440 of them at 64 px (15 s on two
+CPU cores), separates normal from sick with an accuracy of 0.97 and an AUROC of 0.99; mean
+brightness has an AUROC of 0.54.
 
 Everything is drawn in anatomical coordinates, u to the image's right and v downwards, both -1..1
-across the image, so a phantom looks the same at every size. As in every radiograph on a light box,
+across the image, so a phantom looks the same at every size. As is the convention for radiographs,
 the patient's right is on the image's left.
 """
 
@@ -52,7 +52,7 @@ class Phantom:
     """One synthetic radiograph.
 
     image: uint8 [S, S], 0 black (air) to 255 white (bone).
-    lesion: bool [S, S], exactly where the lesion was painted; empty when normal.
+    lesion: bool [S, S], exactly where the lesion was painted; all False if normal.
     lungs: bool [S, S], the aerated lung fields as projected, without heart and diaphragm.
     finding: one of FINDINGS.  patient: such as "phantom0012".
     """
@@ -141,7 +141,7 @@ def write_phantoms(folder: Path, *, count: int = 600, size: int = 128, seed: int
 def _expose(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Simulate the acquisition: exposure, marker, leads, blur, noise; float [S, S] -> uint8 [S, S].
 
-    Mean and contrast are drawn after the lesion is painted, whatever the finding; otherwise
+    Mean and contrast are set after the lesion is painted, independently of the finding; otherwise
     brightness alone would predict the finding.
     """
     from scipy.ndimage import gaussian_filter

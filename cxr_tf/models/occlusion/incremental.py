@@ -1,4 +1,4 @@
-"""Exact incremental occlusion: compute only the window of each feature map that a patch can change.
+"""Exact incremental occlusion: only the windows that a patch can change are computed.
 
 Nakandala, Kumar and Papakonstantinou, "Incremental and Approximate Inference for Faster
 Occlusion-based Deep CNN Explanations" (Krypton, SIGMOD 2019), here in plain TensorFlow operations
@@ -31,7 +31,7 @@ Weights = dict[int, tuple[tf.Tensor, tf.Tensor]]
 
 @dataclass(frozen=True)
 class Changed:
-    """A value with patches covered: the contents of its windows [P, height, width, C].
+    """The value of a step with patches covered: the contents of its windows [P, height, width, C].
 
     `plain` is the plain value [1, H, W, C]. If `windows` is None, the contents are whole maps
     [P, H, W, C], or vectors [P, D].
@@ -130,9 +130,9 @@ def read(
 ) -> tf.Tensor:
     """Return the contents of the maps at `places`: [P, height, width, C].
 
-    Values come from the window inside it, from the plain map around it, and are `padding` outside
-    the map; without windows they come from the plain map only. Implemented as one gather from a
-    table of the plain pixels, the pixels of the windows, and one pixel of padding.
+    Inside its window a value comes from the window, and around it from the plain map; outside the
+    map it is `padding`. Without windows, all values come from the plain map. Implemented as one
+    gather from a table of the plain pixels, the pixels of the windows, and one pixel of padding.
     """
     _, height, width, channels = x.plain.shape
     table = [tf.reshape(x.plain, [-1, channels])]
@@ -168,7 +168,7 @@ def read(
 
 
 def _at(values: np.ndarray, places: tf.Tensor) -> tf.Tensor:
-    """Select one of [G] values for each patch; a single value applies to every patch."""
+    """Select one of the values [G] for each patch; a single value applies to every patch."""
     if len(values) == 1:
         return tf.fill(tf.shape(places), tf.constant(values[0], tf.int32))
     return tf.gather(tf.constant(values, tf.int32), places)

@@ -20,10 +20,9 @@ On phantoms the maps of `mean` for pneumonia never pointed at the lesion. The de
 therefore covers with what would be there in the absence of the target: `air`, the grey of aerated
 lung, for a pneumonia, and the mean for `normal`, whose evidence is clear lungs.
 
-Positions. Patches lie on a regular grid of `stride` from the upper left corner; if the last one
-would leave a border uncovered, another is flush with it. The heatmap of a pixel is the mean drop
-over the patches that cover it. A negative drop (the covered image is more like the target) stays
-negative.
+Positions. Patches form a regular grid of `stride` from the upper left corner; if the last one
+would leave a border uncovered, another is flush with it. The heatmap at a pixel is the mean drop
+over the patches that cover it. A negative drop (covering raises the probability) stays negative.
 """
 
 from collections.abc import Callable, Sequence
@@ -39,7 +38,7 @@ from cxr_tf.models.occlusion import incremental, windows
 
 FILLS = ("auto", "mean", "air", "gray", "blur", "noise")
 
-# Classes whose sign is something denser than air in the lungs.
+# Classes whose radiographic sign is an opacity in the lungs.
 OPACITIES = ("pneumonia", "bacterial", "viral")
 
 # The incremental method also gathers windows, which the count of multiplications does not include:
@@ -69,7 +68,7 @@ class Grid:
 
     @property
     def coverage(self) -> np.ndarray:
-        """The rows that each row of patches covers: float32 [S, G], 1 or 0."""
+        """Whether each row of patches covers each row of pixels: float32 [S, G], 1 or 0."""
         rows = np.arange(self.size)[:, None] - self.starts[None]
         return ((rows >= 0) & (rows < self.patch)).astype(np.float32)
 
@@ -113,11 +112,11 @@ def cover_images(
 ) -> np.ndarray:
     """Return the fill of the patches as whole images: float32 [N, S, S, 3] in 0..255.
 
-    images: float32 [N, S, S, 3] in 0..255, three equal channels. `mean` is each image's mean grey;
-    `air` one standard deviation below it, about the grey of aerated lung; `auto` air where the
-    target is an opacity (`opaque`, bool or bool [N], of `is_opacity`), else the mean; `gray` the
-    middle of the scale; `blur` the image blurred by half a patch (standard deviation); `noise`
-    drawn pixel by pixel with the image's mean and spread.
+    images: float32 [N, S, S, 3] in 0..255, three equal channels. The fill `mean` is each image's
+    mean grey; `air` is one standard deviation below it, about the grey of aerated lung; `auto` is
+    `air` if the target is an opacity (`opaque`, bool or bool [N], from `is_opacity`), otherwise
+    `mean`; `gray` is the middle of the scale; `blur` is the image blurred with a standard deviation
+    of half a patch; `noise` is drawn pixel by pixel with the image's mean and standard deviation.
     """
     mean, spread = images.mean((1, 2, 3), keepdims=True), images.std((1, 2, 3), keepdims=True)
     if fill in ("auto", "mean", "air"):
@@ -214,7 +213,7 @@ class Occluder:
         return in_chunks(chunk, equal_splits(total, self.batch_size), self.network.classes)
 
     def _batches(self, places: tf.Tensor, bands: np.ndarray) -> tuple[tf.Tensor, tf.Tensor]:
-        """Return the order in which patches are computed, int32 [K], and the ends of its batches.
+        """Return the order in which patches are computed, int32 [K], and the bounds of the batches.
 
         A batch contains patches of one band of rows and one band of columns only.
         """
@@ -239,7 +238,8 @@ def make_occluder(
     """Make an occluder of a flat float32 classifier; it shares the model's variables.
 
     `way`: `plain` runs each covered image through the whole network; `incremental` recomputes only
-    what a patch can change; `auto` takes the one with fewer multiplications. The results are equal.
+    what a patch can change; `auto` is `incremental` if that saves at least a fifth of the
+    multiplications. The results are equal.
     """
     network = read_network(model)
     if grid.size != network.size:
@@ -273,7 +273,7 @@ def equal_splits(total: tf.Tensor, largest: int) -> tf.Tensor:
 def in_chunks(
     function: Callable[[tf.Tensor], tf.Tensor], splits: tf.Tensor, width: int
 ) -> tf.Tensor:
-    """Apply a function of row numbers [B] to splits[0]..splits[1]-1, splits[1].. and so on.
+    """Apply a function of row numbers [B] to each chunk, from splits[k] to splits[k + 1] - 1.
 
     Returns its results [B, width], concatenated. One chunk is in memory at a time.
     """
@@ -296,7 +296,7 @@ def in_chunks(
 
 
 def drop(plain: tf.Tensor, covered: tf.Tensor, target: tf.Tensor, kind: str) -> tf.Tensor:
-    """Return how far the target drops when each patch is covered: float32 [N, K].
+    """Return the drop of the target's probability or log odds for each patch: float32 [N, K].
 
     plain: scores [N, C]; covered: scores [N, K, C]; target: int [N]. `probability` is the drop of
     the calibrated probability. `logit` is the drop of log(p / (1 - p)), in nats, which still
@@ -341,7 +341,7 @@ def heatmaps_of(
 def coarse_places(grid: Grid) -> np.ndarray:
     """Return the numbers of the patches of a coarser grid that still covers every pixel.
 
-    It consists of the rows and columns at which the patches just touch, and the last ones.
+    It consists of rows and columns whose patches just touch, and of the last row and column.
     """
     rows = _coarse_rows(grid)
     return (rows[:, None] * len(grid.starts) + rows[None]).ravel().astype(np.int32)
@@ -366,7 +366,7 @@ def places_to_refine(grid: Grid, coarse: np.ndarray, share: float) -> np.ndarray
 
 
 def interpolate(grid: Grid, coarse: np.ndarray) -> np.ndarray:
-    """Interpolate the drops of all patches [P] from those of the coarse ones [Q], bilinear."""
+    """Interpolate the drops of all patches [P] bilinearly from those of the coarse ones [Q]."""
     rows = _coarse_rows(grid)
     square = coarse.reshape(len(rows), len(rows))
     every = np.arange(len(grid.starts))

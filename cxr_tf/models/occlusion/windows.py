@@ -1,4 +1,4 @@
-"""Plan which window of each feature map an occluding patch can change."""
+"""Planning of the window of each feature map that an occluding patch can change."""
 
 from dataclasses import dataclass, fields
 from typing import Any
@@ -22,7 +22,7 @@ _POINTWISE_LAYERS = (
 _POINTWISE_OPERATIONS = ("Add", "Subtract", "Multiply", "TrueDivide", "Divide")
 
 # At most BANDS bands, and one for every ROWS_OF_A_BAND rows: small batches cost more per patch than
-# the smaller windows at the border save. Below this image size bands never pay.
+# the smaller windows at the border save. Below the image size SMALLEST_WITH_BANDS, bands never pay.
 BANDS, ROWS_OF_A_BAND, SMALLEST_WITH_BANDS = 3, 4, 160
 
 
@@ -56,7 +56,7 @@ class Windows:
 
 @dataclass(frozen=True)
 class Planned:
-    """How a step treats changed inputs, and where its output can differ.
+    """The plan of a step: how it treats changed inputs, and where its output can differ.
 
     `kind` is one of: local (convolution, pooling), pointwise, padding, average, whole. `windows` is
     None if the whole output is computed. `reads` are, for local and pointwise steps, the windows of
@@ -72,7 +72,7 @@ class Planned:
 class Plan:
     """The plan for a grid of patches in a network, made before any value is computed.
 
-    `bands` says which rows (columns) of the grid may share a batch, int [G]: see the function.
+    `bands` gives the rows (columns) of the grid that may share a batch, int [G]: see `bands()`.
     `front` steps work pixel by pixel (the backbone's preprocessing) and run on whole images;
     `start` is the tensor after them, `rest` are the steps that follow. `share` is the fraction of
     the plain method's multiplications that the plan needs.
@@ -187,7 +187,7 @@ def _local_windows(step: Step, windows: Windows, band: np.ndarray) -> tuple[Wind
 
 
 def _common(sizes: np.ndarray, band: np.ndarray) -> np.ndarray:
-    """Return for each size the largest in its band; a single size applies to all."""
+    """Return, for each size, the largest size in its band; a single size applies to all."""
     return sizes if len(sizes) == 1 else np.array([sizes[band == b].max() for b in band])
 
 
@@ -256,7 +256,7 @@ def _front(network: Network) -> int:
 
 
 def _moves_channels_only(step: Step) -> bool:
-    """Return whether it is a step of Keras's RGB to BGR: selecting a channel, or stacking them."""
+    """Return whether a step is one of Keras's RGB to BGR: selecting a channel, or stacking them."""
     name = type(step.operation).__name__
     if name == "GetItem":
         key = step.args[1] if len(step.args) > 1 else step.kwargs.get("key")

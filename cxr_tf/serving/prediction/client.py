@@ -47,7 +47,7 @@ LARGEST_RESPONSE = 2**30  # bytes; a hundred heatmaps of 600 x 600 as JSON are f
 
 
 class BadImages(Exception):
-    """Images of a request that the model rejected: {position: reason}."""
+    """The model rejected images of a request; `reasons` is {position: reason}."""
 
     def __init__(self, reasons: dict[int, str]) -> None:
         super().__init__(str(reasons))

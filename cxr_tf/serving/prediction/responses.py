@@ -72,7 +72,7 @@ def _signatures(definitions: Mapping[str, Any], url: str) -> dict[str, Signature
 def arrays_of_json(
     answer: Mapping[str, Any], expected: Outputs, rows: int, url: str
 ) -> dict[str, np.ndarray]:
-    """Return as arrays the outputs in a response of the REST API, in the columnar format."""
+    """Return the outputs in a response of the REST API, in columnar format, as arrays."""
     if "outputs" not in answer:
         raise _wrong(url, "has no outputs")
     outputs = answer["outputs"]

@@ -37,7 +37,7 @@ TRAINING_DIGESTS = Path("assets.extra") / "training_digests.txt"
 def write_version(
     base: Path, write: Callable[[str], Any], *, card: dict[str, Any], resumed: bool = False
 ) -> Path:
-    """Write the next version `<base>/<n>/`, which appears complete or not at all; return its folder.
+    """Write the next version `<base>/<n>/`, complete or not at all, and return its folder.
 
     `write` writes the SavedModel into a folder whose name TF Serving does not recognise as a
     version; warm-up requests and the model card are added. The card is `card` with the name,
@@ -145,7 +145,7 @@ def exported_by(run: Run) -> Path:
     """Return the folder of the version that a finished run exported.
 
     A relative path in the run's metrics is resolved against the working directory, then against the
-    folder that contains `logs/`. Raises UserError if there is no model, or only that of another run.
+    folder that contains `logs/`. Raises UserError if no model is there, or only another run's.
     """
     recorded = run.metrics["model"]["saved_model"]
     project = run.directory.resolve().parents[2:3]

@@ -20,7 +20,7 @@ def chest(count: int = 3) -> np.ndarray:
 
 
 def square(images: np.ndarray) -> tuple[float, float]:
-    """Row and column of the bright square's centre, from the image's."""
+    """Return row and column of the bright square's centre, relative to the image's centre."""
     return tuple(np.argwhere(images[0, ..., 0] > 200).mean(axis=0) - (SIZE - 1) / 2)
 
 

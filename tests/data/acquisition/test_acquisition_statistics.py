@@ -1,4 +1,4 @@
-"""Each statistic measures what its name says: known shifts of phantoms move it the right way."""
+"""Each statistic measures what its name says: known shifts change it in the right direction."""
 
 from pathlib import Path
 

@@ -25,13 +25,13 @@ from cxr_tf.data.sources.phantoms import FINDINGS
 
 @pytest.fixture(scope="module")
 def drawn() -> list[Image.Image]:
-    """60 phantoms of as many patients, all findings."""
+    """60 phantoms, each of a different patient, with all findings."""
     return draw_phantoms()
 
 
 @pytest.fixture
 def data(tmp_path: Path, drawn: list[Image.Image]) -> Path:
-    """A data set whose sick are smaller and wider, with two near copies and one exact."""
+    """A data set whose sick images are smaller and wider; with two near copies and one exact."""
     return write_ward(tmp_path / "ward", drawn)
 
 
@@ -58,7 +58,7 @@ def test_near_duplicates_finds_copies_and_no_unrelated_pairs(drawn: list[Image.I
 
 
 def test_almost_black_images_are_reported(drawn: list[Image.Image], tmp_path: Path) -> None:
-    """A large text chunk in a file does not matter."""
+    """The audit measures pixels: a large text chunk in a file does not matter."""
     text = PngInfo()
     text.add_text("note", "x" * 2**21, zip=True)
     for k, image in enumerate(drawn[:12]):

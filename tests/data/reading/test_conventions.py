@@ -41,7 +41,7 @@ def test_kermany_file_names_give_cause_and_patient(tmp_path: Path, write: Write)
     assert catalog.classes("three_class") == ("normal", "bacterial", "viral")
 
 
-def test_folder_names_in_any_case_and_spelling(tmp_path: Path, write: Write) -> None:
+def test_folder_names_are_recognised_in_any_case_and_spelling(tmp_path: Path, write: Write) -> None:
     write("Training/normal/1.PNG")
     write("Training/Bacteria/1.png")
     write("VALIDATION/VIRUS/deeper/1.JPG")
@@ -64,16 +64,13 @@ def test_files_of_other_types_are_noted(tmp_path: Path, write: Write) -> None:
     assert "neither JPEG nor PNG: 1 .tif" in describe(open_catalog(str(tmp_path), resplit=False))
 
 
-def test_images_in_unrecognized_folders_are_noted(tmp_path: Path, write: Write) -> None:
+def test_images_in_unrecognised_folders_are_noted(tmp_path: Path, write: Write) -> None:
     write("one/NORMAL/1.png")
     write("one/PNEUMONIA/1.png")
     for name in ("COVID/1.png", "COVID/deep/2.png", "VIRAL PNEUMONIA/1.png", "masks/1.png"):
         write(f"one/{name}")
     message = describe(open_catalog(str(tmp_path / "one"), resplit=False))
-    assert (
-        "not in a folder of a split or a class: 2 in COVID, 1 in VIRAL PNEUMONIA\n"
-        in message + "\n"
-    )
+    assert "not in a split or class folder: 2 in COVID, 1 in VIRAL PNEUMONIA\n" in message + "\n"
     write("two/train/NORMAL/1.png")
     write("two/extra/NORMAL/1.png")
     write("two/train/COVID/1.png")
@@ -140,7 +137,7 @@ def test_broken_links_and_unreadable_folders_are_errors(
     assert "patient: Permission denied" in error_of(lambda: open_catalog(str(tmp_path)))
 
 
-def test_equal_viewer_names_in_two_folders_are_two_patients(tmp_path: Path, write: Write) -> None:
+def test_equal_names_in_two_viewer_folders_are_two_patients(tmp_path: Path, write: Write) -> None:
     for number in (7, 8):
         write(f"NORMAL/patient{number}/IM-0001-0001.png")
         write(f"NORMAL/patient{number}/IM-0001-0002.png")
@@ -163,7 +160,7 @@ def test_mask_folders_are_left_out(tmp_path: Path, write: Write) -> None:
     catalog = open_catalog(str(tmp_path), resplit=False)
     assert len(catalog) == 3 and not any("masks" in path for path in catalog.paths)
     notes = " ".join(catalog.notes)
-    assert "in folders of masks: 3 in Normal/masks" in notes
+    assert "in mask folders: 3 in Normal/masks" in notes
     assert "read from sub-folders: 3 in Normal/images" in notes
 
 

@@ -12,7 +12,7 @@ from cxr_tf.data.reading.lists import read_list
 from cxr_tf.data.splits import leakage
 
 
-def test_a_list_with_custom_labels(tmp_path: Path, write: Write) -> None:
+def test_a_list_with_custom_labels_is_read(tmp_path: Path, write: Write) -> None:
     lines = ["path,label,patient,note"]
     for number in range(60):
         write(f"images/{number}.png")
@@ -37,7 +37,7 @@ def test_a_list_with_custom_labels(tmp_path: Path, write: Write) -> None:
     assert "--task labels" in error_of(lambda: catalog.labels("binary"))
 
 
-def test_a_list_from_a_spreadsheet(tmp_path: Path, write: Write) -> None:
+def test_a_list_from_a_spreadsheet_is_read(tmp_path: Path, write: Write) -> None:
     for name in ("1.png", "2.png"):
         write(name)
     rows = "1.png;normal;train\n2.png;viral;test\n"
@@ -141,7 +141,7 @@ def test_exports_of_spreadsheets_and_pandas_are_read(tmp_path: Path, write: Writ
     assert "line 2: no label" in error_of(lambda: open_catalog(missing))
 
 
-def test_a_placeholder_is_not_a_patient(tmp_path: Path, write: Write) -> None:
+def test_a_placeholder_does_not_identify_a_patient(tmp_path: Path, write: Write) -> None:
     for k in range(20):
         write(f"{k}.png")
     text = "path,label,patient\n" + "".join(

@@ -32,7 +32,7 @@ def test_local_contrast_ignores_exposure_and_illumination(
 
 @pytest.fixture(scope="module")
 def painted(chests: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """The same with opacities, and their excess of local contrast."""
+    """The same phantoms with opacities, and their excess of local contrast over healthy ones."""
     import tensorflow as tf
 
     from cxr_tf.data.restoration.local_contrast import local_contrast

@@ -46,7 +46,7 @@ def test_paint_stays_in_the_lungs_and_brightens(chests: tuple[np.ndarray, np.nda
 
 @pytest.mark.parametrize("kind", ["blobs", "focus", "haze"])
 def test_regions_scale_with_extent(kind: str) -> None:
-    """Foci by their height; regions that fill the image by their gradients."""
+    """Foci are measured by their width, and regions that fill the image by their gradients."""
     import tensorflow as tf
 
     from cxr_tf.data.restoration.opacities import opacity_regions

@@ -95,7 +95,7 @@ def shown(path: Path) -> np.ndarray:
 
 @pytest.fixture
 def as_radiograph(tmp_path: Path) -> Callable[[str], Path]:
-    """One of pydicom's test files as one of a chest radiograph, which few of them are."""
+    """Copy one of pydicom's test files with the header of a chest radiograph; few are of one."""
 
     def write(name: str) -> Path:
         dataset = pydicom.dcmread(str(get_testdata_file(name)))
@@ -128,7 +128,9 @@ def test_monochrome1_is_inverted(write: Callable[..., Path]) -> None:
 
 
 @pytest.mark.parametrize("rescale", [(1, 0), (2, -1000), (-1, 4095)])
-def test_window_after_rescale(write: Callable[..., Path], rescale: tuple[int, int]) -> None:
+def test_the_window_applies_after_rescaling(
+    write: Callable[..., Path], rescale: tuple[int, int]
+) -> None:
     slope, intercept = rescale
     path = write(
         "a", RescaleSlope=slope, RescaleIntercept=intercept,
@@ -139,7 +141,7 @@ def test_window_after_rescale(write: Callable[..., Path], rescale: tuple[int, in
     np.testing.assert_array_equal(shown(path), expected((values - 1499.5) / 1000 + 0.5))
 
 
-def test_signed_pixels_and_sigmoid(write: Callable[..., Path]) -> None:
+def test_signed_pixels_and_sigmoid_windows_are_rendered(write: Callable[..., Path]) -> None:
     signed = GRAY.astype(np.int16) - 2048
     window = {"WindowCenter": 0, "WindowWidth": 800}
     path = write("a", signed, VOILUTFunction="SIGMOID", **window)
@@ -270,7 +272,7 @@ def test_an_impossible_window_is_ignored_with_a_note(
     with caplog.at_level("INFO"):
         image = shown(write("a", WindowCenter=centre, WindowWidth=width))
     np.testing.assert_array_equal(image, shown(write("b")))
-    assert ("an impossible window is ignored" in caplog.text) == (width != "")
+    assert ("an invalid window is ignored" in caplog.text) == (width != "")
 
 
 def test_the_presentation_lut_shape_is_honoured(write: Callable[..., Path]) -> None:
@@ -280,7 +282,7 @@ def test_the_presentation_lut_shape_is_honoured(write: Callable[..., Path]) -> N
     np.testing.assert_array_equal(shown(both), 255 - plain)
 
 
-def test_incomplete_headers_are_read(write: Callable[..., Path], tmp_path: Path) -> None:
+def test_incomplete_headers_can_be_read(write: Callable[..., Path], tmp_path: Path) -> None:
     plain = shown(write("plain"))
     lower = write("lower", PhotometricInterpretation="monochrome2")
     np.testing.assert_array_equal(shown(lower), plain)
@@ -323,7 +325,7 @@ def test_three_equal_channels_are_gray(write: Callable[..., Path]) -> None:
         ({"BurnedInAnnotation": "YES"}, "text is burned into the image"),
     ],
 )
-def test_anything_but_a_frontal_chest_radiograph_is_refused(
+def test_only_frontal_chest_radiographs_are_accepted(
     write: Callable[..., Path], tmp_path: Path, elements: dict[str, Any], message: str
 ) -> None:
     made = dataset()
@@ -417,12 +419,12 @@ def test_lateral_views_are_left_out_by_default(write: Callable[..., Path], tmp_p
         assert len(list(csv.reader(catalogue.open()))) == 1 + count
 
 
-def test_one_file_without_a_label(
+def test_one_file_without_a_label_is_converted(
     write: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("INFO"):
         prepare_data(PrepareData(source="dicom", from_=str(write("IM1")), out=str(tmp_path / "o")))
-    assert "1 images have no label: fill in the column label" in caplog.text
+    assert "1 images have no label: fill in the column 'label'" in caplog.text
     image = next((tmp_path / "o/images").iterdir())
     # predict.py decodes the DICOM file and its PNG alike.
     assert image.read_bytes() == png_bytes(tmp_path / "IM1")

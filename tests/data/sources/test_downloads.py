@@ -24,7 +24,7 @@ Answer = Callable[[BaseHTTPRequestHandler, bytes, int], None]
 
 
 class Server:
-    """Serves `content`; the first requests get `answers`, all later ones a correct response."""
+    """A server of `content`: first it gives the responses in `answers`, then correct ones."""
 
     def __init__(self) -> None:
         self.content = b""

@@ -101,7 +101,7 @@ def test_a_truncated_file_is_refused() -> None:
         open_catalog("p.npz")
 
 
-def test_medmnist_scores_of_a_worked_example() -> None:
+def test_medmnist_scores_match_a_worked_example() -> None:
     labels = np.array([0, 0, 1, 1])
     positive = np.array([0.1, 0.5, 0.4, 0.9])  # exactly 0.5 is negative there
     found = medmnist.scores(labels, np.stack([1 - positive, positive], 1))

@@ -14,7 +14,7 @@ from cxr_tf.data.sources.phantoms import FINDINGS, Phantom, phantom, write_phant
 
 @cache
 def cohort(seed: int = 0, patients: int = 200, size: int = 64) -> list[Phantom]:
-    """One phantom of each finding per patient number; patients of one number share an anatomy."""
+    """Return phantoms of all findings in turn, each of a different patient."""
     return [
         phantom(finding, seed=seed, patient=3 * patient + k, size=size)
         for patient in range(patients)
@@ -23,7 +23,7 @@ def cohort(seed: int = 0, patients: int = 200, size: int = 64) -> list[Phantom]:
 
 
 def local_features(images: np.ndarray) -> np.ndarray:
-    """Return blurred image and local variance at two scales, as in the first layers of a CNN."""
+    """Return the blurred images and local variances at two scales, like a CNN's first layers."""
     from scipy.ndimage import gaussian_filter
 
     images = images / 255.0
@@ -162,7 +162,7 @@ def digest(folder: Path) -> str:
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
-def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch) -> None:
+def test_a_folder_appears_complete_or_not_at_all(tmp_path: Path, monkeypatch) -> None:
     save = Image.Image.save
 
     def broken(image: Image.Image, path: Path) -> None:

@@ -29,7 +29,7 @@ SCRIPT = Path(__file__).parents[3] / "scripts" / "predict.py"
 
 @pytest.fixture(scope="module")
 def served(small_models: Path):
-    """The models behind both servers, and their addresses."""
+    """The models that both servers serve, and the addresses of the servers."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NO_PROXY", "127.0.0.1")
         patch.setenv("no_proxy", "127.0.0.1")
@@ -52,7 +52,7 @@ def address(request, served, models) -> str:
 
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The requested pauses, without waiting."""
+    """The pauses that the client requests; it does not wait."""
     waited: list[float] = []
     monkeypatch.setattr(client.time, "sleep", waited.append)
     return waited
@@ -70,7 +70,7 @@ def contents(images: list[str]) -> list[bytes]:
 
 @pytest.fixture
 def ward(images: list[str], tmp_path: Path) -> list[str]:
-    """Good files and bad ones, mixed."""
+    """Readable and unreadable files, mixed."""
     good = Path(images[0]).read_bytes()
     bad = {"cut.png": good[:300], "letter.jpeg": b"dear doctor", "empty.png": b""}
     for name, content in bad.items():

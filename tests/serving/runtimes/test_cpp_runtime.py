@@ -82,7 +82,7 @@ def images(phantoms: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def pixels(images: list[str]) -> np.ndarray:
-    """Inputs of the signature `tensor`: float32 [N, 64, 64, 3] in 0..255."""
+    """Inputs for the signature `tensor`: float32 [N, 64, 64, 3] in 0..255."""
     from PIL import Image
 
     return np.stack([np.asarray(Image.open(p).convert("RGB"), np.float32) for p in images])
@@ -114,7 +114,7 @@ def test_the_process_has_no_tensorflow_package(found: dict) -> None:
 
 
 @models()
-def test_every_output_is_that_of_tensorflow(
+def test_every_output_equals_that_of_tensorflow(
     found: dict, name: str, small_models: Path, images: list[str], pixels: np.ndarray
 ) -> None:
     served = load_served(str(small_models / name))
@@ -164,7 +164,7 @@ def test_a_folder_without_a_saved_model_is_named(tmp_path: Path) -> None:
         cpp_runtime.load_session(tmp_path)
 
 
-def test_records_are_those_that_tensorflow_reads(small_models: Path) -> None:
+def test_records_equal_those_that_tensorflow_reads(small_models: Path) -> None:
     import tensorflow as tf
 
     path = small_models / "tiny" / "1" / "assets.extra" / "tf_serving_warmup_requests"

@@ -1,4 +1,4 @@
-"""OpenVINO predicts what TensorFlow does; TensorFlow runs the signatures that OpenVINO cannot."""
+"""OpenVINO predicts the same as TensorFlow, which runs the signatures that OpenVINO cannot."""
 
 import json
 import logging
@@ -50,7 +50,7 @@ def export(root: Path, model: keras.Model) -> Path:
 
 @pytest.fixture(scope="module")
 def models(tiny_backbone: str, images: list[bytes], tmp_path_factory) -> Path:
-    """A classifier, nearest neighbours in its embedding, an autoencoder; all untrained."""
+    """An untrained classifier, nearest neighbours of its embeddings, and an autoencoder."""
     from sklearn.neighbors import KNeighborsClassifier
     from sklearn.pipeline import Pipeline
 
@@ -89,12 +89,12 @@ def images(phantoms: Path) -> list[bytes]:
 
 @pytest.fixture(scope="module")
 def others(phantoms: Path) -> list[bytes]:
-    """Images that are not in the index of the neighbours, where every distance is above 0."""
+    """Images that are not in the index of the neighbours, so that every distance is above 0."""
     return [p.read_bytes() for p in sorted((phantoms / "test").rglob("*.png"))[:5]]
 
 
 def on_tensorflow(graph: Any, outputs: list[str]) -> Any:
-    """The network of a graph, as OpenVINO would compile it."""
+    """Return the network of a graph as a function, like OpenVINO after compiling it."""
     whole = tf.compat.v1.wrap_function(lambda: tf.graph_util.import_graph_def(graph, name=""), [])
     inputs = [x.outputs[0] for x in whole.graph.get_operations() if x.type == "Placeholder"]
     assert [x.dtype for x in inputs] == [tf.uint8]
@@ -111,7 +111,7 @@ def without_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """OpenVINO computing on TensorFlow; `alters` is what it makes of the right outputs."""
+    """A stand-in for OpenVINO that runs TensorFlow and applies `alters` to the outputs."""
 
     def compile_model(model: tuple[Any, list[str]], *_: Any) -> Callable:
         network = on_tensorflow(*model)
@@ -172,7 +172,7 @@ def test_outputs_match_tensorflow(
         np.testing.assert_array_equal(client.as_text(again[k].numpy()), v)
 
 
-def test_a_real_backbone_too(
+def test_outputs_of_a_real_backbone_match_tensorflow(
     others: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Of no interest here, and half a minute to trace.
@@ -204,7 +204,7 @@ def test_outputs_repeat_bit_for_bit(models: Path, others: list[bytes]) -> None:
 
 
 @pytest.mark.parametrize("wanted", ["auto", "openvino"])
-def test_occlusion_stays_with_tensorflow(
+def test_occlusion_runs_on_tensorflow(
     stand_in: Any, models: Path, others: list[bytes], wanted: str, caplog: Any
 ) -> None:
     served = loading.load_served(str(models / "tiny"), engine=wanted)
@@ -277,7 +277,7 @@ def test_a_network_with_other_outputs_is_rejected(
         loading.load_served(str(models / "tiny"), engine="openvino").predictor("serving_default")
 
 
-def test_a_server_has_its_own_engine() -> None:
+def test_engine_flag_is_refused_with_a_server() -> None:
     settings = Predict(model="m", images=("a.png",), server="http://localhost:1", engine="openvino")
     with pytest.raises(UserError, match="--engine is for a model on disk"):
         open_signature(settings)
@@ -317,7 +317,7 @@ def test_auto_selects_tensorflow_if_it_is_faster(
 
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They take most of an evaluation's time, and are tested elsewhere."""
+    """Skip the figures: they take most of an evaluation's time, and are tested elsewhere."""
     monkeypatch.setattr(scoring_classifier, "draw_split", lambda *_: None)
     monkeypatch.setattr(drawing, "draw_split", lambda *_: None)
 

@@ -15,7 +15,7 @@ from cxr_tf.serving.store import cards, versions
 
 @pytest.fixture
 def version(tmp_path: Path) -> Path:
-    """A tiny exported model: a variable, and a signature."""
+    """A tiny exported model with one variable and one signature."""
 
     def write(folder: str) -> None:
         module = tf.Module()

@@ -1,4 +1,4 @@
-"""The files that TF Serving is started with, and the script that starts it."""
+"""The files with which TF Serving is started, and the script that starts it."""
 
 import logging
 import os
@@ -68,7 +68,7 @@ def test_models_config_lists_all_versions(root: Path) -> None:
 
 
 def by_hand(root: Path) -> None:
-    """Entries of a user in the file: a label, and a model in another folder."""
+    """Add a user's entries to models.config: a label, and a model in a different folder."""
     path = root / "models.config"
     text = path.read_text()
     label = 'version_labels { key: "stable" value: 1 }'
@@ -104,7 +104,7 @@ def test_unparsable_models_config_is_left_unchanged(root: Path, caplog) -> None:
 
 
 def test_concurrent_export_is_not_lost(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another export finishes after this one has looked, and before it has written."""
+    """A second export finishes after the first has listed the models and before it has written."""
     rename = os.replace
 
     def late(*names: Path) -> None:
@@ -162,7 +162,7 @@ def test_batching_config_is_written_once_and_parses(root: Path) -> None:
 
 @pytest.fixture
 def tools(tmp_path: Path) -> Path:
-    """A PATH with the tools that a script may rely on, but neither TF Serving nor Docker."""
+    """A PATH with the tools that a script may rely on, but without TF Serving and Docker."""
     folder = tmp_path / "bin"
     folder.mkdir()
     for name in ("sh", "cmp", "mv", "rm", "sed", "cat"):
@@ -171,7 +171,7 @@ def tools(tmp_path: Path) -> Path:
 
 
 def program(tools: Path, name: str, body: str = "") -> None:
-    """A program that prints its name and arguments, each on a line."""
+    """Write a program that prints its name and arguments, one per line."""
     (tools / name).write_text(f'#!/bin/sh\n{body}\nprintf "%s\\n" {name} "$@"\n')
     (tools / name).chmod(0o755)
 
@@ -216,9 +216,9 @@ def test_serve_falls_back_to_docker(tools: Path, root: Path) -> None:
     before = out.index(image) - 2
     assert out[before : before + 2] == ["--entrypoint", "tensorflow_model_server"]
     code, out, err = serve(tools, root, HAVE="tensorflow/serving:latest")
-    assert code == 0 and "tensorflow/serving:latest" in out and "taking" in err
+    assert code == 0 and "tensorflow/serving:latest" in out and "using" in err
     code, out, err = serve(tools, root, HAVE="none")
-    assert code == 2 and "cannot get the image" in err.splitlines()[-1]
+    assert code == 2 and "cannot pull the image" in err.splitlines()[-1]
     code, out, err = serve(tools, root, HAVE="mine", TF_SERVING_IMAGE="mine")
     assert code == 0 and "mine" in out
 
@@ -229,7 +229,7 @@ def test_serve_explains_how_to_install_a_server(tools: Path, root: Path) -> None
     assert "apt-get install tensorflow-model-server" in err and "docs.docker.com" in err
     program(tools, "docker", "exit 1")
     code, _, err = serve(tools, root)
-    assert code == 2 and "does not answer" in err and len(err.splitlines()) == 1
+    assert code == 2 and "does not respond" in err and len(err.splitlines()) == 1
 
 
 def test_serve_reports_wrong_arguments_in_one_line(tools: Path, root: Path, tmp_path: Path) -> None:
@@ -253,7 +253,7 @@ def test_serve_updates_the_paths_of_moved_models(tools: Path, root: Path) -> Non
     program(tools, "tensorflow_model_server")
     code, out, err = serve(tools, moved)
     assert code == 0 and f"--model_config_file={moved.resolve()}/models.config" in out
-    assert "written for another place" in err
+    assert "paths of another folder" in err
     entries = written(moved)
     assert entries["lungs"].base_path == str(moved.resolve() / "lungs")
     assert versions(entries["lungs"]) == [1, 2] and entries["lungs"].version_labels["stable"] == 1
@@ -267,7 +267,7 @@ def test_serve_updates_the_paths_of_moved_models(tools: Path, root: Path) -> Non
 
 @pytest.mark.parametrize("path", ["/srv/other/lungs", "/srv/theirs/", "/srv/prod/lungs/"])
 def test_serve_keeps_the_paths_of_foreign_models(tools: Path, root: Path, path: str) -> None:
-    """Even if a folder of this package has the same name."""
+    """This holds even if a folder of this package has the same name."""
     config = root / "models.config"
     by_hand(root)
     config.write_text(config.read_text().replace("/srv/theirs", path))
