@@ -42,8 +42,14 @@ class Training:
     epochs: int = 2
     workers: int = 2
 
-    def start(self, folder: Path, *, processes: int, cores: int, resume: bool = False) -> list:
-        """Start the processes, each with its own cores and its own folder."""
+    def start(
+        self, folder: Path, *, processes: int, cores: int, resume: bool = False, tiny: bool = False
+    ) -> list:
+        """Start the processes, each with its own cores and its own folder.
+
+        tiny: train the network of the tests instead of the backbone.
+        """
+        script = "tests/support/worker_training.py" if tiny else "scripts/train_classifier.py"
         sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(processes)]
         addresses = [f"127.0.0.1:{s.getsockname()[1]}" for s in sockets]
         for s in sockets:
@@ -61,8 +67,8 @@ class Training:
             own.mkdir(parents=True, exist_ok=True)
             command = [
                 *("taskset", "-c", ",".join(map(str, own_cores)), sys.executable),
-                *(str(ROOT / "scripts/train_classifier.py"), "--data", "phantom"),
-                *("--backbone", self.backbone, "--weights", "none"),
+                *(str(ROOT / script), "--data", "phantom", "--weights", "none"),
+                *([] if tiny else ["--backbone", self.backbone]),
                 *("--image-size", str(self.image_size), "--batch-size", str(self.batch_size)),
                 *("--epochs", str(self.epochs), "--bootstrap-samples", "5"),
                 *("--name", "run", "--logs", str(own / "logs")),
@@ -117,7 +123,7 @@ def throughput(settings: Throughput) -> None:
 def kills(settings: Kills) -> None:
     """Kill, resume and compare training runs; print a table with one row for each kill."""
     rng = random.Random(settings.seed)
-    start = functools.partial(settings.start, processes=settings.workers, cores=1)
+    start = functools.partial(settings.start, processes=settings.workers, cores=1, tiny=True)
     with tempfile.TemporaryDirectory() as directory:
         began = time.monotonic()
         run_all(start(Path(directory)))

@@ -75,7 +75,7 @@ def test_the_pickle_loads() -> None:
 
 
 @pytest.mark.usefixtures("tiny_backbone")
-def test_an_interrupted_training_resumes() -> None:
+def test_interrupted_training_resumes() -> None:
     from cxr_tf.classification.train_classifier import train_classifier
 
     # A few pixels of phantoms are rounded otherwise by other processors, so that the files differ.

@@ -1,4 +1,4 @@
-"""Train several backbones alike, choose one on validation, and report on test once.
+"""Train the backbones with the same settings, and select one on the validation set.
 
 python scripts/compare_backbones.py --data chest_xray --task binary --image-size 144
 python scripts/compare_backbones.py --runs logs/classifier/a logs/classifier/b --name a-b

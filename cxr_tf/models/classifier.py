@@ -5,7 +5,7 @@
     model = calibrated(model, temperature=1.7, bias=np.array([0.2, -0.2]))
 
 The model is one flat graph that maps float32 [N, S, S, 3] in 0..255 to probabilities [N, C]. The
-layers `embedding`, `logits` and `probabilities` have the same names in every version.
+layers `embedding`, `logits` and `probabilities` have the same names for every backbone.
 """
 
 import keras
@@ -56,7 +56,7 @@ def calibrated(
 ) -> keras.Model:
     """Return the classifier with calibrated probabilities, softmax(logits / temperature + bias).
 
-    bias: float [C], zeros by default. Shares all layers. See `metrics.fit_calibration`.
+    bias: float [C], zeros by default. The layers up to the logits are shared with `model`. See `metrics.fit_calibration`.
     """
     logits = model.get_layer("logits").output
     return keras.Model(model.input, _probabilities(logits, temperature, bias), name=model.name)

@@ -31,7 +31,7 @@ def test_paths_that_are_not_data_sets_are_explained(tmp_path: Path, write: Write
 def test_a_file_name_that_is_not_utf8_is_an_error(tmp_path: Path, write: Write) -> None:
     image = write("NORMAL/1.png")
     os.rename(image, os.fsencode(image.parent) + b"/R\xf6ntgen.png")
-    assert "not UTF-8" in error_of(lambda: open_catalog(str(tmp_path)))
+    assert "not valid UTF-8" in error_of(lambda: open_catalog(str(tmp_path)))
 
 
 def test_the_fingerprint_depends_on_content_not_on_location(tmp_path: Path, write: Write) -> None:

@@ -77,7 +77,7 @@ def test_bad_files_get_reasons_and_the_others_predictions(
     assert [row[-1] for row in rows] == [image.reason for image in images]
 
 
-def test_details_are_similar_cases_an_anomaly_map_and_a_heatmap(models: Models) -> None:
+def test_image_gets_a_heatmap_an_anomaly_map_and_similar_cases(models: Models) -> None:
     image = analysis.example("bacterial")
     analysis.predict(models.load("classifier", "binary"), [image])
     analysis.explain(models.load("classifier", "binary"), image)

@@ -103,7 +103,7 @@ def test_error_of_one_worker_stops_the_others() -> None:
     assert len(worker.sent) == 2  # the header and the text
 
 
-def test_lost_worker_gives_one_line() -> None:
+def test_lost_worker_is_a_user_error() -> None:
     with pytest.raises(UserError, match=r"lost.*--resume"), OneOfThree().failing_together(1e6):
         raise tf.errors.UnavailableError(None, None, "Socket closed")
     # A single process has no peers to lose.

@@ -253,5 +253,5 @@ def check_utf8(path: Path) -> None:
     except UnicodeEncodeError:
         shown = str(path).encode("utf-8", "backslashreplace").decode()
         raise UserError(
-            f"{shown}: the file name is not UTF-8, as in archives of old systems; rename the file"
+            f"{shown}: the path is not valid UTF-8; rename the file or its folder"
         ) from None

@@ -273,9 +273,10 @@ def equal_splits(total: tf.Tensor, largest: int) -> tf.Tensor:
 def in_chunks(
     function: Callable[[tf.Tensor], tf.Tensor], splits: tf.Tensor, width: int
 ) -> tf.Tensor:
-    """Apply a function of row numbers [B] to each chunk, from splits[k] to splits[k + 1] - 1.
+    """Call `function` with the row numbers of each chunk, splits[k] to splits[k + 1] - 1.
 
-    Returns its results [B, width], concatenated. One chunk is in memory at a time.
+    It maps row numbers int32 [B] to float32 [B, width]. Returns the concatenated results; one chunk
+    is in memory at a time.
     """
     chunks = tf.size(splits) - 1
     results = tf.TensorArray(

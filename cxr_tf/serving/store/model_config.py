@@ -63,7 +63,7 @@ def write_models_config(root: Path) -> None:
         try:
             previous = read_models_config(root)
         except UserError as error:
-            log.warning("%s; it is left unchanged, and does not list this export", error)
+            log.warning("%s. The file was left unchanged and does not list this export", error)
             return
         config = _models_config(root, exported, previous)
         replace_text(

@@ -99,7 +99,7 @@ def _write_version(
             base.parent.rmdir()
         if code := disk_errno(error):
             raise UserError(
-                f"{base}: {os.strerror(code)}; nothing was exported. Free space, or choose another "
+                f"{base}: {os.strerror(code)}; nothing was exported. Free disk space or make the folder writable, or choose another "
                 "--saved-models"
             ) from error
         raise

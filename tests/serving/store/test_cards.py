@@ -72,7 +72,7 @@ def test_damaged_card_is_a_user_error(version: Path) -> None:
             loading.load_served(str(version))
 
 
-def test_damaged_export_of_an_interrupted_training_is_exported_again(
+def test_damaged_export_of_interrupted_training_is_exported_again(
     version: Path, tmp_path: Path
 ) -> None:
     def write(folder: str) -> None:
