@@ -56,7 +56,8 @@ def calibrated(
 ) -> keras.Model:
     """Return the classifier with calibrated probabilities, softmax(logits / temperature + bias).
 
-    bias: float [C], zeros by default. The layers up to the logits are shared with `model`. See `metrics.fit_calibration`.
+    bias: float [C], zeros by default. The layers up to the logits are shared with `model`. See
+    `metrics.fit_calibration`.
     """
     logits = model.get_layer("logits").output
     return keras.Model(model.input, _probabilities(logits, temperature, bias), name=model.name)

@@ -9,7 +9,7 @@ from benchmarks.measurement import Row
 
 @pytest.fixture
 def fine_tuned(tiny_backbone: str, tmp_path):
-    """Rows of the fine-tuning job on a small network, as a function of the learning rate of both."""
+    """Rows of the fine-tuning job on a small network, as a function of the learning rate."""
 
     def measured(rate: float) -> list[Row]:
         settings = Benchmark(backbones=(tiny_backbone,), image_size=64, repeats=1)

@@ -99,8 +99,8 @@ def _write_version(
             base.parent.rmdir()
         if code := disk_errno(error):
             raise UserError(
-                f"{base}: {os.strerror(code)}; nothing was exported. Free disk space or make the folder writable, or choose another "
-                "--saved-models"
+                f"{base}: {os.strerror(code)}; nothing was exported. Free disk space or make the "
+                "folder writable, or choose another --saved-models"
             ) from error
         raise
     write_models_config(base.parent)
