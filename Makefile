@@ -49,10 +49,10 @@ demo: $(VENV)/.demo-installed
 	$(BIN)/python scripts/demo.py $(DEMO)
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m "not slow"
 
 test-slow: setup
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m slow
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m slow
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -42,7 +42,8 @@ GROUPS = (
     | dict.fromkeys(PREDICTION, "prediction")
 )
 
-# Groups that take longest: first, so that no process waits for another at the end.
+# Groups that take longest: first, so that no process waits for another at the end. (By default
+# pytest-xdist would start the groups with the most tests first; see the Makefile.)
 LONGEST = ("study", "test_packaging", "training", "exports", "autoencoder")
 
 # Modules and tests of `make test-slow`: benchmarks, other runtimes, several processes.

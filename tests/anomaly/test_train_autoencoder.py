@@ -247,7 +247,7 @@ def test_default_epochs_are_recorded(
         ({"score": "ssim"}, "is not available for --model denoising"),
         ({"image_size": 208}, "multiple of 32, at least 128"),
         ({"image_size": 96}, "multiple of 32, at least 128"),
-        ({"model": "plain", "score": "", "image_size": 72}, "multiple of 16 from 64 on"),
+        ({"model": "plain", "score": "", "image_size": 72}, "multiple of 16, at least 64"),
         ({"operating_point": "0.5"}, "is for probabilities"),
         ({"operating_point": "min-specificity:1.5"}, "give a share"),
         ({"epochs": 0}, "--epochs must be at least 1"),
