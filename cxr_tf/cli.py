@@ -45,7 +45,8 @@ def run(
             format="%(message)s",
             force=True,
         )
-        logging.getLogger("cxr_tf").setLevel(logging.INFO)
+        for package in ("cxr_tf", "benchmarks"):  # benchmarks are next to the package, not in it
+            logging.getLogger(package).setLevel(logging.INFO)
         _set_environment()
         if load_tensorflow:
             with _without_start_up_noise():

@@ -23,6 +23,8 @@ def job(settings):
     try:
         for line in range(3):
             logging.getLogger("cxr_tf").info("line %d \\u4e2d", line)
+        logging.getLogger("benchmarks.load").info("benchmark")
+        logging.getLogger("another.library").info("not shown")
         time.sleep(max(settings.seconds, 0))
     except KeyboardInterrupt:
         time.sleep(0.2)
@@ -70,7 +72,13 @@ def test_unencodable_characters_are_escaped(command: list[str]) -> None:
     ascii_only = {"PYTHONIOENCODING": "ascii", "PATH": ""}
     done = subprocess.run(command, capture_output=True, text=True, env=ascii_only)
     assert done.returncode == 0
-    assert done.stdout.splitlines() == [f"line {k} \\u4e2d" for k in range(3)]
+    assert done.stdout.splitlines()[:3] == [f"line {k} \\u4e2d" for k in range(3)]
+
+
+def test_log_lines_of_the_package_and_its_benchmarks_are_printed(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert "line 0" in done.stdout and done.stdout.endswith("benchmark\n")
+    assert "not shown" not in done.stdout
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])

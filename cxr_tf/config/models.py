@@ -197,8 +197,8 @@ class Export:
     out: str = ""
     """Output folder; default: exports/<model>-<format>."""
     precision: Literal["float32", "int8"] = "float32"
-    """int8 (litert only): a quarter of the size, with quantisation calibrated on phantoms; the
-    loss of AUROC is measured and printed."""
+    """int8 (litert only): a quarter of the size, with weights of 8 bits; the loss of AUROC is
+    measured and printed."""
     data: str = "phantom"
     """Folder of radiographs; the export is verified on its test split."""
     batch_size: int = 32
