@@ -71,7 +71,7 @@ class Training:
                 *([] if tiny else ["--backbone", self.backbone]),
                 *("--image-size", str(self.image_size), "--batch-size", str(self.batch_size)),
                 *("--epochs", str(self.epochs), "--bootstrap-samples", "5"),
-                *("--name", "run", "--logs", str(own / "logs")),
+                *("--name", "run", "--worker-timeout", "60", "--logs", str(own / "logs")),
                 *("--saved-models", str(own / "saved_models")),
                 *(["--resume"] if resume else []),
             ]
@@ -134,7 +134,7 @@ def kills(settings: Kills) -> None:
     for number in range(settings.kills):
         victim = number % settings.workers if number < settings.workers else None
         victim = rng.randrange(settings.workers) if victim is None else victim
-        moment = rng.uniform(0.2, 0.9) * duration
+        moment = rng.uniform(0.15, 0.7) * duration
         with tempfile.TemporaryDirectory() as directory:
             running = start(Path(directory))
             time.sleep(moment)

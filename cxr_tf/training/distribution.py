@@ -10,8 +10,6 @@ import dataclasses
 import json
 import logging
 import os
-import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +23,7 @@ from cxr_tf.data import decoding
 from cxr_tf.errors import UserError
 from cxr_tf.files import to_json_types
 from cxr_tf.runs import NOT_COMPARED
+from cxr_tf.training.connection_watchdog import connection_watchdog
 
 log = logging.getLogger(__name__)
 
@@ -234,17 +233,16 @@ def connect(worker_timeout: float = 600.0) -> Workers:
 
     The first call of a process must come before any other use of TensorFlow. Raises UserError if
     TF_CONFIG cannot be used. Ends the process with exit code 2 if a worker does not appear within
-    `worker_timeout` seconds: TensorFlow's own wait cannot be stopped in any other way.
+    `worker_timeout` seconds, or disappears again: see `connection_watchdog`.
     """
     if not _connected:
         addresses, index = read_cluster(os.environ.get("TF_CONFIG", ""))
         if len(addresses) > 1:
-            timer = threading.Timer(worker_timeout, _give_up, [addresses, index, worker_timeout])
-            timer.daemon = True
-            timer.start()
-            workers = Workers(tf.distribute.MultiWorkerMirroredStrategy(), index, len(addresses))
-            workers.exchange()
-            timer.cancel()
+            others = [address for k, address in enumerate(addresses) if k != index]
+            with connection_watchdog(others, worker_timeout):
+                strategy = tf.distribute.MultiWorkerMirroredStrategy()
+                workers = Workers(strategy, index, len(addresses))
+                workers.exchange()
             if not workers.is_chief:
                 log.info("this is worker %d; the chief, %s, writes the log", index, addresses[0])
                 logging.getLogger("cxr_tf").setLevel(logging.WARNING)
@@ -280,26 +278,6 @@ def read_cluster(tf_config: str) -> tuple[list[str], int]:
             '"task": {"type": "worker", "index": 0}}'
         ) from None
     return addresses, index
-
-
-def _give_up(addresses: Sequence[str], index: int, timeout: float) -> None:
-    missing = [a for k, a in enumerate(addresses) if k != index and not _is_listening(a)]
-    print(
-        f"error: {', '.join(missing) or 'a worker'} did not appear within {timeout:.0f} s: start "
-        "all workers in TF_CONFIG, or allow more time with --worker-timeout",
-        file=sys.stderr,
-        flush=True,
-    )
-    os._exit(2)
-
-
-def _is_listening(address: str) -> bool:
-    host, _, port = address.rpartition(":")
-    try:
-        with socket.create_connection((host, int(port)), timeout=2):
-            return True
-    except OSError:
-        return False
 
 
 # ---------------------------------------------------------------------- batches

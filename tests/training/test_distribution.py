@@ -9,7 +9,6 @@ import pytest
 import tensorflow as tf
 
 from cxr_tf.errors import UserError
-from cxr_tf.training import distribution
 from cxr_tf.training.distribution import PeerError, Workers, read_cluster
 
 
@@ -109,14 +108,3 @@ def test_lost_worker_is_a_user_error() -> None:
     # A single process has no peers to lose.
     with pytest.raises(tf.errors.UnavailableError), Workers(None).failing_together():
         raise tf.errors.UnavailableError(None, None, "disk")
-
-
-def test_missing_worker_is_named(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    codes: list[int] = []
-    monkeypatch.setattr(distribution.os, "_exit", codes.append)
-    distribution._give_up(["localhost:1", "localhost:2"], index=0, timeout=30)
-    assert codes == [2]
-    error = capsys.readouterr().err
-    assert "localhost:2 did not appear within 30 s" in error and "--worker-timeout" in error
