@@ -51,10 +51,13 @@ def watch(pid: int, timeout: float, others: Sequence[str]) -> None:
     """Interrupt the process `pid` with an error message, or return when it is connected."""
     end = time.monotonic() + timeout
     seen: set[str] = set()
+    silent: set[str] = set()
     while not select.select([sys.stdin], [], [], INTERVAL)[0]:
         listening = {address for address in others if is_listening(address)}
-        lost = sorted(seen - listening)
+        # Twice in a row, because a busy machine may miss one connection.
+        lost = sorted(silent - listening)
         seen |= listening
+        silent = seen - listening
         if lost:
             error = (
                 f"{', '.join(lost)} was killed, or stopped because of an error: start all workers "
