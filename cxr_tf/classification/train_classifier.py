@@ -9,8 +9,9 @@ cosine schedule, class weights, MixStyle, and an exponential moving average of t
 evaluated and saved.
 
 Selection. Validation images from the same hospital are nearly separable and can hardly rank models,
-so everything (epoch, temperature, backbone) is chosen on validation *and* a perturbed copy of it:
-the same images under 2.5 times the default augmentation. The test set is used once, at the end.
+so everything (epoch, calibration, backbone) is chosen on validation *and* a perturbed copy of it:
+the same images under the milder augmentation at 2.5 times its strength. The test set is used once,
+at the end.
 """
 
 import logging
@@ -196,7 +197,11 @@ def _train(settings: TrainClassifier, data: ImageDataset | None, workers: Worker
         np.tile(fitting.image_weights(val, fitting.class_weights(train.labels)), 2),
     )
     final = calibrated(final, temperature, bias)
-    val_probabilities = special.softmax(val_logits / temperature + bias, axis=1)
+
+    def to_probabilities(logits: np.ndarray) -> np.ndarray:
+        return special.softmax(logits / temperature + bias, axis=1)
+
+    val_probabilities = to_probabilities(val_logits)
     threshold = 0.5
     if len(data.classes) == 2:
         threshold = metrics.operating_point(
@@ -212,10 +217,10 @@ def _train(settings: TrainClassifier, data: ImageDataset | None, workers: Worker
 
     # ------------------------------------------------------------------ evaluation: test, once
     test_logits = infer(to_logits, batches.evaluation_batches(test.images, batch_size=32))
-    logits_by_split = {"val": val_logits, "test": test_logits}
+    probabilities_by_split = {"val": val_probabilities, "test": to_probabilities(test_logits)}
     results: dict[str, Any] = {}
     for split, part in (("val", val), ("test", test)):
-        probabilities = special.softmax(logits_by_split[split] / temperature + bias, axis=1)
+        probabilities = probabilities_by_split[split]
         results[split] = classifier.score_split(
             run, split, part, probabilities, threshold,
             bootstrap_samples=settings.bootstrap_samples,
@@ -241,8 +246,8 @@ def _train(settings: TrainClassifier, data: ImageDataset | None, workers: Worker
     }
     subgroups = classifier.score_subgroups(
         test,
-        probabilities,
-        export.decide(tf.constant(probabilities), threshold).numpy(),
+        probabilities_by_split["test"],
+        export.decide(tf.constant(probabilities_by_split["test"]), threshold).numpy(),
         bootstrap_samples=settings.bootstrap_samples,
     )
     results |= {"subgroups": subgroups} if subgroups else {}
@@ -251,10 +256,7 @@ def _train(settings: TrainClassifier, data: ImageDataset | None, workers: Worker
     results["history"] = state.history
     results["warnings"] = [*data.catalog.warnings]
     for split, part in (("val", val), ("test", test)):
-        predicted = export.decide(
-            tf.constant(special.softmax(logits_by_split[split] / temperature + bias, axis=1)),
-            threshold,
-        )
+        predicted = export.decide(tf.constant(probabilities_by_split[split]), threshold)
         results["warnings"] += metrics.prediction_warnings(split, predicted.numpy(), part.classes)
     run.write_figure(
         "training_curves", figures.training_curves(state.history, int(best["epoch"])), writer
