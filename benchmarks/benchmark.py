@@ -1,13 +1,13 @@
-"""Benchmark the package against alternatives that a user would write, with equal results.
+"""Benchmark the package against alternatives that a user would write, and compare the results.
 
     python scripts/benchmark.py knn savedmodel
 
-The package and the alternatives run in one process, alternately, after a warm-up: A B, B A, A B,
+The package and the alternatives take turns in one process, usually after a warm-up: A B, B A, A B,
 ..., so that other load on the machine slows both equally. A ratio is computed in each round; the
 median, the lowest and the highest of the rounds are reported. The alternatives are written as in
-their documentation, with the same precision if they offer it, and their outputs are compared with
-the package's. Peak memory is measured in fresh processes. Alternatives in TensorFlow use the
-allocator that the scripts enable (see `cli`), which users would not have by default.
+their documentation, and their outputs are compared with the package's. Peak memory is measured in
+fresh processes. Alternatives in TensorFlow use the allocator that the scripts enable (see `cli`),
+which users would not have by default.
 
 Each job is a generator of rows, and each row is reported as soon as it is measured.
 """
@@ -62,14 +62,15 @@ JOBS: dict[str, Callable[[Benchmark, Path], Results]] = {
 def benchmark(settings: Benchmark) -> Path:
     """Run the selected jobs, print the tables, and return the path of the JSON file.
 
-    Raises UserError for a user's mistake, before anything is measured.
+    Raises UserError for invalid settings before anything is measured, and for unusable --data when
+    a job reads them.
     """
     check(settings)
     name = settings.name or datetime.now().strftime("%Y-%m-%d-%H%M%S")
     check_name(name)
     file = Path(settings.logs) / "benchmark" / f"{name}.json"
     if file.exists():
-        raise UserError(f"{file} exists: choose another --name")
+        raise UserError(f"{file} already exists: choose another --name")
     keras.utils.set_random_seed(settings.seed)
 
     results: list[Row | Memory | Cost | Bound | Skipped] = []
@@ -106,7 +107,7 @@ def benchmark(settings: Benchmark) -> Path:
 
 
 def check(settings: Benchmark) -> None:
-    """Raise UserError for an unknown job, or for a number that is out of range."""
+    """Raise UserError for an unknown job, a number out of range, or unusable weights."""
     check_numbers(settings)
     if unknown := [job for job in settings.jobs if job not in JOBS]:
         raise UserError(f"unknown job '{unknown[0]}'; known: {', '.join(JOBS)}")
@@ -121,5 +122,5 @@ def check(settings: Benchmark) -> None:
         if value < least:
             raise UserError(f"{flag} must be at least {least}, not {value}")
     if len(settings.sizes) < 2 or sorted(set(settings.sizes)) != list(settings.sizes):
-        raise UserError("--sizes must be two or more, each larger than the one before")
+        raise UserError("--sizes must be two or more numbers, each larger than the one before")
     check_weights("vgg16", settings.vgg16_weights)

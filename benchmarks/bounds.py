@@ -1,7 +1,7 @@
-"""Measure lower bounds of computation times: arithmetic, memory bandwidth, and the JPEG decoder.
+"""Measure lower bounds of computation times, given by arithmetic, memory, and the JPEG decoder.
 
 A computation takes at least as long as its multiplications would at the speed of a bare matrix
-product, as reading its weights from memory, and as decoding its files.
+product, and at least as long as reading its weights from memory or decoding its files.
 """
 
 import functools
@@ -31,7 +31,7 @@ FILES = 16
 
 
 def bounds(settings: Benchmark, place: Path, side: int = SIDE, read: int = READ) -> Results:
-    """Measure the arithmetic of the machine and of networks, and the steps of reading a JPEG.
+    """Measure the machine's speed, the bounds that it sets for networks, and how a JPEG is read.
 
     side: side of the matrices; read: number of values that are read from memory.
     """
@@ -40,7 +40,8 @@ def bounds(settings: Benchmark, place: Path, side: int = SIDE, read: int = READ)
     if resolve_precision("auto") == "mixed_bfloat16":
         speeds["bfloat16"] = products_a_second(tf.bfloat16, side, repeats)
     for precision, speed in speeds.items():
-        yield Bound(f"product of matrices of {side:,}", precision, speed / 1e9, "billion mult./s")
+        job = f"product of two matrices of {side:,} x {side:,}"
+        yield Bound(job, precision, speed / 1e9, "billion mult./s")
     reading = bytes_a_second(read, repeats)
     yield Bound(f"sum of {read:,} numbers", "float32", reading / 1e9, "GB/s")
     for name in settings.backbones:
@@ -79,13 +80,14 @@ def _network(name: str, size: int, speeds: dict[str, float], reading: float) -> 
     job = f"one image through {name} at {size}"
     yield Bound(job, "multiplications", multiplications / 1e9, "billion")
     for precision, speed in speeds.items():
-        yield Bound(job, f"at that speed, {precision}", 1000 * multiplications / speed, "ms")
+        of = f"at the speed of a matrix product, {precision}"
+        yield Bound(job, of, 1000 * multiplications / speed, "ms")
     weights = 4 * model.count_params()
     yield Bound(job, "weights, float32", weights / 1e6, "MB")
-    yield Bound(job, "weights read from memory", 1000 * weights / reading, "ms")
+    yield Bound(job, "reading the weights from memory", 1000 * weights / reading, "ms")
     grid = occluder.make_grid(size)
     share = windows.make_plan(network, grid.starts, grid.patch).share
-    job = f"multiplications that a patch of {grid.patch} pixels changes"
+    job = f"multiplications that a patch of {grid.patch} pixels affects"
     yield Bound(job, f"{name} at {size}", 100 * share, "%")
 
 
@@ -95,11 +97,11 @@ def _jpeg(settings: Benchmark, place: Path, repeats: int) -> Results:
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg"))
     encoded = [tf.constant(path.read_bytes()) for path in paths[:FILES]]
     if not encoded:
-        yield Skipped("bounds", "parts of reading a JPEG", f"{settings.data} has none")
+        yield Skipped("bounds", "parts of reading a JPEG", f"{settings.data} contains no JPEG")
         return
 
     def decoded(ratio: int) -> list[tf.Tensor]:
-        # Greyscale and accurate, as in `decoding.decode_radiograph`.
+        # One channel and the accurate DCT, as in `decoding.decode_radiograph`.
         decode = functools.partial(
             tf.io.decode_jpeg, channels=1, ratio=ratio, dct_method="INTEGER_ACCURATE"
         )
@@ -118,8 +120,8 @@ def _jpeg(settings: Benchmark, place: Path, repeats: int) -> Results:
     parts: dict[str, Way] = {
         "decoding at full size": lambda: decoded(1),
         "decoding at half the size": lambda: decoded(2),
-        "decoding at an eighth of the size: mainly Huffman codes": lambda: decoded(8),
-        "resizing from full size, four pixels for one (Keras)": lambda: resized(whole, False),
+        "decoding at an eighth of the size (mainly Huffman codes)": lambda: decoded(8),
+        "resizing from full size, not antialiased, as in Keras": lambda: resized(whole, False),
         "resizing from full size, antialiased": lambda: resized(whole, True),
         "resizing from half the size, antialiased": lambda: resized(half, True),
         "this package, all steps": lambda: [ours(x) for x in encoded],

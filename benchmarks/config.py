@@ -26,11 +26,10 @@ class CompareAutoencoders:
     variants: tuple[AutoencoderVariant, ...] = ()
     """Train only the default network and these variants; default: all variants."""
     vgg16_weights: str = "none"
-    """imagenet or a file, for the variants on features of a pretrained VGG16; none: leave out these
-    variants."""
+    """Weights of VGG16 for the variant `features`: imagenet or a file; none: leave it out."""
     image_size: int = 224
     """Side of the square that images are resized to, in pixels: a multiple of 32, at least 128. The
-    networks see half of it."""
+    networks see the images at half this side."""
     batch_size: int = 16
     epochs: int | None = None
     """Epochs of each network, except the one trained four times as long; default: the default of
@@ -60,7 +59,7 @@ class CompareNovelty:
     data: str = ""
     """Folder of radiographs, or `phantom`; default: the classifier's training data."""
     count: int = 300
-    """Number of images in each set, and of transformed test images."""
+    """Number of images in each generated set, and in each set of transformed test images."""
     save_features: str = ""
     """Output file (.npz) for the features of all images, to be read with --features."""
     features: str = ""
@@ -69,19 +68,20 @@ class CompareNovelty:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Benchmark the package against alternatives; measure memory, and time by number of images.
+    """Benchmark the package against alternatives; measure its memory, and how its time grows.
 
     Prints tables, and writes logs/benchmark/<name>.json.
     """
 
     jobs: tyro.conf.Positional[tuple[str, ...]] = ()
     """Benchmarks to run: bounds, startup, knn, tsne, input, occlusion, savedmodel, folder,
-    finetuning, transfer, memory, scaling; default: all whose alternatives are installed."""
+    finetuning, transfer, memory, scaling; default: all. Alternatives that are not installed
+    are left out."""
     data: str = ""
     """Folder of radiographs for bounds, input, folder and transfer; default: phantoms of realistic
     size (1300 x 900 pixels, JPEG)."""
     images: int = 160
-    """Number of images for folder and transfer; input uses four times as many, bounds a few."""
+    """Number of images for folder and transfer; input uses four times as many, bounds 16."""
     image_size: int = 224
     points: int = 5000
     """Number of embeddings for knn and tsne."""
@@ -115,7 +115,7 @@ class LoadTest:
     precisions: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
     image_size: int = 224
     requests: int = 160
-    """Number of requests to each backend, from one client and again from all clients."""
+    """Number of requests in each measurement, whether from one client or from all."""
     clients: int = 8
     """Number of concurrent clients."""
     batch: int = 8

@@ -14,13 +14,13 @@ from cxr_tf.neighbors import projection, selection
 from cxr_tf.neighbors.embeddings import Embeddings
 
 # Difference in trustworthiness of scikit-learn's t-SNE between random and PCA initialisation: root
-# mean square over 8 sets of 1,000 such embeddings. On the same sets, this package was 0.004
-# (standard error 0.002) below scikit-learn, with approximate and with exact neighbours.
+# mean square over 8 sets of 1,000 embeddings like those below. On the same sets, this package was
+# 0.004 (standard error 0.002) below scikit-learn, with approximate and with exact neighbours.
 TRUST_NOISE = 0.006
 
 
 def random_embeddings(points: int, width: int, seed: int, place: Path) -> Embeddings:
-    """Generate random embeddings to search in, and a tenth as many for validation."""
+    """Generate random embeddings to search in, and a tenth as many (at least 20) for validation."""
     held_out = max(20, points // 10)
     values, labels = embeddings(points + held_out, width, seed)
     noise = np.random.default_rng(seed).normal(0, 0.3, (held_out, width))
@@ -42,7 +42,7 @@ def knn(
 ) -> Results:
     """Benchmark the selection of k, metric, weights and representation of nearest neighbours.
 
-    neighbours: values of k.
+    neighbours: the values of k to choose from.
     """
     from sklearn.decomposition import PCA
     from sklearn.model_selection import GridSearchCV
@@ -53,7 +53,7 @@ def knn(
     data = random_embeddings(settings.points, settings.width, settings.seed, place)
     values, labels, stressed = data.read(), data.labels, data.stressed
     train, val = np.arange(settings.points), np.arange(settings.points, len(values))
-    # Two validation folds: the validation embeddings, and the stressed ones.
+    # Two validation folds: the validation embeddings, and those of their perturbed copies.
     x = np.concatenate([values, stressed])
     y = np.concatenate([labels, labels[val]])
     folds = [(train, val), (train, np.arange(len(values), len(x)))]
@@ -81,7 +81,7 @@ def knn(
         results_of["ours"] = selection.search(data, neighbours=neighbours)
 
     def theirs() -> None:
-        # With a cache, the same PCA is not fitted again for every number of neighbours.
+        # With a cache, a PCA is not fitted again for every number of neighbours.
         with tempfile.TemporaryDirectory(dir=place) as cache:
             steps = [(name, "passthrough") for name in ("scale", "project", "unit")]
             pipe = Pipeline([*steps, ("knn", KNeighborsClassifier())], memory=cache)
@@ -110,7 +110,7 @@ def knn(
     ]
     equal = float(np.mean(np.array(differences) < 1e-6))
     yield Row(
-        job=f"KNN with choice of {len(scores)} settings, {settings.points:,} x {settings.width}",
+        job=f"KNN, selection among {len(scores)} settings, {settings.points:,} x {settings.width}",
         alternative="scikit-learn GridSearchCV, same grid and folds, cached steps",
         at_least=5,
         ours=timings["ours"],
@@ -119,14 +119,14 @@ def knn(
         count=1,
         # Rounding of a distance may change one neighbour, and so one prediction.
         same=len(differences) == len(scores) and max(differences) <= 1.01 / len(val),
-        check=f"scores equal in {equal:.0%} of the grid, else within {max(differences):.1g}",
+        check=f"scores equal in {equal:.0%} of the grid, the others within {max(differences):.1g}",
     )
 
 
 def tsne(settings: Benchmark, place: Path, trust_noise: float = TRUST_NOISE) -> Results:
     """Benchmark t-SNE including PCA.
 
-    trust_noise: how much lower the trustworthiness of this package may be.
+    trust_noise: by how much the trustworthiness of this package may be below scikit-learn's.
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE, trustworthiness

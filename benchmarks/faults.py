@@ -55,7 +55,7 @@ def run(job: Job, *, kill_before: int = 0, log: Path | None = None) -> str:
 
 
 def exit_code(job: Job) -> int:
-    """Run a job and classify its errors as `cxr_tf.cli` does."""
+    """Run a job; return 0, or 2 for an error that `cxr_tf.cli` prints in one line, or else 3."""
     try:
         job()
         return 0
@@ -72,7 +72,7 @@ def exit_code(job: Job) -> int:
 
 
 def arm_kill(number: int) -> None:
-    """Kill this process before its file operation with the given number, counted from 1."""
+    """Kill this process before its file operation of the given number, counted from 1."""
     count = 0
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
@@ -117,7 +117,7 @@ def flip_bit(content: bytes, rng: random.Random) -> bytes:
 
 
 def wrong_records(content: Any) -> Iterator[tuple[str, Any]]:
-    """Yield (name of the change, changed JSON): with each key removed, or its value retyped."""
+    """Yield (name of the change, changed JSON), for each key removed and each value retyped."""
     for path in _paths(content):
         for change in ("removed", "retyped"):
             changed = copy.deepcopy(content)

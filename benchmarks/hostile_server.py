@@ -34,7 +34,7 @@ METADATA = {
 
 
 def right_answer(rows: int) -> dict[str, Any]:
-    """Return the JSON of a correct prediction of N images."""
+    """Return the JSON of a correct prediction of `rows` images."""
     return {
         "outputs": {
             "probabilities": [[0.25, 0.75]] * rows,
@@ -57,7 +57,7 @@ def _without(name: str) -> Callable[[int], Any]:
     return answer
 
 
-# {name of a fault: function that returns the JSON of the prediction of N images}.
+# {name of a fault: function from the number of images to the JSON of their prediction}.
 WRONG_PREDICTIONS: dict[str, Callable[[int], Any]] = {
     "empty object": lambda rows: {},
     "a list": lambda rows: [1],

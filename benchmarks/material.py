@@ -1,4 +1,4 @@
-"""Create the material of the benchmarks: files of phantoms, embeddings, and random networks."""
+"""Create the inputs of the benchmarks: files of phantoms, embeddings, and random networks."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ SMALL_SIZE = 224
 def embeddings(count: int, width: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Generate embeddings float32 [count, width] like a backbone's, and labels int64 [count].
 
-    They are non-negative and of intrinsic dimension 32; the classes overlap.
+    The embeddings are non-negative, with 32 latent dimensions and noise; the classes overlap.
     """
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 2, count)
@@ -49,10 +49,11 @@ def catalog_of(splits: list[str]) -> data_catalog.Catalog:
 
 
 def radiographs(settings: Benchmark, place: Path, times: int = 1) -> Path:
-    """Create <place>/radiographs-<count>/{train,val}/{NORMAL,PNEUMONIA}/ once, with equal classes.
+    """Create <place>/radiographs-<count>/{train,val}/{NORMAL,PNEUMONIA}/ once, and return it.
 
-    The folder contains `times` x --images images: links to files of --data, or phantoms as 8-bit
-    grey JPEGs of 1300 x 900 pixels and 200 kB, like the radiographs of the Kermany data.
+    The folder contains `times` x --images images, half of each class: links to files of --data (as
+    many as there are), or phantoms as 8-bit grey JPEGs of 1300 x 900 pixels and 200 kB, like the
+    radiographs of the Kermany data. Raises UserError if a split of --data lacks a class.
     """
     images = times * settings.images
     root = place / f"radiographs-{images}"
@@ -67,7 +68,10 @@ def radiographs(settings: Benchmark, place: Path, times: int = 1) -> Path:
             for k, name in enumerate(("NORMAL", "PNEUMONIA")):
                 chosen = [i for i in rows if labels[i] == k][: count // 2]
                 if not chosen:
-                    raise UserError(f"--data {settings.data} has no {name.lower()} in {split}")
+                    raise UserError(
+                        f"{settings.data}: no {name.lower()} radiograph in the {split} split; the "
+                        "benchmarks need both classes in train and val"
+                    )
                 (root / split / name).mkdir(parents=True)
                 for i in chosen:
                     path = Path(catalog.paths[i]).resolve()
@@ -76,7 +80,7 @@ def radiographs(settings: Benchmark, place: Path, times: int = 1) -> Path:
     rng = np.random.default_rng(settings.seed)
     number = 0
     for split, count in parts.items():
-        # A few phantoms with many exposures, because drawing takes longer than the benchmark.
+        # A few phantoms with many exposures: drawing each one anew takes longer than the benchmark.
         drawn = [
             phantom(FINDINGS[k % 2], seed=settings.seed, patient=number + k, size=512).image
             for k in range(min(count, 8))
@@ -97,7 +101,7 @@ def radiographs(settings: Benchmark, place: Path, times: int = 1) -> Path:
 def small_files(folder: Path, count: int, seed: int) -> list[str]:
     """Write `count` grey JPEGs of 224 x 224 pixels and 10 kB to <folder>/{NORMAL,PNEUMONIA}/.
 
-    They are shifted copies of a few phantoms, no two of them equal. Existing files are kept.
+    The images are shifted copies of eight phantoms, no two of them equal. Existing files are kept.
     Returns the paths, with alternating classes.
     """
     drawn = [
@@ -116,10 +120,10 @@ def small_files(folder: Path, count: int, seed: int) -> list[str]:
 
 
 def plain_classifier(name: str, image: np.ndarray) -> keras.Model:
-    """Build a backbone with its original preprocessing, without standardisation.
+    """Build a classifier with the backbone's original preprocessing, without standardisation.
 
-    The weights are random, and scaled so that the probabilities of `image`, float32 [1, S, S, 3],
-    are far from 0 and 1.
+    The weights are random; the last layer is scaled so that the probabilities of `image`, float32
+    [1, S, S, 3], are far from 0 and 1.
     """
     images = keras.Input(image.shape[1:], name="images")
     features = backbones.backbone(name).features(images)
@@ -146,7 +150,10 @@ def set_norm_statistics(model: keras.Model, images: np.ndarray) -> None:
 
 
 def spread_logits(model: keras.Model, images: np.ndarray) -> None:
-    """Scale the last kernel so that logits differ by 1; equal outputs of 0 or 1 prove nothing."""
+    """Scale the last kernel so that the logits of an image differ by 1 on average.
+
+    Saturated probabilities would be equal whatever the implementations compute.
+    """
     layer = model.get_layer("logits")
     features = np.asarray(keras.Model(model.input, layer.input)(images, training=False))
     apart = np.ptp(features @ np.asarray(layer.kernel), axis=1).mean()

@@ -1,4 +1,4 @@
-"""Measure alternating timings, peak memory and time by size; describe the machine."""
+"""Time implementations in turn, measure peak memory and time by size; describe the machine."""
 
 import dataclasses
 import importlib.util
@@ -30,7 +30,7 @@ ALTERNATIVES = ("torch", "captum", "monai", "tf-explain", "openvino")
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """The seconds of each round, and the largest growth of the process during a call, in MB."""
+    """The seconds of each round, and the largest growth of memory during a call, in MB."""
 
     seconds: list[float]
     grown_mb: float
@@ -114,7 +114,7 @@ class Cost:
 
 @dataclasses.dataclass(frozen=True)
 class Bound:
-    """A lower bound, or a quantity that it depends on, of the machine, a network or a file."""
+    """A lower bound of a time, or a quantity from which bounds are computed."""
 
     job: str
     of: str
@@ -139,7 +139,7 @@ Results = Iterator[Row | Memory | Cost | Bound | Skipped]
 
 
 def in_turn(ways: dict[str, Way], repeats: int, warm_up: bool = True) -> dict[str, Timing]:
-    """Time all implementations alternately, and in reversed order in every other round."""
+    """Time all implementations in each round, in reversed order in every other round."""
     names = list(ways)
     seconds: dict[str, list[float]] = {n: [] for n in names}
     grown = dict.fromkeys(names, 0.0)
@@ -157,11 +157,11 @@ def in_turn(ways: dict[str, Way], repeats: int, warm_up: bool = True) -> dict[st
 def by_size(
     prepare: Callable[[int], Way], job: str, what: str, sizes: Sequence[int], repeats: int
 ) -> Cost:
-    """Time the function `prepare(size)` for each size, by the fastest of `repeats` calls.
+    """For each size, time the function that `prepare(size)` returns.
 
-    Short calls are repeated for a second. An additional call of the smallest size is the warm-up.
-    The fastest call is used instead of the median, because the sizes are not timed alternately and
-    so do not share disturbances.
+    The result is the fastest of at least `repeats` calls, which take at least a second in total.
+    One extra call at the smallest size serves as warm-up. The minimum is used, not the median: the
+    sizes are not interleaved, so a disturbance may affect only one of them.
     """
     timed(prepare(sizes[0]))
     seconds = []
@@ -192,7 +192,7 @@ def memory_of_process(field: str) -> float:
 
 
 def in_new_process(function: Callable[..., T], *given: Any) -> T:
-    """Call a function of a module in a fresh process; exceptions are raised here.
+    """Call a module-level function in a fresh process; its exceptions are raised in this one.
 
     The process is not forked, because a forked child starts with the peak memory of its parent.
     """
@@ -238,14 +238,14 @@ def missing(*modules: str) -> str:
     if absent:
         return f"{absent[0]} is not installed (requirements-benchmark.txt)"
     if "torch" in modules and _is_cuda_build():
-        return "the CUDA build of PyTorch crashes a process with TensorFlow; install the CPU build"
+        return "the CUDA build of PyTorch crashes beside TensorFlow; install the CPU build"
     if "torch" in modules and tf.config.list_physical_devices("GPU"):
-        return "the PyTorch benchmarks are written for the CPU, and TensorFlow would use the GPU"
+        return "PyTorch would use the CPU and TensorFlow the GPU; set CUDA_VISIBLE_DEVICES=-1"
     return ""
 
 
 def _is_cuda_build() -> bool:
-    """Read from its files whether PyTorch is a CUDA build; an import would crash ("LLVM ERROR")."""
+    """Return whether PyTorch is a CUDA build, without importing it, which could crash."""
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         return False

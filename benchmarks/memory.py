@@ -1,6 +1,6 @@
-"""Measure the peak memory of training, and how that of the input grows with the number of images.
+"""Measure the peak memory of training, and how the input's memory grows with the number of images.
 
-Each is measured in a fresh process.
+Each measurement runs in a fresh process.
 """
 
 from pathlib import Path
@@ -19,15 +19,15 @@ from cxr_tf.data.sources.phantoms import write_phantoms
 # Limit of the peak memory of training VGG16 on 224 x 224 pixels, in batches of 32.
 TRAINING_MB = 3000
 
-# Limit of memory per image besides its cached pixels: its row in the catalogue, and its path in the
-# input pipeline.
+# Limit of the memory per image of the catalogue, and of the input pipeline without the cached
+# pixels.
 BESIDE_KB = 4
 
 FEW, MANY = 1_000, 10_000
 
 
 def peaks_of_memory(settings: Benchmark, place: Path) -> Results:
-    """Measure training of all layers of VGG16, and the memory per image of catalogue and input."""
+    """Measure the memory of training all layers of VGG16, and of catalogue and input per image."""
     if not memory_of_process("VmHWM"):
         yield Skipped("memory", "all", "this system does not report the peak memory of a process")
         return
@@ -78,7 +78,7 @@ def train(folder: str, place: str, size: int) -> float:
 
 
 def train_by_keras(folder: str, size: int) -> float:
-    """Return the peak memory in MB of one epoch on the same images, as in Keras's documentation."""
+    """Return the peak memory in MB of one epoch on these images, as in Keras's documentation."""
     batches = keras.utils.image_dataset_from_directory(
         f"{folder}/train", image_size=(size, size), batch_size=BATCH, verbose=False
     )
@@ -116,11 +116,11 @@ def _growth(settings: Benchmark, place: Path) -> Results:
         BESIDE_KB,
         note=f"with the cache {whole:.1f} kB per image; the peak at {MANY:,} was {peak:,.0f} MB",
     )
-    yield Memory(job, "the cache of 8-bit pixels", cache, "kB per image")
+    yield Memory(job, "the cache of 8-bit pixels, calculated", cache, "kB per image")
 
 
 def read_through(folder: str, size: int) -> dict[str, float]:
-    """Return the growth by the catalogue, and the peak memory after an epoch of batches, in MB."""
+    """Return the memory that the catalogue adds, and the peak after an epoch of batches, in MB."""
     before = memory_of_process("VmRSS")
     catalog = loading.open_catalog(folder)
     grown = memory_of_process("VmHWM") - before

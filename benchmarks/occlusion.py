@@ -56,7 +56,7 @@ def _occlusion_of(name: str, image: np.ndarray, settings: Benchmark) -> Results:
     # ------------------------------------------------------------------ tf-explain
     reason = missing("tf_explain", "cv2")
     if not reason and size % grid.patch:
-        reason = f"its patches do not fill {size} pixels"
+        reason = f"--image-size {size} is not a multiple of the patch of {grid.patch} pixels"
     if reason:
         yield Skipped(job, "tf-explain", reason)
     else:
@@ -159,6 +159,6 @@ def _occlusion_row(
         unit="maps/min",
         count=60,
         same=bool(difference < 1e-3 * spread + 1e-5),
-        check=f"maps differ by at most {difference:.0e}, they span {spread:.2g}",
+        check=f"maps differ by at most {difference:.0e}; their range is {spread:.2g}",
         note=note,
     )

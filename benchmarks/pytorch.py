@@ -1,4 +1,4 @@
-"""Counterparts in PyTorch: the networks, and training as in the PyTorch documentation."""
+"""PyTorch counterparts of the networks, and of training as in PyTorch's documentation."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,8 +14,8 @@ from cxr_tf.models.layer_graph import read_network
 def as_torch(model: keras.Model) -> Any:
     """Convert a network to PyTorch: [N, 3, S, S] in 0..255 -> logits [N, C].
 
-    Supports flat float32 models up to their softmax, and keeps frozen layers frozen. The result is
-    in inference mode. Raises ValueError for a layer without a counterpart.
+    Supports flat float32 models, whose softmax is left out, and keeps frozen layers frozen. The
+    result is in inference mode. Raises ValueError for a layer that is not supported.
     """
     import torch
     from torch import nn
@@ -71,7 +71,8 @@ def as_torch(model: keras.Model) -> Any:
             return nn.Identity()
         if isinstance(operation, layers.Activation):
             return nn.ReLU()
-        raise ValueError(f"no counterpart of {type(operation).__name__} in PyTorch")
+        name = type(operation).__name__
+        raise ValueError(f"converting {name} to PyTorch is not supported by this benchmark")
 
     read = read_network(model)
     steps = read.after
@@ -156,7 +157,7 @@ class Fit:
         self._optimizer = torch.optim.AdamW(moving, lr=rate, weight_decay=decay)
 
     def steps(self, count: int) -> None:
-        """Train this many steps."""
+        """Train for `count` steps."""
         from torch import nn
 
         self._network.train()
@@ -213,8 +214,8 @@ def transfer(
 
     This follows https://docs.pytorch.org/tutorials/beginner/transfer_learning_tutorial.html, with
     the dropout, loss and optimizer of Keras's guide: each epoch decodes the files, runs the
-    backbone, and validates. The loader is the default one, which runs in this process: decoding
-    takes a few hundredths of the backbone's time.
+    backbone, and validates. The loader is the default one, which runs in this process, because
+    decoding takes only a few percent of the backbone's time.
     """
     import torch
     from torch import nn

@@ -19,9 +19,9 @@ from cxr_tf.data import decoding
 
 def startup(settings: Benchmark, place: Path) -> Results:
     """Benchmark `--help` of the slowest script against the import of TensorFlow."""
-    scripts = sorted((Path(__file__).parents[2] / "scripts").glob("*.py"))
+    scripts = sorted((Path(__file__).parents[1] / "scripts").glob("*.py"))
     if not scripts:
-        yield Skipped("startup", "import tensorflow", "the scripts are not next to the package")
+        yield Skipped("startup", "import tensorflow", "no scripts/ beside benchmarks/")
         return
 
     def seconds_of(*command: str) -> float:
@@ -50,13 +50,13 @@ def startup(settings: Benchmark, place: Path) -> Results:
 
 
 def reading(settings: Benchmark, place: Path) -> Results:
-    """Benchmark reading files of original size into batches, in the first and in later epochs.
+    """Benchmark reading full-size files into batches, in the first and in later epochs.
 
     The batches are float32 [B, S, S, 1]: all implementations use one channel, since radiographs are
     greyscale, and the network repeats it three times.
     """
-    # Four times as many images as in other benchmarks, whose reading takes a third of a second:
-    # the start-up would dominate that.
+    # Four times as many images as in other benchmarks: those are read in a third of a second, of
+    # which the start-up would be the largest part.
     folder = radiographs(settings, place, times=4)
     size = settings.image_size
     by_keras = keras.utils.image_dataset_from_directory(
@@ -128,6 +128,6 @@ def reading(settings: Benchmark, place: Path) -> Results:
                 unit="images/s",
                 count=len(paths),
                 same=mean < most,
-                check=f"pixels differ by {mean:.2f} of 255 in the mean"
-                + (" (it does not antialias)" if other == "keras" else ""),
+                check=f"pixels differ by {mean:.2f} of 255 on average"
+                + (" (Keras does not antialias)" if other == "keras" else ""),
             )

@@ -3,11 +3,12 @@
     python -m benchmarks.reliability --trials 200
     python -m benchmarks.reliability --parts files records server       # seconds, no TensorFlow
 
-Parts: files (a kill before every file operation of the jobs that write files), commands (the same
-before every k-th operation of commands), trainings (kills at random moments, then --resume),
+Parts: files (a kill before every file operation of the jobs that write files), commands (a kill
+before every k-th file operation of commands), trainings (kills at random moments, then --resume),
 records (JSON with missing or wrong fields), bits (flipped bits in exported models), disk (a full
 file system; needs root) and server (wrong responses of a server). After a kill, the job is run
-again, and its output must equal that of an undisturbed job.
+again, and its output must equal that of an undisturbed job; a command must finish, and leave no
+temporary files.
 """
 
 import collections
@@ -51,7 +52,7 @@ class Campaign:
     kills: int = 5
     """Kills per training run."""
     every: int = 5
-    """Kill commands before every file operation of a multiple of this number."""
+    """Kill commands before their first file operation, and then before every k-th; this is k."""
     seed: int = 0
 
 
@@ -133,14 +134,14 @@ def prepare_run(here: Path) -> None:
 
 FILE_JOBS: dict[str, tuple[Callable[[], None], Callable[[Path], None], str]] = {
     "a JSON file": (write_file, prepare_file, "metrics.json"),
-    "a folder, over another": (write_folder, prepare_folder, "maps/predictions.csv"),
+    "a folder that replaces another": (write_folder, prepare_folder, "maps/predictions.csv"),
     "models.config": (write_config, prepare_config, "saved_models/lungs/1/saved_model.pb"),
-    "a run that starts anew": (restart_run, prepare_run, "logs"),
+    "a run that is restarted": (restart_run, prepare_run, "logs"),
 }
 
 
 def contents(here: Path) -> dict[str, bytes]:
-    """Return the content of all files, by relative path."""
+    """Return the content of all files, without the path of the directory, by relative path."""
     names = sorted(p for p in here.rglob("*") if p.is_file())
     return {str(p.relative_to(here)): p.read_bytes().replace(bytes(here), b"") for p in names}
 
@@ -164,14 +165,15 @@ def kill_in_file_jobs(settings: Campaign) -> Iterator[Row]:
                 again = run(job)
                 failed += again != DONE or not was_visible or contents(here) != expected
         assert ended == DONE, ended
-        yield Row(f"kill before each file operation: {name}", tried, "as undisturbed", failed)
+        fault = f"kill before each file operation: {name}"
+        yield Row(fault, tried, "equal to the undisturbed job", failed)
 
 
 # ---------------------------------------------------------------------- records
 
 
 def records_with_wrong_fields(settings: Campaign) -> Iterator[Row]:
-    """Remove or retype every field of the records, and read them as the package does."""
+    """Remove each field of the records, change its type, or cut the file off; then read it."""
     from cxr_tf.serving.store import cards
     from cxr_tf.study import state
 
@@ -207,7 +209,7 @@ def records_with_wrong_fields(settings: Campaign) -> Iterator[Row]:
             for text in [*texts, *(whole[:end] for end in range(0, len(whole), 3))]:
                 (here / name).write_text(text)
                 ended[outcome_of(job)] += 1
-        yield _row(f"fields of {name} removed, of another type, or cut off", ended)
+        yield _row(f"{name} with a field removed or of another type, or cut off", ended)
 
 
 def use_record(path: Path, fields: dict[str, Any], use: Callable[[Any], Any]) -> None:
@@ -225,7 +227,7 @@ def _row(fault: str, ended: collections.Counter[str]) -> Row:
 
 
 def predict_from(url: str, images: int = 3, timeout: float = 2.0) -> None:
-    """Predict with a hostile server; assert that accepted predictions are correct."""
+    """Predict on a hostile server; assert that accepted predictions are correct."""
     from cxr_tf.serving.prediction import client
 
     with mock.patch.object(client, "FIRST_PAUSE", 0.01):
@@ -234,7 +236,7 @@ def predict_from(url: str, images: int = 3, timeout: float = 2.0) -> None:
 
 
 def hostile_servers(settings: Campaign) -> Iterator[Row]:
-    """Predict with wrong servers; expect an error of one line, or correct results after a retry."""
+    """Predict on hostile servers; expect a one-line error, or correct results after a retry."""
     os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1"
     kinds = {
         "wrong predictions": [(f, "prediction") for f in hostile_server.WRONG_PREDICTIONS],
@@ -290,8 +292,8 @@ def write_phantoms(here: Path) -> None:
 def results(here: Path) -> dict[str, bytes]:
     """Return the files that a seed determines: weights and predictions.
 
-    Not saved_model.pb: a resumed training traces other functions before the export, and TensorFlow
-    numbers the functions of a process.
+    saved_model.pb is left out: TensorFlow numbers the functions of a process, and a resumed
+    training traces different ones before the export.
     """
     patterns = ("**/model.keras", "**/predictions-*.csv", "**/variables.*")
     paths = sorted(p for pattern in patterns for p in here.glob(pattern))
@@ -326,7 +328,7 @@ def kill_trainings(settings: Campaign) -> Iterator[Row]:
         yield Row(
             f"kill -9 of {arguments[0]} at random moments, then --resume",
             tried,
-            "the bits of the undisturbed training",
+            "weights and predictions of the undisturbed run",
             failed,
         )
 
@@ -376,15 +378,15 @@ def kill_commands(settings: Campaign) -> Iterator[Row]:
                 if again.returncode:
                     print(again.stderr.decode()[-500:], file=sys.stderr)
             yield Row(
-                f"kill before every {settings.every}th file operation: {name}",
+                f"kill before one file operation in {settings.every}: {name}",
                 killed,
-                "complete after the same command",
+                "complete when the command was run again",
                 failed,
             )
 
 
 def flip_bits(settings: Campaign) -> Iterator[Row]:
-    """Flip bits in the files of an exported model, and check them as is done before loading."""
+    """Flip bits in the files of an exported model, and check them as before they are loaded."""
     rng = random.Random(settings.seed)
     with faults.working_directory() as here:
         write_phantoms(here)

@@ -1,8 +1,8 @@
 """Measure how the time of each job grows with the number of images.
 
-Networks and images are small, so that thousands take seconds: the growth is measured, not the
-speed. A job that processes all images alike has a slope of 1, or less if a part of its time is
-constant.
+Networks and images are small, so that thousands of images take seconds: the growth is measured, not
+the speed. A job that takes the same time for every image has a slope of 1, or less if a part of its
+time is constant.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ def costs(settings: Benchmark, place: Path) -> Results:
         (_classifier, f"an epoch of training, AlexNet at {SIZE}", "images"),
         (
             _autoencoder,
-            f"an epoch of training, denoising autoencoder at {SIZE}, the healthy half",
+            f"an epoch of training, denoising autoencoder at {SIZE}, on the healthy half",
             "images",
         ),
         (_predictions, f"predictions of files, SavedModel of AlexNet at {SIZE}", "files"),
@@ -126,7 +126,7 @@ def _classifier(settings: Benchmark, place: Path) -> Callable[[int], Way]:
 
 def _autoencoder(settings: Benchmark, place: Path) -> Callable[[int], Way]:
     images, _ = _images(settings, place)
-    # The network sees images of this size, half the side of the radiographs.
+    # The network's input has this side, which is half that of the radiographs.
     job = TrainAutoencoder(image_size=2 * SIZE)
     network = autoencoder.build_network(job.model, job.image_size)
     network.compile(

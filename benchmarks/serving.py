@@ -1,4 +1,4 @@
-"""Benchmarks of exported models: called directly on images, and on a folder of files."""
+"""Benchmarks of exported models, called on images in memory and on a folder of files."""
 
 import functools
 from collections.abc import Callable
@@ -42,7 +42,7 @@ def savedmodel(settings: Benchmark, place: Path) -> Results:
             short, loaded = _in_bfloat16(name, model, place)
             ways["bfloat16"] = (short, loaded.signatures["serving_default"], 0.02)
         else:
-            reason = "this machine does not calculate in bfloat16"
+            reason = "this machine does not support bfloat16 natively"
             yield Skipped(f"SavedModel, {name} at {size}, bfloat16", "Keras predict", reason)
         for precision, (counterpart, signature, most) in ways.items():
             for count, images in batches.items():
@@ -102,7 +102,7 @@ def _served_row(
     if model is not exact:
         in_float32 = exact.predict(images, verbose=0)
         off = [float(np.abs(outputs_of[k] - in_float32).max()) for k in ("ours", "theirs")]
-        check += f"; from those of float32 by {off[0]:.0e} and {off[1]:.0e}"
+        check += f"; from float32, ours by {off[0]:.0e} and theirs by {off[1]:.0e}"
     return Row(
         job=job,
         alternative="Keras predict",
@@ -117,7 +117,7 @@ def _served_row(
 
 
 def folder(settings: Benchmark, place: Path) -> Results:
-    """Benchmark the embeddings and predictions of a folder, by each engine, against Keras."""
+    """Benchmark each engine on the embeddings and predictions of a folder against Keras."""
     paths = sorted(str(p) for p in radiographs(settings, place).rglob("*.*"))
     for name in settings.backbones:
         model, served = exported(name, settings, place)
@@ -177,7 +177,7 @@ def _folder_of(
     )
     exact = outputs_of["Keras"]
     for engine in [x for x in ways if x != "Keras"]:
-        # The JPEG decoder of this package halves large images: pixels differ by half a level.
+        # The JPEG decoder of this package halves large images: pixels differ by half a grey level.
         most = 0.05 if "float32" in engine or engine == "TensorFlow" else 0.1
         off = np.sqrt(np.mean((outputs_of[engine] - exact) ** 2))
         difference = float(off / exact.std())

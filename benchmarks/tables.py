@@ -64,7 +64,7 @@ def amount(row: Row, timing: Timing) -> str:
 
 
 def number(value: float) -> str:
-    """Format a number with three significant digits, or without decimals from 100 on."""
+    """Format a number with three significant digits, or as a whole number if it is 100 or more."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
@@ -72,7 +72,7 @@ def _speed(rows: Sequence[Row]) -> list[str]:
     lines = [
         "",
         "| job | alternative | ours | theirs | times as fast (lowest to highest) | target "
-        "| same result | MB more while it runs: ours, theirs |",
+        "| same result | memory growth during a call, MB: ours, theirs |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:

@@ -24,11 +24,12 @@ from cxr_tf.training.precision import resolve_precision
 
 EPOCHS = 10  # of transfer learning by the alternatives
 
-# Fine-tuning: steps per timed call; steps of the warm-up, after which the loss must have decreased;
-# learning rate and weight decay. The rate is far below that for pretrained weights, because random
-# weights give features ten times as large.
+# Steps of fine-tuning in each timed call, and in the warm-up, after which the loss must have
+# decreased.
 STEPS, CHECKED = 4, 8
 
+# Learning rate and weight decay of fine-tuning. The rate is far below that for pretrained weights,
+# because features from random weights are ten times as large.
 RATE, DECAY = 3e-6, 0.05
 
 
@@ -114,7 +115,7 @@ def transfer(settings: Benchmark, place: Path) -> Results:
 
         by_pytorch(epochs=1)
         ways["PyTorch"] = by_pytorch
-    # One epoch of the alternatives suffices as warm-up; ten take minutes.
+    # One epoch of each alternative suffices as warm-up; ten take minutes.
     by_keras(epochs=1)
     timings = in_turn(ways, settings.repeats or 2, warm_up=False)
     recipes = {
@@ -171,7 +172,7 @@ def _finetuning_of(
 
     def build(dtype: str) -> keras.Model:
         model = build_classifier(name, classes=2, image_size=size, precision=dtype)
-        # As from pretrained weights: the last blocks are trained, BatchNorm is frozen.
+        # As if the weights were pretrained: the last blocks are trained, BatchNorm is frozen.
         blocks = backbones.backbone(name).tuned_blocks
         backbones.freeze(model, name, trainable_blocks=blocks, batch_norm=False)
         return model
@@ -182,7 +183,7 @@ def _finetuning_of(
     set_norm_statistics(start, images)
     spread_logits(start, images[:4])
     weights = start.get_weights()
-    # For both: see `tf_data.prefetch`. Otherwise a short fit could appear to take twice its time.
+    # Both models use `tf_data.prefetch`: without it, a short fit could seem to take twice as long.
     batches = tf_data.prefetch(tf.data.Dataset.from_tensors((images, labels)).repeat())
     common: dict[str, Any] = {
         "loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -257,5 +258,5 @@ def _finetuning_of(
             same=begin_alike and all(after[k] < 0.95 * before[k] for k in ("ours", other)),
             check=f"loss {before['ours']:.3f} and {before[other]:.3f}, after {CHECKED} steps "
             f"{after['ours']:.3f} and {after[other]:.3f}",
-            note=f"ours in {precision}, with clipped gradients, mixed styles and averaged weights",
+            note=f"ours in {precision}, with clipped gradients, MixStyle and averaged weights",
         )

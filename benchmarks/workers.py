@@ -3,10 +3,10 @@
     python -m benchmarks.workers throughput --backbone alexnet --workers 2
     python -m benchmarks.workers kills --kills 5
 
-throughput compares one process on one core, one process on as many cores as there are workers, and
-the workers with one core each, alternately, in training images per second, by the seconds in
-metrics.json. kills sends SIGKILL to the chief or a worker at random moments, and then runs the same
-command with --resume on all; the resulting weights must be those of an undisturbed training run.
+throughput runs one process on one core, one process on as many cores as there are workers, and the
+workers with one core each, in turn; the training images per second are computed from the seconds in
+metrics.json. kills sends SIGKILL to the chief or a worker at a random moment, runs the same command
+with --resume on all workers, and compares the weights with those of an undisturbed training run.
 Requires Linux.
 """
 
@@ -98,7 +98,7 @@ class Kills(Training):
 
 
 def throughput(settings: Throughput) -> None:
-    """Run all rounds, and print a table with their median, lowest and highest speeds."""
+    """Run all rounds, and print a table of the median, lowest and highest speeds."""
     count = settings.workers
     ways = {
         "one process, one core": (1, 1),
@@ -129,7 +129,7 @@ def kills(settings: Kills) -> None:
         run_all(start(Path(directory)))
         duration = time.monotonic() - began
         expected = weights_of(Path(directory))
-    print("| killed | after, s | the others exited after, s | their codes | resumed weights |")
+    print("| killed | after, s | others exited after, s | their exit codes | resumed weights |")
     print("| --- | --- | --- | --- | --- |")
     for number in range(settings.kills):
         victim = number % settings.workers if number < settings.workers else None

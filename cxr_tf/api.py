@@ -1,8 +1,9 @@
-"""The Python API: one function per script, with the script's flags as keyword arguments.
+"""The Python API: `open_catalog`, `load_model`, and a function for each of most commands.
 
-Each function takes the fields of its dataclass in `cxr_tf.config`, where hyphens are underscores:
-`train_classifier.py --image-size 64` is `train_classifier(image_size=64)`. A mistake by the caller
-raises `UserError`, with the message that the script prints.
+The function of a command takes the fields of its dataclass in `cxr_tf.config` as keyword arguments,
+which are the flags with underscores instead of hyphens: `train_classifier.py --image-size 64` is
+`train_classifier(image_size=64)`. A mistake by the caller raises `UserError`, with the message that
+the script prints.
 """
 
 import dataclasses
@@ -122,7 +123,7 @@ def prepare_data(**settings: Any) -> None:
 
 
 def check_served(**settings: Any) -> "Run":
-    """Verify that exported models reproduce measured predictions; see `config.CheckServed`."""
+    """Verify that exported models reproduce their runs' predictions; see `config.CheckServed`."""
     return _call("check_served", settings)
 
 

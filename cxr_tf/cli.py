@@ -12,16 +12,20 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cxr_tf import legacy
 from cxr_tf.errors import UserError
-from cxr_tf.files import disk_errno, expand_user
+from cxr_tf.files import disk_errno, expand_user, naming_file
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Settings = TypeVar("Settings", bound="DataclassInstance")
+
+# Names the stream in errors, as a path names a file.
+STANDARD_OUTPUT = Path("standard output")
 
 
 def run(
@@ -69,7 +73,8 @@ def run(
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
             # No space, no permission: errno tells the user what to fix.
-            _fail(f"{error.strerror}: {error.filename or 'standard output'}", 2)
+            of_file = f": {error.filename}" if error.filename else ""
+            _fail(f"{error.strerror}{of_file}", 2)
         if disk_errno(error) is not None:  # raised by TensorFlow or HDF5
             _fail(str(error).splitlines()[0], 2)
         raise
@@ -133,14 +138,17 @@ class _StrictHandler(logging.StreamHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Raise errors of the stream, and report errors of formatting as usual."""
-        if isinstance(sys.exc_info()[1], OSError):
-            raise
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError):
+            with naming_file(STANDARD_OUTPUT):
+                raise error
         super().handleError(record)
 
 
 def _flush() -> None:
     if sys.stdout is not None:  # None if the parent process closed it
-        sys.stdout.flush()
+        with naming_file(STANDARD_OUTPUT):
+            sys.stdout.flush()
 
 
 def _fail(message: str, code: int) -> None:

@@ -1,7 +1,7 @@
-"""The commands, with the settings that each takes and the function that does its work.
+"""The commands, with the settings that each takes and the module of the function that runs it.
 
-A script under scripts/ runs one of them, `cxr <command>` runs any, and `cxr_tf.<command>(...)`
-calls its function from Python. The function has the name of the command, in the module named here.
+A script under scripts/ runs one of them, `cxr <command>` runs any, and `cxr_tf.<command>(...)` runs
+most of them from Python (`cxr_tf.api`). The function has the name of the command.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""The exception for mistakes that the user can fix."""
+"""The exception for mistakes that the user can fix, and the text of other exceptions."""
 
 
 class UserError(ValueError):
@@ -6,3 +6,8 @@ class UserError(ValueError):
 
     Scripts print the message as one line on stderr and exit with code 2 (`cxr_tf.cli`).
     """
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an exception's message, or its type if the message is empty."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

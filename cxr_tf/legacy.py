@@ -1,4 +1,4 @@
-"""Deprecated names: flags, settings in `config.json`, and files of exported models.
+"""Deprecated names of flags, of settings in `config.json`, and of files of exported models.
 
 A deprecated flag still works and prints its new name once; recorded settings are read under their
 present names, so that old runs can be loaded, compared and resumed.
@@ -10,8 +10,8 @@ from typing import Any
 # Deprecated name of a setting: its present name. The flags have hyphens instead of underscores.
 SETTINGS = {"resamples": "bootstrap_samples"}
 
-# Setting: {deprecated value: present value}. `model` is included only if the command also has
-# `score`, as train_autoencoder.py does; in other commands it is a folder.
+# Setting: {deprecated value: present value}. The values of `model` apply only to commands that also
+# have `score`, such as train_autoencoder.py; in other commands `model` is a folder.
 VALUES = {
     "operating_point": {"half": "0.5"},
     "model": {"restoring": "denoising"},
@@ -68,7 +68,8 @@ def present_arguments(
             notes.append(f"{flag} {word} is now --operating-point {present}")
             result[-1] = "--operating-point"
         elif present != word:
-            notes.append(f"{word} is now {present}")
+            value_of = "" if word.startswith("--") else f"{flag} "
+            notes.append(f"{value_of}{word} is now {value_of}{present}")
         result.append(present)
     return result, list(dict.fromkeys(notes))
 

@@ -1,4 +1,4 @@
-"""Compare out-of-distribution detectors of a trained classifier.
+"""Compare out-of-distribution detectors for a trained classifier.
 
 python scripts/compare_novelty.py --classifier logs/classifier/vgg16-three-class
 """

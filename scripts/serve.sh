@@ -3,9 +3,9 @@
 #
 #   scripts/serve.sh [FOLDER] [--port 8500] [--rest-port 8501] [--batching] [-- FLAGS OF TF SERVING]
 #
-# Uses tensorflow_model_server if it is on the PATH, or else its Docker image; $TF_SERVING_IMAGE is a
-# different image, such as one that ends in -gpu, and $DOCKER_FLAGS are flags of docker run, such as
-# "--gpus all". New exports, and changes of models.config, are loaded without a restart.
+# Uses tensorflow_model_server if it is on the PATH, or else its Docker image. $TF_SERVING_IMAGE
+# names a different image, such as one that ends in -gpu; $DOCKER_FLAGS are flags for docker run,
+# such as "--gpus all". New exports and changes of models.config are loaded without a restart.
 set -eu
 
 # The version of TensorFlow that exported the models: an older TF Serving may lack an op of the graph.
@@ -36,7 +36,7 @@ while [ $# -gt 0 ]; do
             ;;
         -*) fail "unknown flag $1 (see --help); flags of TF Serving go after --" ;;
         *)
-            [ -z "$folder" ] || fail "give one folder of models, not also '$1'"
+            [ -z "$folder" ] || fail "give only one folder of models, not also '$1'"
             folder=$1
             ;;
     esac
@@ -48,9 +48,9 @@ folder=$(cd -P "$folder" && pwd -P)
 config=$folder/models.config
 [ -f "$config" ] || fail "$folder has no models.config: export a model first (train_classifier.py)"
 
-# TF Serving requires absolute paths. After the folder was moved or copied, models.config has the old
-# paths. Those of our models, which have the names of their folders, are updated; those of models
-# from other folders are left unchanged.
+# TF Serving requires absolute paths. After the folder was moved or copied, models.config has the
+# old paths. They are updated for each model whose folder, of the same name, is in this folder; the
+# paths of models in other folders are left unchanged.
 moved() {
     name=''
     while IFS= read -r line || [ -n "$line" ]; do
@@ -89,7 +89,8 @@ set -- \
     --rest_api_timeout_in_ms=600000 \
     "$@"
 if [ -n "$batching" ]; then
-    [ -f "$folder/batching.config" ] || fail "$folder has no batching.config"
+    [ -f "$folder/batching.config" ] ||
+        fail "$folder has no batching.config: the next export writes it"
     set -- --enable_batching=true --batching_parameters_file="$folder/batching.config" "$@"
 fi
 
@@ -104,7 +105,7 @@ if command -v docker > /dev/null; then
     if ! docker image inspect "$image" > /dev/null 2>&1 && ! docker pull "$image" >&2; then
         [ -z "${TF_SERVING_IMAGE:-}" ] || fail "cannot pull the image $image"
         image=tensorflow/serving:latest
-        echo "no image for TensorFlow $version: using $image" >&2
+        echo "cannot pull the image for TensorFlow $version: using $image" >&2
         docker image inspect "$image" > /dev/null 2>&1 || docker pull "$image" >&2 ||
             fail "cannot pull the image $image: pull it with a network connection, or choose another" \
                 "with TF_SERVING_IMAGE"

@@ -19,8 +19,8 @@ from cxr_tf.data.sources.phantoms import write_phantoms
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
-# Modules that look at the same study, the same training or the same exported models, each of which
-# takes its time to make.
+# Modules that use the same study, the same training run or the same exported models, each of which
+# takes long to make.
 STUDY = (
     *("test_run_study", "test_state", "test_plan", "test_report", "test_report_pictures"),
     *("test_report_browser", "test_tensorboard_browser", "test_compare_studies"),
@@ -42,7 +42,7 @@ GROUPS = (
     | dict.fromkeys(PREDICTION, "prediction")
 )
 
-# Groups that take longest: first, so that no process waits for another at the end. (By default
+# Groups that take longest run first, so that no process waits for another at the end. (By default
 # pytest-xdist would start the groups with the most tests first; see the Makefile.)
 LONGEST = ("study", "test_packaging", "training", "exports", "autoencoder")
 
@@ -56,7 +56,7 @@ SLOW = {
     "test_wheel_trains_in_a_separate_environment",
     "test_training_on_two_devices",
     "test_default_epochs_are_recorded",
-    "test_weights_do_not_depend_on_sick_images",
+    "test_weights_do_not_depend_on_abnormal_images",
 }
 
 
@@ -82,14 +82,14 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
-    """Do the same for a module that is skipped as a whole."""
+    """Report a module that is skipped as a whole as an error in CI."""
     report = yield
     return without_skips(report) if os.environ.get("CI") else report
 
 
 @pytest.fixture(scope="module", autouse=True)
 def forget_models() -> Iterator[None]:
-    """Release the models of a module at its end, because Keras keeps every model it has built."""
+    """Release the models that a test module has built, because Keras keeps all of them."""
     yield
     if "keras" in sys.modules:
         sys.modules["keras"].utils.clear_session(free_memory=True)
@@ -118,7 +118,7 @@ def tiny_backbone() -> Iterator[str]:
 def small_models(
     tiny_backbone: str, phantoms: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """Exported models of every kind, all untrained: three classes, two, KNN, autoencoder."""
+    """Untrained exported models: classifiers of three and of two classes, KNN, autoencoder."""
     import small_models
 
     root = tmp_path_factory.mktemp("small_models") / "saved_models"
@@ -134,7 +134,7 @@ def browser() -> Iterator[Any]:
     with sync_api.sync_playwright() as playwright:
         found = next(filter(None, map(shutil.which, BROWSERS)), None)
         try:
-            # Containers seldom allow Chromium's own sandbox; the pages are ours.
+            # Containers seldom allow Chromium's own sandbox, and the pages are our own.
             opened = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
         except sync_api.Error as error:
             pytest.skip(f"{NO_BROWSER}: {str(error).splitlines()[0]}")

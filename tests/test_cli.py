@@ -30,6 +30,8 @@ def job(settings):
         time.sleep(0.2)
         print("cleaned up", file=sys.stderr)
         raise
+    if settings.seconds == -2:
+        raise ConnectionRefusedError(111, "Connection refused")
     if settings.seconds < 0:
         raise OSError("Unable to write: error message = 'No space left on device'")
 
@@ -117,6 +119,11 @@ def test_signal_that_the_parent_ignores_stays_ignored(command: list[str]) -> Non
         process.send_signal(signal.SIGHUP)
         process.communicate()
     assert process.returncode == 0
+
+
+def test_error_without_a_file_names_none(command: list[str]) -> None:
+    done = subprocess.run([*command, "--seconds", "-2"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "error: Connection refused\n")
 
 
 def test_disk_error_without_a_number_gives_one_line(command: list[str]) -> None:

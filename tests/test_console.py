@@ -28,14 +28,14 @@ def test_a_table_fits_the_terminal_and_loses_nothing() -> None:
     assert lines[1].endswith("pneumonia     0.9001")
 
 
-def test_in_a_file_a_row_is_one_line() -> None:
+def test_table_written_to_a_file_has_one_line_per_row() -> None:
     lines = console.table(HEADER, ROWS).splitlines()
     assert [line.split("  ")[0] for line in lines] == ["path", LONG, "b.png"]
     # Numbers to the right, names to the left.
     assert {len(line) for line in lines} == {len(lines[0])}
 
 
-def test_a_narrow_terminal_gets_the_probability_of_the_label_alone(
+def test_a_narrow_terminal_shows_only_the_probability_of_the_label(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", logger="cxr_tf")

@@ -67,7 +67,7 @@ def test_an_exported_model_is_evaluated_on_the_split_of_its_training() -> None:
         assert run.metrics["test"][metric] == pytest.approx(measured[metric], abs=1e-6)
 
 
-def test_the_pickle_loads() -> None:
+def test_the_knn_pickle_loads() -> None:
     from cxr_tf.neighbors.storage import load_knn
 
     knn, manifest = load_knn("saved_models/tiny-knn")

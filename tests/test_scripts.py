@@ -67,7 +67,7 @@ def here(place, monkeypatch):
     return place
 
 
-def test_help_of_every_script_without_tensorflow():
+def test_help_of_every_script_needs_no_tensorflow():
     scripts = sorted(p.name for p in SCRIPTS.glob("*.py"))
     assert "train_classifier.py" in scripts
     code = (
@@ -255,7 +255,7 @@ def test_wrong_command_line_is_explained_and_leaves_nothing(here, capsys):
     assert sorted(here.rglob("*")) == before
 
 
-def test_real_process_prints_one_line_only(here):
+def test_error_of_a_real_process_is_one_line(here):
     # As from a user's shell, where TensorFlow's log level is not set.
     environment = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
     done = subprocess.run(

@@ -16,7 +16,7 @@ def test_a_skip_is_a_failure_that_keeps_its_reason() -> None:
     assert failed.failed and "OpenVINO is not installed" in str(failed.longrepr)
 
 
-def test_a_missing_browser_remains_a_skip() -> None:
+def test_skip_for_a_missing_browser_is_not_a_failure() -> None:
     assert without_skips(report(f"{NO_BROWSER}: not found")).skipped
 
 

@@ -57,12 +57,13 @@ class Campaign:
         actual = digests(out)
         if actual != self.expected:
             different = [k for k in self.expected if actual.get(k) != self.expected[k]]
-            return f"{len(different)} shards differ, {len(set(actual) - set(self.expected))} more"
+            more = len(set(actual) - set(self.expected))
+            return f"{len(different)} files differ or are missing, {more} are additional"
         return paths_once(out)
 
 
 def make_images(folder: Path, count: int) -> None:
-    """Write `count` links to a hundred phantoms, two of which are unreadable."""
+    """Write a hundred phantoms, two of them unreadable, and links to them: `count` files in all."""
     from PIL import Image
 
     from cxr_tf.data.sources.phantoms import FINDINGS, phantom
@@ -129,7 +130,7 @@ def workers_of(process: subprocess.Popen) -> list[int]:
 
 
 def digests(out: Path) -> dict[str, str]:
-    """Return {file: digest} of the shards and lists of an archive, including hidden files."""
+    """Return {file: digest} of an archive, including hidden files, without summary.json."""
     files = [p for p in out.rglob("*") if p.is_file() and p.name != "summary.json"]
     return {
         str(p.relative_to(out)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(files)
@@ -137,12 +138,13 @@ def digests(out: Path) -> dict[str, str]:
 
 
 def paths_once(out: Path) -> str:
-    """Return a message unless each listed path occurs exactly once in the shards, or else ""."""
+    """Return "" if the shards contain each listed path once and in order, or else a message."""
     import pyarrow.parquet as pq
 
     scored = [p for f in sorted((out / "shards").iterdir()) for p in read_paths(pq, f)]
     listed = [p for f in sorted((out / "lists").iterdir()) for p in read_paths(pq, f)]
-    return "" if scored == listed and len(set(scored)) == len(scored) else "paths differ"
+    message = "the shards do not contain each listed path exactly once and in order"
+    return "" if scored == listed and len(set(scored)) == len(scored) else message
 
 
 def read_paths(pq: Any, file: Path) -> list[str]:

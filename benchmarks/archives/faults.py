@@ -1,11 +1,11 @@
-"""Inject faults while archives are scored; each archive must become equal to an undisturbed one.
+"""Inject faults while archives are scored; each archive must end up equal to an undisturbed one.
 
 python -m benchmarks.archives.faults --work /tmp/faults
 python -m benchmarks.archives.faults --work /tmp/faults --cases workers coordinator
 
 Each case runs scripts/score_archive.py on phantoms and a small random model until the archive is
 finished, and compares every shard with those of an undisturbed run. Requires Linux and the optional
-packages of the case. Prints a table, and writes faults.json.
+packages of the case. Prints a table, and writes faults.json to --work.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def kill_workers(campaign: Campaign) -> dict[str, Any]:
             time.sleep(random.uniform(0.5, 4))
             now = len(list((out / "shards").glob("[0-9]*")))
             workers = workers_of(process)
-            # Kill at any moment, during loading or computing, but let some shards be finished.
+            # Kill while loading or computing, but only after another shard has been finished.
             if workers and now > finished and killed < campaign.kills:
                 finished = now
                 with contextlib.suppress(ProcessLookupError):
@@ -82,7 +82,7 @@ def kill_coordinator(campaign: Campaign, how: signal.Signals = signal.SIGKILL) -
                 problems.append(f"exit code {process.returncode}")
             if killed >= times:
                 break
-            # It finished before it was killed: remove some shards, to continue with the kills.
+            # It finished before it was killed: remove some shards, so that kills can continue.
             for shard in random.sample(sorted((out / "shards").iterdir()), k=40):
                 shard.unlink()
             continue
@@ -90,7 +90,7 @@ def kill_coordinator(campaign: Campaign, how: signal.Signals = signal.SIGKILL) -
         process.send_signal(how)
         killed += 1
         process.wait()
-        # The code is 130 from the signal handler, or the signal's before that is installed.
+        # The exit code is the handler's 130, or the signal's until the handler is installed.
         if how == signal.SIGTERM and process.returncode not in (130, -signal.SIGTERM):
             problems.append(f"SIGTERM: exit code {process.returncode}")
         deadline = time.monotonic() + 60
@@ -169,7 +169,7 @@ def object_store(campaign: Campaign) -> dict[str, Any]:
 
         store.choose = choose
         store.late = {f"{k:05d}.parquet" for k in range(0, 100, 3)}
-        for _ in range(2):  # the second one recomputes shards that its listing does not show
+        for _ in range(2):  # the second run recomputes shards that its listing does not show
             finish(campaign.command("s3://pacs/scores", images))
         store.choose, store.late = (lambda: None), set()
         copy = campaign.work / "store"
@@ -199,7 +199,7 @@ def ray_node(campaign: Campaign) -> dict[str, Any]:
             time.sleep(0.5)
         problems = [f"exit code {process.returncode}" if process.returncode else ""]
         problems.append(campaign.check(out))
-    return result("loss of a Ray node (of two), and a new one", removed, problems)
+    return result("loss of one of two Ray nodes, which is replaced", removed, problems)
 
 
 def ray_actors(campaign: Campaign) -> dict[str, Any]:
@@ -288,7 +288,9 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20, help="number of workers to kill")
     parser.add_argument("--coordinator-kills", type=int, default=10)
     parser.add_argument(
-        "--stand-in", action="store_true", help="use a model that loads in no time, for more kills"
+        "--stand-in",
+        action="store_true",
+        help="use a stand-in for the model that loads at once, for more kills while predicting",
     )
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
     given = parser.parse_args()

@@ -1,11 +1,11 @@
-"""Measure archives: time and memory of planning, images per second, Ray's overhead, and cost.
+"""Measure archives: planning, images per second, Ray's overhead, search, and cost.
 
 python -m benchmarks.archives.measure --work /tmp/archives plan
 python -m benchmarks.archives.measure --work /tmp/archives memory speed ray search
 python -m benchmarks.archives.measure cost --gpu-rate 1200 --decode-rate 110
 
-Alternatives are measured alternately on the same files, without the time to load a model. Prints
-tables with the median, the lowest and the highest of the rounds.
+Alternatives take turns on the same files; the time to load a model is not counted. Prints tables
+with the median, the lowest and the highest of the rounds.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def many_paths(work: Path) -> Path:
 
 
 def list_of(work: Path, count: int) -> Path:
-    """Write a list of `count` of the paths of `many_paths`."""
+    """Write a list of the first `count` paths of `many_paths`."""
     root = many_paths(work)
     path = work / f"list-{count}.txt"
     if not path.exists():
@@ -57,7 +57,7 @@ def write_phantoms(folder: Path, count: int, size: tuple[int, int], suffix: str)
     from cxr_tf.data.sources.phantoms import FINDINGS, phantom
 
     folder.mkdir(parents=True)
-    # Only a few different ones, because their content does not matter.
+    # Only a few different images, because their content does not matter.
     for k in range(min(count, DIFFERENT)):
         image = phantom(FINDINGS[k % 3], seed=1, patient=k, size=min(size)).image
         Image.fromarray(image).resize(size).save(folder / f"{k:05d}.{suffix}")
@@ -110,7 +110,7 @@ def new_plan(out: Path, model: Path, images: list[str], shard_size: int) -> Any:
 
 def plan(given: argparse.Namespace) -> None:
     """Measure the time and memory of planning a list, and of searching it for new paths."""
-    print("| paths | planned in (CPU) | again, nothing new | peak memory |")
+    print("| paths | planned in (CPU time) | again, without new paths | peak memory |")
     print("| --- | --- | --- | --- |")
     for count in (10_000, 100_000, 1_000_000):
         listed = list_of(given.work, count)
@@ -165,7 +165,7 @@ def memory(given: argparse.Namespace) -> None:
         while process.poll() is None:
             own = max(own, peak(process.pid))
             for child in children(process.pid):
-                # The process that only describes the model has no shard to compute.
+                # Before there are shards, the child is the process that only describes the model.
                 if (out / "shards").exists():
                     worker = max(worker, peak(child))
             time.sleep(0.2)
@@ -222,7 +222,7 @@ def ray(given: argparse.Namespace) -> None:
 
 
 def table(ways: dict[str, Callable[[], float]], rounds: int, title: str) -> None:
-    """Measure alternately, in reversed order every other round, and print a table."""
+    """Measure all in each round, in reversed order in every other round, and print a table."""
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for k in range(rounds):
         for name in list(ways)[:: -1 if k % 2 else 1]:
@@ -359,8 +359,9 @@ def cost(given: argparse.Namespace) -> None:
     hours = given.films / (given.gpus * per_gpu) / 3600
     bound = "the GPU" if given.gpu_rate <= given.decode_rate * given.cores else "decoding"
     print(
-        f"{given.films:,} films on {given.gpus} GPUs with {given.cores} cores each: {bound} bounds "
-        f"at {per_gpu:.0f} images/s per GPU, {hours:.2f} h, {hours * given.gpus:.1f} GPU hours, "
+        f"{given.films:,} films on {given.gpus} GPUs with {given.cores} cores each: {bound} limits "
+        f"the speed to {per_gpu:.0f} images/s per GPU, {hours:.2f} h, "
+        f"{hours * given.gpus:.1f} GPU hours, "
         f"{hours * given.gpus * given.price:.2f} at {given.price} per GPU hour"
     )
 

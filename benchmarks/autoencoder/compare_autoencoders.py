@@ -45,7 +45,7 @@ FEWEST_PATIENTS = 5
 def compare_autoencoders(settings: CompareAutoencoders) -> Run:
     """Train and score all variants, write the comparison, and return its run.
 
-    Raises UserError for a user's mistake, before anything is written.
+    Raises UserError for invalid settings or data, before anything is written.
     """
     reserve_run(settings.logs, "compare", settings.name, settings)
     check_numbers(settings, epochs=1)
@@ -56,9 +56,8 @@ def compare_autoencoders(settings: CompareAutoencoders) -> Run:
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     keras.utils.set_random_seed(settings.seed)
     tf.config.experimental.enable_op_determinism()
-    features = feature_maps(
-        settings
-    )  # first, so that missing weights fail before hours of training
+    # First, so that missing weights fail before hours of training.
+    features = feature_maps(settings)
     data = load_data(settings)
     train, val = data.split("train"), data.split("val")
     healthy = train.take(np.flatnonzero(train.labels == 0))
@@ -193,7 +192,7 @@ def _areas(
 def table(tables: dict[str, dict[str, Any]], val: ImageDataset) -> str:
     """Format the comparison as a table for the terminal."""
     sick = int((val.labels == 1).sum())
-    heading = f"AUROC on {len(val.labels) - sick} healthy and {sick} sick validation images"
+    heading = f"AUROC on {len(val.labels) - sick} healthy and {sick} abnormal validation images"
     rows = []
     for name, scores in tables.items():
         alone, joined = (

@@ -25,7 +25,7 @@ def feature_maps(
 ) -> Callable[[np.ndarray, int], np.ndarray] | None:
     """Return a function from images uint8 [N, S, S, 1] and a block to features float32 [N, D].
 
-    block: number of a block of VGG16. Returns None if there are no weights, or these variants are
+    block: number of a block of VGG16. Returns None without weights, or if the variant `features` is
     not selected. Raises UserError for weights that cannot be loaded.
     """
     is_selected = not settings.variants or "features" in settings.variants

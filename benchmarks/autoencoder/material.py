@@ -101,7 +101,7 @@ class Material:
         """Return the row of an error measure that replaces the residual in the combined score.
 
         amounts: the non-negative errors of the images `shown`, float [M]; least: is added before
-        the logarithm is taken, so that much smaller errors count as 0.
+        the logarithm is taken, so that differences between much smaller errors do not count.
         """
         count = len(self.sick)
         logarithms = np.log(amounts + least)
@@ -164,7 +164,7 @@ def trained(
         verbose=0,
     )
     if not all(np.isfinite(w).all() for w in network.get_weights()):
-        raise UserError("the weights of a network are not finite; try another --seed")
+        raise UserError("the trained weights of a network are not finite; try another --seed")
     return network, weights[-1], time.perf_counter() - started
 
 

@@ -1,4 +1,4 @@
-"""Alternative measures of the residual."""
+"""Alternative error measures and scores of the default network."""
 
 from collections.abc import Iterator
 
@@ -54,7 +54,7 @@ def other_residuals(network: keras.Model, material: Material) -> Iterator[tuple[
 
 
 def highest_tenth(maps: np.ndarray) -> np.ndarray:
-    """Return the mean of the highest tenth of each map, float32 [N], of maps [N, T, T, 1]."""
+    """Return the mean of the highest tenth of the pixels of maps [N, T, T, 1], float32 [N]."""
     flat = np.sort(maps.reshape(len(maps), -1), axis=1)
     return flat[:, -int(autoencoder.SCORED_SHARE * flat.shape[1]) :].mean(axis=1)
 
@@ -62,9 +62,9 @@ def highest_tenth(maps: np.ndarray) -> np.ndarray:
 def by_pixel(maps: np.ndarray, material: Material) -> np.ndarray:
     """Standardise each pixel of maps by healthy validation images; negative values become 0.
 
-    maps: float32 [M, T, T, 1], of the images `shown`. The mean and standard deviation of each pixel
-    are cross-fitted: healthy patients are divided into halves, and each half is standardised by the
-    other; sick patients are standardised by one of the halves.
+    maps: float32 [M, T, T, 1], one for each of `material.shown`. The mean and standard deviation of
+    each pixel are cross-fitted: patients with healthy images are divided into halves, and each half
+    is standardised by the other; all other patients are standardised by the second half.
     """
     patients, sick = np.array(material.val.catalog.patients), material.sick
     known = np.unique(patients[~sick])

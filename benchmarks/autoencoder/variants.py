@@ -1,12 +1,12 @@
-"""Train variants of the autoencoder on the same data: parts of the default, and alternatives.
+"""Train variants of the autoencoder on the same data, and score parts of the default.
 
     material = make_material(settings, healthy, val)
     for name, rows in variants(material, feature_maps(settings)).items():
         for row, scores in rows(): ...
 
-Every row is an anomaly score: `alone`, and `joined` with the lung appearance model as in the
-default. All networks are trained on the healthy training images, with the same number of steps,
-except one network that is trained longer.
+Every row contains an anomaly score (`alone`), its combination with the lung appearance model as in
+the default (`joined`), or both. All networks are trained on the healthy training images, with the
+same number of steps, except one network that is trained longer.
 """
 
 import dataclasses
@@ -98,7 +98,10 @@ def variants(
 
 
 def of_default(material: Material) -> Iterator[tuple[str, Row]]:
-    """Train the default network; yield its scores, and alternative scores of its outputs."""
+    """Train the default network; yield the name and row of its score and of alternative scores.
+
+    The alternative scores need no further training.
+    """
     network, last, seconds = trained(material, material.seen, material.lungs)
     default = material.row(network, seconds)
     yield DEFAULT, default
@@ -129,7 +132,7 @@ def of_default(material: Material) -> Iterator[tuple[str, Row]]:
 
 
 def rescanned_pair(healthy: tf.Tensor, lungs: tf.Tensor, seed: tf.Tensor) -> tuple:
-    """Perturb tone and light, blur or noise, then paint opacities as the default does."""
+    """Simulate another scanner, then paint opacities as the default does."""
     rescanned = simulate_scanner(healthy, seed)
     return opacities.restoration_pair(rescanned, lungs, seed)
 
@@ -213,7 +216,7 @@ def of_grey_levels(material: Material) -> Iterator[tuple[str, Row]]:
 
 
 def of_surroundings(times: float, material: Material) -> Iterator[tuple[str, Row]]:
-    """Train on local contrast with a window that is `times` as wide."""
+    """Train on local contrast with a window `times` times as wide as that of the default."""
     see = functools.partial(local_contrast, share=times * WINDOW)
 
     def pair(healthy: tf.Tensor, lungs: tf.Tensor, seed: tf.Tensor) -> tuple:
@@ -238,10 +241,10 @@ def of_larger_images(material: Material) -> Iterator[tuple[str, Row]]:
     parts = []
     for part in (material.healthy, material.val):
         images, unreadable = decoding.load_images(part.catalog.paths, size)
-        for row, reason in unreadable.items():  # it was readable at the start
+        for row, reason in unreadable.items():  # although all were readable at the start
             raise UserError(f"{part.catalog.paths[row]}: {reason}")
         parts.append(dataclasses.replace(part, images=images))
     larger = make_material(material.settings, *parts)
     network, _, seconds = trained(larger, larger.seen, larger.lungs)
-    name = f"images of {size} pixels, of which the network sees {size // 2}"
+    name = f"images of {size} pixels, halved for the network to {size // 2}"
     yield name, larger.row(network, seconds)

@@ -5,7 +5,8 @@
 
 Every model is served by the same small HTTP server in a separate process (`server.py`), on the
 loopback interface only, and gets a fixed number of requests: first from one client, then from
-several at once. A request is one file of 1300 x 900 pixels, and the response its probabilities.
+several at once (with batching, only the latter). A request is one file of 1300 x 900 pixels, and
+the response contains its probabilities.
 """
 
 import contextlib
@@ -63,7 +64,7 @@ class Result:
 def load_test(settings: LoadTest) -> Path:
     """Measure all backbones and backends, print a table, and return the path of the JSON file.
 
-    Raises UserError for a number out of its range.
+    Raises UserError for a number that is out of range.
     """
     check_numbers(settings, requests=1, clients=2, batch=2)
     name = settings.name or datetime.now().strftime("load-%Y-%m-%d-%H%M%S")
@@ -109,7 +110,7 @@ def write_model(folder: Path, backbone: str, precision: str, size: int) -> None:
 def measure_model(
     folder: Path, backbone: str, precision: str, files: Sequence[bytes], settings: LoadTest
 ) -> Iterator[Result]:
-    """Measure one model: each backend with one client, then with all clients."""
+    """Measure each backend of one model with one client (without batching) and with all clients."""
     expected: np.ndarray | None = None
     batched = f"batches of {settings.batch}"
     for backend, name, batch in (
@@ -120,12 +121,15 @@ def measure_model(
     ):
         model = folder / ("1" if backend == "c++" else "model.keras")
         with server(backend, model, batch) as port:
-            # This is also the warm-up, in which every batch size is traced or planned once.
+            # These requests are also the warm-up, in which every batch size is traced or planned.
             _, predictions = send(port, files, settings.clients, 2 * len(files))
             expected = predictions if expected is None else expected
             difference = float(np.abs(predictions - expected).max())
             if difference > TOLERANCE[precision]:
-                raise RuntimeError(f"{name} differs from the C++ runtime by {difference:.1g}")
+                raise RuntimeError(
+                    f"the probabilities of {name} differ from those of the C++ runtime by up to "
+                    f"{difference:.1g} (allowed: {TOLERANCE[precision]})"
+                )
             for clients in (1, settings.clients) if batch == 1 else (settings.clients,):
                 start = time.perf_counter()
                 latencies, _ = send(port, files, clients, settings.requests)
@@ -197,7 +201,7 @@ def send(
                 body = response.read()
                 latencies[number] = time.perf_counter() - start
                 if response.status != 200:
-                    raise RuntimeError(f"status {response.status}")
+                    raise RuntimeError(f"the server returned HTTP status {response.status}")
                 predictions[number % len(files)] = json.loads(body)
             connection.close()
         except BaseException as error:  # raised again in the main thread

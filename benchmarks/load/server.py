@@ -3,8 +3,8 @@
     python -m benchmarks.load.server c++ saved_models/vgg16-binary/1 --batch 8
 
 The front end is the same for every backend: a client posts the bytes of an image, and gets its
-probabilities as JSON. The server prints its port when it is ready, and exits at the end of its
-standard input.
+probabilities as JSON. The server prints its port when it is ready, and exits when its standard
+input ends.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from typing import Any
 # A function from image files to a list of probabilities for each.
 Predict = Callable[[Sequence[bytes]], list[list[float]]]
 
-# Seconds that the first request of a batch waits for others.
+# Seconds that a batch waits for one more request.
 BATCH_WAIT_SECONDS = 0.005
 
 
@@ -39,7 +39,7 @@ def cpp_backend(folder: Path) -> Predict:
 
 
 def keras_backend(file: Path) -> Predict:
-    """Return a predictor that reads images and calls `predict` with Keras, for a .keras file."""
+    """Return a predictor that decodes images and calls `predict` of the model in a .keras file."""
     import io
 
     import keras
@@ -65,8 +65,8 @@ def keras_backend(file: Path) -> Predict:
 def in_batches(predict: Predict, batch: int) -> Callable[[bytes], list[float]]:
     """Return a function that predicts one file, in a batch with the files of other threads.
 
-    Requests that arrive within five milliseconds run together, `batch` of them at most, as in TF
-    Serving's batching with `batch_timeout_micros { value: 5000 }`.
+    A batch runs when it has `batch` requests, or when none has arrived for five milliseconds (TF
+    Serving's `batch_timeout_micros { value: 5000 }` counts from the first request).
     """
     waiting: queue.Queue[tuple[bytes, Future]] = queue.Queue()
 

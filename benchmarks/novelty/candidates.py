@@ -1,7 +1,7 @@
 """Candidate novelty scores, computed from the outputs of one pass of the network.
 
-Each score is fitted on training images, and returns one number per image, which is larger for
-images that are less like these.
+Each score is fitted on training images, and returns one number per image, which is larger the less
+the image resembles them.
 """
 
 from collections.abc import Callable

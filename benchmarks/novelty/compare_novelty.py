@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 def compare_novelty(settings: CompareNovelty) -> None:
-    """Print tables of the AUROC and the share refused of each image set, for each detector."""
+    """Print tables of the AUROC and the share of refused images of each set, for each detector."""
     features = _load(settings) if settings.features else compute_features(settings)
     labels = features.pop("labels")
     get = {name: _features(features, name) for name in _names(features)}
@@ -68,7 +68,7 @@ def tables(
 
 
 def compute_features(settings: CompareNovelty) -> dict[str, np.ndarray]:
-    """Run the network once on all sets of images; write the features to --save-features."""
+    """Run the network once on all sets of images; write the features with --save-features."""
     classifier = open_classifier(settings.classifier)
     data = settings.data or classifier.settings["data"]
     seed = classifier.settings.get("seed", 0)

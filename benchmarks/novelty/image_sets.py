@@ -1,4 +1,4 @@
-"""Images that a chest X-ray classifier should refuse, and shifted ones that it should accept.
+"""Images that a chest X-ray classifier should refuse, and radiographs with acquisition shifts.
 
 All sets are uint8 [N, S, S, 1] at the classifier's size.
 """

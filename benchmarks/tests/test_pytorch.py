@@ -1,4 +1,4 @@
-"""The PyTorch counterpart is the same network: equal logits, gradients and frozen layers."""
+"""The PyTorch counterpart is the same network, with equal logits, gradients and frozen layers."""
 
 import keras
 import numpy as np
@@ -37,7 +37,7 @@ def logits_by_torch(network: torch.nn.Module, images: np.ndarray) -> torch.Tenso
     return network(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
 
 
-def test_logits_are_equal(both: Both) -> None:
+def test_logits_equal_those_of_keras(both: Both) -> None:
     model, network, images = both
     expected = np.asarray(model(images, training=False))
     assert np.ptp(expected) > 0.1
@@ -60,9 +60,9 @@ def test_trainable_variables_and_their_gradients_are_equal(both: Both) -> None:
     turned = [x.transpose({4: (2, 3, 1, 0), 2: (1, 0)}.get(x.ndim, (0,))) for x in found]
     assert len(turned) == len(expected) > 4
     for gradient in map(np.asarray, expected):
-        # Gradients are compared by their norm, to a hundredth: a unit within rounding error of 0
-        # may be on different sides of its ReLU. A different padding or a lost branch would change
-        # all of the gradient.
+        # The difference may have a hundredth of the gradient's norm: a unit within rounding error
+        # of 0 may be on different sides of its ReLU in the two networks. A different padding or a
+        # lost branch would change all of the gradient.
         off = [np.linalg.norm(x - gradient) for x in turned if x.shape == gradient.shape]
         assert min(off) < 1e-2 * np.linalg.norm(gradient)
 

@@ -25,7 +25,7 @@ def draw_split(
     """
     sick = part.labels == 1
     if sick.any():
-        # One column per class; only the order of the scores matters.
+        # One column per class, like probabilities; the curves depend only on the order of scores.
         columns = np.stack([-scores, scores], axis=1)
         predicted = (scores >= threshold).astype(np.int64)
         for name, figure in {
@@ -53,9 +53,9 @@ def draw_split(
 def examples(
     sick: np.ndarray, scores: np.ndarray, threshold: float, count: int = 6
 ) -> dict[str, np.ndarray]:
-    """Return the rows of example images by kind: typical, missed, false alarms.
+    """Return the rows of example images by kind: `typical`, `missed` and `false_alarms`.
 
-    Kinds without an image are omitted.
+    sick: whether an image is abnormal, bool [N]. Kinds without an image are omitted.
     """
     predicted = scores >= threshold
     healthy_rows, sick_rows = np.flatnonzero(~sick), np.flatnonzero(sick)

@@ -34,7 +34,7 @@ LOSS_WEIGHTS = {
 
 
 def healthy_images(train: ImageDataset) -> np.ndarray:
-    """Return the healthy images, uint8 [N, S, S, 1]: the network is trained on these only."""
+    """Return the healthy images of a split, uint8 [N, S, S, 1]; only these train the network."""
     return train.images[train.labels == 0]
 
 
@@ -139,7 +139,7 @@ def training_batches(
     """Return training batches (inputs, targets) for the given epochs, from healthy images.
 
     train: uint8 [N, T, T, 1], from `as_network_sees`. part: return only these rows of every batch;
-    for the denoising network all rows are prepared nevertheless, because an opacity may be tissue
+    for the denoising network all rows are still prepared, because an opacity may be made of tissue
     from another image.
     """
     common: dict[str, Any] = {
@@ -181,7 +181,7 @@ class ValidationEvaluator:
         workers: Workers | None = None,
     ) -> None:
         self._workers = workers or connect()
-        # The appearance model is not trained in epochs, so the residual replaces its scores.
+        # The appearance model is fitted after training, so the residual replaces its scores here.
         score = settings.score or known_scores(settings)[0]
         score = "residual" if score in ("combined", "appearance") else score
         model = autoencoder.build_autoencoder(network, score)

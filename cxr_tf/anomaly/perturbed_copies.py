@@ -16,15 +16,15 @@ PredictFn = Callable[[np.ndarray], dict[str, np.ndarray]]
 BATCH = 32
 
 # Seed of the synthetic opacities in validation images: fixed, so that every epoch and every run is
-# evaluated on the same ones.
+# evaluated on the same opacities.
 VALIDATION_SEED = 20_002
 
 # Seed of the perturbed copies on which the threshold is chosen; it differs from the seed of the
 # copies that set the scale of the score.
 THRESHOLD_SEED = VALIDATION_SEED + 2
 
-# Functions of images uint8 [N, S, S, 1] and a seed. They return the images unchanged, with a
-# perturbed exposure, and as if from a different scanner.
+# Functions of images uint8 [N, S, S, 1] and a seed: the first returns the images unchanged, the
+# second perturbs the exposure, and the third imitates a different scanner.
 PERTURBED_COPIES: tuple[Callable[[np.ndarray, int], np.ndarray], ...] = (
     lambda images, seed: images,
     shifts.perturb_exposure,

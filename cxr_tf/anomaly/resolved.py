@@ -24,8 +24,8 @@ def resolve(settings: TrainAutoencoder, healthy: int, previous_run: Run) -> Reso
     """Return the settings with a number of epochs.
 
     healthy: the number of healthy training images, which determines the default. A resumed run
-    keeps its recorded number of epochs: if images have been added since, the data have changed, not
-    the settings.
+    keeps its recorded number of epochs; otherwise, if images have been added since, the error would
+    report changed settings instead of changed data.
     """
     epochs = settings.epochs
     if epochs is None and settings.resume and (previous_run.directory / "config.json").exists():

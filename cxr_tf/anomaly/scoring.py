@@ -1,4 +1,4 @@
-"""Score a split: table, percentiles, predictions, localisation."""
+"""Score an autoencoder on a split, write its predictions, and measure localisation."""
 
 from typing import Any
 
@@ -70,9 +70,9 @@ def score_split(
     bootstrap_samples: int,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Return the scores of one split, including `<metric>/bacterial` and `<metric>/viral`.
+    """Return the scores of one split, with `<metric>/bacterial` and `<metric>/viral` if present.
 
-    The latter compare the images with that finding with all healthy images, at the same threshold.
+    The latter compare the images of that finding with all healthy images, at the same threshold.
     """
     findings = np.array([r.finding for r in part.catalog.radiographs])
     healthy = part.labels == 0
@@ -87,7 +87,7 @@ def score_split(
             values = metrics.detection_scores(
                 ~healthy[rows], scores[rows], threshold, weights[rows]
             )
-            # Specificity does not depend on the sick images.
+            # Specificity does not depend on the abnormal images.
             kept = values if not suffix else {k: values[k] for k in ("auroc", "auprc", "recall")}
             result |= {f"{metric}{suffix}": value for metric, value in kept.items()}
         if part.against is not None:

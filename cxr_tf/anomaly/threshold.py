@@ -7,7 +7,7 @@ from cxr_tf.anomaly.perturbed_copies import PERTURBED_COPIES, THRESHOLD_SEED, Pr
 from cxr_tf.config import TrainAutoencoder
 from cxr_tf.data.dataset import ImageDataset
 
-# The specificity if validation has no sick image, and therefore no ROC curve.
+# The specificity if validation has no abnormal image, and therefore no ROC curve.
 FALLBACK_SPECIFICITY = 0.95
 
 
@@ -16,9 +16,9 @@ def score_perturbed_copies(
 ) -> dict[str, np.ndarray]:
     """Score the validation images and their perturbed copies: float32 [C, N] by name of the score.
 
-    C is 3 for Youden's point of the denoising network if validation has sick images; otherwise only
-    the unchanged images are scored, and C is 1. The error of the plain network is in grey levels,
-    and the noise of a different scanner would dominate it.
+    C is 3 for Youden's point of the denoising network if validation has abnormal images; otherwise
+    only the unchanged images are scored, and C is 1. The error of the plain network includes image
+    noise, and that of a different scanner would dominate it.
     """
     by_rate = settings.operating_point != "youden"
     unchanged_only = settings.model == "plain" or by_rate or not (val.labels == 1).any()
@@ -31,10 +31,10 @@ def score_perturbed_copies(
 
 
 def choose_score(sick: np.ndarray, scores: dict[str, np.ndarray]) -> str:
-    """Choose the score with the highest AUROC on validation; without sick images, the first.
+    """Choose the score with the highest AUROC on validation; without abnormal images, the first.
 
-    sick: bool [N]; scores: float32 [N] by name. AUROCs are compared to three digits; ties go to
-    the first.
+    sick: whether an image is abnormal, bool [N]; scores: float32 [N] by name. AUROCs are rounded
+    to three decimals before they are compared; ties go to the first.
     """
     if not sick.any():
         return next(iter(scores))
@@ -50,23 +50,23 @@ def choose_threshold(
 ) -> tuple[float, str]:
     """Choose the threshold at which an image becomes anomalous; return it and the rule in words.
 
-    sick: bool [N]; scores: float32 [C, N], of the validation images, then of their perturbed
-    copies. `youden` maximises Youden's J on the ROC curve of all C copies together; the other rules
-    use the unchanged images. Without a sick image there is no ROC curve, and the threshold is a
-    quantile of the healthy scores.
+    sick: whether an image is abnormal, bool [N]; scores: float32 [C, N], of the validation images,
+    then of their perturbed copies. `youden` maximises Youden's J on the ROC curve of all C copies
+    together; the other rules use the unchanged images. Without an abnormal image there is no ROC
+    curve, and the threshold is a quantile of the healthy scores.
     """
     unchanged, rule = scores[0], settings.operating_point
     if sick.any():
-        source = "on the ROC curve of validation"
+        source = "on the ROC curve of the validation images"
         if rule == "youden":
             if len(scores) > 1:
-                source += " and its perturbed copies (exposure, scanner)"
+                source += " and their perturbed copies (exposure, scanner)"
             sick, unchanged = np.tile(sick, len(scores)), scores.ravel()
         return metrics.operating_point(sick, unchanged, rule), f"{rule} {source}"
     name, _, specificity = rule.partition(":")
     share = float(specificity) if name == "min-specificity" else FALLBACK_SPECIFICITY
     threshold = float(np.quantile(unchanged, share, method="higher"))
     return float(np.nextafter(np.float32(threshold), np.float32(np.inf))), (
-        f"{share:.0%} of the healthy validation images score lower; validation has no sick image, "
-        "so there is no ROC curve"
+        f"{share:.0%} of the healthy validation images score lower; validation has no abnormal "
+        "image, so there is no ROC curve"
     )

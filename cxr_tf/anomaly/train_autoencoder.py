@@ -4,13 +4,14 @@
     python scripts/train_autoencoder.py --data chest_xray --model plain --score ssim   # to compare
 
 Training. The network is trained on the healthy images of the train split, with synthetic opacities
-in their lungs, to predict the residual that restores the healthy image. The epoch is chosen by the
-loss on healthy validation images with fixed synthetic opacities.
+in their lungs, to predict the residual that restores the healthy image; with `--model plain`, to
+reconstruct unchanged images. The epoch is chosen by the loss on healthy validation images.
 
-Decision. The score combines the residual with the errors of the lung appearance model, or is one of
-the two if that one separates the validation split better. The threshold is chosen on the ROC curve
-of the validation split and its perturbed copies. These two choices are the only use of sick images
-before the test set is evaluated.
+Decision. By default, the score is the one with the highest AUROC on the validation split: the
+residual, the lesion mask, the errors of the lung appearance model, or the residual and these errors
+combined; with `--model plain`, mse or ssim. The threshold is chosen on the ROC curve of the
+validation split and, unless the model is plain, its perturbed copies. Only by these two choices do
+abnormal images influence the decision.
 """
 
 import dataclasses
@@ -56,7 +57,7 @@ HYPERPARAMETERS = ("model", "image_size", "epochs", "batch_size", "learning_rate
 
 
 def load_data(settings: TrainAutoencoder) -> ImageDataset:
-    """Read, describe and check the catalogue, then decode its images; label 1 means sick.
+    """Read, describe and check the catalogue, then decode its images; label 1 means abnormal.
 
     Raises UserError for data that must not be used for training, such as a train split with fewer
     than 20 healthy images.
@@ -91,8 +92,8 @@ def _check(catalog: data_catalog.Catalog, settings: TrainAutoencoder) -> None:
     by_sensitivity = settings.operating_point.startswith("min-sensitivity")
     if by_sensitivity and not sick[catalog.rows("val")].any():
         raise UserError(
-            f"--operating-point {settings.operating_point} needs sick images in the "
-            "validation split"
+            f"--operating-point {settings.operating_point} needs abnormal images "
+            "(with pneumonia) in the validation split"
         )
     splits.check_leakage(catalog, allow_leakage=settings.allow_leakage)
 
@@ -227,7 +228,7 @@ def _train(settings: TrainAutoencoder, workers: Workers) -> Run:
 
     # ------------------------------------------------------------------ export
     write_atomically(run.directory / "model.keras", lambda p: checkpoints.save_keras(model, p))
-    # The sick training images were not used.
+    # The abnormal training images were not used.
     train_rows = data.catalog.rows("train")
     unused = train_rows[data.labels[train_rows] == 1]
     used = data.catalog.take(np.setdiff1d(np.arange(len(data.catalog)), unused))
@@ -271,6 +272,7 @@ def _check_numbers(settings: TrainAutoencoder) -> None:
     autoencoder.check_size(settings.model, settings.image_size)
     if settings.operating_point == "0.5":
         raise UserError(
-            "--operating-point 0.5 is for probabilities; an anomaly score is not a probability"
+            "--operating-point 0.5 is for probabilities, and an anomaly score is not one: choose "
+            "another operating point, such as youden"
         )
     check_rule(settings.operating_point)

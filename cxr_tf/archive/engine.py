@@ -4,12 +4,15 @@ An engine only decides which worker computes which shard next. It stores no resu
 failure, the files on disk determine which shards are missing.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from cxr_tf.archive.plan import shard_name
 from cxr_tf.errors import UserError
+
+log = logging.getLogger(__name__)
 
 # Attempts at a shard whose workers die: one of its files may crash every process that opens it.
 ATTEMPTS = 5
@@ -50,15 +53,20 @@ class Queue:
         self.deaths[shard] += 1
         if self.deaths[shard] < self.attempts:
             self.waiting.append(shard)
+            outcome = "another one will compute it"
         else:
             self.given_up[shard] = reason
+            outcome = f"given up after {self.attempts} attempts"
+        log.info("a worker died on %s (%s): %s", shard_name(shard), reason, outcome)
 
     def check(self) -> None:
         """Raise UserError if shards were given up."""
         if self.given_up:
+            count = len(self.given_up)
             shard, reason = min(self.given_up.items())
             raise UserError(
-                f"{len(self.given_up)} shards could not be computed: {self.attempts} workers died "
-                f"on {shard_name(shard)} ({reason}). All others are finished. Fix or remove the "
-                "file that causes this, or give workers more memory, and run the same command again"
+                f"{count} shard{'s' if count > 1 else ''} could not be computed: {self.attempts} "
+                f"workers died on {shard_name(shard)} ({reason}). Fix or remove the file that "
+                "causes this, or give workers more memory, and run the same command again: it "
+                "keeps the finished shards"
             )

@@ -47,7 +47,7 @@ def list_images(wanted: tuple[str, ...]) -> Iterator[Image]:
     others = Counter[str]()
     for item in wanted:
         if not item:
-            raise UserError("--images: one of its values is empty")
+            raise UserError("one of the given paths is empty")
         empty = True
         for image in _images_of(item, others):
             empty = False
@@ -73,7 +73,7 @@ def _images_of(item: str, others: Counter[str]) -> Iterator[Image]:
         else:
             names = _matches(fs, path, local)
             if not names:
-                raise UserError(f"no such image, folder or pattern: {item}")
+                raise UserError(f"no such image or folder, and no file matches: {item}")
             for name in names:
                 yield from _images_of_file(name, others)
     except UserError:
@@ -177,8 +177,10 @@ def _read_list(path: str) -> Iterator[Image]:
                 if not name:
                     raise UserError(f"{path}, line {number}: no path")
                 yield Image(_joined(path, name))
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise UserError(f"{path} is not a list in UTF-8: {error}") from None
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} is not in UTF-8: save it in UTF-8 ({error})") from None
+        except csv.Error as error:
+            raise UserError(f"{path} cannot be read as a CSV list: {error}") from None
 
 
 def _listed(path: str, lines: IO[str]) -> Iterator[tuple[int, str]]:
@@ -236,9 +238,11 @@ def _members(archive: str, others: Counter[str]) -> Iterator[Image]:
                 others[suffix or "no suffix"] += 1
     except (tarfile.TarError, zipfile.BadZipFile) as error:
         hint = (
-            "; a compressed .tar does not allow random access: unpack it" if kind == "tar" else ""
+            "; if it is compressed, unpack it: a compressed .tar does not allow random access"
+            if kind == "tar"
+            else ""
         )
-        raise UserError(f"{archive} is not a .{kind} archive: {error}{hint}") from None
+        raise UserError(f"{archive} cannot be read as a .{kind} archive: {error}{hint}") from None
 
 
 def _tar_members(fs: Any, path: str) -> Iterator[tuple[str, int, int]]:

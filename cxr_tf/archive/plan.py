@@ -105,12 +105,15 @@ class Plan:
             content = storage.read(PLAN)
         except FileNotFoundError:
             raise UserError(
-                f"{storage.url} is not an archive: it has no {PLAN}; give --images and --model"
+                f"{storage.url} is not an archive: it has no {PLAN}. score_archive.py creates one "
+                "from --images and --model"
             ) from None
         try:
             return Plan(storage, Recipe(**json.loads(content)))
         except (ValueError, TypeError) as error:
-            raise UserError(f"{storage.path(PLAN)} is damaged ({error})") from None
+            raise UserError(
+                f"{storage.path(PLAN)} is damaged ({error}): restore it, or choose another --out"
+            ) from None
 
     @staticmethod
     def create(storage: Storage, recipe: Recipe) -> "Plan":
@@ -201,7 +204,7 @@ class Plan:
         return Plan(self.storage, self.recipe, self.model)
 
     def extended(self, images: Iterable[Image]) -> tuple["Plan", int]:
-        """Return the plan with a further list of the images that are new, and their number.
+        """Add a list of the images that are new; return the extended plan and their number.
 
         Repeated paths are listed once. Memory does not grow with the number of images.
         """

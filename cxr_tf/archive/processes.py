@@ -87,14 +87,14 @@ def run(
                     process.process.join()
                     reason = _exit_reason(process.process.exitcode)
                     if process.shard is not None:
-                        log.info("a worker died (%s); another one will compute its shard", reason)
                         queue.return_(process.shard, reason)
                     elif not process.ready:
                         failed_starts += 1
                         if failed_starts == most_failed_starts:
                             raise UserError(
                                 f"{failed_starts} workers died while loading the model "
-                                f"({reason}): is there enough memory? Use fewer --workers"
+                                f"({reason}): is there enough memory? Use fewer --workers, or free "
+                                "memory"
                             ) from None
                     continue
                 if kind == "ready":
@@ -221,8 +221,8 @@ def _send_error(connection: Connection, error: Exception) -> None:
         connection.send(("user error", str(error)))
     elif isinstance(error, OSError) and error.errno is not None:
         # Such as a full disk or a missing permission, which the user can fix.
-        where = error.filename or "while writing"
-        connection.send(("user error", f"{error.strerror}: {where}"))
+        where = f": {error.filename}" if error.filename else " (in a worker)"
+        connection.send(("user error", f"{error.strerror}{where}"))
     else:
         connection.send(("error", traceback.format_exc()))
 

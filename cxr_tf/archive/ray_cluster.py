@@ -14,7 +14,7 @@ from typing import Any
 
 from cxr_tf.archive.engine import Progress, Queue
 from cxr_tf.archive.worker import ModelRequest, Worker, WorkerSettings, describe
-from cxr_tf.errors import UserError
+from cxr_tf.errors import UserError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,9 @@ def connect(address: str) -> Any:
                 configure_logging=False,
             )
         except (ConnectionError, ValueError, RuntimeError) as error:
-            raise UserError(f"--address {address}: {str(error).splitlines()[0]}") from None
+            reason = first_line(error)
+            where = f"--address {address}" if address else "Ray cannot start on this machine"
+            raise UserError(f"{where}: {reason}") from None
     return ray
 
 
@@ -102,15 +104,17 @@ def run(
                     cause = getattr(error, "cause", None) or error.__cause__
                     if isinstance(cause, UserError):
                         raise UserError(str(cause)) from None
-                    reason = "its node or process died"
+                    reason = "the process or its node ended"
                     if shard is not None:
-                        log.info("a worker died; another one will compute its shard")
                         queue.return_(shard, reason)
                     else:
                         failed_starts += 1
                         if failed_starts == FAILED_STARTS:
-                            text = str(error).strip().splitlines()[-1]
-                            raise UserError(f"workers died while starting: {text}") from None
+                            text = (str(error).strip() or type(error).__name__).splitlines()[-1]
+                            raise UserError(
+                                f"{failed_starts} workers died while starting ({text}): does every "
+                                "node have this package and enough memory?"
+                            ) from None
                         time.sleep(1)
                     continue
                 if shard is not None:
@@ -144,5 +148,6 @@ def _error(error: Any) -> Exception:
     if isinstance(cause, UserError):
         return UserError(str(cause))
     if isinstance(cause, OSError) and cause.errno is not None:
-        return UserError(f"{cause.strerror}: {cause.filename or 'while writing'}")
+        where = f": {cause.filename}" if cause.filename else " (in a worker)"
+        return UserError(f"{cause.strerror}{where}")
     return RuntimeError(f"in a worker:\n{error}")

@@ -52,7 +52,7 @@ def print_status(plan: Plan) -> None:
     if not times:
         return
     last = max(times.values())
-    log.info("written: last %s ago", time_span(max(time.time() - last, 0)))
+    log.info("written: latest shard %s ago", time_span(max(time.time() - last, 0)))
     recent = sorted((t, s) for s, t in times.items() if t > last - RECENT)
     seconds = recent[-1][0] - recent[0][0]
     if len(finished) < plan.shards and seconds > 0:

@@ -82,12 +82,14 @@ def make_plan(settings: ScoreArchive, storage: Storage) -> Plan:
     elif Plan.exists(storage):
         plan = Plan.read(storage)
     else:
-        raise UserError(f"{settings.out} is a new archive: give --model and --images")
+        raise UserError(
+            f"{settings.out} contains no plan yet: give --model and --images to start one"
+        )
     if settings.images:
         started = time.monotonic()
         plan, added = plan.extended(list_images(settings.images))
         seconds = time.monotonic() - started
-        log.info("%d new images, planned in %.1f s", added, seconds)
+        log.info("new images: %d, planned in %.1f s", added, seconds)
     if not plan.shards:
         raise UserError(f"{settings.out} has no images in its plan: give --images")
     return plan
@@ -102,7 +104,7 @@ def resolve(settings: ScoreArchive, storage: Storage) -> Recipe:
         earlier = Plan.read(storage).recipe
         shard_size, batch_size = earlier.shard_size, earlier.batch_size
     elif not settings.images:
-        raise UserError(f"{settings.out} is a new archive: give --images too")
+        raise UserError(f"{settings.out} contains no plan yet: give --images as well to start one")
     request = ModelRequest(
         settings.model, settings.signatures, settings.runtime, settings.runtime_precision
     )

@@ -97,8 +97,8 @@ def encode(
 ) -> bytes:
     """Return the content of a shard.
 
-    rows: indices of the `paths` that have outputs, ascending, in the order of the first axis of the
-    outputs; reasons: {index: reason} of the other paths.
+    rows: ascending indices into `paths` of the images that have outputs; `outputs[name][k]` belongs
+    to `paths[rows[k]]`. reasons: {index: why the image has no output} for all other paths.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -160,7 +160,7 @@ def outputs_of(table: Any) -> dict[str, np.ndarray]:
 
 
 def with_remarks(outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the outputs with `remarks` on `is_novel` and `prediction_set`, if they have these."""
+    """Return the outputs, with `remarks` if they include `is_novel` or `prediction_set`."""
     if not {"is_novel", "prediction_set"} & outputs.keys():
         return outputs
     count = len(next(iter(outputs.values())))

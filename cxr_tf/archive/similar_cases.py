@@ -58,16 +58,22 @@ class Neighbors:
 def fit_knn(settings: FitKnn, approximate_from: int = APPROXIMATE_FROM) -> dict[str, Any]:
     """Find the nearest cases to each query image, or only build the index and measure its recall.
 
-    approximate_from: number of embeddings from which on the search is approximate. Returns the
-    reported numbers. Raises UserError if the archive is not finished or has no embeddings, or a
+    approximate_from: the search is approximate if there are at least this many embeddings. Returns
+    the reported numbers. Raises UserError if the archive is not finished or has no embeddings, or a
     query image cannot be read.
     """
     check_numbers(settings, neighbors=1)
     plan = Plan.read(open_storage(settings.archive))
     if missing := plan.missing():
-        raise UserError(f"{len(missing)} of {plan.shards} shards of {settings.archive} are missing")
+        raise UserError(
+            f"{len(missing)} of {plan.shards} shards of {settings.archive} are missing: first "
+            "finish the archive with score_archive.py"
+        )
     if "embed" not in plan.recipe.signatures:
-        raise UserError(f"{settings.archive} has no embeddings: score with --signatures ... embed")
+        raise UserError(
+            f"{settings.archive} has no embeddings: score the images into another --out, with "
+            "--signatures serving_default embed"
+        )
     if settings.output and Path(settings.output).exists():
         raise UserError(f"{settings.output} exists: choose another --output")
     count = sum(len(values) for _, values in embeddings(plan))

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from cxr_tf.archive.storage import filesystem
 from cxr_tf.data.sources import dicom
-from cxr_tf.errors import UserError
+from cxr_tf.errors import UserError, first_line
 from cxr_tf.serving.prediction.client import FIRST_PAUSE, RETRIES, read_image
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,8 @@ class Reader:
     def __call__(self, image: Image) -> bytes:
         """Return the content of an image as JPEG or PNG.
 
-        Raises UserError or OSError for permanent errors, and Unreachable if all attempts fail.
+        Raises UserError or OSError for permanent errors, and Unreachable if all attempts fail or a
+        URL denies access.
         """
         if "://" not in image.path:
             return self._persistently(lambda: read_image(image.path))
@@ -99,7 +100,7 @@ class Reader:
             except (UserError, *LASTING):
                 raise
             except Exception as error:  # fsspec's back ends raise errors of any kind
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+                reason = first_line(error)[:200]
                 if attempt == self.retries:
                     raise Unreachable(f"unreachable: {reason}") from None
                 log.debug("attempt %d: %s", attempt + 1, reason)

@@ -182,9 +182,10 @@ class Storage:
             unfinished.unlink(missing_ok=True)
 
     def clear_unfinished(self) -> None:
-        """Remove unfinished files of dead processes on this machine, and others after a day.
+        """Remove the unfinished files of dead processes on this machine.
 
-        Unfinished uploads to an object store are not visible.
+        Those of other machines or unknown owners are removed once they are a day old. Does nothing
+        for an object store, where unfinished uploads never appear.
         """
         if not self.is_local:
             return
@@ -206,7 +207,7 @@ def open_storage(url: str) -> Storage:
     fs, root = filesystem(url)
     storage = Storage(url, fs, root.rstrip("/") or "/")
     if storage.is_local and Path(root).exists() and not Path(root).is_dir():
-        raise UserError(f"--out {url} is a file, not a folder: choose another")
+        raise UserError(f"{url} is a file, not the folder of an archive: choose another")
     return storage
 
 

@@ -1,10 +1,10 @@
-"""The worker of all engines: load the model once, compute shards by number.
+"""The worker that all engines use: load the model once, then compute shards by number.
 
     worker = Worker(WorkerSettings(out="scores/", model="saved_models/vgg16-binary/1"))
     worker.score(42)                                  # writes shards/00042.parquet
 
-While a batch is predicted, at most the next two are read, so that memory depends on the sizes of a
-batch and of a shard, and not on the number of images.
+While the model runs on one batch, at most two more are prefetched, so memory depends on batch and
+shard size, not on the number of images.
 """
 
 import contextlib
@@ -99,7 +99,7 @@ def load_predictors(settings: WorkerSettings, recipe: Recipe) -> "list[PredictFn
     if digest != recipe.digest:
         raise UserError(
             f"{model} is not the model of the archive: on this machine its digest is "
-            f"{digest[:8]}, not {recipe.digest[:8]}"
+            f"{digest[:8]}, not {recipe.digest[:8]}; copy the archive's model to that folder"
         )
     if len(loaded) == 1 and set(recipe.signatures) == JOINT:
         served = next(iter(loaded.values()))
@@ -162,16 +162,23 @@ class Worker:
             reasons |= first.reasons
             if first.rows:
                 outputs = with_remarks(first.outputs)
-                for predict in self.predictors[1:]:
+                for number, predict in enumerate(self.predictors[1:], 1):
                     others = predict_readable(predict, first.rows, first.contents)
                     if others.reasons:  # all signatures decode alike
-                        raise RuntimeError(f"refused by one signature alone: {others.reasons}")
+                        names = list(self.plan.recipe.signatures)
+                        raise RuntimeError(
+                            f"images that signature '{names[0]}' accepted were rejected by "
+                            f"'{names[number]}': {others.reasons}"
+                        )
                     outputs = {**with_remarks(others.outputs), **outputs}
                 parts.append(outputs)
                 rows += first.rows
             report(start + len(contents))
         if len(unreachable) == len(images):
-            raise UserError(f"{images[0].path} and all others of its shard: {reasons[0]}")
+            raise UserError(
+                f"{images[0].path} and all other images of its shard: {reasons[0]}; run the same "
+                "command again when they can be reached"
+            )
         if len(absent) == len(images):
             _check_folder([image.path for image in images])
         outputs = {
@@ -214,8 +221,9 @@ def _check_folder(paths: Sequence[str]) -> None:
     folder = os.path.commonpath([os.path.dirname(path) for path in paths])
     if not os.path.isdir(folder):
         raise UserError(
-            f"{folder} is gone, with all {len(paths)} images of a shard: is a disk missing? If the "
-            "folder was removed, create an empty one: its images are then recorded as missing"
+            f"{folder}, with all {len(paths)} images of a shard, does not exist: is a disk "
+            "missing, or are the paths in a list wrong? If the folder was removed on purpose, "
+            "create an empty one of that name: the images are then recorded as missing"
         )
 
 
@@ -257,7 +265,10 @@ def _predictor(served: "ServedModel", signature: str) -> "PredictFn":
     call: Any = served.signature(signature)
     outputs = call.structured_outputs
     if any(tensor.shape.rank is not None and tensor.shape.rank > 2 for tensor in outputs.values()):
-        raise UserError(f"--signatures {signature}: images do not fit into a table; use predict.py")
+        raise UserError(
+            f"--signatures {signature}: its outputs include images, which do not fit into a table; "
+            "use predict.py"
+        )
     return served.predictor(signature)
 
 

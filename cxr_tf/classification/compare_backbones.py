@@ -32,9 +32,10 @@ from cxr_tf.training.distribution import Workers, connect
 log = logging.getLogger(__name__)
 
 
-# Settings that finished runs must share, and settings of a comparison that do not affect training.
+# Settings of the data, taken from the first run: `_check_same` compares the data themselves.
 OF_DATA = ("data", "task", "positive", "seed")
 
+# Settings of a comparison that do not affect training.
 NOT_OF_TRAINING = {
     *("name", "logs", "saved_models", "resume", "bootstrap_samples"),
     *("allow_leakage", "skip_unreadable", "worker_timeout"),
@@ -121,7 +122,7 @@ def trainings(settings: CompareBackbones, name: str) -> list[TrainClassifier]:
 
 
 def as_trained(settings: CompareBackbones, of_runs: Sequence[dict[str, Any]]) -> CompareBackbones:
-    """Return the settings with the values of finished runs; None for a value in which they differ.
+    """Return the settings with the values of finished runs; None where the runs differ.
 
     Raises UserError if a training flag contradicts the runs.
     """
@@ -204,9 +205,18 @@ def _check_same(trained: list[Run]) -> None:
     first = trained[0]
     names = [run.directory.resolve().name for run in trained]
     if duplicates := {name for name in names if names.count(name) > 1}:
-        raise UserError(f"two of the runs are called {min(duplicates)}: rename one of the folders")
+        raise UserError(
+            f"two of the runs are called {min(duplicates)}: give different runs, or rename one of "
+            "the folders"
+        )
     for run in trained[1:]:
         if run.config["data_fingerprint"] != first.config["data_fingerprint"]:
-            raise UserError(f"{run.directory} and {first.directory} used different data")
+            raise UserError(
+                f"{run.directory} and {first.directory} cannot be compared: they used different "
+                "data or splits"
+            )
         if run.metrics["model"]["task"] != first.metrics["model"]["task"]:
-            raise UserError(f"{run.directory} and {first.directory} have different tasks")
+            raise UserError(
+                f"{run.directory} and {first.directory} cannot be compared: they have different "
+                "tasks"
+            )

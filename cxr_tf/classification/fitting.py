@@ -1,4 +1,4 @@
-"""Fit the head, then fine-tune: losses, class weights, validation after each epoch."""
+"""Fit the head, then fine-tune with class weights, and validate after each epoch."""
 
 import keras
 import numpy as np
@@ -219,7 +219,7 @@ def class_weights(labels: np.ndarray) -> dict[int, float]:
 def image_weights(part: ImageDataset, weights: dict[int, float]) -> np.ndarray:
     """Return the weight of each validation image, float [N]: class weight times group weight.
 
-    Within a class, the images against the shortcut weigh as much as all others together; see
+    Within a class, the images that contradict the shortcut weigh as much as all others; see
     `metrics.group_weights`. Everything chosen on validation is thereby chosen for both groups.
     """
     by_class = np.array([weights[k] for k in part.labels.tolist()])

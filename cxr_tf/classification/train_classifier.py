@@ -10,8 +10,8 @@ evaluated and saved.
 
 Selection. Validation images from the same hospital are nearly separable and can hardly rank models,
 so everything (epoch, calibration, backbone) is chosen on validation *and* a perturbed copy of it:
-the same images under the milder augmentation at 2.5 times its strength. The test set is used once,
-at the end.
+the same images under the milder of the two augmentations (`vary_acquisition`), at 2.5 times its
+strength. The test set is used once, at the end.
 """
 
 import logging
@@ -65,9 +65,7 @@ def load_data(settings: TrainingBudget) -> ImageDataset:
     check_numbers(settings)
     metrics.check_rule(settings.operating_point)
     if settings.positive and settings.task != "labels":
-        raise UserError(
-            "--positive is for --task labels; in --task binary, pneumonia is the positive class"
-        )
+        raise UserError(f"--positive is for --task labels: leave it out for --task {settings.task}")
     catalog = loading.open_catalog(
         settings.data, seed=settings.seed, task=settings.task, positive=settings.positive
     )
@@ -76,8 +74,8 @@ def load_data(settings: TrainingBudget) -> ImageDataset:
     classes = catalog.classes(settings.task)
     if len(classes) > 2 and settings.operating_point != "0.5":
         raise UserError(
-            f"--operating-point is for two classes; with {len(classes)} classes, the most probable "
-            "one is predicted"
+            "--operating-point is for two classes: leave it out, because with "
+            f"{len(classes)} classes the most probable one is predicted"
         )
     workers = connect(settings.worker_timeout)
     workers.agree_on_data(catalog.fingerprint())
@@ -177,7 +175,7 @@ def _train(settings: TrainClassifier, data: ImageDataset | None, workers: Worker
         return run
 
     # ------------------------------------------------------------------ calibration, on validation
-    # From here on, computation is in float32 on one device, like in the exported model.
+    # From here on, computation is in float32 on one device, as in the exported model.
     final = model
     if precision != "float32" or strategy.num_replicas_in_sync > 1:
         final = build_classifier(

@@ -58,7 +58,7 @@ def check_numbers(settings: Any, **least: int) -> None:
             refuse(field, "above 0")
     coverage = getattr(settings, "coverage", None)
     if coverage is not None and not 0.5 <= coverage < 1:
-        refuse("coverage", "from 0.5 to below 1")
+        refuse("coverage", "at least 0.5 and below 1")
     if (getattr(settings, "seed", None) or 0) > LARGEST_SEED:
         refuse("seed", f"at most {LARGEST_SEED}")
 

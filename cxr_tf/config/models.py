@@ -18,8 +18,8 @@ class Evaluate(RunFlags, DataFlags, ScoreFlags):
     split: Split = "test"
     """Split to evaluate; a folder without split folders is evaluated as a whole."""
     engine: Engine = "auto"
-    """Runtime of the network; auto: OpenVINO if it is installed and there is no GPU. The outputs
-    of the runtimes agree to within 1e-4."""
+    """Runtime of the network; auto: OpenVINO if it is installed and there is no GPU (AlexNet:
+    TensorFlow). The outputs of the runtimes agree to within 1e-4."""
     engine_precision: EnginePrecision = "float32"
     """int8, and bfloat16 on CPUs that support it, are faster and less exact; the loss of AUROC on
     the validation set is measured and printed. Classifiers only; requires --engine openvino."""
@@ -55,8 +55,9 @@ class Predict:
     signature: str = "serving_default"
     """Signature: serving_default, embed, occlusion (classifiers) or explain (autoencoders)."""
     engine: Engine = "auto"
-    """Runtime of a model on disk; auto: OpenVINO if it is installed and there is no GPU. The
-    outputs of the runtimes agree to within 1e-4. Occlusion always runs on TensorFlow."""
+    """Runtime of a model on disk; auto: OpenVINO if it is installed and there is no GPU (AlexNet:
+    TensorFlow). The outputs of the runtimes agree to within 1e-4. Occlusion runs on TensorFlow
+    only."""
     engine_precision: EnginePrecision = "float32"
     """int8, and bfloat16 on CPUs that support it, are faster and less exact; evaluate.py measures
     the loss. Classifiers only, and int8 only for serving_default; requires --engine openvino."""
@@ -97,7 +98,8 @@ class ScoreArchive:
     signatures: tuple[str, ...] = ("serving_default",)
     """Signatures to predict in one pass over the files: serving_default, embed."""
     runtime: Engine = "auto"
-    """Runtime of the network; auto: OpenVINO if it is installed and there is no GPU."""
+    """Runtime of the network; auto: OpenVINO if it is installed and there is no GPU (AlexNet:
+    TensorFlow)."""
     runtime_precision: EnginePrecision = "float32"
     """int8, and bfloat16 on CPUs that support it, are faster and less exact. Classifiers only;
     requires --runtime openvino."""
@@ -114,13 +116,13 @@ class ScoreArchive:
     gpus_per_worker: float = 0
     """With --engine ray: GPUs that a worker reserves; 0.5 puts two workers on one GPU."""
     only: str = ""
-    """Process only one part of the shards, such as 3/16: for the jobs of a Slurm or Kubernetes
-    array."""
+    """Process only one part of the shards, such as 3/16 (the third of 16 parts): for the jobs of a
+    Slurm or Kubernetes array."""
     shard_size: int | None = None
-    """Images per shard, which is one result file, and the most that a killed worker can lose;
-    default: 1024."""
+    """Images per shard. A shard is one result file, and the most that a killed worker can lose.
+    Default: that of the existing plan, or 1024."""
     batch_size: int | None = None
-    """Images per call of the model; default: 32."""
+    """Images per call of the model; default: that of the existing plan, or 32."""
     readers: int = 8
     """Number of files that each worker reads at the same time."""
     retries: int = 6
@@ -166,7 +168,7 @@ class Explain(RunFlags):
     target: str = "predicted"
     """Class to explain, or `predicted` for the predicted class of each radiograph."""
     drop: Literal["probability", "logit"] = "probability"
-    """Decrease to measure: that of the calibrated probability, or that of its log odds, which still
+    """Measure the decrease of the calibrated probability, or that of its log odds, which still
     change when the probability is close to 1."""
     refine: float = 0.0
     """Coarse-to-fine occlusion: compute only this share of the fine patches, those where a coarse
@@ -185,15 +187,15 @@ class Explain(RunFlags):
 class Export:
     """Convert an exported classifier to another format and verify the result on its runtime.
 
-    Writes the model and its card to --out. Fails and writes nothing if any probability of a test
-    image differs from that of the SavedModel by more than 0.001.
+    Writes the model and its card to --out. With float32, fails and writes nothing if any
+    probability of a test image differs from that of the SavedModel by more than 0.001.
     """
 
     model: str
     """Folder of the model, or of one of its versions: saved_models/<name>[/<version>]."""
     format: Literal["onnx", "litert", "openvino"]
-    """onnx: for ONNX Runtime and many others. litert: for phones and small devices. openvino: for
-    Intel processors."""
+    """onnx: for ONNX Runtime and many other runtimes. litert: for phones and small devices.
+    openvino: for Intel processors."""
     out: str = ""
     """Output folder; default: exports/<model>-<format>."""
     precision: Literal["float32", "int8"] = "float32"
@@ -209,7 +211,7 @@ class Export:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckServed(RunFlags):
-    """Verify exported models: repeat the predictions on all test images and compare them.
+    """Verify exported models: predict all test images again, and compare with the runs' results.
 
     Exits with code 1 if a prediction differs. Writes logs/served/<name>/.
     """
@@ -242,10 +244,11 @@ class Demo:
     autoencoder: str = ""
     """Name of the autoencoder to start with; default: the first."""
     server: str = ""
-    """Address of a TF Serving server, whose models of the three names above are used:
-    http://host:8501, https://host or grpc://host:8500."""
+    """Address of a TF Serving server that serves the models named above: http://host:8501,
+    https://host or grpc://host:8500."""
     engine: Engine = "auto"
-    """Runtime of models on disk; auto: OpenVINO if it is installed and there is no GPU."""
+    """Runtime of models on disk; auto: OpenVINO if it is installed and there is no GPU (AlexNet:
+    TensorFlow)."""
     port: int = 7860
     """Port of the page; 0: any free port."""
     open_browser: bool = True

@@ -22,8 +22,9 @@ class TrainingBudget(TrainingFlags):
     """binary: normal / pneumonia. three_class: normal / bacterial / viral. labels: the two to
     twenty labels of --data, unchanged."""
     positive: str = ""
-    """The positive one of two labels, to which recall, AUROC and the operating point refer;
-    default: the second in alphabetical order, but never normal. --task labels only."""
+    """The positive one of two labels, to which sensitivity, AUROC and the operating point refer;
+    default: the second in the order normal, bacterial, viral, pneumonia, then alphabetical. --task
+    labels only."""
     image_size: int = 224
     """Side of the square that images are resized to, in pixels; at least 64."""
     batch_size: int = 32
@@ -41,11 +42,12 @@ class TrainingBudget(TrainingFlags):
     patience: int = 5
     """Stop after this many epochs without a better validation loss."""
     operating_point: str = "0.5"
-    """Threshold on the probability of pneumonia, chosen on the validation set: 0.5, youden,
-    min-sensitivity:0.95 or min-specificity:0.95. Two classes only."""
+    """Threshold on the probability of the positive class (pneumonia, or --positive), chosen on the
+    validation set: 0.5, youden, min-sensitivity:0.95 or min-specificity:0.95. Two classes only."""
     coverage: float = 0.95
     """Target share, in each class, of images whose prediction set (the classes that cannot be
-    excluded) contains the true class; from 0.5 to below 1. Calibrated on the validation set."""
+    excluded) contains the true class; at least 0.5 and below 1. Calibrated on the validation
+    set."""
     precision: Precision = "auto"
     """Floating-point precision of training; auto: bfloat16 if training starts from pretrained
     weights and this machine is faster with it. The exported model is always float32."""
@@ -103,9 +105,9 @@ class FitKnn(RunFlags):
     data: str = ""
     """Folder of radiographs, or `phantom`; default: the training data of the classifier."""
     engine: Engine = "tensorflow"
-    """Runtime that computes the embeddings; auto: OpenVINO if it is installed and there is no GPU.
-    The exported model uses TensorFlow, whose embeddings differ from those of OpenVINO by up to
-    1e-4, so that nearly equidistant neighbours may change places."""
+    """Runtime that computes the embeddings; auto: OpenVINO if it is installed and there is no GPU
+    (AlexNet: TensorFlow). The exported model uses TensorFlow, whose embeddings differ from those of
+    OpenVINO by up to 1e-4, so that nearly equidistant neighbours may change places."""
     batch_size: int = 32
     """Images per batch."""
     bootstrap_samples: int = 1000
@@ -134,8 +136,8 @@ class TrainAutoencoder(TrainingFlags):
     code of 128 numbers; far less accurate, for comparison."""
     score: Literal["", "combined", "appearance", "residual", "lesion_mask", "mse", "ssim"] = ""
     """The anomaly score. denoising: combined, appearance, residual or lesion_mask. plain: mse or
-    ssim. Default: the one with the highest AUROC on the validation set, or the first if that has no
-    sick image."""
+    ssim. Default: the one of these with the highest AUROC on the validation set, or the first if
+    that set has no abnormal image."""
     image_size: int = 224
     """Side of the square that images are resized to, in pixels. denoising: a multiple of 32, at
     least 128; the network's input is half that size. plain: a multiple of 16, at least 64."""
@@ -151,7 +153,7 @@ class TrainAutoencoder(TrainingFlags):
     operating_point: str = "youden"
     """Threshold on the score, chosen on the validation set: youden, min-sensitivity:0.95 or
     min-specificity:0.95. youden uses the validation images together with their perturbed copies
-    (plain: the images only); without sick images it becomes min-specificity:0.95."""
+    (plain: the images only); without abnormal images it becomes min-specificity:0.95."""
 
 
 @dataclass(frozen=True, kw_only=True)

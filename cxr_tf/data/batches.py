@@ -23,7 +23,7 @@ def training_batches(
 ) -> tf.data.Dataset:
     """Return the training batches of the given epochs: (float32 [B, S, S, 3] in 0..255, int64 [B]).
 
-    Each epoch has a new order of the images, and each image in it a new augmentation. Both depend
+    Each epoch has a new order of the images and a new augmentation of each image. Both depend
     only on seed, epoch and row, so that a resumed run sees the same batches. The last, incomplete
     batch of an epoch is dropped; see `steps_per_epoch`. strong: use `augment` instead of the milder
     `vary_acquisition`. part: return only these rows of every batch, for one of several replicas.
@@ -74,9 +74,10 @@ def evaluation_batches(
     """Return all images in order: float32 [B, S, S, 1] in 0..255; the last batch may be smaller.
 
     The batches have one channel, because writing three equal ones takes longer than everything
-    else; `training.inference.compiled` repeats it in the network's graph. With `stress_seed` every
-    image is augmented at `strength`, in the same way each time: a simulated acquisition shift,
-    under which a nearly separable validation set can still rank models. rows: return only these.
+    else; `training.inference.compiled` repeats the channel in the network's graph. With
+    `stress_seed` every image is augmented at `strength`, in the same way each time: a simulated
+    acquisition shift, under which a nearly separable validation set can still rank models. rows:
+    return only these.
     """
     size = images.shape[1]
     draws = None

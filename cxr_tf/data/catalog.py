@@ -51,9 +51,9 @@ class Radiograph:
     """One image file and its metadata.
 
     `finding` is normal, bacterial, viral, or pneumonia if the cause is unknown; with custom labels
-    it is the label. `split` is train, val, test, or empty if none has been
-    assigned. `digest` is the BLAKE2 hash of the file's bytes (hex, 128 bits), which identifies
-    identical files. `groups` are (column, value) pairs of a list, such as ("sex", "F").
+    it is the label. `split` is train, val, test, or empty if none has been assigned. `digest` is
+    the BLAKE2 hash of the file's bytes (hex, 128 bits), which identifies identical files. `groups`
+    are (column, value) pairs of a list, such as ("sex", "F").
     """
 
     path: str
@@ -68,9 +68,9 @@ class Radiograph:
 class Catalog:
     """Radiographs in a fixed order, their source, and how their splits were obtained.
 
-    `findings` are the labels that occur, in the order of the classes of the task `labels`. A
-    `published_split` marks the official split of a benchmark, which is kept unchanged, leakage
-    included, so that results can be compared with published ones. `warnings` are those of
+    `findings` are the labels that occur, in the order of the classes of the task `labels`.
+    `published_split` is True for the official split of a benchmark, which is kept unchanged,
+    leakage included, so that results can be compared with published ones. `warnings` are those of
     `cxr_tf.data.acquisition.audit.audited`.
     """
 
@@ -101,7 +101,7 @@ class Catalog:
 
     @property
     def is_phantom(self) -> bool:
-        """Whether all images are phantoms, which reports must state."""
+        """Whether all images are phantoms; if so, reports must say so."""
         return bool(self.radiographs) and all(PHANTOM_NAME.match(Path(p).name) for p in self.paths)
 
     def group_columns(self) -> dict[str, list[str]]:
@@ -114,7 +114,7 @@ class Catalog:
         return np.array([i for i, r in enumerate(self.radiographs) if r.split == split], np.int64)
 
     def about(self) -> dict[str, Any]:
-        """Return what a model card records about the data: the folder's name, not its path."""
+        """Return a model card's entries about the data: the folder's name, but not its path."""
         return {
             "data": Path(self.source).resolve().name,
             "images": {split: len(self.rows(split)) for split in SPLITS},
@@ -195,15 +195,22 @@ def _unsupported(unknown: list[str], task: str, classes: Sequence[str]) -> str:
     if task == "three_class" and unknown == ["pneumonia"]:
         return (
             "some images are labelled 'pneumonia', neither bacterial nor viral: three_class needs "
-            "folders BACTERIAL and VIRAL, or Kermany's file names; the task binary needs neither"
+            "folders (in a list: labels) BACTERIAL and VIRAL, or Kermany's file names; the task "
+            "binary needs neither"
         )
-    # A single unknown label makes all labels of a list custom ones, even the standard words: name
-    # only those that are not standard.
+    # A single unknown label makes all labels of a list custom ones, even the standard words: the
+    # message names only those that are not standard.
     standard = {u: class_of(FINDING_FOLDERS.get(u.lower(), u), task) for u in unknown}
     unknown = [u for u in unknown if standard[u] not in classes] or unknown
     named = ", ".join(f"'{u}'" for u in unknown[:3]) + (", ..." if len(unknown) > 3 else "")
     hint = "" if task == "labels" else "; for custom labels use train_classifier.py --task labels"
-    return f"label {named} is not one of the classes {', '.join(classes)}{hint}"
+    subject = f"label {named} is" if len(unknown) == 1 else f"labels {named} are"
+    return f"{subject} not among the classes {', '.join(classes)}{hint}"
+
+
+def counted(number: int, one: str, many: str) -> str:
+    """Return a number with the words that agree with it: "1 image is", "3 images are"."""
+    return f"{number} {one if number == 1 else many}"
 
 
 def short_path(path: str) -> str:

@@ -1,4 +1,4 @@
-"""Checks of a catalogue before it is used, and its description."""
+"""Check a catalogue before it is used, and describe it."""
 
 from collections.abc import Sequence
 
@@ -12,6 +12,7 @@ from cxr_tf.data.catalog import (
     Catalog,
     Radiograph,
     contradictory,
+    counted,
 )
 from cxr_tf.data.splits import check_leakage, leakage
 from cxr_tf.errors import UserError
@@ -27,16 +28,17 @@ def check(
     """Raise UserError for a catalogue that must not be trained on.
 
     `classes` are those of a trained model, if they differ from this catalogue's. The error is
-    raised for a patient or an identical image in two splits (unless `allow_leakage`, or the split
-    is a published one), identical images under two labels, a class without images in a split, and a
-    task that the findings do not support.
+    raised for a task that the findings do not support, fewer than 2 or more than MAX_LABELS
+    classes, a label that is the name of a column, and a class without images in a split; and,
+    unless the split is a published one, for identical images under two labels, and (unless
+    `allow_leakage`) a patient or an identical image in two splits.
     """
     classes = classes or catalog.classes(task)
     labels = catalog.labels(task, classes)
     if not 2 <= len(classes) <= MAX_LABELS:
         shown = ", ".join(classes[:3]) + (", ..." if len(classes) > 3 else "")
         raise UserError(
-            f"{catalog.source} has {len(classes)} different labels ({shown}); "
+            f"{catalog.source} has {counted(len(classes), 'label', 'different labels')} ({shown}); "
             f"a classifier needs 2 to {MAX_LABELS}"
         )
     if reserved := sorted(set(classes) & RESERVED_COLUMNS):
@@ -53,7 +55,8 @@ def check(
                 cause = _cause(catalog, labels == index, name)
                 raise UserError(
                     f"{catalog.source}: no '{name}' image in the {split} split "
-                    f"({len(rows)} images); {task} needs every class in every split. {cause}"
+                    f"({counted(len(rows), 'image', 'images')}); a classifier needs every class "
+                    f"in every split. {cause}"
                 )
     check_leakage(catalog, allow_leakage=allow_leakage)
 
@@ -65,7 +68,7 @@ def _conflicting_labels(catalog: Catalog) -> str:
         other = first.setdefault(r.digest, r)
         if contradictory({r.finding, other.finding}):
             return (
-                f"{other.path} ({other.finding}) and {r.path} ({r.finding}) are the same file "
+                f"{other.path} ({other.finding}) and {r.path} ({r.finding}) are identical files "
                 "under two labels. Remove the wrong one"
             )
     return ""
@@ -78,11 +81,11 @@ def _cause(catalog: Catalog, of_class: np.ndarray, name: str) -> str:
     if not images:
         return f"There is no '{name}' image at all"
     if len(patients) >= len(SPLITS):
-        return f"Move some of the {images} '{name}' images there"
+        return f"Move some of the {images} '{name}' images to that split"
     return (
-        f"All {images} '{name}' images are of {len(patients)} "
-        f"patient{'s' if len(patients) > 1 else ''} ({', '.join(sorted(patients))}), and patients "
-        "are not divided between splits. If there are more patients, name them in a .csv list"
+        f"All '{name}' images ({images}) are of {counted(len(patients), 'patient', 'patients')} "
+        f"({', '.join(sorted(patients))}), and a patient's images stay in one split. If there are "
+        "more patients, name them in a .csv list"
     )
 
 
@@ -94,8 +97,11 @@ def split_warnings(catalog: Catalog, labels: np.ndarray, classes: Sequence[str])
     lines = []
     if leaks := leakage(catalog):
         lines.append(
-            f"leakage: {len(leaks)} patients or identical images are in more than one split, so "
-            f"scores are too optimistic ({leaks[0]})"
+            "leakage: "
+            + counted(
+                len(leaks), "patient or identical image is", "patients or identical images are"
+            )
+            + f" in more than one split, so scores are too optimistic ({leaks[0]})"
         )
     present = [s for s in SPLITS if len(catalog.rows(s))]
     parts = {s: catalog.rows(s) for s in present} or {"": np.arange(len(catalog))}
@@ -103,9 +109,10 @@ def split_warnings(catalog: Catalog, labels: np.ndarray, classes: Sequence[str])
         for index, name in enumerate(classes):
             count = int(np.sum(labels[rows] == index))
             if 0 < count < MIN_IMAGES:
-                where = f"the {split} split has" if split else "there are"
+                where = f"the {split} split" if split else "the data set"
+                images = counted(count, f"'{name}' image", f"'{name}' images")
                 lines.append(
-                    f"{where} only {count} '{name}' images: "
+                    f"{where} has only {images}: "
                     + ("too few to train on" if split == "train" else "too few for reliable scores")
                 )
     return lines
@@ -116,7 +123,9 @@ def describe(catalog: Catalog) -> str:
     splits = [s for s in (*SPLITS, "") if any(r.split == s for r in catalog.radiographs)]
     columns = [[r for r in catalog.radiographs if r.split == s] for s in splits]
     columns.append(list(catalog.radiographs))
-    lines = [f"{catalog.source}: {len(catalog)} images, {len(set(catalog.patients))} patients"]
+    images = counted(len(catalog), "image", "images")
+    patients = counted(len(set(catalog.patients)), "patient", "patients")
+    lines = [f"{catalog.source}: {images}, {patients}"]
     if catalog.is_phantom:
         lines.append("  synthetic phantoms, not radiographs of people")
     rows = [
@@ -137,16 +146,27 @@ def notes(catalog: Catalog) -> list[str]:
     lines = list(catalog.notes)
     if unknown := catalog.without_patient:
         lines.append(
-            f"{unknown} images have no known patient and count as one patient each; if patients "
-            "have several images, name them in the column patient of a .csv list"
+            counted(unknown, "image has", "images have")
+            + " no known patient: each such image counts as one patient; if a patient has several "
+            "images, name the patient in the column patient of a .csv list"
         )
     if copies := len(catalog) - len(findings):
-        lines.append(f"{copies} images are byte-identical copies of others")
+        lines.append(
+            counted(
+                copies,
+                "image is a byte-identical copy of another",
+                "images are byte-identical copies of others",
+            )
+        )
     if conflicts := sum(map(contradictory, findings.values())):
-        lines.append(f"{conflicts} images appear under two labels, as identical files")
+        lines.append(
+            counted(conflicts, "image appears", "images appear")
+            + " under two labels, as identical files"
+        )
     if catalog.published_split and (leaks := leakage(catalog)):
         lines.append(
-            f"the published split is kept unchanged, although {len(leaks)} images or patients "
-            "appear in two splits"
+            "the published split is kept unchanged, although "
+            + counted(len(leaks), "image or patient appears", "images or patients appear")
+            + " in more than one split"
         )
     return lines

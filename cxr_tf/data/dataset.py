@@ -59,10 +59,10 @@ def decode_catalog(
     skip: bool,
     load: Callable[..., tuple[np.ndarray, dict[int, str]]] = decoding.load_images,
 ) -> tuple[data_catalog.Catalog, np.ndarray]:
-    """Decode a catalogue; return it in the images' order, and the images uint8 [N, size, size, 1].
+    """Return the catalogue ordered by split, and its decoded images uint8 [N, size, size, 1].
 
-    Rows are ordered by split, so that `ImageDataset.split` need not copy gigabytes. Raises
-    UserError for a file that cannot be read; with `skip`, leaves such files out.
+    In this order, `ImageDataset.split` need not copy gigabytes. Raises UserError for a file that
+    cannot be read; with `skip`, leaves such files out.
     """
     order = {split: number for number, split in enumerate(data_catalog.SPLITS)}
     splits = [order.get(r.split, len(order)) for r in catalog.radiographs]
@@ -81,21 +81,23 @@ def drop_unreadable(
         log.info("  unreadable: %s (%s)", catalog.paths[row], reason)
     if not skip:
         row, reason = next(iter(unreadable.items()))
-        more = f" and {len(unreadable) - 1} more" if len(unreadable) > 1 else ""
+        others = len(unreadable) - 1
+        more, files = (f" and {others} more, listed above", "them") if others else ("", "the file")
         raise UserError(
-            f"{catalog.paths[row]}: {reason}{more}. Fix or remove the file, or pass "
+            f"{catalog.paths[row]}: {reason}{more}. Fix or remove {files}, or pass "
             "--skip-unreadable"
         )
     keep = np.setdiff1d(np.arange(len(catalog)), list(unreadable))
     if not len(keep):
-        raise UserError("none of the images can be read")
+        raise UserError("none of the images can be read; the reasons are listed above")
     return catalog.take(keep), images[keep]
 
 
 def lesion_masks(catalog: data_catalog.Catalog, size: int) -> np.ndarray | None:
-    """Return the lesion masks of phantoms, bool [N, size, size]; None for real radiographs.
+    """Return the lesion masks of phantoms, bool [N, size, size].
 
-    The mask of the phantom <folder>/test/VIRAL/x.png is <folder>/masks/test/VIRAL/x.png.
+    Returns None for real radiographs, or if a mask is missing or unreadable. The mask of the
+    phantom <folder>/test/VIRAL/x.png is <folder>/masks/test/VIRAL/x.png.
     """
     if not catalog.is_phantom:
         return None

@@ -73,8 +73,8 @@ def _decode(encoded: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]:
     image, sides, is_gray = tf.cond(
         is_jpeg(encoded), lambda: _decode_jpeg(encoded, size), lambda: _decode_png(encoded)
     )
-    # The image is resized before the conversion to luminance, which is linear as well, and at full
-    # size as slow as decoding.
+    # Resized before the conversion to luminance: both are linear, and at full size the conversion
+    # is as slow as decoding.
     resized = resize_to_square(image, sides, size)
     gray = tf.cond(
         is_gray,
@@ -91,7 +91,8 @@ def _decode(encoded: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]:
 def _has_content(image: tf.Tensor) -> tf.Tensor:
     """Return whether an image uint8 [H, W, C] is neither blank nor two-valued.
 
-    Tested on a grid of original pixels: resizing would blur the edges of a mask to other values.
+    Tested on a grid of original pixels, because resizing would blur the edges of a mask to
+    intermediate values.
     """
     shape = tf.shape(image)
     rows, columns = shape[0] // _SAMPLES + 1, shape[1] // _SAMPLES + 1
@@ -117,9 +118,9 @@ def _decode_jpeg(encoded: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor, t
 
     A large image is downscaled by the decoder, which can omit the high frequencies of each block;
     that is a low-pass filter and saves most of the resizing. The decoder stops at twice `size` on
-    the shorter side, and the antialiased filter does the rest; on average, pixels differ by a
-    fraction of a grey level (Pillow's `thumbnail` does the same with its `reducing_gap` of 2). The
-    decoder rounds fractional sides up; the exact sides are returned.
+    the shorter side, and the antialiased filter does the rest; on average, pixels differ from those
+    of a full decoding by a fraction of a grey level (Pillow's `thumbnail` does the same with its
+    `reducing_gap` of 2). The decoder rounds fractional sides up; the exact sides are returned.
     """
     header = tf.image.extract_jpeg_shape(encoded)
     sides = header[:2]
@@ -127,8 +128,8 @@ def _decode_jpeg(encoded: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor, t
     which = tf.reduce_sum(tf.cast(tf.reduce_min(sides) // (2 * size) >= ratios[1:], tf.int32))
 
     def decode(ratio: int) -> tf.Tensor:
-        # The channels of the file, or three for CMYK. INTEGER_ACCURATE, because TensorFlow's
-        # default is half a grey level darker, and only at a ratio of 1.
+        # The channels of the file, or three for CMYK. INTEGER_ACCURATE, because at a ratio of 1
+        # TensorFlow's default is half a grey level darker.
         return tf.io.decode_jpeg(encoded, channels=0, ratio=ratio, dct_method="INTEGER_ACCURATE")
 
     image = tf.switch_case(which, [functools.partial(decode, r) for r in (1, 2, 4, 8)])
@@ -149,10 +150,10 @@ def _decode_png(encoded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
 
 
 def _decode_16_bit_png(encoded: tf.Tensor) -> tf.Tensor:
-    """Decode a 16-bit PNG to uint8 [H, W, 3] by the bits in use.
+    """Decode a 16-bit PNG to uint8 [H, W, 3], scaled by the bits in use.
 
     Detectors have 10 to 16 bits, which many programs store without scaling. The bits in use are
-    those of the sBIT chunk; if the values exceed them, they were scaled to 16 bits, as the PNG
+    those of the sBIT chunk; if a value needs more, the values were scaled to 16 bits, as the PNG
     specification requires. Without the chunk, they are the bits of the largest value, at least 8.
     """
     values = tf.cast(tf.io.decode_png(encoded, channels=3, dtype=tf.uint16), tf.float32)

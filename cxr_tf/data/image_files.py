@@ -1,4 +1,4 @@
-"""Search for images by files, folders and glob patterns."""
+"""Find images by file, folder or glob pattern."""
 
 import glob
 import sys
@@ -15,7 +15,7 @@ from cxr_tf.files import expand_user
 def find_images(items: tuple[str, ...]) -> list[str]:
     """Return the images of files, folders (recursively) and glob patterns, each once, in order.
 
-    Raises UserError for an item that matches nothing, and for an empty list.
+    Raises UserError for an item that matches no image, and for an empty list.
     """
     if not items:
         raise UserError("--images is empty: give a file, a folder or a pattern")
@@ -43,7 +43,7 @@ def find_images(items: tuple[str, ...]) -> list[str]:
         paths |= dict.fromkeys(inside)
     if others:
         named = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common())
-        print(f"left out, neither JPEG, PNG nor DICOM: {named}", file=sys.stderr)
+        print(f"left out, not JPEG, PNG or DICOM: {named}", file=sys.stderr)
     for name in paths:
         check_utf8(Path(name))
     return list(paths)

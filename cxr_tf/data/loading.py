@@ -1,4 +1,4 @@
-"""Loading of a catalogue from a folder, a list, a MedMNIST file or phantoms."""
+"""Load a catalogue from a folder, a list, a MedMNIST file or phantoms."""
 
 import contextlib
 import difflib
@@ -30,7 +30,7 @@ def open_catalog(
     and similar words mean what they mean as folder names. `positive` is the positive one of two
     labels; without it the order is normal, bacterial, viral, pneumonia, and then alphabetical.
 
-    Raises UserError if there is nothing to read.
+    Raises UserError if the source is missing, has no image, or is invalid.
     """
     root = phantom_folder() if source == "phantom" else expand_user(source)
     if not root.exists():

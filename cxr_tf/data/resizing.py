@@ -1,4 +1,4 @@
-"""Resizing of a decoded image to the square that a network sees, in training and serving alike."""
+"""Resize a decoded image to the square that a network sees, in training and serving alike."""
 
 import tensorflow as tf
 

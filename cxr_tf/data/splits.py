@@ -1,11 +1,11 @@
-"""Splits by patient: drawn, completed, and checked for leakage."""
+"""Draw splits by patient, complete those of a source, and check them for leakage."""
 
 from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 
-from cxr_tf.data.catalog import Catalog, class_of, short_path
+from cxr_tf.data.catalog import Catalog, class_of, counted, short_path
 from cxr_tf.errors import UserError
 
 FRACTIONS = {"train": 0.70, "val": 0.15, "test": 0.15}
@@ -27,7 +27,7 @@ def check_leakage(catalog: Catalog, *, allow_leakage: bool) -> None:
 
 
 def leakage(catalog: Catalog) -> list[str]:
-    """Return one sentence for each patient and each identical image that appears in two splits."""
+    """Return a sentence for each patient or identical image that is in more than one split."""
     sentences = []
     for kind, attribute in (("patient", "patient"), ("identical image", "digest")):
         splits: dict[str, dict[str, str]] = {}
@@ -82,16 +82,17 @@ def split_by_patient(
 
 
 def resolve_splits(catalog: Catalog, seed: int, task: str = "") -> Catalog:
-    """Draw the splits that the source does not give, and note what was done.
+    """Draw the splits that the source lacks, and add a note of the reason to the catalogue.
 
-    A given validation split is kept if it is large enough and has all classes of the task or,
-    without a task, all findings.
+    Without train or test, all splits are drawn. A given validation split is kept if it is large
+    enough and has all classes of the task (without a task, all findings) that train has; otherwise
+    train and val are pooled and split again.
     """
     if catalog.published_split:
         return catalog
     counts = Counter(r.split for r in catalog.radiographs)
     if not counts["train"] or not counts["test"]:
-        reason = "no split folders" if counts[""] else "no train or no test folder"
+        reason = "no splits given" if counts[""] else "no train or no test split"
         note = f"{reason}: all images split by patient 70/15/15 with seed {seed}"
         return _redraw(catalog, set(counts), FRACTIONS, seed, note, task)
     classes = {class_of(r.finding, task) for r in catalog.radiographs if r.split == "train"}
@@ -99,9 +100,9 @@ def resolve_splits(catalog: Catalog, seed: int, task: str = "") -> Catalog:
     if counts["val"] >= SMALLEST_VALIDATION and classes <= in_val:
         return catalog
     if not counts["val"]:
-        reason = "no val folder"
+        reason = "no val split"
     elif counts["val"] < SMALLEST_VALIDATION:
-        reason = f"val has only {counts['val']} images"
+        reason = f"val has only {counted(counts['val'], 'image', 'images')}"
     else:
         reason = f"val has no {' or '.join(sorted(classes - in_val))} image"
     share = FRACTIONS["val"] / (FRACTIONS["train"] + FRACTIONS["val"])
@@ -125,7 +126,8 @@ def _groups(catalog: Catalog) -> np.ndarray:
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    # A bipartite graph of rows, and of patients and digests; a component is a group.
+    # A bipartite graph, with rows on one side and patients and digests on the other; a connected
+    # component is a group.
     n = len(catalog)
     keys: dict[tuple[str, str], int] = {}
     edges = [

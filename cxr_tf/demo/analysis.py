@@ -103,7 +103,7 @@ def explain(model: Model, image: Image) -> None:
 def label_at(image: Image, threshold: float | None) -> str:
     """Return the label at an operating point.
 
-    If that is None, or there are more than two classes, it is the label that the model returned.
+    Without an operating point, or with more than two classes, return the label of the model.
     """
     probabilities: dict[str, float] = image.prediction["probabilities"]
     if threshold is None or len(probabilities) != 2:

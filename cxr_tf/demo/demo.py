@@ -26,7 +26,7 @@ LARGEST_FILE = "100mb"
 def demo(settings: Demo) -> None:
     """Serve the page until Ctrl-C is pressed.
 
-    Raises UserError if Gradio is not installed, the port is in use, or there is no model.
+    Raises UserError if Gradio is not installed, the port cannot be used, or there is no model.
     """
     _check_gradio()
     models = find_models(settings)
@@ -72,7 +72,8 @@ def served(models: Models, settings: Demo) -> Iterator[str]:
             )
         except OSError:
             raise UserError(
-                f"port {settings.port} is in use: choose another --port, or 0 for any free one"
+                f"port {settings.port} is in use or not permitted: choose another --port, or 0 for "
+                "any free one"
             ) from None
         try:
             yield f"http://127.0.0.1:{page.server_port}/"

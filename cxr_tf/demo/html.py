@@ -149,7 +149,7 @@ def cases(neighbors: dict[str, Any], pictures: Sequence[np.ndarray | None]) -> s
         top = (
             f"<img alt='{escaped(name)}' src='{_data(png(picture))}'>"
             if picture is not None
-            else "<div class='missing'>not on this machine</div>"
+            else "<div class='missing'>image not available</div>"
         )
         shown.append(
             f"<figure title='{escaped(name)}'>{top}<figcaption><b>{escaped(label)}</b>, "

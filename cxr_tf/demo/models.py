@@ -61,7 +61,9 @@ def find_models(settings: Demo) -> Models:
         return _served(settings)
     root = expand_user(settings.saved_models)
     if not root.is_dir():
-        raise UserError(f"no such folder: {settings.saved_models}; train a model first")
+        raise UserError(
+            f"no such folder: {settings.saved_models}; train a model first, or give --saved-models"
+        )
     cards = {name: _card(root, name) for name in model_versions_by_name(root)}
     names: dict[str, list[str]] = {kind: [] for kind in KINDS}
     for name, card in cards.items():
@@ -103,7 +105,9 @@ def _first(
         if name := getattr(settings, flag):
             if name not in names[kind]:
                 known = ", ".join(names[kind]) or "none"
-                raise UserError(f"--{flag} {name}: no such model; available: {known}")
+                raise UserError(
+                    f"--{flag} {name}: no model of kind '{kind}' has this name; available: {known}"
+                )
             first[kind] = name
     if "classifier" not in first:
         # A study fits nearest neighbours on the classifier that it selected.

@@ -52,7 +52,8 @@ def read_and_remove(paths: Sequence[Path]) -> list[Image]:
             if number < analysis.MOST_IMAGES:
                 images.append(analysis.read_upload(path, path.name))
             else:
-                reason = f"not read: more than {analysis.MOST_IMAGES} at once; use predict.py"
+                most = analysis.MOST_IMAGES
+                reason = f"not read: more than {most} images at once; use predict.py"
                 images.append(Image(path.name, reason=reason))
         finally:
             # Gradio puts each file into a separate folder.

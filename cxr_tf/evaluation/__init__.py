@@ -1,1 +1,1 @@
-"""Commands for exported models of any kind: evaluate on a folder, predict images, convert."""
+"""Commands that evaluate exported models, predict images with them, and convert them."""

@@ -113,8 +113,8 @@ def highdicom() -> Any:
 def read_header(path: Path) -> "pydicom.Dataset":
     """Read all elements of a DICOM file except the pixels, so that a report can refer to it.
 
-    Absent elements that may be empty are added as empty elements. Raises UserError if a UID that
-    the report needs is missing.
+    Absent elements that may be empty are added as empty elements. Raises UserError if the file is
+    not DICOM, or lacks a UID that the report needs.
     """
     import pydicom
 
@@ -148,7 +148,7 @@ def structured_report(
 
     prediction: the outputs of `serving_default` for this image in plain types: `label` and
     `probabilities` {class: probability}, or `score`, `threshold`, `is_anomaly`; and, where
-    present, `novelty`, `is_novel`, `prediction_set`. heatmap: the object that illustrates it.
+    present, `novelty`, `is_novel`, `prediction_set`. heatmap: the heatmap's DICOM object.
     """
     hd = highdicom()
     from highdicom import sr
@@ -159,7 +159,7 @@ def structured_report(
     probabilities: dict[str, float] = prediction.get("probabilities", {})
     measurements = []
     if label in probabilities:
-        # PS3.16 states certainty in percent wherever it uses it (TID 4006, for example).
+        # PS3.16 gives certainties in percent (in TID 4006, for example).
         measurements.append(
             _number(codes.DCM.CertaintyOfFinding, 100 * probabilities[label], codes.UCUM.Percent)
         )
@@ -315,7 +315,7 @@ def _own_code(value: str, meaning: str) -> Any:
     from highdicom import sr
 
     code = value.upper()
-    if not re.fullmatch("[A-Z0-9-]{1,16}", code):  # the pattern that is valid everywhere
+    if not re.fullmatch("[A-Z0-9-]{1,16}", code):  # DICOM allows 16 characters
         code = hashlib.blake2b(code.encode(), digest_size=6).hexdigest().upper()
     return sr.CodedConcept(code, OWN_SCHEME, meaning[:64])
 

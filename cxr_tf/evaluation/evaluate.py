@@ -65,7 +65,9 @@ def evaluate(settings: Evaluate) -> Run:
     )
     if "is_novel" in outputs:
         scores["novel"] = float(outputs["is_novel"].mean())
-        log.info("  novel, unlike the training images: %.1f %%", 100 * scores["novel"])
+        log.info(
+            "  novel (unlike the training images): %.1f %% of the images", 100 * scores["novel"]
+        )
     subgroups = score_subgroups(
         part,
         probabilities,
@@ -124,7 +126,7 @@ def extra_columns(
 
 
 def evaluation_name(settings: Evaluate, served: loading.ServedModel) -> str:
-    """Return the default name of an evaluation: the model, the data and the changed flags."""
+    """Return the default name of an evaluation, from model, data, split, precision and shifts."""
     parts = [served.card["name"], Path(settings.data).resolve().name]
     if settings.split != "test":
         parts.append(settings.split)

@@ -38,7 +38,7 @@ def export(settings: Export) -> Path:
     """Convert a SavedModel, verify the result, and return the folder with it and its card.
 
     The folder is created only if no probability of a test image differs by more than 1e-3. With
-    int8, larger differences are accepted; the card and the log state the loss of AUROC.
+    int8, larger differences are accepted; the card and the log state the AUROC of both models.
 
     Raises UserError for a model without the signature `tensor`, a missing package, an existing
     output folder, and a converted model whose probabilities differ.
@@ -107,14 +107,15 @@ def verify(
         }
         result |= {"auroc": auroc["converted"], "auroc_float32": auroc["saved_model"]}
         log.info(
-            "int8: AUROC %.4f, float32 %.4f (%.4f lost)",
+            "int8: AUROC %.4f, float32 %.4f (change %+.4f)",
             *(auroc["converted"], auroc["saved_model"]),
-            auroc["saved_model"] - auroc["converted"],
+            auroc["converted"] - auroc["saved_model"],
         )
     elif not difference <= TOLERANCE:  # in this form NaN fails too
         raise UserError(
-            f"the converted model differs from {served.folder} by {difference:.1e} (allowed: "
-            f"{TOLERANCE:.0e}) on {len(subset.labels)} images; nothing was written"
+            f"probabilities of the converted model differ from those of {served.folder} by up to "
+            f"{difference:.1e} (allowed: {TOLERANCE:.0e}; {len(subset.labels)} images compared); "
+            "nothing was written"
         )
     return result
 

@@ -23,14 +23,18 @@ LARGEST_AUROC_LOSS = 0.002
 def precision_cost(settings: Evaluate, served: loading.ServedModel) -> dict[str, float]:
     """Compare a model's precision with TensorFlow's float32 on validation; log the result.
 
-    Without split folders, all images of a folder are used. The two precisions predict the same
-    batches in turn, from the file contents to the predictions, after a warm-up.
+    Without split folders, all images of a folder are used. Both predict the same batches in turn,
+    after a warm-up; the time is measured from the file contents to the predictions.
     """
     try:
         on_val = replace(settings, split="val")
         part = open_subset(on_val, served, served.card["task"], served.classes)
     except UserError as error:
-        raise UserError(f"--engine-precision needs validation images: {error}") from None
+        reason = str(error).removesuffix("; see --split")  # the split is always val here
+        raise UserError(
+            f"--engine-precision {served.precision} needs validation images, to measure its cost: "
+            f"leave it out, or correct the error: {reason}"
+        ) from None
     exact = replace(served, engine="tensorflow", precision="float32")
     began = time.perf_counter()
     fast = served.predictor("serving_default")
@@ -54,13 +58,13 @@ def precision_cost(settings: Evaluate, served: loading.ServedModel) -> dict[str,
         predicted = export.decide(tf.constant(probabilities), threshold).numpy()
         scores = metrics.classification_scores(part.labels, probabilities, predicted, part.classes)
         auroc.append(float(scores["auroc"]))
-    lost, gain = auroc[0] - auroc[1], seconds[0] / seconds[1]
+    change, gain = auroc[1] - auroc[0], seconds[0] / seconds[1]
     log.info(
         "%s on OpenVINO versus float32 on TensorFlow, %d validation images: AUROC %.4f versus "
-        "%.4f (%.4f lost), %.1f times as fast after a set-up of %.0f s%s",
-        *(served.precision, len(paths), auroc[1], auroc[0], lost, gain, setup_seconds),
+        "%.4f (change %+.4f), %.1f times as fast after a set-up of %.0f s%s",
+        *(served.precision, len(paths), auroc[1], auroc[0], change, gain, setup_seconds),
         ". This loss is too large: leave out --engine-precision"
-        if lost > LARGEST_AUROC_LOSS
+        if -change > LARGEST_AUROC_LOSS
         else "",
     )
     return {

@@ -26,7 +26,7 @@ from cxr_tf.serving.open_model import open_model
 from cxr_tf.serving.prediction.batch_prediction import BatchPredictions
 from cxr_tf.serving.prediction.client import PredictFn
 
-# The output of each signature that is overlaid, and what it shows.
+# {signature: (the output that is overlaid on the radiograph, the meaning of its colours)}.
 HEATMAPS = {
     "occlusion": ("heatmap", "Occlusion heatmap: red where covering lowers the probability"),
     "explain": ("anomaly_map", "Anomaly map: red where the image differs from a healthy one"),
@@ -34,7 +34,7 @@ HEATMAPS = {
 
 
 def predict_dicom(settings: Predict) -> None:
-    """Write a report and a heatmap for each DICOM image, or store them in a PACS.
+    """Write a report and a heatmap for each DICOM image to a folder, or send them to a PACS.
 
     All or nothing: the folder appears only when it is complete, and nothing is sent before all
     results exist. Raises UserError like `predict`, and for an image that is not DICOM.
@@ -68,7 +68,9 @@ def predict_dicom(settings: Predict) -> None:
 def check_output(settings: Predict) -> Path | None:
     """Return the folder of --output, or None for a PACS; raise UserError if neither is usable."""
     if not settings.output:
-        raise UserError("--format dicom needs --output, a folder or dicomweb://host:port/path")
+        raise UserError(
+            "--format dicom needs --output FOLDER or --output dicomweb://host:port/path"
+        )
     if settings.signature != "serving_default":
         raise UserError("--format dicom writes predictions and heatmaps: leave out --signature")
     if dicomweb.is_dicomweb(settings.output):
@@ -76,7 +78,10 @@ def check_output(settings: Predict) -> Path | None:
         return None
     output = expand_user(settings.output)
     if output.suffix.lower() in (".csv", ".json", ".dcm"):
-        raise UserError(f"--output {output}: --format dicom writes a folder")
+        raise UserError(
+            f"--output {output}: --format dicom writes a folder; choose a name without "
+            f"{output.suffix}"
+        )
     check_folder(output, overwrite=settings.overwrite)
     return output
 
@@ -93,10 +98,10 @@ def check_images(paths: list[str]) -> None:
 
 
 def algorithm_of(settings: Predict) -> Algorithm:
-    """Return the name and version of the model for reports, from its card or the flags."""
+    """Return the name, version and operating point of the model, from its card or the flags."""
     if settings.server:
         if settings.version is None:
-            raise UserError("--format dicom with --server needs --version: reports state it")
+            raise UserError("--format dicom with --server needs --version, which the reports state")
         return Algorithm(settings.model, str(settings.version))
     from cxr_tf.serving import loading
 
@@ -106,7 +111,7 @@ def algorithm_of(settings: Predict) -> Algorithm:
 
 
 def _drawing(model: Callable[[str], PredictFn]) -> tuple[str, PredictFn] | None:
-    """Return the heatmap signature of the model and its function, or None without one."""
+    """Return the heatmap signature of the model and its function, or None if it has none."""
     for signature in HEATMAPS:
         with contextlib.suppress(UserError):
             return signature, model(signature)

@@ -24,9 +24,9 @@ ImageWriter = Callable[[int, BatchPredictions, int, dict[str, Any]], None]
 def log_counts(images: int, unreadable: int, output: Path | str | None) -> None:
     """Log how many images were predicted, and where the predictions are."""
     if unreadable:
-        log.info("%d of %d images could not be read", unreadable, images)
+        log.info("%d of %d images could not be predicted", unreadable, images)
     if output:
-        log.info("%d predictions: %s", images - unreadable, output)
+        log.info("predictions: %s (%d of %d images)", output, images - unreadable, images)
 
 
 def predict_images(

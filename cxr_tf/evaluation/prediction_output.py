@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 # Minimum width of the path column on a terminal, in characters.
 SHORTEST_PATH = 20
 
-# Signatures that return images. One image takes as long as hundreds of predictions.
+# Signatures that return images. For these, one radiograph takes as long as hundreds of predictions.
 PICTURES = ("occlusion", "explain")
 
 # Outputs that are overlaid on the radiograph, with the quantity that they show. Other image outputs
@@ -31,16 +31,19 @@ HEATMAPS = {"heatmap": "drop in probability", "anomaly_map": "anomaly"}
 
 
 def check_output(settings: Predict) -> Path | None:
-    """Return the path of --output; raise UserError if it does not suit the signature."""
+    """Return the path of --output; raise UserError if it cannot be used."""
     drawn = settings.signature in PICTURES
     if not settings.output:
         if drawn or settings.signature == "embed":
-            kind = "a folder" if drawn else "a file"
-            raise UserError(f"--signature {settings.signature} needs --output, {kind}")
+            kind = "FOLDER" if drawn else "FILE.csv or FILE.json"
+            raise UserError(f"--signature {settings.signature} needs --output {kind}")
         return None
     output = Path(settings.output)
     if drawn and output.suffix in (".csv", ".json"):
-        raise UserError(f"--output {output}: --signature {settings.signature} writes a folder")
+        raise UserError(
+            f"--output {output}: --signature {settings.signature} writes a folder; choose a name "
+            f"without {output.suffix}"
+        )
     if not drawn and output.suffix not in (".csv", ".json"):
         raise UserError(f"--output {output}: give a name that ends in .csv or .json")
     if drawn:
@@ -59,27 +62,34 @@ def check_folder(output: Path, *, overwrite: bool) -> None:
     """Raise UserError if a folder of results cannot be written."""
     if output.exists() and not overwrite:
         raise UserError(f"{output} already exists: choose another --output, or add --overwrite")
+    if output.exists() and not output.is_dir():
+        raise UserError(f"{output} is not a folder: choose another --output")
     if output.exists() and not is_ours(output):
-        raise UserError(f"{output} was not written by this command and is not overwritten")
+        raise UserError(
+            f"{output} contains files that this command did not write, so it will not be "
+            "overwritten: choose another --output"
+        )
     if not output.parent.is_dir():
         raise UserError(f"no such folder: {output.parent}")
 
 
 def is_ours(folder: Path) -> bool:
-    """Return whether a folder contains only files that this command writes."""
-    if not folder.is_dir():
-        return False
+    """Return whether a folder is empty or contains only files that this command writes."""
     names = [p.name for p in folder.iterdir()]
-    return "predictions.csv" in names and all(
-        n == "predictions.csv" or n.endswith((".png", "-report.dcm", "-heatmap.dcm")) for n in names
+    return not names or (
+        "predictions.csv" in names
+        and all(
+            n == "predictions.csv" or n.endswith((".png", "-report.dcm", "-heatmap.dcm"))
+            for n in names
+        )
     )
 
 
 def image_predictions(outputs: dict[str, np.ndarray], row: int) -> dict[str, Any]:
-    """Return the outputs for one image in plain types, without image outputs.
+    """Return the outputs for one image in plain Python types, without image outputs.
 
-    The order is `label`, `probabilities` as {class: probability}, then the others by name. For a
-    model with `is_novel` or `prediction_set`, `remarks` states in words what they mean.
+    The order is `label`, `probabilities` as {class: probability}, then the other outputs by name.
+    For a model with `is_novel` or `prediction_set`, a last entry `remarks` explains these in words.
     """
     values = {k: np.asarray(v[row]).tolist() for k, v in outputs.items() if v.ndim <= 2}
     predicted = {"label": values.pop("label")} if "label" in values else {}
@@ -93,7 +103,7 @@ def image_predictions(outputs: dict[str, np.ndarray], row: int) -> dict[str, Any
 
 
 def blank(predicted: dict[str, Any]) -> dict[str, Any]:
-    """Return the same fields without a prediction: NaN for numbers, None for everything else."""
+    """Return the same fields without a prediction: NaN for floats, None for everything else."""
 
     def blank_value(value: Any) -> Any:
         if isinstance(value, dict):
@@ -134,7 +144,7 @@ def write_table(
 ) -> None:
     """Write the predictions of all images as CSV or JSON.
 
-    marked: add a field `reason`, which is empty for images that could be read.
+    marked: add a field `reason`, which is empty for images that have a prediction.
     """
     if path.suffix == ".json":
         write_json(

@@ -8,7 +8,7 @@ Writes under logs/explain/<name>/:
     heatmaps/<nn>-<file>-<method>.png   the radiograph and the heatmap over it
     heatmaps-<method>.npz               heatmaps float32 [N, S, S], paths, targets, probabilities
     figures/contact_sheet.png           all heatmaps, or a selection if there are many
-    figures/heatmaps_alone.png          the same over the mean radiograph instead of each patient's
+    figures/heatmaps_alone.png          the same heatmaps over the mean radiograph
     figures/mean_by_class.png           mean heatmap of each class, with the share outside the chest
     metrics.json                        one table with a row per method; written last
 """
@@ -104,7 +104,7 @@ def explain(settings: Explain) -> Run:
         nearly_flat = int(np.sum(np.abs(maps).max((1, 2)) < SMALLEST_DROP))
         if method == "occlusion" and settings.drop == "probability" and nearly_flat:
             log.info(
-                "    in %d of %d radiographs no patch changes the probability by %g: their "
+                "    in %d of %d radiographs no patch changes the probability by %g or more: their "
                 "heatmaps show only small differences; --drop logit shows larger ones",
                 *(nearly_flat, count, SMALLEST_DROP),
             )
@@ -144,7 +144,7 @@ def explain(settings: Explain) -> Run:
             shown.images.mean(axis=0),
             [(m, explained[m].maps[first]) for m in methods],
             [titles[k] for k in first],
-            heading=f"{heading(settings, classifier, shown.catalog)}, over their mean",
+            heading=f"{heading(settings, classifier, shown.catalog)}, over the mean radiograph",
         ),
         writer,
     )

@@ -116,8 +116,8 @@ def load_radiographs(settings: Explain, classifier: Classifier) -> Radiographs:
             log.info("  note: %s", selection.OTHER_DATA)
         if settings.split != "all":
             catalog = catalog.take(catalog.rows(settings.split))
-        if not len(catalog):
-            raise UserError(f"{settings.data} has no {settings.split} split; see --split")
+            if not len(catalog):
+                raise UserError(f"{settings.data} has no {settings.split} split; see --split")
         labels = catalog.labels(classifier.task, classifier.classes)
         rows = draw_rows(labels, [r.finding for r in catalog.radiographs], settings)
         catalog, labels = catalog.take(rows), labels[rows]
@@ -165,7 +165,7 @@ def catalog_of_images(paths: list[str]) -> data_catalog.Catalog:
 
 
 def draw_rows(labels: np.ndarray, findings: Sequence[str], settings: Explain) -> np.ndarray:
-    """Draw rows to explain, in order: balanced over classes, and over findings within a class."""
+    """Draw the rows to explain, sorted; balanced over classes, and over findings in a class."""
     if not settings.count or settings.count >= len(labels):
         return np.arange(len(labels))
     rng = np.random.default_rng(settings.seed)

@@ -109,8 +109,8 @@ def table_lines(table: dict[str, dict[str, Any]]) -> list[str]:
 def refinement_line(refinement: dict[str, float]) -> str:
     """Format the error of refined occlusion maps as one line of the log."""
     return (
-        f"{refinement['computed_share']:.0%} of the patches computed; relative to the full map of "
-        f"{refinement['images']:.0f} images: largest error {refinement['largest_error']:.1%} of "
+        f"{refinement['computed_share']:.0%} of the patches computed; compared with the full maps "
+        f"of {refinement['images']:.0f} images: largest error {refinement['largest_error']:.1%} of "
         f"the peak, rank correlation {refinement['rank_correlation']:.3f}"
     )
 

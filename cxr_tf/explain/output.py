@@ -23,7 +23,7 @@ def describe(
     predicted: np.ndarray,
     targets: np.ndarray,
 ) -> list[str]:
-    """Return a title for each radiograph: finding, prediction, and a different explained class."""
+    """Return a title for each radiograph: finding, prediction, and explained class if different."""
     titles = []
     for k, finding in enumerate(shown.findings):
         label = classifier.classes[predicted[k]]

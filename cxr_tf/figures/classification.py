@@ -138,7 +138,7 @@ def risk_coverage(
         )
     axes.set(
         xlabel="share of images decided",
-        ylabel="error rate among them",
+        ylabel="error rate among these images",
         xlim=(-0.02, 1.02),
         ylim=(0, max(0.05, 1.1 * float(error_rate.max()))),
     )

@@ -33,7 +33,7 @@ def data_page(
     """
     finding_of, split_of = np.array(findings), np.array(splits)
     colours = {name: class_colour(name, k) for k, name in enumerate(classes)}
-    if {"pneumonia", "bacterial"} <= set(classes):  # the same colour in other figures
+    if {"pneumonia", "bacterial"} <= set(classes):  # which share a colour in other figures
         colours["pneumonia"] = CYCLE[2]
     figure = plt.figure(figsize=(15, 11), layout="constrained")
     upper, lower = figure.subfigures(2, 1, height_ratios=(1.55, 1))  # type: ignore[misc]

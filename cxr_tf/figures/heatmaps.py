@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 def heatmap_overlay(image: np.ndarray, heat: np.ndarray, title: str, unit: str) -> Figure:
     """Draw a radiograph and, beside it, its heatmap as an overlay with a colour bar.
 
-    image: uint8 [S, S, 1]; heat: float [S, S], red above 0, blue below; unit: label of the bar.
+    image: uint8 [S, S, 1]; heat: float [S, S], red above 0, blue below; unit: colour bar label.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.7), layout="constrained")
     gray = np.squeeze(image)

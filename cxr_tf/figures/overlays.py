@@ -9,7 +9,7 @@ LONGEST_SIDE = 1024
 
 
 def heat_layer(heat: np.ndarray) -> np.ndarray:
-    """Render a heatmap, float [S, S], as a layer of colour, uint8 [S, S, 4].
+    """Render a heatmap, float [S, S], as a colour layer, uint8 [S, S, 4].
 
     The layer is red above 0, blue below 0 and transparent at 0.
     """

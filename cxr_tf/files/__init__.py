@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all; locks; digests; paths as users write them."""
+"""Atomic writing of files and folders; locks; digests; paths as users write them."""
 
 from cxr_tf.files.atomic import (
     publish,

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all.
+"""Write files and folders atomically: each appears complete or not at all.
 
 Content is written under a hidden temporary name in the same folder, synchronised to the disk, and
 renamed. Whatever a killed process leaves behind has such a name, and the next process removes it.
@@ -49,9 +49,9 @@ def publish(partial: Path, target: Path) -> None:
 def replace_folder(partial: Path, target: Path) -> None:
     """Rename a complete folder to its final name, in place of an existing folder of that name.
 
-    At any moment either the old or the new folder has the name: the two are exchanged in one step
-    if the system can do so. Otherwise a process that is killed between the two renames leaves the
-    old folder as `.<name>.old`, and `temporary_sibling` restores it.
+    If the system can exchange two folders atomically (Linux), the name always refers to the old or
+    the new folder. Elsewhere the folder is replaced by two renames; if the process is killed
+    between them, the old folder remains as `.<name>.old`, and `temporary_sibling` restores it.
     """
     if not target.exists():
         publish(partial, target)
@@ -102,9 +102,10 @@ def remove_partial_files(directory: Path) -> None:
 def temporary_sibling(folder: Path) -> Iterator[Path]:
     """Yield an empty hidden folder next to `folder`, to be filled and renamed within the block.
 
-    It is removed at the end unless it was renamed. What a killed process left in it is removed
-    first. If another process is filling it, this one waits, so check again afterwards whether
-    `folder` exists. If the system has no locks, each process gets a folder of its own.
+    The hidden folder is removed at the end unless it was renamed. What a killed process left in it
+    is removed first. If another process is filling it, the call waits for that process, so check
+    within the block whether `folder` exists by now. If the system has no locks, each process gets a
+    hidden folder of its own.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial, descriptor = _locked_and_empty(folder.with_name(f".{folder.name}.writing"))
@@ -131,7 +132,7 @@ def _locked_and_empty(partial: Path) -> tuple[Path, int | None]:
         if descriptor is None:
             unique = Path(tempfile.mkdtemp(prefix=f"{partial.name}-", dir=partial.parent))
             unique.chmod(0o755)  # mkdtemp denies access to other users, even after the rename
-            with contextlib.suppress(OSError):  # it may be another process's
+            with contextlib.suppress(OSError):  # another process may be using it
                 partial.rmdir()
             return unique, None
         if _is_same(partial, descriptor):
@@ -183,7 +184,8 @@ def replace_text(path: Path, text: str) -> None:
             with os.fdopen(handle, "w") as file, naming_file(path):
                 descriptor = lock(partial, wait=True)
                 file.write(text)
-            os.chmod(partial, 0o644)  # mkstemp lets no other user read it, such as TF Serving's
+            # mkstemp denies access to other users, such as the one that runs TF Serving.
+            os.chmod(partial, 0o644)
             publish(partial, path)
             return
         except FileNotFoundError:

@@ -15,9 +15,10 @@ def classification_scores(
 ) -> dict[str, float]:
     """Return a classifier's scores as the flat table stored in `metrics.json`.
 
-    accuracy, balanced_accuracy, precision, recall, specificity, f1, auroc, auprc, brier, ece, loss,
-    and `<metric>/<class>`, for one class against the rest. Brier score: mean squared distance of
-    the probabilities from the one-hot label, halved; for two classes, the usual binary one.
+    The keys are accuracy, balanced_accuracy, precision, recall, specificity, f1, auroc, auprc,
+    brier, ece, loss and, for one class against the rest, `<metric>/<class>`. The Brier score is
+    half the mean squared distance of the probabilities from the one-hot label, which for two
+    classes is the usual binary score.
     An undefined score (of a class without images) is NaN. `weights` [N]: how often each image is
     counted, as in a bootstrap sample.
     """

@@ -8,11 +8,12 @@ from cxr_tf.metrics.ranking import average_precision, roc_area
 def detection_scores(
     sick: np.ndarray, scores: np.ndarray, threshold: float, weights: np.ndarray | None = None
 ) -> dict[str, float]:
-    """Return the metrics of an anomaly detector: sick bool [N], anomaly scores float [N].
+    """Return the metrics of an anomaly detector, with the keys of `classification_scores`.
 
-    auroc, auprc, recall (the sensitivity), specificity, precision, f1, accuracy, balanced_accuracy,
-    as in `classification_scores`; an anomaly score at or above the threshold predicts sick. A
-    metric that is undefined, because a class has no images, is NaN.
+    sick: whether an image is abnormal, bool [N]; scores: anomaly scores, float [N]. The keys are
+    auroc, auprc, recall (the sensitivity), specificity, precision, f1, accuracy, balanced_accuracy.
+    Images with a score at or above the threshold are classified as abnormal. A metric that is
+    undefined, because a class has no images, is NaN.
     """
     w = np.ones(len(sick)) if weights is None else np.asarray(weights, float)
     positive = scores >= threshold

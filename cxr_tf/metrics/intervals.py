@@ -123,7 +123,7 @@ def detection_support(
 ) -> dict[str, int]:
     """Return the support of an anomaly detector's scores, as `classification_support` does.
 
-    sick, positive: whether an image is sick, and whether it was detected, bool [N].
+    sick, positive: whether an image is abnormal, and whether it was detected, bool [N].
     """
     support = classification_support(
         sick.astype(int), positive.astype(int), patients, ("normal", "sick")

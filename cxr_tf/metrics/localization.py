@@ -12,7 +12,7 @@ def pixel_auroc(maps: np.ndarray, lesions: np.ndarray) -> float:
 def per_region_overlap(
     maps: np.ndarray, lesions: np.ndarray, *, max_false_positive_rate: float = 0.3
 ) -> float:
-    """Return AUPRO, the area under the curve of overlap per lesion over false positives, in 0..1.
+    """Return AUPRO, the area under the curve of overlap against false positive rate, in 0..1.
 
     maps: float [N, H, W]; lesions: bool [N, H, W]. Bergmann et al., "The MVTec Anomaly Detection
     Dataset" (2021), section 6.2: the overlap is the mean over lesions, and every connected lesion

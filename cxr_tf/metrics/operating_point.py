@@ -13,15 +13,17 @@ def check_rule(rule: str) -> tuple[str, float]:
         return rule, 0.0
     if name not in ("min-sensitivity", "min-specificity"):
         raise UserError(
-            f"unknown operating point '{rule}'; known: 0.5, youden, min-sensitivity:0.95, "
-            "min-specificity:0.95"
+            f"unknown operating point '{rule}'; known: 0.5, youden, min-sensitivity:S and "
+            "min-specificity:S, with a share S such as 0.95"
         )
     try:
         target = float(argument)
     except ValueError:
         target = -1.0
     if not 0 < target <= 1:
-        raise UserError(f"operating point '{rule}': give a share in 0..1, as in {name}:0.95")
+        raise UserError(
+            f"operating point '{rule}': give a share above 0 and up to 1, as in {name}:0.95"
+        )
     return name, target
 
 
@@ -55,6 +57,6 @@ def operating_point(
         return float(between[np.argmax(np.round(sensitivity, 9) >= target)])
     allowed = np.flatnonzero(np.round(1 - false_alarm, 9) >= target)
     # If no threshold at a score is strict enough, take the next number above all scores, in float32
-    # as the model compares.
+    # because the model compares in float32.
     above_all = np.nextafter(np.float32(thresholds[0]), np.float32(np.inf))
     return float(between[allowed[-1]] if len(allowed) else above_all)

@@ -38,7 +38,8 @@ def subgroup_scores(
     """Return {column: {group: scores}} with counts and, under `ci95`, 95 % intervals.
 
     score: a function from weights [N] to scores; columns: for each column, the values of N images;
-    a column `age` is divided into age groups. Patients are resampled within each group.
+    a column `age` is divided into age groups, and a column with a single group is left out.
+    Patients are resampled within each group.
     """
     names = np.asarray(patients)
     tables: dict[str, dict[str, dict[str, Any]]] = {}

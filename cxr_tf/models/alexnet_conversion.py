@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cxr_tf.config import ConvertAlexNetWeights
-from cxr_tf.errors import UserError
+from cxr_tf.errors import UserError, first_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,7 +52,10 @@ def convert_alexnet_weights(settings: ConvertAlexNetWeights) -> None:
             suffixed.unlink(missing_ok=True)
 
     write_atomically(target, write)
-    print(f"{target}: {model.count_params():,} parameters; use it with --weights {target}")
+    print(
+        f"{target}: {model.count_params():,} parameters; use it with --weights "
+        "(train_classifier.py) or --alexnet-weights (compare_backbones.py, run_study.py)"
+    )
 
 
 def read_state_dict(path: Path) -> "dict[str, np.ndarray]":
@@ -72,5 +75,5 @@ def read_state_dict(path: Path) -> "dict[str, np.ndarray]":
         return {name: tensor.numpy() for name, tensor in state.items()}
     # torch passes on the errors of its readers: pickle, zip, runtime and attribute errors.
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} is not a PyTorch state dict: {reason}") from error
+        reason = first_line(error)
+        raise UserError(f"{path} cannot be read as a PyTorch state dict: {reason}") from error

@@ -38,7 +38,7 @@ SCORED_SHARE = 0.10
 # above seven are clipped, so that a metal button does not dominate the score.
 LEAST_EXCESS, MOST_EXCESS = 1.0, 6.0
 
-# Floor of the residual, in standard deviations of the local contrast.
+# Added to the residual, in standard deviations of the local contrast, before its logarithm.
 LEAST_RESIDUAL = 0.003
 
 CODE = 128
@@ -138,7 +138,7 @@ def build_combined(
 ) -> keras.Model:
     """Combine the denoising network and the lung appearance model in one score.
 
-    healthy: uint8 [N, S, S, 1], healthy images that neither was fitted to, which determine the
+    healthy: uint8 [N, S, S, 1], healthy images that neither model was fitted to; they determine the
     scale. Inputs and outputs are those of `build_autoencoder`. The score is the mean of four errors
     (the residual, lungs brighter than expected, missing fine and coarse detail), each in standard
     deviations of the healthy images: a score of 0 is the healthy mean. The map is the mean of the
@@ -185,7 +185,7 @@ def build_combined(
 
 
 def _inputs(network: keras.Model) -> tuple[keras.KerasTensor, keras.KerasTensor]:
-    """Return the input in 0..255, and the same at the network's input size."""
+    """Return the input in 0..255, and the images downscaled to the network's input size."""
     times, side = SHRUNK[network.name], network.input_shape[1]
     images = keras.Input((side * times, side * times, 1), name="images")
     return images, keras.ops.average_pool(images, times) if times > 1 else images
@@ -202,7 +202,7 @@ def _denoised(
 
 
 def _enlarged(x: keras.KerasTensor, images: keras.KerasTensor) -> keras.KerasTensor:
-    """Upsample a map to the size of the images, bilinear."""
+    """Upsample a map bilinearly to the size of the images."""
     times = images.shape[1] // x.shape[1]
     return keras.layers.UpSampling2D(times, interpolation="bilinear")(x) if times > 1 else x
 

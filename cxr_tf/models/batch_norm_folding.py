@@ -1,4 +1,4 @@
-"""Folding of BatchNorm into the convolution before it, which saves passes over memory.
+"""Fold BatchNorm into the convolution before it, which saves passes over memory.
 
     trainer = fold_frozen_norms(logits_of(model))     # shares the variables; for training
     model = fold_norms(model)                         # a copy with new variables; for export
@@ -20,9 +20,9 @@ from cxr_tf.models.layer_graph import Step, folded, fuse, is_convolution, norm_a
 class NormedConvolution(keras.layers.Layer):
     """A convolution and the frozen BatchNorm after it as one layer, with the variables of both.
 
-    The input is [N, H, W, C]. Kernel and bias are folded in float32 in every step, so that the
-    kernel gets the gradient it would get with a separate BatchNorm, and are then cast to the
-    precision of the convolution.
+    The input is [N, H, W, C]. Every call folds the BatchNorm into kernel and bias in float32, so
+    that the kernel's gradient is the same as with a separate BatchNorm. The folded kernel and bias
+    are then cast to the convolution's precision.
     """
 
     def __init__(self, step: Step) -> None:

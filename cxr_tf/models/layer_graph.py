@@ -173,9 +173,10 @@ def _ends_standardisation(step: Step) -> bool:
 
 
 def fuse(steps: Sequence[Step], keep: Sequence[Any]) -> list[Step]:
-    """Fuse BatchNorm and ReLU with the convolution before them if they alone read its output.
+    """Fuse a BatchNorm, a ReLU, or both into the convolution before them.
 
-    keep: KerasTensors that must remain the output of a step.
+    They are fused if nothing else reads the intermediate output. keep: KerasTensors that must
+    remain the output of a step.
     """
     readers: dict[int, int] = {}
     for step in steps:

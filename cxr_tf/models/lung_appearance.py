@@ -37,8 +37,8 @@ DETAIL_WINDOW = 1 / 8
 # scales.
 CODE = {"finest detail": 1, "brightness": 6, "fine detail": 0, "coarse detail": 1}
 
-# Signs of the errors in the lungs: brighter than expected, less fine detail, less coarse detail.
-# There is no error for the finest detail.
+# Signs of the errors in the lungs, so that positive errors mean brighter than expected, less fine
+# detail, and less coarse detail. There is no error for the finest detail.
 SIGNS = (1.0, -1.0, -1.0)
 
 
@@ -110,7 +110,7 @@ class LungAppearanceModel(keras.Layer):
     ) -> keras.KerasTensor:
         """Return the image in which detail is measured, [N, S, S, 1].
 
-        A variant in the benchmarks returns `standardised`.
+        `standardised` is unused here; a subclass in the benchmarks returns it instead.
         """
         return local_contrast(images, share=DETAIL_WINDOW)
 

@@ -4,7 +4,7 @@
 
 Zhou et al., "Domain Generalization with MixStyle" (ICLR 2021). Mean and spread of a channel over an
 image depend on how it was acquired (exposure, sharpness, scanner) more than on its content. A
-network trained on images in the styles of others depends less on them. Inference does not change.
+network trained on images in the styles of others depends less on style. Inference does not change.
 """
 
 import math

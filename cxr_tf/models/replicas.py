@@ -1,6 +1,7 @@
 """Layers that act on the whole training batch although each replica processes a part of it.
 
-    with batch_part(first, total):              # rows first.. of a batch of `total` images
+    # This replica's rows begin at row `first` of a batch of `total` images.
+    with batch_part(first, total):
         logits = trainer(images, training=True)
 
 Random numbers are drawn for the whole batch, and each replica uses those of its rows. So a batch
@@ -30,14 +31,14 @@ def batch_part(first: tf.Tensor, total: tf.Tensor) -> Iterator[None]:
 
 
 def _rows(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Return the first row of `x` in the batch, its number of rows, and that of the batch."""
+    """Return the row of the batch at which `x` begins, and the numbers of rows of `x` and batch."""
     count = tf.shape(x)[0]
     first, total = getattr(_part, "value", (0, count))
     return first, count, total
 
 
 def draw_rows(draw: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor) -> tf.Tensor:
-    """Call `draw` with the number of rows of the whole batch; return the rows of `x`."""
+    """Call `draw` with the number of rows of the whole batch; return the draws for `x`."""
     first, count, total = _rows(x)
     return draw(total)[first : first + count]
 

@@ -11,27 +11,27 @@ import numpy as np
 
 from cxr_tf.config import LARGEST_SEED
 from cxr_tf.data.sources.phantoms import FINDINGS, phantom
-from cxr_tf.errors import UserError
+from cxr_tf.errors import UserError, first_line
 from cxr_tf.files import expand_user
 from cxr_tf.models.backbones import SMALLEST_SIZE, backbone, backbone_layers
 from cxr_tf.models.classifier import build_classifier
 
 
-def load_weights(model: keras.Model, name: str, weights: str) -> None:
+def load_weights(model: keras.Model, name: str, weights: str, *, flag: str = "--weights") -> None:
     """Set the weights of the backbone in `model` from `imagenet`, `none`, or a weights file.
 
     `none` draws He-normal kernels (He et al. 2015), because with Keras's Glorot default the signal
     vanishes in VGG16 without BatchNorm, and scales those of VGG16 with `_normalise_outputs`. A
     file is a `.weights.h5` (or older `.h5`) of the backbone without its classification layer, or a
-    `.keras` model of this package with the same backbone.
+    `.keras` model of this package with the same backbone. flag: the command's flag, for messages.
 
-    Raises UserError if ImageNet weights do not exist or cannot be fetched, or if a file does not
+    Raises UserError if ImageNet weights do not exist or cannot be downloaded, or if a file does not
     fit; the message names the first layer that differs. Never falls back to random weights.
     """
     if weights == "none":
         _initialise(model, name)
     elif weights == "imagenet":
-        _copy(_imagenet(name), model, name)
+        _copy(_imagenet(name, flag), model, name)
     else:
         _copy(_from_file(model, name, expand_user(weights)), model, name)
 
@@ -76,33 +76,33 @@ def _normalise_outputs(model: keras.Model, layers: Sequence[keras.layers.Layer])
         layer.bias.assign(-mean / spread)
 
 
-def _imagenet(name: str) -> keras.Model:
+def _imagenet(name: str, flag: str) -> keras.Model:
     entry = backbone(name)
     if entry.imagenet is None:
         raise UserError(
-            f"Keras has no ImageNet weights for {name}: give --weights FILE "
-            f"({entry.where_to_get}), or --weights none to train from scratch"
+            f"Keras has no ImageNet weights for {name}: give {flag} FILE "
+            f"({entry.where_to_get}), or {flag} none to train from scratch"
         )
     try:
         return entry.imagenet()
     # Keras raises a bare Exception for a failed download, and ValueError for a bad checksum.
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"ImageNet weights of {name} could not be fetched ({reason}): connect to the network, "
-            f"or give --weights FILE ({entry.where_to_get}; a copy in ~/.keras/models is used), "
-            "or --weights none to train from scratch"
+            f"the ImageNet weights for {name} could not be downloaded ({first_line(error)}): "
+            f"connect to the internet; or put {entry.where_to_get} into ~/.keras/models, where it "
+            f"is found automatically; or give the file with {flag} FILE; or train from scratch "
+            f"with {flag} none"
         ) from error
 
 
 def load_keras(path: Path) -> keras.Model:
-    """Load an existing .keras file; raise UserError if it is not a Keras model or is damaged."""
+    """Load an existing .keras file; raise UserError if that fails."""
     if not zipfile.is_zipfile(path):  # Keras would report that the file does not exist
         raise UserError(f"{path} is not a Keras model, or is damaged: copy it again")
     try:
         return keras.saving.load_model(path, compile=False)
     except Exception as error:
-        raise UserError(f"{path} is not a Keras model: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{path} cannot be loaded as a Keras model: {first_line(error)}") from error
 
 
 def _from_file(model: keras.Model, name: str, path: Path) -> keras.Model:
@@ -118,7 +118,7 @@ def _from_file(model: keras.Model, name: str, path: Path) -> keras.Model:
     try:
         reference.load_weights(path)
     except Exception as error:
-        raise UserError(f"{path} does not fit {name}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{path} cannot be loaded into {name}: {first_line(error)}") from error
     return reference
 
 
@@ -133,7 +133,9 @@ def _copy(source: keras.Model, target: keras.Model, name: str) -> None:
         try:
             values = source.get_layer(layer.name).get_weights()
         except ValueError:
-            raise UserError(f"the weights have no layer '{layer.name}' of {name}") from None
+            raise UserError(
+                f"the weights do not fit {name}: they have no layer '{layer.name}'"
+            ) from None
         shapes = [v.shape for v in values], [tuple(w.shape) for w in layer.weights]
         if shapes[0] != shapes[1]:
             raise UserError(
@@ -151,7 +153,7 @@ def _first_difference(path: Path, reference: keras.Model) -> str | None:
         with h5py.File(path) as file:
             stored = _stored_layers(file, reference)
     except OSError:
-        return "not an HDF5 weights file"
+        return "not an HDF5 file, or damaged"
     expected = [
         (x.name, [tuple(w.shape) for w in x.weights]) for x in reference.layers if x.weights
     ]
@@ -214,7 +216,9 @@ def _shape(shapes: list[tuple[int, ...]]) -> str:
 def check_weights(name: str, weights: str) -> None:
     """Raise UserError if weights are not available or do not fit, before a long run starts.
 
-    Loads them into a network for small images: the weights of a backbone fit any image size.
+    Loads them into a network for small images: the weights of a backbone fit any image size. The
+    flag is that of commands with several backbones, such as --vgg16-weights.
     """
     if weights != "none":
-        load_weights(build_classifier(name, classes=2, image_size=SMALLEST_SIZE), name, weights)
+        model = build_classifier(name, classes=2, image_size=SMALLEST_SIZE)
+        load_weights(model, name, weights, flag=f"--{name}-weights")

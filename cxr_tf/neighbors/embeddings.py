@@ -63,7 +63,7 @@ class Embeddings:
     The rows are those of `catalog`, in this order: train (first `indexed` rows without identical
     copies, then the copies), val, test. So every split is a slice, which needs no copy in memory.
 
-    stressed: float32 [V, D], the val rows under strong augmentation. probabilities: float32
+    stressed: float32 [V, D], of the perturbed copy of the val images. probabilities: float32
     [V + T, C], the classifier's own predictions on val and test. labels: int64 [N].
     """
 
@@ -134,7 +134,7 @@ def embed(
     """Embed a catalogue in split order, or reuse the embeddings of an earlier run.
 
     All KNN runs are searched. Embeddings are reused if the model's files and the image files are
-    the same, byte for byte, in the same order.
+    the same, byte for byte, and the images are in the same order and splits.
     """
     file = run.directory / "embeddings.npz"
     digests = np.array([r.digest for r in catalog.radiographs])

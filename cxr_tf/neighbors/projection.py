@@ -25,7 +25,8 @@ from sklearn.preprocessing import StandardScaler
 
 from cxr_tf.files import replace_folder, temporary_sibling
 
-# Time and memory of trustworthiness grow quadratically: of more points, a sample is drawn.
+# Of more points than this, a sample is drawn, because trustworthiness takes quadratic time and
+# memory.
 MOST_POINTS = 6000
 
 # Below this number of points, t-SNE uses one thread.
@@ -95,10 +96,11 @@ def quality(
       embedding (Venna and Kaski 2001), 10 neighbours;
     - `silhouette`: in -1..1, of the test points by class, in the embedding (Rousseeuw 1987); NaN
       if test has only one class, or if no class has two points;
-    - `purity` and `purity/<class>`: among a test point's 10 nearest points outside test, the share
-      that has its class; the mean over classes, and for each class. Only test points are measured,
-      because training has already separated the training points;
-    - `plane_purity`: the same in the plane.
+    - `purity/<class>`: the mean share of a test point's 10 nearest non-test points that have its
+      class, over the test points of that class. Only test points are measured, because training has
+      already separated the training points;
+    - `purity`: the mean of these over the classes, in the embedding;
+    - `plane_purity`: the same as `purity`, in the plane.
     """
     result = {
         "trustworthiness": float(
@@ -174,7 +176,7 @@ def sprite(thumbnails: np.ndarray) -> np.ndarray:
 
 
 def _same_class(values: np.ndarray, labels: np.ndarray, is_test: np.ndarray) -> np.ndarray:
-    """Return which share of each test point's nearest points outside test has its class."""
+    """Return, for each test point, the share of its nearest non-test points that have its class."""
     index = NearestNeighbors(algorithm="brute").fit(values[~is_test])
     count = min(NEIGHBOURS, int((~is_test).sum()))
     near = index.kneighbors(values[is_test], count, return_distance=False)

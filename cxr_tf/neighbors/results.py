@@ -22,8 +22,8 @@ def novelty_of(distances: np.ndarray, limit: float) -> np.ndarray:
     """Return the distance to the k-th neighbour divided by `limit`, float [N].
 
     distances: [N, k] ascending. `limit` is the quantile NOVELTY_QUANTILE of the distance to the
-    k-th neighbour on validation: above 1, a radiograph is farther from the training data than 99 of
-    100 validation radiographs.
+    k-th neighbour on validation: a radiograph with a novelty above 1 is farther from the training
+    data than 99 of 100 validation radiographs.
     """
     return distances[:, -1] / limit
 

@@ -5,8 +5,8 @@
     knn = fit_pipeline(embeddings, chosen)      # a scikit-learn pipeline
 
 The criterion is balanced accuracy, averaged over validation and a perturbed copy of it: validation
-alone is nearly separable and cannot rank the candidates. Within a class, the images against the
-shortcut count as much as all others together. The Brier score breaks ties.
+alone is nearly separable and cannot rank the candidates. Within a class, the images that
+contradict the shortcut count as much as all others together. The Brier score breaks ties.
 """
 
 from collections.abc import Sequence
@@ -113,7 +113,7 @@ def representations(rows: int, width: int) -> tuple[str, ...]:
 def fit_steps(
     representation: str, metric: str, embeddings: Embeddings
 ) -> tuple[list[tuple[str, Any]], np.ndarray]:
-    """Fit the preprocessing to the training rows; return its steps, and all rows transformed.
+    """Fit the preprocessing to the training rows; return its steps and all transformed rows.
 
     The transformed rows are float32 [N, E]. The embeddings are read and changed in place, so that
     memory holds one copy. The cosine metric is implemented as the Euclidean distance of vectors of

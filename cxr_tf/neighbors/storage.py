@@ -18,7 +18,7 @@ import sklearn
 import tensorflow as tf
 from sklearn.pipeline import Pipeline
 
-from cxr_tf.errors import UserError
+from cxr_tf.errors import UserError, first_line
 from cxr_tf.files import digest_files, expand_user, read_json, write_json
 from cxr_tf.neighbors.embeddings import batches, embed_files
 from cxr_tf.neighbors.selection import before_knn
@@ -69,8 +69,8 @@ def load_knn(
     when it is loaded; the checksum in the manifest shows only that both were written together.
     `without_code` loads `knn.skops`, which contains no executable code, instead of the pickle.
 
-    Raises UserError if the checksum or the width differs. Warns if the pipeline was fitted
-    with a different version of scikit-learn.
+    Raises UserError if a file is missing or cannot be loaded, or if the checksum or the width
+    differs. Warns if the pipeline was fitted with a different version of scikit-learn.
     """
     folder = expand_user(model)
     if not (folder / MANIFEST).exists():
@@ -82,7 +82,7 @@ def load_knn(
     name = "knn.skops" if without_code else "knn.pkl"
     file = folder / name
     if not file.exists():
-        raise UserError(f"{folder} lacks {name}")
+        raise UserError(f"{folder} lacks {name}: run fit_knn.py again")
     content = file.read_bytes()
     # Checked before unpickling, on the very bytes that are unpickled.
     if hashlib.sha256(content).hexdigest() != manifest["sha256"][name]:
@@ -98,8 +98,8 @@ def load_knn(
         )
     if manifest["scikit-learn"] != sklearn.__version__:
         warnings.warn(
-            f"{file} was fitted with scikit-learn {manifest['scikit-learn']}, but this is "
-            f"{sklearn.__version__}: results may differ",
+            f"{file} was fitted with scikit-learn {manifest['scikit-learn']}, but "
+            f"{sklearn.__version__} is installed: results may differ",
             stacklevel=2,
         )
     try:
@@ -109,7 +109,7 @@ def load_knn(
             return skops.io.loads(content), manifest
         return pickle.loads(content), manifest
     except Exception as error:  # both libraries can raise errors of any type
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"{file} cannot be loaded ({reason}): run fit_knn.py again") from error
 
 
@@ -119,9 +119,9 @@ def check_agreement(
     """Compare the predictions of a SavedModel on image files with those of the pipeline.
 
     values: float32 [N, D], the embeddings of `paths`; if None, the classifier in the exported model
-    computes them. Returns how many images agree in the label and, to 1e-4, in the probabilities.
-    Raises RuntimeError if an image does not agree, unless its k-th and (k+1)-th neighbours have the
-    same distance to six digits, so that the last bit of an embedding decides.
+    computes them. Returns how many images have the same label, and probabilities within 1e-4.
+    Raises RuntimeError if any image differs, unless its k-th and (k+1)-th neighbours are tied to
+    six digits, so that the rounding of an embedding determines which of them counts.
     """
     served = loading.ServedModel(folder, {}, tf.saved_model.load(str(folder)))
     signature = served.signature("serving_default")
@@ -143,10 +143,11 @@ def check_agreement(
         last = knn[-1].n_neighbors
         distances, _ = knn[-1].kneighbors(before_knn(knn, values), last + 1)
         ties = distances[:, last] - distances[:, last - 1] <= 1e-6 * distances[:, last]
-    if (differs & ~ties).any():
+    wrong = np.flatnonzero(differs & ~ties)
+    if len(wrong):
         raise RuntimeError(
-            f"the exported model disagrees with the pickle on {paths[int(np.argmax(differs))]} and "
-            f"{int(differs.sum()) - 1} more of {len(paths)} images; nothing was exported"
+            f"the exported model and the pickle disagree on {len(wrong)} of {len(paths)} images, "
+            f"such as {paths[int(wrong[0])]}"
         )
     return {
         "images": len(paths),

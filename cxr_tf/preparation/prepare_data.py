@@ -19,7 +19,7 @@ from cxr_tf.data.acquisition.audit import (
     log_warnings,
     warnings,
 )
-from cxr_tf.data.catalog import Catalog
+from cxr_tf.data.catalog import Catalog, counted
 from cxr_tf.data.checks import check, describe, notes
 from cxr_tf.data.loading import PHANTOM_COUNT, PHANTOM_SIZE, open_catalog, phantom_folder
 from cxr_tf.data.sources import dicom, downloads, phantoms
@@ -94,7 +94,8 @@ def _dicom(settings: PrepareData) -> Path | None:
         laterals=settings.laterals,
     )
     if unlabelled:
-        log.info("%d images have no label: fill in the column 'label' of %s", unlabelled, catalogue)
+        images = counted(unlabelled, "image has", "images have")
+        log.info("%s no label: fill in the column 'label' of %s", images, catalogue)
     return None if unlabelled else catalogue
 
 
@@ -175,8 +176,8 @@ def draw_page(run: Run, inspection: Inspection, writer: "tf.summary.SummaryWrite
             len(catalog) - len({r.digest for r in catalog.radiographs}),
             inspection.near,
             [(s.measure, s.finding, s.auroc, s.suspicious) for s in inspection.shortcuts],
-            heading=f"{run.directory.name}: {len(catalog)} images, "
-            f"{len(set(catalog.patients))} patients{kind}",
+            heading=f"{run.directory.name}: {counted(len(catalog), 'image', 'images')}, "
+            f"{counted(len(set(catalog.patients)), 'patient', 'patients')}{kind}",
             remarks=[*notes(catalog), *warnings(inspection)],
         ),
         writer,
@@ -211,7 +212,7 @@ def _source_of(catalog: Catalog) -> str:
 def _stop_if_untrainable(catalog: Catalog, inspection: Inspection, settings: PrepareData) -> None:
     if inspection.unreadable:
         raise UserError(
-            f"{len(inspection.unreadable)} images of {catalog.source} cannot be read. Fix or "
-            "remove them, or train with --skip-unreadable"
+            f"{counted(len(inspection.unreadable), 'image', 'images')} of {catalog.source} cannot "
+            "be read (listed above). Fix or remove such files, or train with --skip-unreadable"
         )
     check(catalog, task=settings.task)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def audit_inspected(found: Inspection, task: str) -> metrics.ShortcutAudit | None:
-    """Return the audit of the readable images for a task; None if its classes are too small.
+    """Return the audit of the readable images for a task; None if a class has too few patients.
 
     If the labels do not support the task, the findings themselves are the classes.
     """

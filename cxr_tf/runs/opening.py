@@ -38,7 +38,9 @@ def open_finished_run(folder: str | Path, job: str = "", *, hint: str = "") -> R
             + (f": {hint}" if hint else "")
         )
     if job and run.config["job"] != job:
-        raise UserError(f"{folder} is a run of another job: {run.config['job']}, not {job}")
+        raise UserError(
+            f"{folder} is a run of another job, {run.config['job']}: give logs/{job}/<name>"
+        )
     if not run.finished:
         raise UserError(f"the run {folder} is not finished: resume it first")
     return run
@@ -50,12 +52,12 @@ def open_run(
     """Create a run directory, or with `settings.resume` open the existing one of that name.
 
     data: the catalogue, or a run on the same data, whose record is copied. resolved: the settings
-    with their defaults filled in; the values that it adds are recorded. Jobs without `resume` take
-    about a minute, so an interrupted run of such a job is restarted in the emptied directory. When
-    a run is resumed, the temporary files of a killed process are removed.
+    with their defaults filled in; the values that it adds are recorded. An interrupted run of a job
+    without `resume` is restarted in the emptied directory, because such jobs are short. When a run
+    is resumed, the temporary files of a killed process are removed.
 
     Raises UserError for an invalid name, for a run that exists and is not to be resumed or that
-    another process is working on, and for a resumed run whose settings or data have changed.
+    another process is working on, and for a resumed run with different settings or data.
     """
     run = reserve_run(logs, job, name, settings)
     if run.directory.exists() and not run.finished:

@@ -51,7 +51,7 @@ def _facts(data: Catalog | Run) -> dict[str, Any]:
 
 
 def check_unchanged(run: Run, config: dict[str, Any]) -> None:
-    """Raise UserError if a run was started with settings or data that differ from a record."""
+    """Raise UserError if a run was started with settings or data other than those in `config`."""
     before = run.config
     # Settings first: another --seed may draw other splits, and the error should then name the seed.
     for key, value in config["settings"].items():
@@ -71,7 +71,8 @@ def check_unchanged(run: Run, config: dict[str, Any]) -> None:
             )
     if before["data_fingerprint"] != config["data_fingerprint"]:
         raise UserError(
-            f"the data have changed since {run.directory} was started: choose another --name"
+            f"the data differ from those that {run.directory} was started with: resume it with the "
+            "same data, or choose another --name"
         )
 
 

@@ -1,1 +1,1 @@
-"""Scores of a model on a split: tables, predictions, figures and TensorBoard summaries."""
+"""Score a model on a split; write its predictions, figures and TensorBoard summaries."""

@@ -1,4 +1,4 @@
-"""Score a classifier on a split: tables, predictions, figures and TensorBoard summaries."""
+"""Score a classifier on a split; write its predictions, figures and TensorBoard summaries."""
 
 import logging
 from typing import Any

@@ -1,4 +1,4 @@
-"""Recall of the images against the shortcut in the table of a split; see `metrics.shortcuts`."""
+"""Recall on the images that contradict the shortcut; see `metrics.shortcuts`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,7 +13,7 @@ from cxr_tf.data.dataset import ImageDataset
 
 
 def with_groups(part: ImageDataset, shortcuts: metrics.ShortcutModel | None) -> ImageDataset:
-    """Return the dataset with its images against the shortcut marked.
+    """Return the dataset with the images marked that contradict the shortcut.
 
     Without a shortcut model, the dataset is returned unchanged.
     """
@@ -26,7 +26,7 @@ def with_groups(part: ImageDataset, shortcuts: metrics.ShortcutModel | None) -> 
 def against_of_files(
     paths: Sequence[str], labels: np.ndarray, shortcuts: metrics.ShortcutModel | None
 ) -> np.ndarray | None:
-    """Return which files are against the shortcut, bool [N]; None without a shortcut model."""
+    """Return which files contradict the shortcut, bool [N]; None without a shortcut model."""
     if shortcuts is None or not len(labels):
         return None
     images, _ = decoding.load_images(paths, statistics.SIDE)

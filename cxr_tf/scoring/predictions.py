@@ -65,7 +65,7 @@ def read_predictions(run: Run, split: str) -> Predictions:
 
 
 def check_same_rows(predictions: dict[str, Predictions]) -> None:
-    """Raise UserError if the runs list their test images in different orders.
+    """Raise UserError unless all runs list the same test images in the same order.
 
     Paired tests match images by row, and a folder and a list of its files may differ in order.
     """
@@ -76,6 +76,6 @@ def check_same_rows(predictions: dict[str, Predictions]) -> None:
         same_patients = a.patients == b.patients
         if not (same_files and same_patients and np.array_equal(a.labels, b.labels)):
             raise UserError(
-                f"{first} and {other} list their test images in different orders: train both from "
-                "the same --data"
+                f"{first} and {other} do not list the same test images in the same order: train "
+                "both from the same --data"
             )

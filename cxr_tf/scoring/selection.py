@@ -28,7 +28,7 @@ OTHER_DATA = (
 def open_subset(
     settings: Evaluate, served: loading.ServedModel, task: str, classes: tuple[str, ...]
 ) -> ImageDataset:
-    """Return the images on which to score a SavedModel, decoded at its size for the figures.
+    """Return the images on which to score a SavedModel, decoded at its image size for the figures.
 
     Without split folders, all images of a folder are scored; with them, those of `settings.split`.
     If the model was trained on the same data, they get the splits of its training.
@@ -47,7 +47,8 @@ def open_subset(
     training_digests = served.training_digests()
     if seen := sum(r.digest in training_digests for r in catalog.radiographs):
         note = (
-            f"{seen} of these images were used in training or validation: scores are too optimistic"
+            f"{seen} of these images {'was' if seen == 1 else 'were'} used in training or "
+            "validation: scores are too optimistic"
         )
         catalog = replace(catalog, notes=(*catalog.notes, note))
     log.info(checks.describe(catalog))
@@ -55,7 +56,7 @@ def open_subset(
     labels = catalog.labels(task, classes)
     if absent := [name for k, name in enumerate(classes) if not np.any(labels == k)]:
         log.info(
-            "  note: there is no image of %s; scores that need one are NaN", " and ".join(absent)
+            "  note: there is no image of %s; scores that need one are NaN", " or ".join(absent)
         )
     subset = audit.audited(ImageDataset(catalog, images, labels, classes))
     return with_groups(subset, shortcuts_of(card))

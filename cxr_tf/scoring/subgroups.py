@@ -26,7 +26,7 @@ def score_subgroups(
 
     score: a function from weights [N] to scores, at least those of `SUBGROUP_METRICS`. The keys of
     the result are `groups`, see `metrics.subgroup_scores`, and `gaps`, see `metrics.gaps`. The
-    result is empty if the catalogue has no group columns.
+    result is empty if the catalogue has no column with several groups.
     """
 
     def selected(weights: np.ndarray) -> dict[str, float]:

@@ -50,7 +50,8 @@ def check_served(settings: CheckServed) -> Run:
     differ by at most 1e-4 and whose label is the same. With --runtime c++ each model also has the
     result of `cpp_comparison.compare_runtimes`, as "c++".
 
-    Raises UserError if a run has no exported model or no predictions, or an image is missing.
+    Raises UserError if a run has no exported model or no predictions, and FileNotFoundError if a
+    test image is missing.
     """
     if not settings.runs:
         raise UserError("no run to check: give --runs logs/classifier/<name> ...")
@@ -108,7 +109,10 @@ def read_measurement(folder: str) -> Measurement:
     """
     run = Run(Path(folder))
     if not run.finished:
-        raise UserError(f"{folder} is not a finished run: logs/<job>/<name>")
+        raise UserError(
+            f"{folder} is not a finished run: give the folder of one, such as "
+            "logs/classifier/<name>"
+        )
     model = run.metrics.get("model", {}).get("saved_model", "")
     if not model or not (run.directory / "predictions-test.csv").exists():
         raise UserError(
@@ -152,15 +156,15 @@ def compare(measured: Measurement, predictions: dict[str, np.ndarray]) -> dict[s
 
 
 def agrees(result: dict[str, Any]) -> bool:
-    """Return whether a model reproduces the measured predictions, and passed any further checks."""
+    """Return whether a model reproduces the measured predictions and passes any further checks."""
     return result["equal"] == result["images"] and result.get("c++", {"agreed": True})["agreed"]
 
 
 def result_line(result: dict[str, Any]) -> str:
     """Format the result of one model as one line."""
     line = (
-        f"{result['saved_model']}: {result['equal']} of {result['images']} test images as "
-        f"measured, largest difference {result['largest_difference']:.1g}"
+        f"{result['saved_model']}: predictions for {result['equal']} of {result['images']} test "
+        f"images reproduced, largest difference {result['largest_difference']:.1g}"
     )
     if "c++" in result:
         line += "; " + cpp_comparison.result_line(result["c++"])

@@ -35,7 +35,7 @@ NEEDS = {
     "openvino": {"openvino": "openvino"},
 }
 
-# tf2onnx 1.17 supports operator sets up to 18; ONNX Runtime reads 17 from 1.12 on.
+# tf2onnx 1.17 supports operator sets up to 18; ONNX Runtime has supported 17 since version 1.12.
 OPSET = 17
 
 Network = Callable[[np.ndarray], np.ndarray]
@@ -101,8 +101,8 @@ def _write_onnx(function: Any, path: Path) -> None:
 def _litert(function: Any, served: ServedModel, *, int8: bool) -> bytes:
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function], served.loaded)
     if int8:
-        # Without calibration images, which fixed scales for the activations would need: with scales
-        # from phantoms, VGG16 loses 0.13 of AUROC on radiographs (docs/export.md).
+        # No calibration images: they would fix the scales of the activations, and with scales from
+        # phantoms VGG16 loses 0.13 of AUROC on radiographs (docs/export.md).
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     return converter.convert()
 

@@ -118,9 +118,9 @@ def export_classifier(
     - `tensor`: images float32 [N, S, S, 3] in 0..255 -> the same;
     - `embed`: image_bytes -> embedding float32 [N, D];
     - `predict_and_embed`: image_bytes -> the outputs of `serving_default` and `embed`, in one pass
-      of the network. It is exported only with a detector, for which `serving_default` computes the
-      embedding too. Otherwise TensorFlow would optimise the two graphs differently, and the last
-      bits of their outputs would differ;
+      of the network. It is exported only with a detector, because `serving_default` then computes
+      the embedding too. Without one, TensorFlow would optimise the graphs of the two signatures
+      differently, and their outputs would differ in the last bits;
     - `occlusion`: image_bytes -> heatmap float32 [N, S, S] (the drop of the label's probability
       where the image is covered, as in scripts/explain.py), and the outputs of `serving_default`.
 

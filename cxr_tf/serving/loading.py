@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from cxr_tf import legacy
-from cxr_tf.errors import UserError
+from cxr_tf.errors import UserError, first_line
 from cxr_tf.files import expand_user
 from cxr_tf.serving.prediction.batch_prediction import concatenated
 from cxr_tf.serving.prediction.client import BadImages, PredictFn, as_text, bad_images, read_image
@@ -26,9 +26,9 @@ Paths = str | Path | Sequence[str | Path]
 class ServedModel:
     """An exported model in memory, with its model card.
 
-    engine: what runs the signatures: tensorflow; openvino; or auto, that is, OpenVINO, and
-    TensorFlow for signatures that OpenVINO cannot run. precision: the precision of OpenVINO:
-    float32, bfloat16 or int8.
+    engine: the runtime of the signatures: tensorflow, openvino, or auto (OpenVINO, but TensorFlow
+    for signatures that OpenVINO cannot run). precision: the precision of OpenVINO: float32,
+    bfloat16 or int8.
     """
 
     folder: Path
@@ -74,7 +74,8 @@ class ServedModel:
         inputs = call.structured_input_signature[1]
         if [spec.dtype for spec in inputs.values()] != [tf.string]:
             raise UserError(
-                f"signature '{signature}' does not take image files, but {list(inputs)}"
+                f"signature '{signature}' does not take image files (inputs: {', '.join(inputs)}): "
+                "choose another"
             )
         call = self._call(signature)
 
@@ -117,7 +118,7 @@ class ServedModel:
         predict = self.file_predictor(signature)
         names = [str(p) for p in ([paths] if isinstance(paths, str | Path) else paths)]
         if not names:
-            raise UserError("no image to predict")
+            raise UserError("no image given")
         return concatenated(predict, names, batch_size)
 
     def embed(self, paths: Paths) -> np.ndarray:
@@ -154,7 +155,7 @@ class ServedModel:
                 call, example=warm_up.phantom_file(), precision=self.precision
             )
         except Exception as error:  # TensorFlow can run the signature in any case
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             if self.engine == "openvino":
                 raise UserError(
                     f"OpenVINO cannot run '{signature}' of {self.folder} ({reason}): use --engine "
@@ -179,13 +180,13 @@ def load_served(
     card = cards.read_card(folder)
     cards.check_files(folder, card)
     if precision != "float32" and card["kind"] != "classifier":
-        raise UserError(f"--engine-precision {precision} is for classifiers: leave it out")
+        raise UserError(f"--engine-precision {precision} is for classifiers only: leave it out")
     if engine == "auto" and card.get("backbone") in openvino_engine.SLOWER_ON_OPENVINO:
         engine = "tensorflow"
     try:
         loaded = tf.saved_model.load(str(folder))
     except Exception as error:  # a damaged graph raises errors of any kind
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"{folder} cannot be loaded: {reason}") from error
     return ServedModel(folder, card, loaded, engine, precision)
 

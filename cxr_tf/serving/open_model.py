@@ -21,7 +21,10 @@ def open_model(settings: Predict) -> Callable[[str], PredictFn]:
     """
     if settings.server:
         if settings.engine != "auto" or settings.engine_precision != "float32":
-            raise UserError("--engine is for a model on disk: leave it out with --server")
+            raise UserError(
+                "--engine and --engine-precision are for a model on disk: leave them out with "
+                "--server"
+            )
         return lambda signature: connect(
             settings.server,
             settings.model,

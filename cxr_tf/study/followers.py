@@ -1,4 +1,4 @@
-"""Run a study with several workers: the chief runs every step, the others help it to train."""
+"""Run a study with several workers: the chief runs all steps, and the others help to train."""
 
 from dataclasses import asdict, replace
 from typing import Any

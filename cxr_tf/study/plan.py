@@ -150,8 +150,8 @@ def plan(settings: RunStudy, catalog: data_catalog.Catalog, images: Images) -> l
             network="autoencoder",
             skipped=""
             if healthy >= train_autoencoder.FEWEST_HEALTHY
-            else f"{healthy} healthy training images are fewer than the required "
-            f"{train_autoencoder.FEWEST_HEALTHY}",
+            else f"too few healthy training images ({healthy}; at least "
+            f"{train_autoencoder.FEWEST_HEALTHY} are needed)",
         )
     )
     patches = occluder.make_grid(settings.image_size or backbones.SMALLEST_SIZE).count

@@ -92,8 +92,12 @@ def resolve(settings: RunStudy) -> RunStudy:
     check_numbers(settings)
     for task in TASKS:
         check_numbers(training_budget(settings, task))
-    if settings.epochs == 0 and "none" in weights.values():
-        raise UserError("--epochs 0 trains the head alone, which needs weights for every backbone")
+    missing = ["--" + key.replace("_", "-") for key, value in weights.items() if value == "none"]
+    if settings.epochs == 0 and missing:
+        raise UserError(
+            "--epochs 0 trains the head alone, which needs pretrained weights: give "
+            f"{', '.join(missing)}"
+        )
     return settings
 
 

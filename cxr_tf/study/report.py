@@ -13,6 +13,7 @@ from typing import Any
 
 import jinja2
 
+from cxr_tf.figures.classification import SCORE_TITLES
 from cxr_tf.files import write_atomically
 from cxr_tf.runs import Run
 from cxr_tf.study.report_pictures import image_map, picture, pictures
@@ -35,6 +36,7 @@ def write_report(study: Path) -> Path:
         "score": score,
         "value": value,
         "interval": interval,
+        "metric_name": metric_name,
         "percent": percent,
         "signed": lambda number: "unknown" if number is None else f"{number:+.3f}",
         "p_value": p_value,
@@ -68,7 +70,7 @@ def collect(study: Run) -> dict[str, Any]:
     anomaly = anomaly_section(runs["autoencoder"]) if "autoencoder" in runs else None
     heatmaps = heatmaps_section(runs["heatmaps"]) if "heatmaps" in runs else None
     test = data["splits"]["test"]
-    # If a task was skipped, only its comparison is listed, and not the training of each backbone.
+    # Of a skipped task, only the comparison of the backbones is listed.
     steps_shown = [s for s in steps if not (s["skipped"] and s["name"].startswith("three-class-"))]
     contents = [
         ("summary", "Summary"),
@@ -110,11 +112,11 @@ def problems(data: dict[str, Any]) -> list[str]:
     """Return the problems of the data, one sentence each."""
     sentences = [n[:1].upper() + n[1:] + "." for n in [*data["notes"], *data["warnings"]]]
     if data["unreadable"]:
-        sentences.append(f"{data['unreadable']} unreadable files were excluded.")
+        sentences.append(f"Unreadable files that were excluded: {data['unreadable']}.")
     if data["leaks"]:
         sentences.append(
-            f"{data['leaks']} patients or identical images appear in more than one split. The "
-            "results on the test set are too optimistic by an unknown amount."
+            f"Patients or identical images in more than one split: {data['leaks']}. The results "
+            "on the test set are too optimistic by an unknown amount."
         )
     return sentences
 
@@ -234,6 +236,12 @@ def value(table: dict[str, Any], metric: str) -> str:
     return "unknown" if number is None else f"{number:.3f}"
 
 
+def metric_name(metric: str) -> str:
+    """Return the name of a metric, in the form for the beginning of a sentence."""
+    name = SCORE_TITLES.get(metric, metric.replace("_", " "))
+    return name[:1].upper() + name[1:]
+
+
 def interval(table: dict[str, Any], metric: str) -> str:
     """Format the 95 % confidence interval of a score, "0.969 to 0.991"."""
     low, high = table["ci95"].get(metric, (None, None))
@@ -255,7 +263,7 @@ def percent(table: dict[str, Any], metric: str) -> str:
 
 
 def weights_name(weights: str) -> str:
-    """Return the initial weights: imagenet, none, a file, or the run that they come from."""
+    """Return the name of initial weights: imagenet, none, a file, or the run that wrote them."""
     path = Path(weights)
     return path.parent.name if path.name == "model.keras" else path.name
 

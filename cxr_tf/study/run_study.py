@@ -53,7 +53,7 @@ def run_study(settings: RunStudy) -> Path:
 
 
 def _run(settings: RunStudy, workers: Workers) -> Path:
-    # Each job traces its functions once, but over a dozen jobs, TensorFlow warns of retracing.
+    # Each job traces its functions once, but after a dozen jobs TensorFlow warns of retracing.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     if workers.is_chief:
         versions.check_saved_models(settings.saved_models)
@@ -89,7 +89,7 @@ def _run(settings: RunStudy, workers: Workers) -> Path:
         pace = spent / estimated if estimated else 1.0
         left = pace * sum(estimates[s.name] for s in steps[number - 1 :])
         log.info(
-            "\n[%d/%d] %s: %s of about %s left",
+            "\n[%d/%d] %s: about %s, and about %s for all remaining steps",
             *(number, len(steps), step.title, format_duration(pace * estimates[step.name])),
             format_duration(left),
         )

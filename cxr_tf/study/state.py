@@ -49,7 +49,7 @@ class Study:
         """Return whether there is a finished run with the step's current settings."""
         runs = dict(self.runs)
         for earlier in steps[: steps.index(step)]:
-            # Earlier steps that are not finished may change this one's settings.
+            # The settings of this step may name the runs of earlier steps.
             if earlier.name not in runs and not earlier.skipped:
                 run = self._finished(earlier, runs)
                 if run is not None:

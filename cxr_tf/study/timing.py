@@ -96,7 +96,7 @@ def _seconds_an_image(work: Callable[[tf.Tensor], Any], images: tf.Tensor) -> fl
         started = time.perf_counter()
         work(batch)
         seconds.append(time.perf_counter() - started)
-    # On a busy machine, the small batch may be delayed: the second value is a lower bound.
+    # On a busy machine, the small batch may be delayed: the second value keeps the result positive.
     return max((seconds[1] - seconds[0]) / (len(many) - len(few)), seconds[1] / len(many) / 4)
 
 
@@ -110,7 +110,7 @@ def _classifier(backbone: str, settings: RunStudy) -> keras.Model:
     model = build_classifier(
         backbone, classes=2, image_size=settings.image_size, precision=precision
     )
-    models_weights.load_weights(model, backbone, weights)
+    models_weights.load_weights(model, backbone, weights, flag=f"--{backbone}-weights")
     blocks = len(entry.blocks) if weights == "none" else entry.tuned_blocks
     backbones.freeze(model, backbone, trainable_blocks=blocks, batch_norm=weights == "none")
     return model

@@ -23,7 +23,7 @@ class TrainingState:
     `checkpoint.npz` contains all variables of the model (including the seeds of dropout) and of
     the optimizer, and the history; `best.npz` contains the averaged weights of the best epoch. Both
     files are replaced atomically. With several workers, only the chief reads and writes them, and
-    sends the other workers what it has read. `seconds` counts from the construction of this object.
+    sends their content to the other workers. `seconds` counts from the construction of this object.
     """
 
     def __init__(self, directory: Path, workers: Workers | None = None) -> None:
@@ -93,7 +93,7 @@ class TrainingState:
         """Restore the variables of the model and its optimizer from the checkpoint.
 
         Raises UserError if the checkpoint has different variables, for example because an earlier
-        version wrote it, and KeyError for the checkpoint of the last epoch, which has none.
+        version wrote it, and KeyError for the checkpoint of the last epoch, which has no variables.
         """
         variables = all_variables(trainer)
         values = [np.empty(v.shape, v.dtype) for v in variables]
@@ -104,8 +104,8 @@ class TrainingState:
                 raise KeyError("the checkpoint of the last epoch has no variables")
             if [v.shape for v in values] != [tuple(v.shape) for v in variables]:
                 raise UserError(
-                    f"{self._checkpoint} does not fit the network: a different version "
-                    "of cxr_tf wrote it; choose another --name"
+                    f"{self._checkpoint} does not fit the network: it was probably written by a "
+                    "different version of cxr_tf; choose another --name"
                 )
         for variable, value in zip(variables, self._workers.broadcast_arrays(values), strict=True):
             variable.assign(value)

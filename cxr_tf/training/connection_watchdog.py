@@ -3,8 +3,9 @@
     python connection_watchdog.py PID TIMEOUT ADDRESS...
 
 TensorFlow connects the workers in C++, without a limit and with Python's interpreter lock held, so
-that neither a thread nor a Python signal handler of the same process can end the wait. This process
-can. It ends silently when its standard input is closed, which the worker does once it is connected.
+that neither a thread nor a Python signal handler of that process can end the wait. This separate
+process can. It ends silently when its standard input is closed, which the worker does once it is
+connected.
 """
 
 import contextlib
@@ -29,8 +30,8 @@ def connection_watchdog(others: Sequence[str], timeout: float) -> Iterator[None]
     It also ends soon after another worker has appeared and disappeared again. others: addresses,
     host:port. Only in the main thread.
     """
-    # The C function, because Python's own handlers need the interpreter lock. It receives the
-    # number of the signal, and that of SIGINT is the exit code for a mistake of the user.
+    # The handler is C's `_exit`, because Python's own handlers need the interpreter lock. It
+    # receives the number of SIGINT, 2, which is also the exit code for a mistake of the user.
     before = signal.getsignal(signal.SIGINT)
     libc = ctypes.CDLL(None)
     libc.signal(int(signal.SIGINT), ctypes.cast(libc._exit, ctypes.c_void_p))

@@ -49,7 +49,7 @@ class Workers:
     """The processes that train together, as worker `index` of `count` sees them.
 
     All workers must call the methods that communicate in the same order; with a single worker these
-    methods return at once. `strategy` distributes over all devices of all workers.
+    methods return at once. `strategy` distributes each batch over all devices of all workers.
     """
 
     strategy: tf.distribute.Strategy
@@ -108,7 +108,7 @@ class Workers:
         return json.loads(self.exchange(message)[0])
 
     def broadcast_arrays(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Return the chief's arrays on all workers; all pass arrays of the same shapes."""
+        """Return the chief's arrays on all workers; all workers pass arrays of the same shapes."""
         if self.count == 1:
             return list(arrays)
         sent = b"".join(a.tobytes() for a in arrays) if self.is_chief else b""
@@ -153,7 +153,7 @@ class Workers:
             self.agree({"the job": job, **flags, **software})
 
     def agree_on_data(self, fingerprint: str) -> None:
-        """Raise PeerError on all workers if the labels, splits or files of one differ."""
+        """Raise PeerError on all workers if the labels, patients, splits or files of one differ."""
         if self.count > 1:
             self.agree({"data": fingerprint})
 
@@ -204,8 +204,8 @@ class Workers:
             timer.daemon = True
             timer.start()
             raise PeerError(
-                "the connection to another worker is lost: that worker was killed, or stopped "
-                "because of an error. Start all workers again with --resume"
+                f"the connection to another worker is lost ({type(error).__name__}): that worker "
+                "was killed, or stopped because of an error. Start all workers again with --resume"
             ) from error
 
 
@@ -269,11 +269,12 @@ def read_cluster(tf_config: str) -> tuple[list[str], int]:
             return [], 0
         kind, number = task["type"], int(task["index"])
         index = number + (len(cluster.get("chief", [])) if kind == "worker" else 0)
-        if kind not in ("chief", "worker") or number >= len(cluster[kind]):
-            raise KeyError(f"task {kind} {number}")
+        if kind not in ("chief", "worker") or not 0 <= number < len(cluster.get(kind, [])):
+            raise ValueError(f"task {kind} {number} is not a chief or worker of the cluster")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"missing key {error}" if isinstance(error, KeyError) else error
         raise UserError(
-            f"TF_CONFIG does not describe a cluster ({error}): it must be JSON such as "
+            f"TF_CONFIG does not describe a cluster ({reason}): it must be JSON such as "
             '{"cluster": {"worker": ["host0:2222", "host1:2222"]}, '
             '"task": {"type": "worker", "index": 0}}'
         ) from None
@@ -291,15 +292,15 @@ def distribute_batches(
     """Distribute training batches over the replicas, each of which prepares only its own rows.
 
     make: a function from the rows of every batch that one replica processes to a dataset of
-    (inputs, targets). Yields (inputs, targets, part), where part is int32 [2]: the replica's first
-    row, and the size of the complete batch. Raises UserError if a batch has fewer images than there
-    are replicas.
+    (inputs, targets). Returns a dataset of (inputs, targets, part), where part is int32 [2]: the
+    replica's first row, and the size of the complete batch. Raises UserError if a batch has fewer
+    images than there are replicas.
     """
     replicas = strategy.num_replicas_in_sync
     if batch_size < replicas:
         raise UserError(
-            f"a training step has {batch_size} images for {replicas} devices: set --batch-size "
-            f"to at least {replicas}"
+            f"{replicas} devices need at least {replicas} images per training step, not "
+            f"{batch_size}: increase --batch-size, or use more training images or fewer devices"
         )
 
     def of_replica(replica: int) -> tf.data.Dataset:

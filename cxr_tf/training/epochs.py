@@ -53,9 +53,11 @@ class EpochEnd:
             if self._state.exists()
             else "there is no checkpoint yet"
         )
+        # Autoencoders, which are always float32, have no --precision.
+        lower = any(layer.compute_dtype.endswith("float16") for layer in self._trainer.layers)
+        precision = ", or --precision float32" if lower else ""
         raise UserError(
-            f"{problem} of epoch {epoch}; {checkpoint}; "
-            "try a lower --learning-rate, or --precision float32"
+            f"{problem} of epoch {epoch}; {checkpoint}; try a lower --learning-rate{precision}"
         )
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
@@ -96,7 +98,8 @@ class EpochEnd:
         left = (self._epochs - epoch - 1) * spent / (epoch + 1 - self._first_epoch)
         log.info("  %s, %s left", self._line(entry), format_duration(left))
         if self._state.exhausted(self._patience):
-            log.info("  no improvement on validation for %d epochs: training stops", self._patience)
+            epochs = f"{self._patience} epoch{'s' if self._patience > 1 else ''}"
+            log.info("  no improvement on validation for %s: training stops", epochs)
             self._trainer.stop_training = True
 
 

@@ -48,7 +48,7 @@ def infer_divided(
 ) -> np.ndarray:
     """Return the outputs for images uint8 [N, S, S, 1] in order; each worker processes a part.
 
-    The batches are the same as with one worker, so that the outputs are too, bit for bit.
+    The batches are the same as with one worker, so that the outputs are bit-identical as well.
     """
     rows = workers.part(len(images), unit=min(batch_size, -(-len(images) // workers.count)))
     batches = data_batches.evaluation_batches(

@@ -9,14 +9,18 @@ class SummedGradientAdamW(keras.optimizers.AdamW):
     """AdamW for gradients that are already summed over the replicas.
 
     Keras's own AdamW clips before it sums, so that each replica's gradient is clipped separately:
-    with `global_clipnorm=1.0` a step on four replicas is almost twice as long as on one.
+    with `global_clipnorm=1.0` a step on four replicas is almost twice as large as on one.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        # The only private name of Keras in training. Without it, gradients would be summed twice.
+        # The only private name of Keras that training uses. If Keras renamed it, gradients would be
+        # summed twice.
         if not hasattr(keras.optimizers.AdamW, "_all_reduce_sum_gradients"):
-            raise RuntimeError("this version of Keras sums the gradients of replicas differently")
+            raise RuntimeError(
+                "this version of Keras sums the gradients of replicas differently: install the one "
+                "in requirements.txt"
+            )
 
     def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> Any:
         return grads_and_vars

@@ -11,8 +11,8 @@ def resolve_precision(wanted: Precision, *, gains: bool = True) -> Precision:
     """Return the dtype policy; for `auto`, mixed_bfloat16 if the hardware supports it natively.
 
     Native support is AVX512-BF16 or AMX on CPUs, and compute capability 8 or higher on GPUs. gains:
-    whether the network trains faster in bfloat16 without a loss, see `Backbone.gains_in_bfloat16`;
-    otherwise `auto` gives float32.
+    whether training benefits from bfloat16, see `Backbone.gains_in_bfloat16`; otherwise `auto`
+    gives float32.
     """
     if wanted != "auto":
         return wanted

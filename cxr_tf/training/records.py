@@ -40,7 +40,7 @@ def model_card(
     seed: int,
     **specific: Any,
 ) -> dict[str, Any]:
-    """Return the card that is exported with a model: its training, its scores and its limits.
+    """Return the card that is exported with a model and records its training, scores and limits.
 
     catalog: all images of the run; specific: entries for this kind of model, which are added to the
     common entries or replace them.

@@ -10,7 +10,7 @@ from cxr_tf.config import TrainAutoencoder
 
 @pytest.fixture(scope="session")
 def chests(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """90 phantoms, 36 of them healthy; README and masks included."""
+    """90 phantoms, 36 of them healthy, in a folder with README and masks."""
     from cxr_tf.data.sources.phantoms import write_phantoms
 
     folder = tmp_path_factory.mktemp("chests") / "phantoms"

@@ -19,7 +19,7 @@ from cxr_tf.config import TrainAutoencoder
         ({"epochs": 3}, 160, 3),
     ],
 )
-def test_default_epochs_grow_for_few_images(
+def test_fewer_images_get_more_default_epochs(
     settings: dict, healthy: int, epochs: int, tmp_path: Path
 ) -> None:
     from cxr_tf.anomaly.resolved import resolve

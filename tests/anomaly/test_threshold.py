@@ -9,7 +9,7 @@ SICK = np.array([False] * 10 + [True] * 10)
 SCORES = np.concatenate([np.linspace(0.1, 1.0, 10), np.linspace(0.65, 1.55, 10)]).astype(np.float32)
 
 
-def test_score_is_chosen_on_validation() -> None:
+def test_score_with_the_highest_auroc_is_chosen() -> None:
     from cxr_tf.anomaly.threshold import choose_score
 
     scores = {"combined": -SCORES, "appearance": SCORES, "residual": 2 * SCORES}
@@ -25,7 +25,7 @@ def test_score_is_chosen_on_validation() -> None:
         ({"operating_point": "min-sensitivity:0.8"}, 2, 0.8),
     ],
 )
-def test_threshold_follows_the_rule(
+def test_threshold_follows_the_operating_point(
     settings: dict, false_alarms: int, least_sensitivity: float
 ) -> None:
     from cxr_tf.anomaly.threshold import choose_threshold
@@ -52,14 +52,14 @@ def test_youden_uses_perturbed_copies_but_fixed_rates_do_not() -> None:
     assert choose_threshold(SICK, both, by_rate) == choose_threshold(SICK, SCORES[None], by_rate)
 
 
-def test_threshold_without_sick_images_is_a_quantile() -> None:
+def test_threshold_without_abnormal_images_is_a_quantile_of_healthy_scores() -> None:
     from cxr_tf.anomaly.threshold import choose_threshold
 
     healthy = np.linspace(1, 2, 200).astype(np.float32)
     none_sick = np.zeros(200, bool)
     threshold, rule = choose_threshold(none_sick, healthy[None], TrainAutoencoder())
     assert np.mean(healthy >= threshold) == pytest.approx(0.05, abs=0.006)
-    assert "no sick image" in rule
+    assert "no abnormal image" in rule
     threshold, _ = choose_threshold(
         none_sick, healthy[None], TrainAutoencoder(operating_point="min-specificity:0.8")
     )

@@ -65,7 +65,7 @@ def table(settings: TrainAutoencoder, split: str = "test") -> list[dict[str, str
 
 
 @pytest.mark.usefixtures("quick")
-def test_weights_do_not_depend_on_sick_images(
+def test_weights_do_not_depend_on_abnormal_images(
     chests: Path, finished: TrainAutoencoder, tmp_path: Path
 ) -> None:
     """Replacing every sick image by noise changes the scores, but not a bit of the weights."""
@@ -157,7 +157,7 @@ def test_threshold_is_chosen_on_validation(finished: TrainAutoencoder) -> None:
     assert threshold != pytest.approx(chosen("test"), rel=1e-3)
 
 
-def test_white_lung_raises_score_and_map(finished: TrainAutoencoder) -> None:
+def test_white_lung_raises_score_and_anomaly_map(finished: TrainAutoencoder) -> None:
     """For a saved and reloaded model."""
     import keras
 
@@ -205,20 +205,20 @@ def test_run_directory_is_complete(finished: TrainAutoencoder) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-def test_plain_autoencoder_without_sick_images(chests: Path, tmp_path: Path) -> None:
+def test_plain_autoencoder_trains_without_abnormal_images(chests: Path, tmp_path: Path) -> None:
     from cxr_tf.anomaly.train_autoencoder import train_autoencoder
 
     healthy = tmp_path / "healthy"
     for split in ("train", "val", "test"):
         shutil.copytree(chests / split / "NORMAL", healthy / split / "NORMAL")
-    with pytest.raises(UserError, match="needs sick images"):  # before it trains
+    with pytest.raises(UserError, match="needs abnormal images"):  # before it trains
         train_autoencoder(settings_for(healthy, tmp_path, operating_point="min-sensitivity:0.9"))
     assert not (tmp_path / "logs").exists()
     settings = settings_for(healthy, tmp_path, model="plain", score="ssim", epochs=1)
     measured = train_autoencoder(settings).metrics
     assert measured["model"]["score"] == "ssim"
     assert all(0 <= float(r["score"]) <= 1 for r in table(settings))
-    assert "no sick image" in measured["model"]["threshold_rule"]
+    assert "no abnormal image" in measured["model"]["threshold_rule"]
     assert measured["test"]["auroc"] is None and measured["test"]["specificity"] is not None
 
 

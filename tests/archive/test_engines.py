@@ -1,6 +1,7 @@
 """Tests of killed workers: the finished archive equals an undisturbed one, file by file."""
 
 import contextlib
+import logging
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,6 +19,7 @@ import archive_workers
 from archive_workers import make_worker, plan_of, settings, undisturbed, written
 
 from cxr_tf.archive import processes, ray_cluster
+from cxr_tf.archive.engine import Queue
 from cxr_tf.archive.plan import Plan
 from cxr_tf.errors import UserError
 
@@ -61,7 +64,7 @@ def children(pid: int) -> list[int]:
     return []
 
 
-def test_killed_workers_lose_nothing(tmp_path: Path, images: Path) -> None:
+def test_archive_is_complete_after_workers_were_killed(tmp_path: Path, images: Path) -> None:
     plan = plan_of(tmp_path / "out", [images])
     steps = processes.run(
         settings(plan.storage.absolute), plan.missing(), 2, make_worker=make_worker(SECONDS)
@@ -121,7 +124,33 @@ def test_file_that_crashes_every_worker_is_reported(tmp_path: Path, images: Path
     assert plan.missing() == [2]
 
 
-def test_full_disk_stops_the_archive_which_then_resumes(tmp_path: Path, images: Path) -> None:
+def test_the_log_states_whether_a_shard_is_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "cxr_tf")
+    queue = Queue.of([4], attempts=2)
+    for outcome in ("another one will compute it", "given up after 2 attempts"):
+        shard = queue.take()
+        assert shard is not None
+        queue.return_(shard, "SIGKILL")
+        assert caplog.messages[-1] == f"a worker died on shards/00004.parquet (SIGKILL): {outcome}"
+    with pytest.raises(UserError, match=r"^1 shard could not be computed: 2 workers died"):
+        queue.check()
+
+
+def test_cluster_that_cannot_be_reached_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: object) -> None:
+        raise ConnectionError
+
+    fake = SimpleNamespace(is_initialized=lambda: False, init=init)
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    with pytest.raises(UserError, match="--address auto: ConnectionError"):
+        ray_cluster.connect("auto")
+    with pytest.raises(UserError, match="Ray cannot start on this machine: ConnectionError"):
+        ray_cluster.connect("")
+
+
+def test_unwritable_folder_stops_the_archive_which_then_resumes(
+    tmp_path: Path, images: Path
+) -> None:
     plan = plan_of(tmp_path / "out", [images])
     (tmp_path / "out/shards").mkdir()
     (tmp_path / "out/shards").chmod(0o500)
@@ -139,7 +168,7 @@ def test_full_disk_stops_the_archive_which_then_resumes(tmp_path: Path, images: 
     assert written(tmp_path / "out") == undisturbed(plan)
 
 
-def test_workers_that_cannot_start_are_an_error(tmp_path: Path, images: Path) -> None:
+def test_workers_that_cannot_start_raise_an_error(tmp_path: Path, images: Path) -> None:
     plan = plan_of(tmp_path / "out", [images])
     with pytest.raises(UserError, match="2 workers died while loading the model"):
         list(

@@ -42,7 +42,7 @@ def ward(tmp_path: Path) -> Path:
     return tmp_path / "ward"
 
 
-def test_folder_is_listed_like_in_predict(ward: Path) -> None:
+def test_folder_is_listed_as_by_predict(ward: Path) -> None:
     assert paths(ward) == find_images((str(ward),))
     assert len(paths(ward)) == 5
     assert paths(ward / "*.png", ward / "a") == find_images((str(ward / "*.png"), str(ward / "a")))
@@ -56,13 +56,13 @@ def test_linked_folder_is_entered_once(ward: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["path\n", "label;path\nx;", "sep=,\npath,label\n", "﻿Path\n"])
-def test_paths_of_a_list_are_relative_to_it(tmp_path: Path, text: str) -> None:
+def test_paths_in_a_list_are_relative_to_its_folder(tmp_path: Path, text: str) -> None:
     file = tmp_path / "list.csv"
     file.write_text(text + "../up.png\n")
     assert paths(file) == [str(tmp_path.parent / "up.png")]
 
 
-def test_a_list_may_contain_urls_but_no_line_without_a_path(tmp_path: Path) -> None:
+def test_a_list_may_contain_urls_and_needs_a_path_in_every_row(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("s3://pacs/a.png\n\nsub/b.png\n")
     assert paths(tmp_path / "list.txt") == ["s3://pacs/a.png", str(tmp_path / "sub/b.png")]
     (tmp_path / "list.csv").write_text("label,path\nsick,a.png\nsick,\n")
@@ -71,6 +71,21 @@ def test_a_list_may_contain_urls_but_no_line_without_a_path(tmp_path: Path) -> N
     (tmp_path / "other.csv").write_text("file,label\na.png,sick\n")
     with pytest.raises(UserError, match=r"no column path; its first line names file, label"):
         paths(tmp_path / "other.csv")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"path\n\xff.png\n", "is not in UTF-8: save it in UTF-8"),
+        (b"path\n" + b"a" * 200_000, "cannot be read as a CSV list: field larger than"),
+    ],
+)
+def test_unreadable_list_is_refused_with_the_cause(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
+    (tmp_path / "list.csv").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        paths(tmp_path / "list.csv")
 
 
 def test_members_of_archives_are_listed(ward: Path, tmp_path: Path) -> None:
@@ -89,11 +104,11 @@ def test_members_of_archives_are_listed(ward: Path, tmp_path: Path) -> None:
     assert paths(tmp_path / "films.zip") == [f"zip://ward/b.png::{tmp_path}/films.zip"]
     with tarfile.open(tmp_path / "films.tgz.tar", "w:gz") as tar:
         tar.add(ward, "ward")
-    with pytest.raises(UserError, match="a compressed"):
+    with pytest.raises(UserError, match=r"cannot be read as a \.tar archive: .*compressed"):
         paths(tmp_path / "films.tgz.tar")
 
 
-def test_folders_and_patterns_behind_a_url_are_listed() -> None:
+def test_folders_and_patterns_at_a_url_are_listed() -> None:
     memory = fsspec.filesystem("memory")
     for name in ("b/1.png", "b.png", "a/1.2.840.113", "a/image", "notes.txt", "list.csv"):
         memory.pipe_file(f"/listing/{name}", b"path\nb.png\n")
@@ -143,7 +158,7 @@ def test_concurrent_planners_plan_each_path_once(tmp_path: Path) -> None:
     assert added == 1 and list(two.paths()) == ["a.png", "b.png", "c.png"]
 
 
-def test_another_recipe_is_refused_with_the_difference(tmp_path: Path) -> None:
+def test_a_different_recipe_is_refused_and_the_difference_named(tmp_path: Path) -> None:
     import dataclasses
 
     storage = open_storage(str(tmp_path / "out"))
@@ -164,7 +179,7 @@ def test_another_recipe_is_refused_with_the_difference(tmp_path: Path) -> None:
         Plan.read(open_storage(str(tmp_path)))
 
 
-def test_repeats_are_detected_in_parts(tmp_path: Path) -> None:
+def test_repeated_paths_are_detected_when_read_in_parts(tmp_path: Path) -> None:
     names = [str(k % 30) for k in range(50)]
     (tmp_path / "digests").write_bytes(b"".join(map(digest_of, names)))
     assert repeats(tmp_path / "digests", 7).tolist() == [k >= 30 for k in range(50)]
@@ -172,7 +187,7 @@ def test_repeats_are_detected_in_parts(tmp_path: Path) -> None:
     assert repeats(tmp_path / "none").tolist() == []
 
 
-def test_shard_names_do_not_depend_on_the_worker(tmp_path: Path, ward: Path) -> None:
+def test_only_complete_shards_of_the_plan_count_as_finished(tmp_path: Path, ward: Path) -> None:
     plan = plan_of(tmp_path / "out", [ward])
     assert plan.missing() == [0]
     (tmp_path / "out/shards").mkdir()

@@ -50,7 +50,7 @@ def content(plan: Plan) -> dict[str, bytes]:
     return {name: plan.storage.read(f"shards/{name}") for name in plan.storage.names("shards")}
 
 
-def test_archive_in_a_store_equals_that_on_disk(store: FlakyStore, tmp_path: Path) -> None:
+def test_archive_in_an_object_store_equals_one_on_disk(store: FlakyStore, tmp_path: Path) -> None:
     images = list(list_images(("s3://pacs/2025/",)))
     assert [i.path for i in images] == [f"s3://pacs/2025/{k:02d}.png" for k in range(20)]
     expected = {}
@@ -63,7 +63,7 @@ def test_archive_in_a_store_equals_that_on_disk(store: FlakyStore, tmp_path: Pat
     assert expected["s3://pacs/scores"] == expected[str(tmp_path / "out")] == undisturbed(plan)
 
 
-def test_refusals_and_broken_downloads_are_retried(store: FlakyStore) -> None:
+def test_refused_requests_and_broken_downloads_are_retried(store: FlakyStore) -> None:
     read = Reader(retries=3)
     expected = b"radiograph 3" * 100
     for faults in (["cut"], [503, "cut", 503], ["cut", "cut", 503]):
@@ -81,7 +81,7 @@ def test_no_shard_is_written_if_the_store_is_unreachable(store: FlakyStore) -> N
     plan, _ = plan.extended([Image(f"s3://pacs/2025/{k:02d}.png") for k in range(8)])
     worker = make_worker()(settings("s3://pacs/down", retries=0))
     worker.read._fetch = lambda image: (_ for _ in ()).throw(OSError("503"))
-    with pytest.raises(UserError, match="and all others of its shard: unreachable: 503"):
+    with pytest.raises(UserError, match="and all other images of its shard: unreachable: 503"):
         worker.score(1)
     assert 1 in plan.missing()
 

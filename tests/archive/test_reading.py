@@ -7,23 +7,28 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
 import fsspec
+import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 pytest.importorskip("pyarrow", reason="pyarrow is not installed (requirements-archive.txt)")
 
-from archive_workers import make_worker, plan_of, settings
+from archive_workers import RECIPE, make_worker, plan_of, predict, settings
 
 from cxr_tf.archive import sources, storage
 from cxr_tf.archive.listing import list_images
+from cxr_tf.archive.plan import Plan
 from cxr_tf.archive.shards import open_shard
 from cxr_tf.archive.sources import Image, Reader, Unreachable
 from cxr_tf.archive.storage import open_storage
+from cxr_tf.archive.worker import Worker
 from cxr_tf.errors import UserError
+from cxr_tf.serving.prediction.client import BadImages
 
 
 class Flaky(MemoryFileSystem):
@@ -102,7 +107,7 @@ def test_missing_disk_is_an_error_and_writes_no_shard(tmp_path: Path) -> None:
     plan = plan_of(tmp_path / "out", [tmp_path / "disk"])
     worker = make_worker()(settings(tmp_path / "out"))
     (tmp_path / "disk/ward").rename(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match="disk/ward is gone, with all 3 images"):
+    with pytest.raises(UserError, match="disk/ward, with all 3 images of a shard, does not exist"):
         worker.score(0)
     assert plan.missing() == [0]
     (tmp_path / "disk/ward").mkdir()
@@ -111,7 +116,22 @@ def test_missing_disk_is_an_error_and_writes_no_shard(tmp_path: Path) -> None:
     assert set(table["reason"].to_pylist()) == {os.strerror(errno.ENOENT)}
 
 
-def test_members_equal_the_packed_files(tmp_path: Path, phantoms: Path) -> None:
+def test_images_that_only_one_signature_rejects_are_an_error(tmp_path: Path) -> None:
+    def picky(contents):
+        if rejected := {k: "odd" for k, content in enumerate(contents) if content == b"odd"}:
+            raise BadImages(rejected)
+        return {"embedding": np.zeros((len(contents), 4), np.float32)}
+
+    (tmp_path / "a.png").write_bytes(b"odd")
+    recipe = replace(RECIPE, signatures=dict.fromkeys(("serving_default", "embed"), "tensorflow"))
+    plan = Plan.create(open_storage(str(tmp_path / "out")), recipe)
+    plan.extended([Image(str(tmp_path / "a.png"))])
+    worker = Worker(settings(tmp_path / "out"), lambda *_: [predict, picky])
+    with pytest.raises(RuntimeError, match="'serving_default' accepted were rejected by 'embed'"):
+        worker.score(0)
+
+
+def test_archive_members_equal_the_packed_files(tmp_path: Path, phantoms: Path) -> None:
     files = sorted(phantoms.glob("t*/*/*.png"))[:3]
     long_name = "x" * 120 + ".png"  # takes a header of its own
     with tarfile.open(tmp_path / "films.tar", "w") as tar:
@@ -136,7 +156,7 @@ def test_members_equal_the_packed_files(tmp_path: Path, phantoms: Path) -> None:
             read(image)
 
 
-def test_dicom_behind_a_url_equals_dicom_on_disk(tmp_path: Path) -> None:
+def test_dicom_at_a_url_is_read_as_on_disk(tmp_path: Path) -> None:
     pydicom = pytest.importorskip(
         "pydicom", reason="pydicom is not installed (requirements-dicom.txt)"
     )
@@ -166,7 +186,7 @@ def test_dicom_behind_a_url_equals_dicom_on_disk(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("url", ["{}/out", "memory://out-{}"])
-def test_a_file_is_created_once(tmp_path: Path, url: str) -> None:
+def test_an_existing_file_is_not_created_again(tmp_path: Path, url: str) -> None:
     out = open_storage(url.format(tmp_path if "memory" not in url else tmp_path.name))
     assert out.create("shards/00001.parquet", b"first")
     assert not out.create("shards/00001.parquet", b"second")
@@ -181,7 +201,9 @@ def test_a_file_is_created_once(tmp_path: Path, url: str) -> None:
     assert out.names("shards") == []
 
 
-def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_no_partial_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = open_storage(str(tmp_path / "out"))
 
     def full(descriptor: int) -> None:
@@ -203,7 +225,7 @@ def test_file_system_without_links_uses_renames(tmp_path: Path, monkeypatch) -> 
     assert out.read("a") == b"first" and [p.name for p in (tmp_path / "out").iterdir()] == ["a"]
 
 
-def test_only_remains_of_dead_processes_are_removed(tmp_path: Path) -> None:
+def test_only_unfinished_files_of_dead_processes_are_removed(tmp_path: Path) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     host = socket.gethostname()

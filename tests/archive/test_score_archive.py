@@ -126,7 +126,7 @@ def compare(
         ("tiny-autoencoder", ("serving_default",)),
     ],
 )
-def test_numbers_equal_those_of_predict(
+def test_outputs_equal_those_of_predict(
     here: list[int],
     models: Path,
     ward: Path,
@@ -243,10 +243,10 @@ def test_mistakes_are_reported_and_nothing_is_written(
 ) -> None:
     order = settings(models / "tiny", ward, tmp_path / "out")
     for changes, message in (
-        ({"images": ()}, "new archive"),
-        ({"model": ""}, "new archive"),
+        ({"images": ()}, "contains no plan yet: give --images as well"),
+        ({"model": ""}, "contains no plan yet: give --model and --images"),
         ({"model": str(tmp_path / "nowhere")}, "no such model"),
-        ({"signatures": ("occlusion",)}, "images do not fit into a table"),
+        ({"signatures": ("occlusion",)}, "which do not fit into a table"),
         ({"signatures": ("tensor",)}, "does not take image files"),
         ({"signatures": ("embed", "embed")}, "name each once"),
         ({"only": "3/2"}, "--only 3/2"),
@@ -269,7 +269,7 @@ def test_mistakes_are_reported_and_nothing_is_written(
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*")} == before
 
 
-def test_each_worker_detects_another_model_in_the_same_folder(
+def test_worker_refuses_a_model_other_than_the_planned_one(
     here: list[int], models: Path, ward: Path, tmp_path: Path
 ) -> None:
     order = settings(models / "tiny", ward, tmp_path / "out")
@@ -294,7 +294,7 @@ def test_status_counts_finished_shards(
         score_archive.score_archive(ScoreArchive(out=order.out, merge=str(tmp_path / "x.csv")))
 
 
-def test_radiograph_of_the_archive_has_distance_0_to_itself(
+def test_radiograph_in_the_archive_has_distance_0_to_itself(
     here: list[int], models: Path, ward: Path, tmp_path: Path
 ) -> None:
     order = settings(models / "tiny", ward, tmp_path / "out", signatures=("embed",))

@@ -63,7 +63,9 @@ def test_exact_search_matches_scikit_learn(archive: Plan, embedded: np.ndarray) 
     assert (np.diff(found.distances, axis=1) >= 0).all()
 
 
-def test_a_large_archive_is_indexed_once_and_measured(archive: Plan, embedded: np.ndarray) -> None:
+def test_a_large_archive_is_indexed_once_and_its_recall_measured(
+    archive: Plan, embedded: np.ndarray
+) -> None:
     pytest.importorskip("faiss", reason="faiss is not installed")
     report = fit_knn(FitKnn(archive=archive.storage.url, neighbors=10), approximate_from=1000)
     assert report["search"] == "faiss" and report["embeddings"] == COUNT

@@ -48,7 +48,7 @@ def network() -> Any:
     return build_network("denoising", 128)
 
 
-def test_the_default_is_that_of_train_autoencoder(material: Any, tmp_path: Path) -> None:
+def test_default_network_equals_that_of_train_autoencoder(material: Any, tmp_path: Path) -> None:
     """Bit for bit, if the last epoch is selected, as in this test."""
     import keras
     import tensorflow as tf
@@ -81,9 +81,7 @@ def test_the_default_is_that_of_train_autoencoder(material: Any, tmp_path: Path)
     assert any(np.abs(a - b).max() > 1e-6 for a, b in zip(found.get_weights(), last, strict=True))
 
 
-def test_other_measures_are_computed_and_joined_like_the_default(
-    material: Any, network: Any
-) -> None:
+def test_alternative_measures_are_combined_like_the_default(material: Any, network: Any) -> None:
     import tensorflow as tf
 
     from benchmarks.autoencoder import residuals
@@ -101,7 +99,7 @@ def test_other_measures_are_computed_and_joined_like_the_default(
     assert np.ptp(default.joined) > 0.5
 
 
-def test_pixel_statistics_are_those_of_other_patients(material: Any) -> None:
+def test_pixels_are_standardised_by_other_patients(material: Any) -> None:
     from benchmarks.autoencoder import residuals
 
     rng = np.random.default_rng(0)
@@ -120,7 +118,7 @@ def test_pixel_statistics_are_those_of_other_patients(material: Any) -> None:
     assert changed.sum() > (patients == person).sum()
 
 
-def test_the_phantoms_opacities_lie_in_the_lungs(material: Any) -> None:
+def test_phantom_opacities_lie_in_the_lungs(material: Any) -> None:
     from benchmarks.autoencoder import variants
 
     raised = variants.phantom_lesions(material, 0)
@@ -142,7 +140,7 @@ def test_shifted_images_equal_the_image_at_another_position(material: Any) -> No
         np.testing.assert_allclose(here, there, atol=1e-3)
 
 
-def test_a_better_score_differs_from_the_default(material: Any) -> None:
+def test_differences_from_the_default_have_the_right_sign(material: Any) -> None:
     from benchmarks.autoencoder import compare_autoencoders
     from benchmarks.autoencoder import material as autoencoder_material
 
@@ -161,7 +159,7 @@ def test_a_better_score_differs_from_the_default(material: Any) -> None:
     assert 0 < low <= 1 - tables[autoencoder_material.DEFAULT]["joined"] <= high
     assert tables["opposite"]["difference"] < 0
     printed = compare_autoencoders.table(tables, material.val)
-    assert f"{(~sick).sum()} healthy and {sick.sum()} sick" in printed and "perfect" in printed
+    assert f"{(~sick).sum()} healthy and {sick.sum()} abnormal" in printed and "perfect" in printed
 
 
 def test_all_variants_are_compared_and_finished_ones_are_kept(
@@ -247,7 +245,9 @@ def test_selected_variants_are_trained_with_the_default(
     assert asked == [{"extent": 0.5}, {"extent": 2}]
 
 
-def test_every_variant_has_its_flag(settings: CompareAutoencoders, material: Any) -> None:
+def test_every_variant_can_be_selected_by_its_flag(
+    settings: CompareAutoencoders, material: Any
+) -> None:
     from benchmarks.autoencoder import compare_autoencoders, variants
 
     known = variants.variants(material, lambda images, block: images)

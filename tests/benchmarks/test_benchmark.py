@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 from benchmark_rows import row
 
-from benchmarks import benchmark, embeddings
+from benchmarks import benchmark, embeddings, reading
 from benchmarks.config import Benchmark
-from benchmarks.measurement import Cost, Memory, Results
+from benchmarks.measurement import Cost, Memory, Results, Row
 from cxr_tf.errors import UserError
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark.py"
 
 
-def test_one_job_from_the_command_line_to_the_file(tmp_path, monkeypatch, capsys) -> None:
+def test_command_line_runs_a_job_and_writes_its_file(tmp_path, monkeypatch, capsys) -> None:
     few = functools.partial(embeddings.knn, neighbours=(1, 7))
     monkeypatch.setitem(benchmark.JOBS, "knn", few)
     given = ["knn", "--points", "200", "--width", "16", "--repeats", "1", "--name", "one"]
@@ -33,10 +33,18 @@ def test_one_job_from_the_command_line_to_the_file(tmp_path, monkeypatch, capsys
     assert written["machine"]["packages"]["tensorflow"][0].isdigit()
     assert written["finished"]
     assert written["load_before"] >= 0 and written["settings"]["points"] == 200
-    assert "| KNN with choice of 24 settings, 200 x 16 |" in out
+    assert "| KNN, selection among 24 settings, 200 x 16 |" in out
 
     with pytest.raises(UserError, match="exists"):
         benchmark.benchmark(Benchmark(jobs=("knn",), name="one", logs=str(tmp_path)))
+
+
+def test_start_up_is_measured_for_every_script(tmp_path, monkeypatch) -> None:
+    called: list[str] = []
+    monkeypatch.setattr(reading.subprocess, "run", lambda command, **_: called.append(command[1]))
+    (found,) = reading.startup(Benchmark(repeats=1), tmp_path)
+    assert isinstance(found, Row)
+    assert set(map(str, SCRIPT.parent.glob("*.py"))) == set(called) - {"-c"}
 
 
 def test_interrupted_run_keeps_its_results(tmp_path, monkeypatch) -> None:

@@ -9,7 +9,7 @@ from benchmarks.config import Benchmark
 from benchmarks.measurement import Results, Skipped
 
 
-def test_bounds_of_machine_networks_and_files(tmp_path) -> None:
+def test_bounds_match_those_calculated_by_hand(tmp_path) -> None:
     settings = Benchmark(image_size=64, images=16, backbones=("alexnet", "vgg16"), repeats=1)
     found = list(bounds.bounds(settings, tmp_path, side=64, read=2**16))
     values = {(x.job, x.of): x.value for x in found}
@@ -20,14 +20,14 @@ def test_bounds_of_machine_networks_and_files(tmp_path) -> None:
     by_hand += 9216 * 4096 + 4096 * 4096 + 4096 * 2
     assert values["one image through alexnet at 64", "multiplications"] == by_hand / 1e9
     speed, reading = (v for (job, of), v in values.items() if of == "float32")
-    slowest = values["one image through alexnet at 64", "at that speed, float32"]
+    slowest = values["one image through alexnet at 64", "at the speed of a matrix product, float32"]
     assert slowest == pytest.approx(1000 * by_hand / 1e9 / speed)
     # Its kernels and biases, by hand.
     parameters = 11**2 * 3 * 64 + 25 * 64 * 192
     parameters += 9 * (192 * 384 + 384 * 256 + 256 * 256) + 64 + 192 + 384 + 256 + 256
     parameters += 9216 * 4096 + 4096 * 4096 + 4096 * 2 + 2 * 4096 + 2
     assert values["one image through alexnet at 64", "weights, float32"] == 4e-6 * parameters
-    slowest = values["one image through alexnet at 64", "weights read from memory"]
+    slowest = values["one image through alexnet at 64", "reading the weights from memory"]
     assert slowest == pytest.approx(4e-6 * parameters / reading)
     shares = [v for (job, _), v in values.items() if job.startswith("multiplications")]
     assert len(shares) == 2 and all(0 < v <= 100 for v in shares)

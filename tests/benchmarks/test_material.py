@@ -10,7 +10,7 @@ from benchmarks import material
 from benchmarks.config import Benchmark
 
 
-def test_phantoms_of_original_size_in_both_splits(tmp_path) -> None:
+def test_both_splits_have_phantoms_of_original_size(tmp_path) -> None:
     from PIL import Image
 
     root = material.radiographs(Benchmark(images=16), tmp_path)

@@ -61,7 +61,7 @@ def _peak_with(megabytes: int) -> float:
     return peak
 
 
-def test_the_peak_of_a_new_process_is_its_own() -> None:
+def test_peak_memory_of_a_new_process_excludes_that_of_its_parent() -> None:
     if not measurement.memory_of_process("VmHWM"):
         pytest.skip("this system does not report the peak memory of a process")
     # It must not include what this process holds, or once held.

@@ -19,7 +19,7 @@ def test_kill_before_every_file_operation_leaves_no_trace() -> None:
         cwd=ROOT, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("as undisturbed | 0 |") == 4
+    assert done.stdout.count("equal to the undisturbed job | 0 |") == 4
 
 
 @pytest.mark.parametrize("part", ["records", "server"])

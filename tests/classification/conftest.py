@@ -1,4 +1,4 @@
-"""A finished training of the tiny backbone, and a patch that skips figures and export."""
+"""A finished training run of the tiny backbone, and a patch that skips figures and export."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def undisturbed(
     tiny_backbone: str, phantoms: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> TrainClassifier:
-    """Three epochs of the small network without interruption, with checkpoints."""
+    """The settings of an uninterrupted training run of three epochs, whose checkpoints are kept."""
     from cxr_tf.classification.train_classifier import train_classifier
 
     settings = tiny_settings(phantoms, tmp_path_factory.mktemp("undisturbed"))

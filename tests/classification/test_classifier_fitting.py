@@ -41,7 +41,7 @@ def test_zero_epochs_train_the_head_only(
     assert header == ["path", "patient", "label", "normal", "bacterial", "viral", "predicted"]
 
 
-def test_class_weights_balance_two_classes_and_soften_three() -> None:
+def test_class_weights_balance_two_classes_fully_and_three_partly() -> None:
     from cxr_tf.classification.fitting import class_weights
 
     assert class_weights(np.repeat([0, 1], [30, 10])) == pytest.approx({0: 2 / 3, 1: 2.0})

@@ -72,7 +72,7 @@ def test_comparison_reports_mistakes_before_training(tmp_path: Path) -> None:
         compare_backbones(dataclasses.replace(plain, name="d"))
 
 
-def test_finished_runs_are_compared_by_the_chief_without_the_others(tmp_path: Path) -> None:
+def test_the_chief_compares_finished_runs_alone(tmp_path: Path) -> None:
     """In a study the others meanwhile wait for the next training, and respond to nothing else."""
     settings = CompareBackbones(runs=(str(tmp_path / "nowhere"),), name="c", logs=str(tmp_path))
     # Without a strategy, any message to another worker raises AttributeError.

@@ -130,7 +130,7 @@ def test_finished_run_is_not_changed(finished: TrainClassifier) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-def test_nan_loss_stops_at_its_step(
+def test_nan_loss_stops_training_at_that_step(
     undisturbed: TrainClassifier, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from cxr_tf import runs

@@ -10,7 +10,7 @@ from PIL import Image
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
-    """Write images below the test's folder; those with the same `like` have equal content."""
+    """Write images below the test's folder; images with the same `like` have equal content."""
     count = iter(range(1, 10**6))
 
     def image(name: str, like: int = 0) -> Path:

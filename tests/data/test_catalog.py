@@ -7,14 +7,14 @@ from catalogs import Write, error_of, write_list
 from cxr_tf.data.loading import open_catalog
 
 
-def test_only_unknown_labels_are_named(tmp_path: Path, write: Write) -> None:
+def test_error_names_unknown_labels_only(tmp_path: Path, write: Write) -> None:
     names = ("NORMAL", "Bacteria", "COVID", "PNEUMONIA")
     for name in names:
         write(f"{name}.png")
     source = write_list(tmp_path, "\n".join(["path,label", *(f"{n}.png,{n}" for n in names)]))
     catalog = open_catalog(source, resplit=False)
     message = error_of(lambda: catalog.labels("binary"))
-    assert "label 'COVID' is not one of the classes normal, pneumonia" in message
+    assert "label 'COVID' is not among the classes normal, pneumonia" in message
 
 
 def test_an_unknown_task_is_refused(tmp_path: Path, write: Write) -> None:

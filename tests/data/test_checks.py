@@ -40,7 +40,7 @@ def test_identical_images_under_two_labels_are_noted(tmp_path: Path, write: Writ
     write("BACTERIAL/b.png", like=2)  # no contradiction
     message = describe(open_catalog(str(tmp_path), resplit=False))
     assert "2 images are byte-identical copies" in message
-    assert "1 images appear under two labels" in message
+    assert "1 image appears under two labels" in message
 
 
 def test_three_class_needs_bacterial_and_viral_labels(tmp_path: Path, write: Write) -> None:
@@ -77,7 +77,7 @@ def test_the_number_of_labels_is_limited(tmp_path: Path, write: Write) -> None:
     for text, count in ((one, 1), (many, 40)):
         catalog = open_catalog(write_list(tmp_path, text))
         message = error_of(lambda c=catalog: check(c, task="labels"))  # type: ignore[misc]
-        assert f"has {count} different labels" in message
+        assert f"has {count} {'label' if count == 1 else 'different labels'} (" in message
 
 
 def test_one_file_under_two_labels_is_an_error(tmp_path: Path, write: Write) -> None:
@@ -88,7 +88,7 @@ def test_one_file_under_two_labels_is_an_error(tmp_path: Path, write: Write) -> 
     write("PNEUMONIA/b.png", like=1)
     catalog = open_catalog(str(tmp_path))
     message = error_of(lambda: check(catalog, task="binary", allow_leakage=True))
-    assert "a.png (normal) and" in message and "the same file under two labels" in message
+    assert "a.png (normal) and" in message and "identical files under two labels" in message
 
 
 def test_the_error_about_an_empty_split_gives_the_cause(tmp_path: Path, write: Write) -> None:
@@ -96,10 +96,10 @@ def test_the_error_about_an_empty_split_gives_the_cause(tmp_path: Path, write: W
         write(f"PNEUMONIA/{number}.png")
         write(f"NORMAL/IM-0001-{number:04d}.png")
     message = error_of(lambda: check(open_catalog(str(tmp_path)), task="binary"))
-    assert "All 9 'normal' images are of 1 patient (IM-0001)" in message
+    assert "All 'normal' images (9) are of 1 patient (IM-0001)" in message
 
 
-def test_permitted_leakage_and_small_classes_are_warnings(tmp_path: Path, write: Write) -> None:
+def test_permitted_leakage_and_small_classes_give_warnings(tmp_path: Path, write: Write) -> None:
     for split in data_catalog.SPLITS:
         for number in range(60 if split != "test" else 12):
             write(f"{split}/NORMAL/{split}{number}.png")
@@ -110,5 +110,5 @@ def test_permitted_leakage_and_small_classes_are_warnings(tmp_path: Path, write:
     catalog = open_catalog(str(tmp_path))
     lines = split_warnings(catalog, catalog.labels("binary"), catalog.classes("binary"))
     assert len(lines) == 2
-    assert lines[0].startswith("leakage: 1 patients or identical images")
-    assert lines[1].startswith("the test split has only 1 'pneumonia' images")
+    assert lines[0].startswith("leakage: 1 patient or identical image is in")
+    assert lines[1].startswith("the test split has only 1 'pneumonia' image:")

@@ -226,7 +226,7 @@ def test_the_exif_orientation_is_applied(kind: str, orientation: int) -> None:
     assert np.abs(image - expected).max() <= 2
 
 
-def test_a_damaged_jpeg_is_named(
+def test_a_damaged_but_readable_jpeg_is_logged_with_its_name(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     data = bytearray(encoded(Image.fromarray(phantom("normal", seed=1, patient=3).image), "JPEG"))

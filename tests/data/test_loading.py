@@ -74,7 +74,7 @@ def test_the_positive_label_becomes_the_second_class(tmp_path: Path, write: Writ
     assert "no device, device" in message or "device, no device" in message
 
 
-def test_a_list_with_standard_labels_serves_the_named_tasks(tmp_path: Path, write: Write) -> None:
+def test_a_list_with_standard_labels_supports_the_named_tasks(tmp_path: Path, write: Write) -> None:
     for number in range(6):
         write(f"{number}.png")
     text = "\ufeffPath;Label;Split\r\n" + "".join(

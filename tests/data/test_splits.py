@@ -33,7 +33,7 @@ def test_split_by_patient_is_stratified_and_repeatable(tmp_path: Path, write: Wr
     assert "split by patient 70/15/15 with seed 3" in describe(first)
     assert "have no known patient" not in describe(first)
     write("NORMAL/ward 7.png")
-    assert "1 images have no known patient" in describe(open_catalog(str(tmp_path)))
+    assert "1 image has no known patient" in describe(open_catalog(str(tmp_path)))
 
 
 @pytest.mark.parametrize("patients", [3, 4, 7])
@@ -47,7 +47,9 @@ def test_small_sets_have_every_finding_in_every_split(
         check(open_catalog(str(tmp_path), seed=seed), task="binary")
 
 
-def test_a_validation_split_of_16_is_redrawn_and_test_kept(tmp_path: Path, write: Write) -> None:
+def test_a_validation_split_of_16_is_redrawn_and_the_test_split_kept(
+    tmp_path: Path, write: Write
+) -> None:
     for split, count in (("train", 300), ("val", 8), ("test", 40)):
         for number in range(count):
             write(f"{split}/NORMAL/{split}{number}.png")
@@ -95,7 +97,7 @@ def test_a_binary_task_needs_no_viral_images_in_val(tmp_path: Path, write: Write
     assert "val has no viral image" in describe(open_catalog(str(tmp_path), task="three_class"))
 
 
-def test_a_rare_finding_is_drawn_with_its_class(tmp_path: Path, write: Write) -> None:
+def test_rare_findings_of_one_class_are_split_together(tmp_path: Path, write: Write) -> None:
     for number in range(2):
         write(f"VIRAL/{number}.png")
         write(f"BACTERIAL/{number}.png")

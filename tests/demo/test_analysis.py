@@ -37,7 +37,7 @@ def test_models_are_offered_by_kind(models: Models, small_models: Path) -> None:
         find_models(Demo(saved_models=str(small_models.parent / "none")))
 
 
-def test_models_of_a_server_are_named_by_flags(small_models: Path) -> None:
+def test_models_on_a_server_are_named_by_flags(small_models: Path) -> None:
     from fake_serving import Models as Served
     from fake_serving import rest_server
 
@@ -119,7 +119,7 @@ def test_operating_point_sets_the_label_of_two_classes() -> None:
     assert analysis.label_at(three, 0.9) == "x"
 
 
-def test_warnings_are_sentences() -> None:
+def test_every_problem_of_an_image_has_a_warning() -> None:
     probabilities = {"normal": 0.1, "bacterial": 0.5, "viral": 0.4}
     image = Image(
         "a",

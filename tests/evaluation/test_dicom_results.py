@@ -123,7 +123,7 @@ def test_results_have_the_patient_of_the_source_but_not_its_staff_and_site(
 
 
 @pytest.mark.skipif(not shutil.which("dciodvfy"), reason="dicom3tools is not installed")
-def test_the_validator_reports_no_error(
+def test_dciodvfy_reports_no_error(
     results: Path, small_models: Path, study: Path, tmp_path
 ) -> None:
     predict(settings(small_models / "tiny-autoencoder", study / "a.dcm", tmp_path / "anomaly"))
@@ -138,7 +138,7 @@ def test_the_validator_reports_no_error(
         assert [line for line in odd if "99CXRTF" not in line] == []
 
 
-def test_classes_of_any_language_are_written(study: Path, tmp_path: Path) -> None:
+def test_classes_in_any_language_are_written(study: Path, tmp_path: Path) -> None:
     from cxr_tf.evaluation import dicom_results
 
     source = dicom_results.read_header(study / "c.dcm")
@@ -182,6 +182,18 @@ def test_invalid_inputs_and_outputs_are_refused(
         with pytest.raises(UserError, match=words):
             predict(settings(small_models / "tiny", images, target))
     assert not output.exists() and not list(tmp_path.glob(".*"))
+
+
+def test_a_certificate_error_is_not_reported_as_a_missing_service() -> None:
+    from requests.exceptions import SSLError
+
+    from cxr_tf.data.sources import dicomweb
+
+    with (
+        pytest.raises(UserError, match="no secure connection: certificate"),
+        dicomweb._errors("dicomwebs://localhost/x"),
+    ):
+        raise SSLError("certificate verify failed")
 
 
 @pytest.fixture(scope="module")

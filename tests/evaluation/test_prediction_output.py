@@ -78,7 +78,7 @@ def test_heatmaps_are_drawn_over_the_radiographs(
         predict.predict(order)
 
 
-def test_only_own_output_folders_are_overwritten(
+def test_only_folders_written_by_the_command_are_overwritten(
     heat: Path, images: list[str], tmp_path: Path
 ) -> None:
     output = tmp_path / "out" / "maps"
@@ -89,9 +89,13 @@ def test_only_own_output_folders_are_overwritten(
     predict.predict(order)
     assert len(rows(output / "predictions.csv")) == 2
     (output / "thesis.docx").write_text("years of work")
-    with pytest.raises(UserError, match="not overwritten"):
+    with pytest.raises(UserError, match="files that this command did not write"):
         predict.predict(order)
+    with pytest.raises(UserError, match="is not a folder"):
+        prediction_output.check_folder(output / "thesis.docx", overwrite=True)
     (output / "thesis.docx").unlink()
+    (tmp_path / "empty").mkdir()
+    prediction_output.check_folder(tmp_path / "empty", overwrite=True)
 
     damaged = tmp_path / "damaged.dcm"
     damaged.write_bytes(bytes(128) + b"DICM")
@@ -108,8 +112,8 @@ def test_only_own_output_folders_are_overwritten(
 
 def test_output_must_fit_the_signature(tmp_path: Path) -> None:
     for arguments, message in (
-        ({"signature": "occlusion"}, "needs --output, a folder"),
-        ({"signature": "embed"}, "needs --output, a file"),
+        ({"signature": "occlusion"}, "needs --output FOLDER"),
+        ({"signature": "embed"}, "needs --output FILE"),
         ({"signature": "explain", "output": "x.csv"}, "writes a folder"),
         ({"output": "x"}, "ends in .csv or .json"),
         ({"output": str(tmp_path / "no" / "x.csv")}, "no such folder"),

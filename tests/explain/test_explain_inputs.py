@@ -29,7 +29,7 @@ def test_draws_are_balanced_over_classes_and_findings(classifier: Path) -> None:
     assert drawn(12) == rows != drawn(12, seed=1)
 
 
-def test_training_folder_without_splits_keeps_the_splits_of_the_training(
+def test_training_folder_without_splits_keeps_the_splits_used_in_training(
     classifier: Path, phantoms: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")

@@ -18,7 +18,7 @@ def names(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir())
 
 
-def test_folder_appears_complete_and_remains_are_removed(tmp_path: Path) -> None:
+def test_folder_appears_complete_and_leftovers_are_removed(tmp_path: Path) -> None:
     left = tmp_path / ".set.writing" / "images"
     left.mkdir(parents=True)
     (left / "half.png").write_bytes(b"half")
@@ -29,7 +29,7 @@ def test_folder_appears_complete_and_remains_are_removed(tmp_path: Path) -> None
     assert names(tmp_path) == ["set"] and names(tmp_path / "set") == ["whole"]
 
 
-def test_interrupted_folder_leaves_nothing(tmp_path: Path) -> None:
+def test_interrupted_write_leaves_no_partial_folder(tmp_path: Path) -> None:
     with (
         pytest.raises(KeyboardInterrupt),
         files.temporary_sibling(tmp_path / "deep" / "set") as partial,
@@ -150,7 +150,7 @@ def test_folder_between_two_renames_is_restored(tmp_path: Path) -> None:
     assert names(tmp_path) == ["maps"]
 
 
-def test_full_disk_names_the_file(tmp_path: Path) -> None:
+def test_error_of_a_full_disk_names_the_file(tmp_path: Path) -> None:
     def full(partial: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -166,7 +166,7 @@ def test_full_disk_names_the_file(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
-def test_remains_of_killed_writers_are_removed(tmp_path: Path) -> None:
+def test_leftovers_of_killed_writers_are_removed(tmp_path: Path) -> None:
     pytest.importorskip("fcntl", reason="no such locks here")
     remains, in_use = tmp_path / ".models.config-a", tmp_path / ".models.config-b"
     remains.touch()
@@ -185,7 +185,7 @@ def test_digest_of_files_equals_that_of_their_content(tmp_path: Path) -> None:
     assert len(files.digest_files(tmp_path / "a")) == 32
 
 
-def test_record_names_the_missing_key_and_the_wrong_type(tmp_path: Path) -> None:
+def test_error_names_the_missing_key_and_the_wrong_type(tmp_path: Path) -> None:
     path = tmp_path / "metrics.json"
     path.write_text('{"test": {"auroc": 0.5}, "history": [{"loss": "high"}]}')
     record = files.read_json(path, {"test": {"*": files.NUMBER}})

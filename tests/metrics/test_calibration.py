@@ -7,7 +7,7 @@ from scipy import special
 from cxr_tf import metrics
 
 
-def test_calibration_error_is_the_gap_of_confidence_and_frequency() -> None:
+def test_calibration_error_is_the_gap_between_confidence_and_frequency() -> None:
     labels = np.array([1] * 7 + [0] * 3 + [1] * 2 + [0] * 8)
     p = np.array([0.9] * 10 + [0.2] * 10)
     both = np.stack([1 - p, p], axis=1)

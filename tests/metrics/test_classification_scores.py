@@ -64,7 +64,7 @@ def test_multiclass_scores_are_macro_averages() -> None:
 
 
 @pytest.mark.parametrize("classes", [BINARY, THREE])
-def test_a_weight_equals_a_repetition(classes: tuple[str, ...]) -> None:
+def test_weighting_an_image_equals_repeating_it(classes: tuple[str, ...]) -> None:
     labels, probabilities, predicted = drawn(len(classes), 60)
     weights = np.random.default_rng(1).integers(0, 4, 60)
     rows = np.repeat(np.arange(60), weights)

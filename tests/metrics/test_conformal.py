@@ -78,7 +78,7 @@ def test_scores_of_sets_count_coverage_and_undecided_images() -> None:
     assert weighted["coverage"] == 0.75 and np.isnan(weighted["coverage/bacterial"])
 
 
-def test_risk_coverage_starts_with_the_most_certain() -> None:
+def test_risk_coverage_starts_with_the_most_certain_images() -> None:
     labels, predicted = np.array([0, 0, 1, 1]), np.array([0, 1, 1, 1])
     probabilities = np.array([[0.9, 0.1], [0.4, 0.6], [0.2, 0.8], [0.45, 0.55]])
     answered, error_rate = metrics.risk_coverage(labels, probabilities, predicted)

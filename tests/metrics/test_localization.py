@@ -6,7 +6,7 @@ import pytest
 from cxr_tf import metrics
 
 
-def test_localisation_of_perfect_and_random_maps() -> None:
+def test_localisation_scores_of_perfect_and_random_maps() -> None:
     rng = np.random.default_rng(0)
     lesions = np.zeros((20, 40, 40), bool)
     lesions[:, 5:12, 5:12] = True

@@ -64,7 +64,7 @@ def test_a_quarter_of_each_class_is_against_the_shortcut() -> None:
     assert against.nonzero()[0].tolist() == [0, 1, 8, 9]
 
 
-def test_recall_against_the_shortcut_counts_only_those_images() -> None:
+def test_recall_against_the_shortcut_counts_only_images_against_it() -> None:
     labels = np.array([0, 0, 0, 0, 1, 1, 1, 1])
     against = np.array([True, True, False, False, True, False, False, False])
     predicted = np.array([0, 1, 0, 0, 1, 1, 0, 0])

@@ -52,7 +52,7 @@ def test_folding_returns_a_model_without_norms_unchanged() -> None:
     assert fold_frozen_norms(model) is model
 
 
-def test_norm_is_not_folded_if_the_convolution_has_other_readers() -> None:
+def test_norm_is_not_folded_if_the_convolution_has_other_consumers() -> None:
     images = keras.Input((16, 16, 3))
     x = keras.layers.Conv2D(4, 3, padding="same", name="shared")(images)
     y = keras.layers.BatchNormalization(name="one_reader")(x)

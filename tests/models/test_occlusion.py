@@ -138,7 +138,7 @@ def test_log_odds_drop_where_the_probability_saturates() -> None:
 @pytest.mark.parametrize(
     ("size", "patch", "stride"), [(224, 32, 16), (144, 20, 10), (128, 18, 9), (64, 10, 5)]
 )
-def test_default_grid(size: int, patch: int, stride: int) -> None:
+def test_default_grid_depends_on_the_image_size(size: int, patch: int, stride: int) -> None:
     assert occlusion_occluder.make_grid(size) == occlusion_occluder.Grid(size, patch, stride)
 
 
@@ -152,7 +152,7 @@ def test_grid_covers_every_pixel_and_keeps_a_constant_drop(patch: int, stride: i
     np.testing.assert_allclose(heat, np.full((2, 64, 64), 0.25), atol=1e-6)
 
 
-def test_pixel_is_the_mean_over_its_patches() -> None:
+def test_heat_of_a_pixel_is_the_mean_over_its_patches() -> None:
     grid = occlusion_occluder.make_grid(10, 4, 3)
     drops = np.arange(grid.count, dtype=np.float32)
     heat = occlusion_occluder.heatmaps(grid, drops[None]).numpy()[0]

@@ -1,5 +1,6 @@
 """Weights of the backbones: from files, from ImageNet, and random."""
 
+import zipfile
 from pathlib import Path
 
 import h5py
@@ -83,7 +84,7 @@ def test_wrong_weights_file_names_the_layer_and_loads_nothing(
     )
 
 
-def test_missing_imagenet_weights_raise_instead_of_a_fallback(
+def test_missing_imagenet_weights_raise_instead_of_falling_back(
     tiny_backbone: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import dataclasses
@@ -100,10 +101,25 @@ def test_missing_imagenet_weights_raise_instead_of_a_fallback(
 
     entry = dataclasses.replace(backbones.BACKBONES[tiny_backbone], imagenet=offline)
     monkeypatch.setitem(backbones.BACKBONES, tiny_backbone, entry)
-    with pytest.raises(UserError, match=r"not be fetched \(URL.*--weights FILE.*--weights none"):
+    with pytest.raises(UserError, match=r"not be downloaded \(URL.*--weights FILE.*--weights none"):
         weights.load_weights(model, tiny_backbone, "imagenet")
+    with pytest.raises(UserError, match=r"--tiny-weights FILE.*--tiny-weights none"):
+        weights.check_weights(tiny_backbone, "imagenet")
     for value, kept in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(value, kept)
+
+
+def test_an_error_of_keras_without_a_message_is_named_by_its_type(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(keras.saving, "load_model", fail)
+    with zipfile.ZipFile(tmp_path / "x.keras", "w"):
+        pass
+    with pytest.raises(UserError, match=r"cannot be loaded as a Keras model: RuntimeError"):
+        weights.load_keras(tmp_path / "x.keras")
 
 
 def test_vgg16_from_scratch_has_distinct_embeddings_of_unit_scale() -> None:

@@ -135,7 +135,7 @@ def test_damaged_skops_file_with_its_checksum_is_a_user_error(
             load_knn(str(version), without_code=without_code)
 
 
-def test_wrong_width_is_refused_and_other_scikit_learn_warns(
+def test_wrong_width_is_refused_and_another_scikit_learn_version_warns(
     fitted: Fitted, tmp_path: Path
 ) -> None:
     from cxr_tf.neighbors.storage import load_knn
@@ -167,5 +167,5 @@ def test_export_that_disagrees_with_the_pipeline_is_refused(fitted: Fitted) -> N
     knn, _ = load_knn(str(fitted.model))
     paths = [str(p) for p in stored["paths"][test]]
     # The embeddings of the wrong images, as a mixed-up preprocessing would give.
-    with pytest.raises(RuntimeError, match="disagrees"):
+    with pytest.raises(RuntimeError, match="disagree on"):
         check_agreement(fitted.model / "1", knn, stored["embeddings"][test][::-1], paths, 16)

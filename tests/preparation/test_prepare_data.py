@@ -45,8 +45,8 @@ def test_check_writes_a_page_a_table_and_warnings(
     assert "aspect alone separates 'normal' from the rest with AUROC 1.00 (lower values)" in message
     assert "brightness alone separates" not in message
     assert "2 pairs of images look the same" in message
-    assert "1 of these pairs appear under two labels" in message
-    assert "1 images are byte-identical copies" in message
+    assert "1 of these pairs appears under two labels" in message
+    assert "1 image is a byte-identical copy" in message
     written = json.loads((run / "metrics.json").read_text())
     assert written["near_duplicates"] == 2
     assert written["aspect_auroc/normal"] > 0.98
@@ -59,7 +59,7 @@ def test_check_writes_a_page_a_table_and_warnings(
     assert len(list(run.glob("events.out.*"))) == 1
 
 
-def test_unreadable_files_are_listed_and_are_an_error(
+def test_unreadable_files_are_listed_and_raise(
     data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     whole = (data / "NORMAL/9.png").read_bytes()

@@ -18,7 +18,7 @@ from cxr_tf.scoring.selection import open_subset
 CLASSES = ("normal", "pneumonia")
 
 
-def test_training_folder_keeps_the_splits_of_the_training(
+def test_training_folder_keeps_the_splits_used_in_training(
     unsplit: Path, tmp_path: Path, caplog
 ) -> None:
     caplog.set_level("INFO")

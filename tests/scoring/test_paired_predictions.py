@@ -18,10 +18,10 @@ def test_runs_with_images_in_different_orders_are_not_compared() -> None:
     order = rng.permutation(20)
     names = [patients[k] for k in order]
     two = Predictions(names, names, labels[order], probabilities[order], one.predicted[order])
-    with pytest.raises(UserError, match="different orders"):
+    with pytest.raises(UserError, match="in the same order"):
         check_same_rows({"one": one, "two": two})
     # Nor where two images of one patient are swapped, although their labels agree.
     paths = patients[:2][::-1] + patients[2:]
     same = dataclasses.replace(one, patients=["p"] * 20, labels=np.zeros(20, int))
-    with pytest.raises(UserError, match="different orders"):
+    with pytest.raises(UserError, match="in the same order"):
         check_same_rows({"one": same, "two": dataclasses.replace(same, paths=paths)})

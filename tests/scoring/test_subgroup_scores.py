@@ -49,5 +49,5 @@ def test_autoencoder_and_classifier_have_scores_per_subgroup(
     assert "recall is lower for sex M than for F" in caplog.text
 
 
-def test_data_without_columns_have_no_subgroups() -> None:
+def test_data_without_group_columns_have_no_subgroups() -> None:
     assert score_by_subgroup(dataset([""] * 10), np.zeros(10), 0.5, bootstrap_samples=5) == {}

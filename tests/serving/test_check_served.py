@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -59,10 +60,10 @@ def test_a_single_different_number_or_label_is_a_failure(
     assert done.returncode == 1, done.stderr
     (found,) = Run(tmp_path / "served" / classifier.directory.name).metrics["models"]
     assert found["equal"] == found["images"] - 1
-    assert f"{found['equal']} of {found['images']} test images as measured" in done.stdout
+    assert f"{found['equal']} of {found['images']} test images reproduced" in done.stdout
 
 
-def test_the_process_imports_nothing_of_the_package(classifier: Run, tmp_path: Path) -> None:
+def test_the_bare_process_does_not_import_the_package(classifier: Run, tmp_path: Path) -> None:
     files, predictions = tmp_path / "files", tmp_path / "predictions.npz"
     with tf.io.TFRecordWriter(str(files)) as writer:
         writer.write(warm_up.phantom_file())
@@ -102,7 +103,7 @@ def test_errors_leave_nothing_behind(classifier: Run, tmp_path: Path) -> None:
     assert not logs.exists()
 
 
-def test_every_signature_of_every_kind_of_model_on_the_cpp_runtime(
+def test_every_signature_of_every_kind_of_model_agrees_on_the_cpp_runtime(
     study: RunStudy, tmp_path: Path
 ) -> None:
     runs = [Path(study.logs) / name for name in (
@@ -122,7 +123,25 @@ def test_every_signature_of_every_kind_of_model_on_the_cpp_runtime(
     )
 
 
-def test_differences_between_outputs_are_relative_to_large_values() -> None:
+def test_runtime_that_accepts_an_invalid_image_fails_the_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_signatures = SimpleNamespace(signatures={})
+    monkeypatch.setattr(cpp_comparison.tf.saved_model, "load", lambda _: no_signatures)
+    task = {name: str(tmp_path / name) for name in ("images.npy", "sample.npz", "report.json")}
+    task = {name.partition(".")[0]: path for name, path in task.items()}
+    (tmp_path / "a.png").write_bytes(warm_up.phantom_file())
+    np.save(task["images"], np.zeros((1, 8, 8, 3), np.float32))
+    np.savez(task["sample"], unused=np.zeros(1))
+    report = {"refusal": {"status": "OK", "message": ""}, "warm_up": [], "recorded": [],
+              "threads_agree": True, "imports_tensorflow": False}  # fmt: skip
+    Path(task["report"]).write_text(json.dumps(report))
+    result = cpp_comparison.compare_runtimes(tmp_path, [str(tmp_path / "a.png")], task, 1e-4)
+    assert not result["agreed"] and result["refusal"] == "OK: "
+    assert "a check of the C++ runtime failed" in cpp_comparison.result_line(result)
+
+
+def test_differences_are_relative_where_values_are_large() -> None:
     expected = np.array([[1.0, 200.0]], np.float32)
     shifted = np.array([[1.0, 200.02]], np.float32)
     assert cpp_comparison.difference(shifted, expected) == pytest.approx(1e-4, rel=1e-2)

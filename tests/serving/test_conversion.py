@@ -42,7 +42,7 @@ def test_each_format_gives_the_probabilities_of_the_saved_model(
     np.testing.assert_allclose(run(images[1:2])[0], run(images)[1], atol=1e-6)
 
 
-def test_int8_has_its_cost_in_auroc_in_the_card(
+def test_the_card_records_the_auroc_of_int8_and_float32(
     small_models: Path, phantoms: Path, tmp_path: Path
 ) -> None:
     flags = {"format": "litert", "precision": "int8"}
@@ -65,7 +65,7 @@ def test_a_conversion_with_different_probabilities_fails_and_writes_nothing(
     session = onnxruntime.InferenceSession
     right = session.run
     monkeypatch.setattr(session, "run", lambda *given: [right(*given)[0] + error])
-    with pytest.raises(UserError, match=r"differs from .*allowed: 1e-03.*nothing was written"):
+    with pytest.raises(UserError, match=r"differ from .*allowed: 1e-03.*nothing was written"):
         export.export(settings(small_models, phantoms, tmp_path / "out"))
     assert not list(tmp_path.iterdir())
 

@@ -195,7 +195,7 @@ FULL_DISK_BELOW = tf.errors.ResourceExhaustedError(
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt(), FULL_DISK, FULL_DISK_BELOW])
 @pytest.mark.parametrize("where", ["write", "write_warm_up", "write_json", "publish"])
-def test_interrupted_export_leaves_nothing(
+def test_interrupted_export_leaves_no_files(
     exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop, where: str
 ) -> None:
     def broken(*args, **kwargs):
@@ -254,7 +254,7 @@ def test_an_unwritable_model_folder_is_refused_before_the_work(tmp_path: Path) -
         versions.check_saved_models(str(tmp_path))
 
 
-def test_remains_of_a_killed_export_are_not_a_version_and_are_removed(
+def test_leftovers_of_a_killed_export_are_not_a_version_and_are_removed(
     exported: Path, tmp_path: Path
 ) -> None:
     base = tmp_path / "bright"
@@ -315,12 +315,12 @@ def test_only_the_model_of_the_run_itself_is_reused(
     with pytest.raises(UserError, match="which does not exist"):
         versions.exported_by(mine)
     monkeypatch.chdir(tmp_path / "other")
-    with pytest.raises(UserError, match="which holds another model"):
+    with pytest.raises(UserError, match="which contains another model"):
         versions.exported_by(mine)
     assert versions.exported_by(other) == Path("saved_models/one/1")
 
 
-def test_another_folder_beside_the_versions_is_ignored(tmp_path: Path) -> None:
+def test_other_folders_beside_the_versions_are_ignored(tmp_path: Path) -> None:
     for name in ("1", "10", "²", "old", ".writing-11"):
         (tmp_path / name).mkdir()
     (tmp_path / "12").write_text("a file")

@@ -66,7 +66,7 @@ def test_served_novelty_is_the_larger_of_both_distances_over_their_limits(
     np.testing.assert_array_equal(tensors["prediction_set"], outputs["prediction_set"][:4])
 
 
-def test_ninety_nine_percent_of_validation_pass(
+def test_ninety_nine_percent_of_validation_images_are_accepted(
     fitted: tuple, served: loading.ServedModel, data: ImageDataset
 ) -> None:
     outputs = served.predict(data.split("val").catalog.paths)
@@ -108,7 +108,7 @@ def test_statistics_of_pixels_do_not_depend_on_the_number_of_channels_or_the_bat
     assert np.isfinite(novelty.pixel_statistics(tf.zeros((1, 80, 80, 1))).numpy()).all()
 
 
-def test_openvino_has_the_novelty_of_tensorflow(
+def test_novelty_on_openvino_equals_that_on_tensorflow(
     served: loading.ServedModel, data: ImageDataset
 ) -> None:
     pytest.importorskip("openvino", reason="OpenVINO is not installed")

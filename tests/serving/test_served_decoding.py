@@ -17,7 +17,7 @@ def png(pixels: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def test_a_blank_image_is_refused_by_its_position() -> None:
+def test_a_blank_image_is_refused_with_its_position() -> None:
     chest = phantom("normal", seed=0, patient=1, size=64).image
     blank = np.full((500, 500), 255, np.uint8)
     images = decode_images(tf.constant([png(chest), png(chest)]), 64)

@@ -1,6 +1,6 @@
-"""A finished study, a copy of it, and jobs that copy runs instead of working.
+"""A finished study, a copy of it, and jobs that copy runs instead of computing.
 
-The study runs for real, on phantoms, with a network of two layers in place of each backbone.
+The study is a real run on phantoms, with a network of two layers in place of each backbone.
 """
 
 import json
@@ -29,7 +29,7 @@ def settings(finished_study: RunStudy, tmp_path: Path) -> RunStudy:
 
 @pytest.fixture
 def called(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Jobs copy a finished run of the same kind instead of working; their names in order."""
+    """Let each job copy a finished run of its kind; yield the names of the jobs in order."""
     from cxr_tf.study import plan
     from cxr_tf.study import run_study as study_run_study
     from cxr_tf.study import steps as study_steps
@@ -66,7 +66,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         monkeypatch.setattr(module, function, fake(job, sample))
     flat = dict.fromkeys([*BACKBONES, "autoencoder"], 0.001)
     monkeypatch.setattr(study_run_study, "measure", lambda *_: study_steps.Speed(flat, flat))
-    # It collects the garbage of all that pytest holds, each time.
+    # Each call collects garbage among all objects that pytest holds, which takes long.
     monkeypatch.setattr(study_run_study.keras.backend, "clear_session", lambda: None)
     monkeypatch.setattr(study_run_study, "write_report", lambda folder: names.append("report"))
     yield names

@@ -71,7 +71,7 @@ def test_missing_study_is_a_user_error(settings: RunStudy) -> None:
     "second, overlap",
     [((0.5, 0.6), True), ((0.4, 0.5), True), ((0.71, 0.8), False), ((0.1, 0.49), False)],
 )
-def test_intervals_overlap(second: tuple[float, float], overlap: bool) -> None:
+def test_intervals_that_share_a_point_overlap(second: tuple[float, float], overlap: bool) -> None:
     from cxr_tf.study.compare_studies import intervals_overlap
 
     assert intervals_overlap((0.5, 0.7), second) is overlap

@@ -50,6 +50,13 @@ def test_report_does_not_claim_a_split_by_unknown_patients(settings: RunStudy) -
     assert "no patient" not in page_of(settings)
 
 
+def test_sentences_name_metrics_as_figures_do() -> None:
+    from cxr_tf.study.report import metric_name
+
+    names = [metric_name(m) for m in ("auroc", "recall", "f1", "balanced_accuracy")]
+    assert names == ["AUROC", "Sensitivity", "F1", "Balanced accuracy"]
+
+
 def test_report_is_self_contained(finished_study: RunStudy) -> None:
     page = Page(page_of(finished_study))
     for tag, attributes in page.tags:

@@ -62,7 +62,7 @@ def test_hover_shows_radiograph_and_description(opened: Any) -> None:
     assert tip.is_hidden()
 
 
-def test_map_keyboard_navigation_and_filters(opened: Any) -> None:
+def test_map_responds_to_keyboard_and_filters(opened: Any) -> None:
     svg, tip = opened.locator(".map svg").first, opened.locator(".map .tip .description")
     svg.focus()
     opened.keyboard.press("ArrowRight")
@@ -135,12 +135,12 @@ def brightness(page: Any, selector: str, what: str) -> float:
     [({"color_scheme": "light"}, False), ({"color_scheme": "dark"}, True)],
     indirect=["opened"],
 )
-def test_light_and_dark_themes(opened: Any, dark: bool) -> None:
+def test_theme_follows_the_colour_scheme(opened: Any, dark: bool) -> None:
     page, text = (brightness(opened, "body", w) for w in ("backgroundColor", "color"))
     assert (page < text) is dark and abs(page - text) > 0.7
 
 
-def test_print_layout(opened: Any) -> None:
+def test_print_is_light_and_shows_all_details(opened: Any) -> None:
     opened.emulate_media(media="print", color_scheme="dark")
     assert brightness(opened, "body", "backgroundColor") > 0.9
     assert brightness(opened, "body", "color") < 0.2

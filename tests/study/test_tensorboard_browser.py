@@ -68,7 +68,7 @@ def test_images_are_drawn(page: Any, address: str) -> None:
     assert len(widths) >= 3 and max(widths) > 300
 
 
-def test_precision_recall_curves_of_all_backbones(page: Any, address: str) -> None:
+def test_all_backbones_have_precision_recall_curves(page: Any, address: str) -> None:
     page.goto(f"{address}/#pr_curves")
     page.get_by_text("test/pneumonia").first.wait_for()
     for backbone in BACKBONES:

@@ -1,6 +1,6 @@
 """Archive workers with a stand-in for the model, which loads at once and needs no TensorFlow.
 
-    python archive_workers.py --images ... --model any --out ...     # else as score_archive.py
+    python archive_workers.py --images ... --model any --out ...     # flags of score_archive.py
 
 Its predictions depend on every byte of a file. The environment variable SECONDS_PER_IMAGE sets the
 time for each image, so that workers can be killed meanwhile.
@@ -89,7 +89,7 @@ def describe(request, **where):
 
 
 if __name__ == "__main__":
-    from archive_workers import SlowWorker, describe  # by a name that other processes know
+    from archive_workers import SlowWorker, describe  # so that other processes can import them
 
     from cxr_tf import commands
     from cxr_tf.archive import ray_cluster

@@ -37,7 +37,7 @@ def load(folder):
 
 
 def inputs_of_json(body, signatures):
-    """Convert a REST body to the signature, {input: array}, and whether the body was in rows."""
+    """Parse a REST body; return its signature, {input: array}, and whether it is in rows."""
     signature = body.get("signature_name", "serving_default")
     infos = signatures[signature].inputs
     assert ("instances" in body) != ("inputs" in body)
@@ -96,7 +96,7 @@ def _text(value):
 
 
 def operations(folder):
-    """Return the names of all operations, including those inside functions, and of unknown ones."""
+    """Return the names of all operations, also inside functions, and those TensorFlow lacks."""
     from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
     from tensorflow.python.framework import op_def_registry
 
@@ -169,7 +169,7 @@ def examine(folder, contents, work):
             }
 
     found["operations"], found["unknown"] = operations(folder)
-    # The records are TF Serving's, and their definition comes with its Python package.
+    # The format of the records is TF Serving's, and is defined in its Python package.
     from tensorflow_serving.apis import prediction_log_pb2
 
     file = Path(folder) / "assets.extra" / "tf_serving_warmup_requests"

@@ -1,4 +1,4 @@
-"""Helpers of tests that build catalogues."""
+"""Helpers for tests that build catalogues."""
 
 from collections.abc import Callable
 from pathlib import Path

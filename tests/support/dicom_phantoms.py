@@ -12,7 +12,7 @@ from cxr_tf.data.sources.phantoms import phantom
 def write_dicom_phantom(
     path: Path, finding: str = "bacterial", *, patient: int = 0, size: int = 128, **elements: Any
 ) -> Path:
-    """Write a radiograph that is wider than high; `elements` add to or replace its header."""
+    """Write a radiograph that is wider than high; `elements` replace or extend its header."""
     pixels = phantom(finding, seed=7, patient=patient, size=size).image[: size * 7 // 8]
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()

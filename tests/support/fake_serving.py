@@ -1,9 +1,9 @@
-"""Stand-ins for TF Serving's REST and gRPC servers, by its documentation and protos.
+"""Stand-ins for TF Serving's REST and gRPC servers, written after its documentation and protos.
 
     with rest_server(models) as url, grpc_server(models) as address: ...
 
 models: {name: folder of the SavedModel}. `models.before` is called with each prediction request
-before the response, and may raise Refused to give a different one.
+before the response, and may raise Refused to return an error instead.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
-# As tensorflow_serving/util/net_http and the gRPC documents map them.
+# HTTP statuses of gRPC codes, as in tensorflow_serving/util/net_http and the gRPC documentation.
 HTTP = {"INVALID_ARGUMENT": 400, "NOT_FOUND": 404, "RESOURCE_EXHAUSTED": 429, "UNAVAILABLE": 503,
         "INTERNAL": 500}  # fmt: skip
 

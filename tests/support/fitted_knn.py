@@ -33,7 +33,7 @@ def fit(phantoms: Path, backbone: str, root: Path) -> Fitted:
     from cxr_tf.classification.train_classifier import train_classifier
     from cxr_tf.neighbors.fit_knn import fit_knn
 
-    # One training image twice: the copy must not be a neighbour of its own.
+    # One training image twice: the copy must not be indexed as a second neighbour.
     data = root / "phantoms"
     shutil.copytree(phantoms, data)
     original = min((data / "train" / "NORMAL").iterdir())

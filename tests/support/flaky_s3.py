@@ -1,7 +1,7 @@
 """An object store in this process that fails like real ones: moto's S3, with added faults.
 
     with flaky_s3() as store:
-        store.faults = [503, "cut"]        # of the next requests for objects, last first
+        store.faults = [503, "cut"]        # of the next requests for objects, in reverse order
         fsspec.filesystem("s3").cat_file("bucket/name")
 
 `store.late` contains names that listings do not show yet.
@@ -61,7 +61,7 @@ class FlakyStore:
             headers = [(k, v) for k, v in headers if k.lower() != "content-length"]
             headers.append(("Content-Length", str(len(body))))
         if fault == "cut" and reads:
-            # With the length of the whole, as where a connection breaks.
+            # With the length of the whole body in the headers, as when a connection breaks.
             body = body[: len(body) // 2]
         start(status, headers)
         return [body]

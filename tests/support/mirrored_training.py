@@ -35,6 +35,6 @@ if __name__ == "__main__":
     run = train_classifier.train_classifier(scratch)
     onwards = replace(scratch, weights=str(run.directory / "model.keras"), epochs=1, name="onwards")
     again = train_classifier.train_classifier(onwards)
-    # The last of scratch; the head alone, and after an epoch of fine-tuning.
+    # The last epoch from scratch; then the head alone, and an epoch of fine-tuning.
     entries = [run.metrics["history"][-1], *again.metrics["history"]]
     print(strategy.num_replicas_in_sync, "replicas", *(e["val_loss"] for e in entries))

@@ -35,7 +35,7 @@ def strategy_of(count: int) -> tf.distribute.Strategy:
 
 
 def batches(part: range) -> tf.data.Dataset:
-    """Return batches of 6 images, of which 4 replicas get 1, 2, 1 and 2; every fifth has 5."""
+    """Return the rows `part` of batches of 6 images, of which 4 replicas get 1, 2, 1 and 2."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (STEPS, BATCH, 64, 64, 1)).astype(np.float32)
     labels = rng.integers(0, CLASSES, (STEPS, BATCH))

@@ -11,7 +11,7 @@ NO_BROWSER = "no Chromium that starts"
 
 
 def without_skips(report: Report) -> Report:
-    """Return the report, as failed if a test is skipped for any reason but a missing browser."""
+    """Return the report; a skip for any reason but a missing browser becomes a failure."""
     reason = str(report.longrepr)
     if report.skipped and not hasattr(report, "wasxfail") and NO_BROWSER not in reason:
         report.outcome = "failed"

@@ -16,7 +16,7 @@ def draw_phantoms(count: int = 60) -> list[Image.Image]:
 
 
 def write_ward(folder: Path, images: list[Image.Image]) -> Path:
-    """Write images, the sick smaller and wider, with two near copies and one exact copy."""
+    """Write images, the abnormal ones smaller and wider, two near copies and one exact copy."""
     for number, image in enumerate(images):
         sick = number % 3 != 0
         path = folder / ("PNEUMONIA" if sick else "NORMAL") / f"{number}.png"

@@ -1,8 +1,10 @@
 """Train as one of several workers; run by test_workers in separate processes.
 
-    TF_CONFIG=... python tests/support/worker_training.py DATA OUT [setting=value ...]
+    TF_CONFIG=... python tests/support/worker_training.py --data DATA --logs OUT/logs ...
 
-Without TF_CONFIG it is the only worker. OUT is its own folder, as on a separate machine.
+The flags are those of train_classifier.py, but the backbone is the tiny one; with `--name both`, an
+autoencoder is trained too. Without TF_CONFIG, the process is the only worker. OUT is a separate
+folder for each worker, as on separate machines.
 """
 
 import sys

@@ -52,7 +52,7 @@ def test_lost_worker_is_named() -> None:
     assert error.startswith(f"error: {address} was killed") and process.returncode == 2
 
 
-def test_connected_worker_goes_on() -> None:
+def test_connected_worker_continues() -> None:
     process = waiting("127.0.0.1:1", timeout=600, seconds=1)
     output, error = process.communicate(timeout=40)
     assert (process.returncode, output, error) == (0, "connected\n", "")

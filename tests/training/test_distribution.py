@@ -55,10 +55,19 @@ def test_tf_config_names_the_workers_and_this_one() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[]", cluster(2), cluster(0, "ps"), '{"cluster": {"worker": ["a:1", "b:1"]}}']
+    ("text", "reason"),
+    [
+        ("{", "Expecting property name"),
+        ("[]", "no attribute 'get'"),
+        (cluster(2), "task worker 2 is not a chief or worker of the cluster"),
+        (cluster(-1), "task worker -1 is not"),
+        (cluster(0, "chief"), "task chief 0 is not"),
+        (cluster(0, "ps"), "task ps 0 is not"),
+        ('{"cluster": {"worker": ["a:1", "b:1"]}}', "missing key 'type'"),
+    ],
 )
-def test_unusable_tf_config_raises(text: str) -> None:
-    with pytest.raises(UserError, match=r"TF_CONFIG does not .*host0:2222"):
+def test_unusable_tf_config_raises(text: str, reason: str) -> None:
+    with pytest.raises(UserError, match=rf"TF_CONFIG does not .*{reason}.*host0:2222"):
         read_cluster(text)
 
 
@@ -67,7 +76,7 @@ def test_workers_receive_messages_in_order() -> None:
     assert OneOfThree(peers=peers).exchange(b"first") == [b"first", b"second", b""]
 
 
-def test_rows_and_values_keep_their_bits() -> None:
+def test_gathered_rows_are_bit_identical_and_broadcast_keeps_nan() -> None:
     rows = np.array([[np.nan, -0.0], [1e-45, np.inf]])
     gathered = OneOfThree(peers={1: rows.tobytes(), 2: b""}).gather_rows(rows)
     assert gathered.tobytes() == 2 * rows.tobytes()

@@ -46,7 +46,7 @@ def test_weights_do_not_depend_on_the_number_of_devices(
         )
 
 
-def test_keras_still_sums_gradients_where_we_replace_it() -> None:
+def test_keras_still_has_the_method_that_sums_gradients() -> None:
     """The test fails if Keras renames the method; see `SummedGradientAdamW`."""
     assert hasattr(keras.optimizers.AdamW, "_all_reduce_sum_gradients")
     optimizer = averaged_adamw(1e-2, steps=10, weight_decay=0.0)
@@ -58,5 +58,5 @@ def test_fewer_images_than_devices_raise() -> None:
     class FourDevices:
         num_replicas_in_sync = 4
 
-    with pytest.raises(UserError, match=r"3 images for 4 devices.*--batch-size to at least 4"):
+    with pytest.raises(UserError, match=r"at least 4 images per .* not 3.*--batch-size"):
         distribute_batches(FourDevices(), 3, lambda part: None)

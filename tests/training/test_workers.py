@@ -70,13 +70,13 @@ def runs(
     return alone, Run(root / "worker0/logs/classifier/run")
 
 
-def test_two_workers_train_the_weights_of_one(runs: tuple[Run, Run]) -> None:
+def test_two_workers_train_the_same_weights_as_one(runs: tuple[Run, Run]) -> None:
     models = [keras.saving.load_model(r.directory / "model.keras", compile=False) for r in runs]
     for variable, other in zip(models[0].weights, models[1].weights, strict=True):
         np.testing.assert_allclose(other, variable, rtol=1e-5, atol=1e-5, err_msg=variable.path)
 
 
-def test_two_workers_measure_the_scores_of_one(runs: tuple[Run, Run]) -> None:
+def test_two_workers_measure_the_same_scores_as_one(runs: tuple[Run, Run]) -> None:
     alone, together = (run.metrics for run in runs)
     assert len(alone["history"]) == 2
     for entry, other in zip(alone["history"], together["history"], strict=True):

@@ -2,7 +2,7 @@
 
     inspection = inspect_images(open_catalog("chest_xray"))
     for warning in warnings(inspection): ...
-    data = audited(data)                     # the same warnings and more, in data.catalog.warnings
+    data = audited(data)     # these warnings and those about splits, in data.catalog.warnings
 
 It answers two questions that a table of counts does not. Are there copies that no hash of bytes
 finds, because they were resized or recompressed? And does size, aspect or brightness alone predict
@@ -18,7 +18,7 @@ from warnings import catch_warnings, simplefilter
 
 import numpy as np
 
-from cxr_tf.data.catalog import Catalog, contradictory, short_path
+from cxr_tf.data.catalog import Catalog, contradictory, counted, short_path
 from cxr_tf.data.checks import split_warnings
 from cxr_tf.data.dataset import ImageDataset
 from cxr_tf.errors import UserError
@@ -37,7 +37,7 @@ HASH_SIDE = 16
 
 MAX_DIFFERENT_BITS = 20
 
-# 12-bit values in a 16-bit file end at 16 of 255.
+# 12-bit values in a 16-bit file reach only 16 of 255.
 DARK = 24
 
 # A shortcut is reported if its AUROC is at least this, and chance is an unlikely explanation.
@@ -74,7 +74,7 @@ class Shortcut:
 
     @property
     def suspicious(self) -> bool:
-        """Whether to warn about it."""
+        """Whether to warn about this shortcut."""
         return self.auroc >= SHORTCUT_AUROC and self.p < SHORTCUT_P
 
 
@@ -277,30 +277,39 @@ def warnings(inspection: Inspection) -> list[str]:
     thumbnails = inspection.thumbnails[readable]
     if dark := int(np.sum(thumbnails.max(axis=(1, 2), initial=0) < DARK)):
         lines.append(
-            f"{dark} images are almost black, without a grey level of {DARK} or above: 12-bit "
-            "values in 16-bit files, or blank?"
+            f"{counted(dark, 'image is', 'images are')} almost black, without a grey level of "
+            f"{DARK} or above: 12-bit values in 16-bit files, or blank?"
         )
     framed = margins(thumbnails) >= MARGIN
     if framed.any():
         lines.append(
-            f"{int(framed.sum())} images have uniform margins of {100 * MARGIN:.0f} % or more, "
-            f"such as {short_path(rows[readable[framed.argmax()]].path)}: crop them"
+            f"{counted(int(framed.sum()), 'image has', 'images have')} uniform margins of "
+            f"{100 * MARGIN:.0f} % or more (first: "
+            f"{short_path(rows[readable[framed.argmax()]].path)}): crop them"
         )
     inverted = chest_correlation(thumbnails) < INVERTED_CORRELATION
     if inverted.any():
         lines.append(
-            f"{int(inverted.sum())} images look inverted (dark bones) or are not frontal chest "
-            f"radiographs, such as {short_path(rows[readable[inverted.argmax()]].path)}"
+            counted(
+                int(inverted.sum()),
+                "image looks inverted (dark bones) or is not a frontal chest radiograph",
+                "images look inverted (dark bones) or are not frontal chest radiographs",
+            )
+            + f" (first: {short_path(rows[readable[inverted.argmax()]].path)})"
         )
     count = len(inspection.near)
     if count:
-        lines.append(f"{count} pairs of images look the same but are different files")
+        lines.append(
+            f"{counted(count, 'pair', 'pairs')} of images look the same but are different files"
+        )
     if across := sum(rows[a].split != rows[b].split for a, b in inspection.near):
-        lines.append(f"{across} of these pairs appear in two splits: leakage from training to test")
+        appears = counted(across, "of these pairs appears", "of these pairs appear")
+        lines.append(f"{appears} in two splits: leakage")
     if conflicts := sum(
         contradictory({rows[a].finding, rows[b].finding}) for a, b in inspection.near
     ):
-        lines.append(f"{conflicts} of these pairs appear under two labels")
+        appears = counted(conflicts, "of these pairs appears", "of these pairs appear")
+        lines.append(f"{appears} under two labels")
     return lines
 
 

@@ -118,7 +118,7 @@ def gamma(images: np.ndarray, exponent: float) -> np.ndarray:
 
 
 def lit_from_below(images: np.ndarray, change: float = 0.35) -> np.ndarray:
-    """Brighten the lower edge by the share `change`, and darken the upper edge by it."""
+    """Brighten the lower edge, and darken the upper edge, by the share `change`."""
     ramp = 1 + change * np.linspace(-1, 1, images.shape[1])
     return _as_pixels(images * ramp[:, None, None])
 

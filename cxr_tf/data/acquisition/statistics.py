@@ -89,8 +89,8 @@ def align(images: np.ndarray, chest: np.ndarray) -> np.ndarray:
     images: uint8 [N, S, S] or [N, S, S, 1]. chest: from `mean_chest`.
 
     Width and height are logarithms, the position is in shares of the side (positive: lower). They
-    are found by cross-correlation of local contrast with the mean chest, at 49 scales and at shifts
-    of up to 5/32.
+    are found by cross-correlation of local contrast with the mean chest, at 49 scales and at
+    vertical shifts of up to 5/32 of the side.
     """
     contrast = _contrast(_thumbnails(images)).reshape(len(images), -1)
     contrast /= np.linalg.norm(contrast, axis=1, keepdims=True) + 1e-9

@@ -1,4 +1,4 @@
-"""Conventions of folder and file names: finding, patient and split of a radiograph.
+"""Read finding, patient and split of a radiograph from the names of folders and files.
 
     rows, notes = read_folder(Path("chest_xray"))       # a row: (path, finding, patient, split)
 
@@ -43,9 +43,10 @@ FINDING_FOLDERS = {
 # Folders of segmentation masks, which are next to the radiographs in several public data sets.
 MASK_FOLDERS = {"mask", "masks", "segmentation", "segmentations", "lung_masks", "lung masks"}
 
-# Kermany's names have the cause and the patient: `person12_bacteria_46.jpeg`, `IM-0115-0001.jpeg`,
-# `NORMAL2-IM-0437-0001.jpeg`; in version 3 of the data `VIRUS-1980593-0001.jpeg` and
-# `NORMAL-28501-0001.jpeg`. The same number with another cause denotes another patient.
+# Kermany's file names contain the patient and, for pneumonia, the cause: in version 2 of the data
+# `person12_bacteria_46.jpeg`, `IM-0115-0001.jpeg` and `NORMAL2-IM-0437-0001.jpeg`; in version 3
+# `VIRUS-1980593-0001.jpeg` and `NORMAL-28501-0001.jpeg`. The same number with another cause denotes
+# another patient.
 _KERMANY_PNEUMONIA = re.compile(
     r"(?:(?P<patient>person\d+)_(?P<cause>bacteria|virus)(?:_|$)"
     r"|(?P<cause3>bacteria|virus)-(?P<patient3>\d+)-\d+$)",
@@ -131,7 +132,9 @@ def _counts(counts: Counter[str], most: int = 6) -> str:
         for k, n in sorted(counts.items())[:most]
     ]
     rest = len(counts) - most
-    return ", ".join(named) + (f" and {rest} other folders" if rest > 0 else "")
+    kind = "file type" if next(iter(counts)).startswith((".", "no suffix")) else "folder"
+    others = f" and {rest} other {kind}{'s' if rest > 1 else ''}" if rest > 0 else ""
+    return ", ".join(named) + others
 
 
 def _class_folders(top: Path) -> list[Path]:
@@ -201,7 +204,7 @@ def patient_of(path: Path, root: Path) -> str:
 
 
 def finding_of(named: str, path: Path) -> str:
-    """Return the finding named by a folder or a list, or the cause in Kermany's file names."""
+    """Return the finding that a folder or list names, or the cause in Kermany's file names."""
     if named == "pneumonia" and (match := _KERMANY_PNEUMONIA.match(path.stem)):
         cause = match["cause"] or match["cause3"]
         return {"bacteria": "bacterial", "virus": "viral"}[cause.lower()]

@@ -1,4 +1,4 @@
-"""Identification of damaged JPEG files: libjpeg's messages on stderr name no file."""
+"""Identify damaged JPEG files, because libjpeg's messages on stderr name no file."""
 
 import contextlib
 import os
@@ -38,7 +38,7 @@ def libjpeg_messages() -> Iterator[list[str]]:
 def damaged_files(
     paths: Sequence[str], decode: Callable[[Sequence[str]], object]
 ) -> dict[str, str]:
-    """Return {path: message} of the files that libjpeg warns about, by halving the list."""
+    """Return {path: message} of the files that libjpeg warns about, found by halving the list."""
     with libjpeg_messages() as messages:
         decode(paths)
     if not messages:

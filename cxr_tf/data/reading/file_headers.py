@@ -1,4 +1,4 @@
-"""Headers of JPEG and PNG files, read in TensorFlow's graph: faults, bits in use, orientation."""
+"""Read the headers of JPEG and PNG files in TensorFlow's graph: faults, bits, orientation."""
 
 import tensorflow as tf
 

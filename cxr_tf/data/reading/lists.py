@@ -38,7 +38,7 @@ SPELLINGS: dict[str, set[str]] = {
 
 _PATIENT_COLUMN = re.compile(r"(patient|subject|person|case).*(id|no|nr|num|number|code|name|key)$")
 
-# What spreadsheets and pandas write for a missing value.
+# Spellings of a missing value in files of spreadsheets and pandas.
 NO_LABEL = frozenset({"", "nan", "null", "n/a", "#n/a", "<na>"})
 NO_VALUE = NO_LABEL | {"na", "none", "-", "?", "unknown"}
 
@@ -58,14 +58,13 @@ def rows_of_list(file: Path, *, as_written: bool) -> tuple[list[Row], tuple[str,
     if placeholder := placeholder_patient(patients):
         notes += (
             f"{patients.count(placeholder)} of {len(patients)} rows have the patient "
-            f"'{placeholder}': treated as a placeholder, so each of these images counts as a "
-            "patient of its own",
+            f"'{placeholder}', which is treated as an unknown patient",
         )
     rows: list[Row] = []
     for row in listed:
         if row.path.suffix.lower() not in IMAGE_SUFFIXES:
             raise UserError(
-                f"{row.where}: neither .jpeg, .jpg nor .png: {row.path}; "
+                f"{row.where}: {row.path} is not a .jpeg, .jpg or .png file; "
                 "convert DICOM with prepare_data.py --source dicom"
             )
         finding = row.label
@@ -109,8 +108,8 @@ def read_list(file: Path) -> tuple[list[Listed], tuple[str, ...]]:
     """Read a .csv list, and return its rows and notes, such as which columns were ignored.
 
     The list has the columns path (relative to the list) and label, and optionally patient, split
-    and those of GROUP_COLUMNS. Raises UserError for an invalid line, with its number, and for an
-    ignored column that looks like a patient or a split.
+    and those of GROUP_COLUMNS. Raises UserError for an unreadable file, an invalid line (with its
+    number), and a column that would be ignored but looks like a patient or a split.
     """
     header, table = _read_table(file)
     columns = _columns(file, header, [row for _, row in table])
@@ -134,13 +133,14 @@ def read_list(file: Path) -> tuple[list[Listed], tuple[str, ...]]:
         if "\\" in name and not path.is_file():
             path = file.parent / name.replace("\\", "/")
         if path in seen:
-            raise UserError(f"{where}: {name} is already in line {seen[path]}")
+            raise UserError(f"{where}: {name} is already listed on line {seen[path]}")
         if not path.is_file():
             raise UserError(f"{where}: no such file: {path}")
         seen[path] = number
         split = value(row, "split", NO_VALUE).lower()
         if some_split and split not in SPLIT_FOLDERS:
-            raise UserError(f"{where}: split is '{split}'; it must be train, val or test")
+            problem = f"split is '{split}'" if split else "no split, although other lines have one"
+            raise UserError(f"{where}: {problem}; it must be train, val or test")
         split = SPLIT_FOLDERS[split] if split else ""
         groups = tuple(
             (name, row[at] if at < len(row) else "") for name, at in _group_columns(header)
@@ -181,10 +181,10 @@ def _read_table(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
         reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
         header = [name.strip() for name in next(reader, [])]
         table = [(skipped + reader.line_num, [cell.strip() for cell in row]) for row in reader]
-    except (UnicodeError, csv.Error) as error:
-        raise UserError(
-            f"{file} is not a list of comma-separated values in UTF-8: {error}"
-        ) from None
+    except UnicodeError as error:
+        raise UserError(f"{file} is not in UTF-8: save it in UTF-8 ({error})") from None
+    except csv.Error as error:
+        raise UserError(f"{file} cannot be read as a .csv list: {error}") from None
     return header, [(number, row) for number, row in table if any(row)]
 
 
@@ -232,7 +232,8 @@ def _merge_spellings(listed: list[Listed]) -> tuple[list[Listed], tuple[str, ...
     for label, _ in counts.most_common():
         chosen.setdefault(_label_key(label), label)
     notes = tuple(
-        f"label '{label}' ({count} rows) read as '{chosen[_label_key(label)]}'"
+        f"label '{label}' ({count} row{'s' if count > 1 else ''}) "
+        f"read as '{chosen[_label_key(label)]}'"
         for label, count in sorted(counts.items())
         if chosen[_label_key(label)] != label
     )
@@ -240,14 +241,14 @@ def _merge_spellings(listed: list[Listed]) -> tuple[list[Listed], tuple[str, ...
 
 
 def _label_key(label: str) -> str:
-    """Return what spellings of one label have in common: `Normal` and `NORMAL`, `3` and `3.0`."""
+    """Return a key that the spellings of one label share: `Normal` and `NORMAL`, `3` and `3.0`."""
     with contextlib.suppress(ValueError):
         return str(float(label))
     return " ".join(label.lower().split())
 
 
 def check_utf8(path: Path) -> None:
-    """Raise UserError for a name that is not UTF-8, which tables and reports cannot contain."""
+    """Raise UserError for a path that is not UTF-8, which tables and reports cannot contain."""
     try:
         str(path).encode()
     except UnicodeEncodeError:

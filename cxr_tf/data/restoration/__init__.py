@@ -1,1 +1,1 @@
-"""Training pairs of the denoising autoencoder: local contrast, and synthetic opacities."""
+"""Training pairs for denoising: radiographs with synthetic opacities, and their local contrast."""

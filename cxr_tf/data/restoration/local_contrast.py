@@ -60,7 +60,7 @@ def remove_residual(images: keras.KerasTensor, residual: keras.KerasTensor) -> k
 
 
 def _window(images: keras.KerasTensor, share: float = WINDOW) -> keras.KerasTensor:
-    """Return the blur of the surroundings as a matrix [S, S], one constant of the graph."""
+    """Return the matrix [S, S] that averages over the surroundings, as a constant of the graph."""
     sigma = share * images.shape[1]
     return keras.ops.convert_to_tensor(_blur_matrix(images.shape[1], round(2 * sigma), sigma))
 

@@ -4,8 +4,8 @@
     for painted, targets in restoration_batches(images, lungs, ...):   # [B, S, S, 1]
 
 A network that restores the healthy image learns the appearance of lungs without opacities, and
-needs no sick image for it. The opacities are smooth on purpose: with sharp synthetic textures the
-network learns to detect the texture, and misses the haze of real pneumonia.
+needs no abnormal image for it. The opacities are smooth on purpose: with sharp synthetic textures
+the network learns to detect the texture, and misses the haze of real pneumonia.
 """
 
 import functools
@@ -156,7 +156,7 @@ def restoration_pair(
     """Return (painted, targets) for one batch, as `restoration_batches` does.
 
     healthy: [B, S, S, 1] in 0..255. lungs: [B, S, S, 1] in 0..1. seed: int64 [2]. Painting also
-    changes the local contrast next to an opacity, as in a real sick image.
+    changes the local contrast next to an opacity, as a real opacity does.
     """
     return contrast_pair(healthy, paint(healthy, lungs, seed))
 
@@ -217,7 +217,7 @@ def paint(
     softness: float = 1.0,
     extent: float = 1.0,
 ) -> tf.Tensor:
-    """Paint opacities into the lungs of four images in five: float32 [B, S, S, 1] in 0..255.
+    """Paint opacities into the lungs of about four images in five: float32 [B, S, S, 1] in 0..255.
 
     healthy: float32 [B, S, S, 1] in 0..255; lungs: float32 [B, S, S, 1] in 0..1, outside of which
     nothing changes; seed: int64 [2], which determines the opacities; softness and extent: see

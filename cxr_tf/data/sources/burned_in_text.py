@@ -1,11 +1,11 @@
-"""Detection of text burned into the borders of a radiograph, which may be a name."""
+"""Detect text burned into the borders of a radiograph, which may be a name."""
 
 import numpy as np
 
 # Text is searched for up to this share of the side from a border, at this many pixels per side.
 BORDER, WORKING_SIDE = 0.2, 1024
 
-# Grey levels above or below the surroundings.
+# Smallest difference between text and its surroundings, in grey levels.
 CONTRAST = 50.0
 
 # Largest width of a stroke, as a share of the side.

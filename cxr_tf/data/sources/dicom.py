@@ -1,4 +1,4 @@
-"""Conversion of DICOM radiographs to 8-bit PNG, without identifying metadata.
+"""Convert DICOM radiographs to 8-bit PNG, without identifying metadata.
 
     png = png_bytes(Path("IM0001"))                          # for prediction
     convert(Path("ward"), Path("data/ward"))                 # images/*.png and catalogue.csv
@@ -168,7 +168,10 @@ def _read(dataset: "pydicom.Dataset", path: Path | str, *, laterals: bool) -> Di
         raise UserError(f"{path}: {reason}")
     annotation = _word(dataset, "BurnedInAnnotation")
     if annotation == "YES":
-        raise UserError(f"{path}: text is burned into the image, which may identify the patient")
+        raise UserError(
+            f"{path}: the header states that text is burned into the image, which may identify the "
+            "patient"
+        )
     pixels = render(dataset, path)
     patient = str(dataset.get("PatientID") or "").strip()
     study = str(dataset.get("StudyInstanceUID") or dataset.get("SOPInstanceUID") or path).strip()
@@ -246,14 +249,15 @@ def convert(origin: Path, folder: Path, *, laterals: bool = False) -> tuple[Path
             (partial / name).write_bytes(_png(radiograph.pixels))
             rows.append([name, item.label, patient, item.split])
             if not item.label:
-                log.info("  no label: %s, now %s", item.path, name)
+                log.info("  no label: %s, converted to %s", item.path, name)
             if not radiograph.without_text and has_text(radiograph.pixels):
                 with_text.append(name)
         if not rows:
             raise UserError(
                 reasons[0]
                 if len(reasons) == 1
-                else f"none of {len(reasons)} DICOM files in {origin} could be converted"
+                else f"none of {len(reasons)} DICOM files in {origin} could be converted; the "
+                "reasons are listed above"
             )
         write_csv(partial / "catalogue.csv", ["path", "label", "patient", "split"], rows)
         publish(partial, folder)
@@ -284,8 +288,8 @@ def _placeholder(paths: list[Path]) -> str:
     count = sum(p.upper() in PLACEHOLDERS for p in patients) or patients.count(value)
     if (value and len(studies) > 1) or any(p.upper() in PLACEHOLDERS for p in patients):
         log.info(
-            "  %d of %d files share one PatientID, treated as a placeholder: images are grouped by "
-            "study, not by patient", count, len(patients),
+            "  %d of %d files have a placeholder as PatientID: their images are grouped by study, "
+            "not by patient", count, len(patients),
         )  # fmt: skip
     return value if len(studies) > 1 else ""
 

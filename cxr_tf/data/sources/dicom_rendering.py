@@ -1,4 +1,4 @@
-"""Rendering of DICOM radiographs to 8 bits: the greyscale pipeline of PS3.3 C.11."""
+"""Render DICOM radiographs to 8 bits by the greyscale pipeline of PS3.3 C.11."""
 
 import logging
 import math
@@ -97,7 +97,8 @@ def _padding(dataset: "pydicom.Dataset", stored: np.ndarray) -> np.ndarray:
     if limits[0] is None:
         return np.zeros(stored.shape, bool)
     numbers = [int(v) for v in limits if v is not None]
-    if stored.dtype.kind == "i":  # the value may be written as the unsigned one of the same bits
+    # The value may be written as the unsigned number with the same bits.
+    if stored.dtype.kind == "i":
         top = 1 << int(dataset.BitsAllocated)
         numbers = [v - top if v >= top // 2 else v for v in numbers]
     return (stored >= min(numbers)) & (stored <= max(numbers))
@@ -129,7 +130,7 @@ def _windowed(
             with np.errstate(over="ignore"):
                 low, high = apply_windowing(np.array([-1e9, 1e9]), dataset)
             return shown, float(low), float(high)
-        log.info("  %s: an invalid window is ignored", path)
+        log.info("  %s: a window that is invalid or shows nothing of the image is ignored", path)
     low, high = float(image.min()), float(image.max())
     central_low, central_high = (float(v) for v in np.percentile(image, _CENTRAL))
     width = central_high - central_low

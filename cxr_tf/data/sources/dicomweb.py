@@ -1,4 +1,4 @@
-"""Retrieval of images from a PACS, and storage of results in it, by DICOMweb.
+"""Retrieve images from a PACS, and store results in it, by DICOMweb.
 
     with downloaded(("dicomweb://localhost:8042/dicom-web/studies/1.2.3",)) as (images, urls): ...
     store("dicomweb://localhost:8042/dicom-web", [Path("report.dcm")])
@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from cxr_tf.data.sources.dicom import silent
-from cxr_tf.errors import UserError
+from cxr_tf.errors import UserError, first_line
 
 SCHEMES = {"dicomweb": "http", "dicomwebs": "https"}
 
@@ -76,7 +76,7 @@ def store(url: str, files: Sequence[Path]) -> None:
             answer = client.store_instances([pydicom.dcmread(file)])
         if failed := answer.get("FailedSOPSequence"):
             reason = failed[0].get("FailureReason", "unknown")
-            raise UserError(f"{url} rejected {file.name} (failure reason {reason})")
+            raise UserError(f"{shown(url)} rejected {file.name} (failure reason {reason})")
 
 
 def _retrieve(url: str, folder: Path) -> dict[str, str]:
@@ -101,8 +101,12 @@ def _retrieve(url: str, folder: Path) -> dict[str, str]:
                 f"/instances/{instance}"
             )
     if not urls:
-        kinds = ", ".join(MODALITIES)
-        raise UserError(f"{url}: no such study, or no radiograph in it (modality {kinds})")
+        searched = (
+            "series, or no image in it"
+            if found["series"]
+            else f"study, or no radiograph in it (modality {', '.join(MODALITIES)})"
+        )
+        raise UserError(f"{shown(url)}: no such {searched}")
     return urls
 
 
@@ -171,9 +175,13 @@ def _errors(url: str) -> Iterator[None]:
                 f"{address} returned {status}: give user name and password in the URL or ~/.netrc"
             ) from None
         if status == 404:
-            raise UserError(f"{address} returned 404: no such study, series or instance") from None
-        raise UserError(f"{address} returned {status}: {str(error).splitlines()[0]}") from None
+            raise UserError(
+                f"{address} returned 404: no such service, study, series or instance"
+            ) from None
+        raise UserError(f"{address} returned {status}: {first_line(error)}") from None
+    except requests.exceptions.SSLError as error:
+        raise UserError(f"{address}: no secure connection: {first_line(error)}") from None
     except requests.exceptions.ConnectionError:
         raise UserError(f"no DICOMweb service responds at {address}: is it running?") from None
     except requests.exceptions.RequestException as error:
-        raise UserError(f"{address}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{address}: {first_line(error)}") from None

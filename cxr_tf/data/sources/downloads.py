@@ -1,4 +1,4 @@
-"""Download of published data sets: resumed if interrupted, verified, and unpacked safely.
+"""Download published data sets: resume if interrupted, verify, and unpack safely.
 
     folder = prepare(SOURCES["kermany"], Path("data/kermany"))
     file = prepare(SOURCES["pneumoniamnist_64"], Path("data/pneumoniamnist_64.npz"))
@@ -207,7 +207,8 @@ def _fetch(source: Source, url: str, part: Path, pause: float) -> None:
         failures = 1 if progressed and failures < MAX_FAILURES else failures + 1
     kept = f"; {part} is kept, and the same command resumes it" if part.exists() else ""
     raise UserError(
-        f"{url}: {last}{kept}. Or download the file from {source.page} and pass it with --from"
+        f"{url}: {last}{kept}. {'Or download' if kept else 'Download'} the file from {source.page} "
+        "and pass it with --from"
     )
 
 
@@ -269,7 +270,7 @@ def unpack(archive: Path, folder: Path, *, inside: str, terms: str) -> None:
             (partial / "LICENCE.txt").write_text(terms)
             publish(partial, folder)
     except (zipfile.BadZipFile, EOFError, zlib.error, RuntimeError) as error:
-        raise UserError(f"{archive} is damaged: {error}") from None
+        raise UserError(f"{archive} cannot be unpacked: {error}") from None
 
 
 def _members(
@@ -295,7 +296,10 @@ def _members(
                 raise UserError(f"{archive} is not safe: it contains {entry.filename} twice")
             members[name] = entry
     if total > MAX_EXPANSION * archive.stat().st_size:
-        raise UserError(f"{archive} is not safe: it would unpack to {total / 1e9:.1f} GB")
+        raise UserError(
+            f"{archive} is not safe: it would unpack to {total / 1e9:.1f} GB, more than "
+            f"{MAX_EXPANSION} times its size"
+        )
     if not members:
         raise UserError(f"{archive} has no image below {inside}/")
     return members

@@ -1,4 +1,4 @@
-"""PneumoniaMNIST (MedMNIST v2, Yang et al. 2023): its array file as a folder, and its scores.
+"""Unpack PneumoniaMNIST (MedMNIST v2, Yang et al. 2023) to a folder, and compute its scores.
 
     folder = unpack(Path("pneumoniamnist_64.npz"))     # data/pneumoniamnist_64-3f9c2a17/train/...
     scores(labels, probabilities)                      # {"medmnist_auc": ..., "medmnist_acc": ...}
@@ -72,7 +72,10 @@ def scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
 
 def _arrays(file: Path) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """Yield (split, images uint8 [N, S, S], labels int [N]), checked."""
-    expected = "expected train_, val_ and test_images uint8 [N, S, S] with _labels 0 or 1 [N, 1]"
+    expected = (
+        "expected arrays {train,val,test}_images, uint8 [N, S, S], "
+        "and {train,val,test}_labels, [N, 1]"
+    )
     try:
         # Unpickling objects could run code.
         arrays = np.load(file, allow_pickle=False)
@@ -89,7 +92,8 @@ def _arrays(file: Path) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
                     )
                 if labels.shape not in (rows, (*rows, 1)) or not np.isin(labels, (0, 1)).all():
                     raise UserError(
-                        f"{file}: {split}_labels is not 0 or 1 for each image; {expected}"
+                        f"{file}: {split}_labels must contain one label, 0 or 1, per image; "
+                        f"{expected}"
                     )
                 yield split, images, labels.reshape(-1).astype(int)
     except KeyError as error:
@@ -97,7 +101,9 @@ def _arrays(file: Path) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{file} is damaged or not a .npz file; {expected}") from None
+        raise UserError(
+            f"{file} is damaged, is not a .npz file, or contains Python objects; {expected}"
+        ) from None
 
 
 def _write_png(path: Path, image: np.ndarray) -> None:

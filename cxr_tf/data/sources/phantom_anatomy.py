@@ -10,7 +10,7 @@ def paint_lobar(
 
     image: float32 [S, S] in 0..1, a phantom or a real healthy radiograph; not modified.
     lungs: bool or float [S, S], the lung fields (1 inside). A lesion that reaches their border ends
-    as sharply as they do: blur a hard mask by a pixel or two.
+    as sharply as this mask does, so blur a hard mask by a pixel or two.
     strength: 0 (nothing) to 1 (as bright as the tissue around the lungs).
 
     Returns the painted image, float32 [S, S] in 0..1, and the lesion, bool [S, S], which does not
@@ -177,7 +177,7 @@ def ramp(distance: np.ndarray, width: float) -> np.ndarray:
 
 
 def _band(phase: np.ndarray, share: float) -> np.ndarray:
-    """Draw bands that fill `share` of every period 1, brighter at both edges like cortical bone."""
+    """Draw bands of period 1 that fill `share` of it, brighter at both edges like cortical bone."""
     from_centre = np.abs(phase - np.round(phase)) * (2 / share)  # 1 at the edge of the band
     return ramp(1 - from_centre, 0.25) * (0.6 + 0.6 * np.minimum(from_centre, 1) ** 2)
 
@@ -192,7 +192,8 @@ def _noise(rng: np.random.Generator, size: int, cells: int) -> np.ndarray:
     """Draw smooth, roughly standard normal noise, float32 [S, S], with `cells` bumps per side."""
     coarse = rng.standard_normal((cells + 2, cells + 2))
     # Each pixel is a Gaussian-weighted sum of the grid, separable: two small matrix products.
-    # In float64, cast to float32: the order of BLAS sums depends on the number of threads.
+    # Computed in float64, then rounded to float32, because the order in which BLAS sums depends on
+    # the number of threads.
     position = (np.arange(size) + 0.5) * (cells / size) + 0.5
     weights = np.exp(-(((position[:, None] - np.arange(cells + 2)) / 0.7) ** 2))
     weights /= np.sqrt((weights**2).sum(axis=1, keepdims=True))

@@ -8,8 +8,8 @@
 They are drawings, not physical simulations, and are no evidence about patients. With them every job
 can run offline, and their exact masks show whether an explanation or an anomaly map highlights the
 lesion. A four-layer CNN, trained from scratch for 12 epochs on 440 of them at 64 px (15 s on two
-CPU cores), separates normal from sick with an accuracy of 0.97 and an AUROC of 0.99; mean
-brightness has an AUROC of 0.54.
+CPU cores), separates normal from abnormal phantoms with an accuracy of 0.97 and an AUROC of 0.99;
+mean brightness has an AUROC of 0.54.
 
 Everything is drawn in anatomical coordinates, u to the image's right and v downwards, both -1..1
 across the image, so a phantom looks the same at every size. As is the convention for radiographs,

@@ -42,7 +42,7 @@ FILLS = ("auto", "mean", "air", "gray", "blur", "noise")
 OPACITIES = ("pneumonia", "bacterial", "viral")
 
 # The incremental method also gathers windows, which the count of multiplications does not include:
-# above this share it is not faster.
+# above this share of the plain method's multiplications it is not faster.
 LARGEST_SHARE = 0.8
 
 
@@ -275,8 +275,8 @@ def in_chunks(
 ) -> tf.Tensor:
     """Call `function` with the row numbers of each chunk, splits[k] to splits[k + 1] - 1.
 
-    It maps row numbers int32 [B] to float32 [B, width]. Returns the concatenated results; one chunk
-    is in memory at a time.
+    `function` maps row numbers int32 [B] to float32 [B, width]. Returns the concatenated results;
+    one chunk is in memory at a time.
     """
     chunks = tf.size(splits) - 1
     results = tf.TensorArray(

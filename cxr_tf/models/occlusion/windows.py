@@ -72,7 +72,7 @@ class Planned:
 class Plan:
     """The plan for a grid of patches in a network, made before any value is computed.
 
-    `bands` gives the rows (columns) of the grid that may share a batch, int [G]: see `bands()`.
+    `bands` is the band of each row (column) of the grid, int [G]; see `bands()`.
     `front` steps work pixel by pixel (the backbone's preprocessing) and run on whole images;
     `start` is the tensor after them, `rest` are the steps that follow. `share` is the fraction of
     the plain method's multiplications that the plan needs.
@@ -102,7 +102,7 @@ def make_plan(
 ) -> Plan:
     """Plan for patches of one size at every pair of `starts` (int [G], the grid's rows).
 
-    band: the band of each row of the grid, int [G]; those for the size of the images by default.
+    band: the band of each row of the grid, int [G]; default: `bands()` for the size of the images.
     """
     split = _front(network)
     front, rest = network.after[:split], network.after[split:]
@@ -256,7 +256,7 @@ def _front(network: Network) -> int:
 
 
 def _moves_channels_only(step: Step) -> bool:
-    """Return whether a step is one of Keras's RGB to BGR: selecting a channel, or stacking them."""
+    """Return whether a step selects a channel or stacks channels, as Keras's RGB to BGR does."""
     name = type(step.operation).__name__
     if name == "GetItem":
         key = step.args[1] if len(step.args) > 1 else step.kwargs.get("key")

@@ -83,7 +83,7 @@ def predict_readable(
     rows: the numbers of the images in the result; stop: return after the first rejection, with its
     reasons and without outputs; alone: the image is the only one to predict. A batch of one image
     that is not alone is predicted as two copies: some kernels sum a single image in a different
-    order, and its last bits would depend on where a list is cut into batches.
+    order, so that its outputs would depend, in the last bits, on where a list is cut into batches.
     """
     reasons: dict[int, str] = {}
     while rows:

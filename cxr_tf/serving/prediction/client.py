@@ -81,8 +81,8 @@ def connect(
     the default is the newest. `timeout` limits a whole request, in seconds. Requests are retried
     with growing pauses if the server is busy or a connection breaks.
 
-    Raises UserError if no server responds, or it has no such model, version, label or signature;
-    the function raises it for a response that does not match the metadata.
+    Raises UserError if no server responds, or the server has no such model, version, label or
+    signature. The returned function raises it for a response that does not match the metadata.
     """
     if version is not None and label:
         raise UserError("give --version or --label, not both")
@@ -184,7 +184,10 @@ def _open_rest(
                 parts.append(part)
                 size += len(part)
                 if size > LARGEST_RESPONSE:
-                    raise UserError(f"{url} sent more than {LARGEST_RESPONSE >> 20} MiB")
+                    raise UserError(
+                        f"{url} sent more than {LARGEST_RESPONSE >> 20} MiB: use a smaller "
+                        "--batch-size"
+                    )
             return reply, b"".join(parts)
 
     def send(method: str, suffix: str, contents: Sequence[bytes] = (), **body: Any) -> Any:
@@ -355,15 +358,18 @@ def _choose(
         raise UserError(f"{model} has no signature '{signature}'; it has {known}")
     inputs, outputs = signatures[signature]
     if list(inputs.values()) != [True]:
-        raise UserError(f"signature '{signature}' does not take image files, but {list(inputs)}")
+        raise UserError(
+            f"signature '{signature}' does not take image files (inputs: {', '.join(inputs)}): "
+            "choose another"
+        )
     return next(iter(inputs)), outputs
 
 
 def _not_served(url: str, model: str, version: int | None, label: str, message: str) -> UserError:
     which = f" version {version}" if version is not None else f" label '{label}'" if label else ""
     return UserError(
-        f"{url} does not serve '{model}'{which}: check its models.config, or wait until it has "
-        f"loaded ({message})"
+        f"{url} does not serve '{model}'{which}: check the server's models.config, or wait until "
+        f"the model has loaded ({message})"
     )
 
 

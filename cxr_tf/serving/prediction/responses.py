@@ -60,19 +60,21 @@ def _signatures(definitions: Mapping[str, Any], url: str) -> dict[str, Signature
             try:
                 dtype = np.dtype(tf.as_dtype(info.dtype).as_numpy_dtype)
             except TypeError:
-                raise UserError(f"{url} is not TF Serving: output '{key}' has no type") from None
+                raise UserError(
+                    f"{url} is not a TF Serving server: output '{key}' has no type"
+                ) from None
             sizes = tuple(d.size if d.size >= 0 else None for d in info.tensor_shape.dim)
             outputs[key] = (dtype, None if info.tensor_shape.unknown_rank else sizes)
         signatures[name] = (inputs, outputs)
     if not signatures:
-        raise UserError(f"{url} is not TF Serving: its response has no signatures")
+        raise UserError(f"{url} is not a TF Serving server: its response has no signatures")
     return signatures
 
 
 def arrays_of_json(
     answer: Mapping[str, Any], expected: Outputs, rows: int, url: str
 ) -> dict[str, np.ndarray]:
-    """Return the outputs in a response of the REST API, in columnar format, as arrays."""
+    """Return the outputs of a REST response in TF Serving's columnar format, as arrays."""
     if "outputs" not in answer:
         raise _wrong(url, "has no outputs")
     outputs = answer["outputs"]
@@ -98,7 +100,7 @@ def arrays_of_proto(
         try:
             values = tf.make_ndarray(tensor)
         except Exception as error:  # an inconsistent tensor raises errors of any kind
-            raise _wrong(url, f"has a damaged '{name}' ({error})") from None
+            raise _wrong(url, f"has a damaged output '{name}' ({error})") from None
         if values.dtype.kind == "O":
             values = _text(values)
         arrays[name] = values
@@ -145,7 +147,7 @@ def _array(values: Any, dtype: np.dtype, name: str, url: str) -> np.ndarray:
     try:
         array = np.array(values)
     except ValueError:  # lists of different lengths
-        raise _wrong(url, f"has a ragged '{name}'") from None
+        raise _wrong(url, f"has rows of different lengths in '{name}'") from None
     kinds = {"f": "fiu", "i": "iu", "u": "iu", "b": "b", "O": "U"}.get(dtype.kind, "")
     if array.dtype.kind not in kinds:
         expected = "text" if dtype.kind == "O" else str(dtype)

@@ -1,1 +1,1 @@
-"""Runtimes other than TensorFlow in Python that run exported models."""
+"""Other runtimes for exported models: TensorFlow without `cxr_tf`, its C++ runtime, OpenVINO."""

@@ -62,7 +62,7 @@ def compare_runtimes(
         and not report["imports_tensorflow"]
         and all(value <= tolerance for value in differences.values()),
         "signatures": differences,
-        "refusal": refusal["status"] + ": " + refusal["message"].splitlines()[0],
+        "refusal": f"{refusal['status']}: {refusal['message']}".splitlines()[0],
         "warm_up": report["warm_up"],
         "threads_agree": report["threads_agree"],
     }
@@ -85,10 +85,10 @@ def difference(values: np.ndarray, expected: np.ndarray) -> float:
 def result_line(result: dict[str, Any]) -> str:
     """Return the result of `compare_runtimes` in one line."""
     line = (
-        f"all {len(result['signatures'])} outputs as in TensorFlow, largest difference "
+        f"all {len(result['signatures'])} outputs agree with TensorFlow's, largest difference "
         f"{max(result['signatures'].values()):.1g}"
         if result["agreed"]
-        else "the C++ runtime differs, see metrics.json"
+        else "a check of the C++ runtime failed, see metrics.json"
     )
     return (
         f"{line}; {len(result['warm_up'])} warm-up requests replayed; bad image: "

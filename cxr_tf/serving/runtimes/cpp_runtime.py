@@ -181,7 +181,8 @@ def load_session(folder: Path, *, threads: int = 0) -> Session:
             )
     except RuntimeStatusError as error:
         library.TF_DeleteGraph(graph)
-        raise UserError(f"{folder} cannot be loaded: {error.message.splitlines()[0]}") from error
+        reason = (error.message.strip() or error.status).splitlines()[0]
+        raise UserError(f"{folder} cannot be loaded: {reason}") from error
     finally:
         library.TF_DeleteSessionOptions(options)
     return Session(library, handle, graph, read_signatures(folder))

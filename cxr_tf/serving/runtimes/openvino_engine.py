@@ -71,7 +71,7 @@ def takes_openvino(engine: str, precision: str = "float32") -> bool:
                     "--engine-precision int8 needs NNCF: pip install -r requirements-openvino.txt"
                 )
         elif "BF16" not in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            raise UserError(f"this CPU does not compute in {precision}: use float32")
+            raise UserError(f"this CPU does not support {precision}: use float32")
     if engine == "auto":
         return installed and not tf.config.list_physical_devices("GPU")
     return engine == "openvino"
@@ -185,7 +185,7 @@ def _network_ends(nodes: dict[str, Any], sources: dict[str, str]) -> list[str]:
     """Return the last tensors of the network: for nearest neighbours, the embedding alone."""
     double = tf.float64.as_datatype_enum
     casts = {n.name for n in nodes.values() if n.op == "Cast" and n.attr["DstT"].type == double}
-    # The index is searched in float64; the first tensor that is cast to it is the embedding.
+    # The index is searched in float64; the first tensor that is cast to float64 is the embedding.
     for name in casts:
         embedding = nodes[name].input[0]
         if not casts & _needed(nodes, [embedding]):

@@ -51,9 +51,9 @@ def write_models_config(root: Path) -> None:
     """Write `models.config` for the models under `root`, and `batching.config` if it is missing.
 
     Labels in the existing file are kept while their version exists, and so are models from other
-    folders. Versions are listed by number, because a label needs its version loaded even if that is
-    not the newest. Paths are absolute, as TF Serving requires. A file that cannot be parsed is left
-    unchanged, with a warning.
+    folders. Versions are listed by number, because the version of a label must be loaded even if it
+    is not the newest. Paths are absolute, as TF Serving requires. A file that cannot be parsed is
+    left unchanged, with a warning.
     """
     from google.protobuf import text_format
 
@@ -128,7 +128,10 @@ def _models_config(root: Path, exported: dict[str, list[int]], previous: Any) ->
                 entry.version_labels[label] = number
             else:
                 # TF Serving would refuse the whole file.
-                log.warning("%s: label '%s' removed, version %d is gone", name, label, number)
+                log.warning(
+                    "%s: label '%s' removed, because version %d no longer exists",
+                    *(name, label, number),
+                )
     for name, entry in earlier.items():
         if name not in exported and Path(entry.base_path).parent != root:
             config.model_config_list.config.append(entry)

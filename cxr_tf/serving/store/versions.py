@@ -1,4 +1,4 @@
-"""Write versions under `saved_models/<name>/`, which appear complete or not at all."""
+"""Write versions under `saved_models/<name>/`; each version appears atomically."""
 
 import os
 import shutil
@@ -37,7 +37,7 @@ TRAINING_DIGESTS = Path("assets.extra") / "training_digests.txt"
 def write_version(
     base: Path, write: Callable[[str], Any], *, card: dict[str, Any], resumed: bool = False
 ) -> Path:
-    """Write the next version `<base>/<n>/`, complete or not at all, and return its folder.
+    """Write the next version, `<base>/<n>/`, atomically, and return its folder.
 
     `write` writes the SavedModel into a folder whose name TF Serving does not recognise as a
     version; warm-up requests and the model card are added. The card is `card` with the name,
@@ -119,10 +119,10 @@ def _has_card(version: Path, card: dict[str, Any]) -> bool:
 
 
 def check_saved_models(path: str, name: str = "") -> None:
-    """Raise UserError if a model cannot be exported to a folder, before the work is done.
+    """Raise UserError if a model cannot be exported to a folder; call this before training.
 
     The folder need not exist. A `models.config` that cannot be parsed is an error too: it was
-    edited by hand, and an export would have to overwrite it.
+    edited by hand, and the model could not be added to it.
     """
     root = expand_user(path)
     if root.exists() and not root.is_dir():
@@ -145,7 +145,8 @@ def exported_by(run: Run) -> Path:
     """Return the folder of the version that a finished run exported.
 
     A relative path in the run's metrics is resolved against the working directory, then against the
-    folder that contains `logs/`. Raises UserError if no model is there, or only another run's.
+    folder that contains `logs/`. Raises UserError if the folder contains no model, or that of
+    another run.
     """
     recorded = run.metrics["model"]["saved_model"]
     project = run.directory.resolve().parents[2:3]
@@ -159,8 +160,8 @@ def exported_by(run: Run) -> Path:
         )
         if same_data and scored and scored == {k: run.metrics["test"].get(k) for k in scored}:
             return folder
-    problem = "holds another model" if existing else "does not exist"
+    problem = "contains another model" if existing else "does not exist"
     raise UserError(
-        f"{run.directory} exported to {recorded}, which {problem}: run the command in the folder "
-        "where the model was trained, or give the SavedModel's folder"
+        f"{run.directory} exported its model to {recorded}, which {problem}: run the command in "
+        "the folder where the model was trained, or give fit_knn.py the SavedModel's folder"
     )

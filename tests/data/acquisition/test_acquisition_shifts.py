@@ -25,7 +25,7 @@ def square(images: np.ndarray) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("name", shifts.SHIFTS)
-def test_shifts_return_pixels_and_do_not_depend_on_the_batch(name: str) -> None:
+def test_shifts_return_8_bit_images_and_do_not_depend_on_the_batch(name: str) -> None:
     images = chest()
     before = images.copy()
     shifted = shifts.SHIFTS[name](images)

@@ -31,7 +31,7 @@ def change(healthy: np.ndarray, shift: str) -> dict[str, float]:
     return dict(zip(STATISTICS, np.median(after - before, axis=0), strict=True))
 
 
-def test_framing_moves_the_scale_of_the_chest_alone(healthy: np.ndarray) -> None:
+def test_framing_shifts_change_chest_height_or_width_alone(healthy: np.ndarray) -> None:
     lower, wider = change(healthy, "framed lower"), change(healthy, "framed wider")
     assert lower["chest_height"] == pytest.approx(np.log(1.22), abs=0.06)
     assert abs(lower["chest_width"]) < 0.05
@@ -39,7 +39,7 @@ def test_framing_moves_the_scale_of_the_chest_alone(healthy: np.ndarray) -> None
     assert abs(wider["chest_height"]) < 0.05
 
 
-def test_exposure_and_sharpness_move_tone_and_detail(healthy: np.ndarray) -> None:
+def test_exposure_and_noise_change_tone_and_detail(healthy: np.ndarray) -> None:
     assert change(healthy, "brighter")["mean"] > 10
     assert change(healthy, "darker")["mean"] < -10
     lit = change(healthy, "lit from below")
@@ -48,7 +48,7 @@ def test_exposure_and_sharpness_move_tone_and_detail(healthy: np.ndarray) -> Non
     assert change(healthy, "black margins")["black"] > 0.15
 
 
-def test_statistics_of_larger_images_are_nearly_those_of_small_ones(healthy: np.ndarray) -> None:
+def test_tone_and_framing_statistics_hardly_depend_on_image_size(healthy: np.ndarray) -> None:
     chest = mean_chest(healthy)
     small = acquisition_statistics(healthy, chest)
     large = acquisition_statistics(healthy.repeat(2, axis=1).repeat(2, axis=2), chest)

@@ -74,7 +74,7 @@ def test_almost_black_images_are_reported(drawn: list[Image.Image], tmp_path: Pa
     assert np.isfinite(np.delete(found.measures["width"], row)).all()
 
 
-def test_the_hash_ignores_exposure_but_not_mirroring(
+def test_the_perceptual_hash_ignores_exposure_but_not_mirroring(
     drawn: list[Image.Image],
 ) -> None:
     image = thumbnails(drawn[:1])

@@ -93,7 +93,9 @@ def test_images_outside_class_folders_are_noted(tmp_path: Path, write: Write) ->
     assert f"1 in {tmp_path.name} itself, 1 in train itself" in " ".join(catalog.notes)
 
 
-def test_nested_folders_give_the_cause_or_contradict(tmp_path: Path, write: Write) -> None:
+def test_nested_folders_give_the_cause_and_contradictions_raise(
+    tmp_path: Path, write: Write
+) -> None:
     for name in ("NORMAL/a/1.png", "PNEUMONIA/VIRUS/2.png", "pneumonia/Bacteria/3.png"):
         write(name)
     write("PNEUMONIA/4.png")
@@ -164,7 +166,7 @@ def test_mask_folders_are_left_out(tmp_path: Path, write: Write) -> None:
     assert "read from sub-folders: 3 in Normal/images" in notes
 
 
-def test_class_folders_of_any_name_are_labels(tmp_path: Path, write: Write) -> None:
+def test_class_folders_of_any_name_can_be_labels(tmp_path: Path, write: Write) -> None:
     for split in ("train", "val", "test"):
         for name in ("COVID", "Normal", "0"):
             write(f"{split}/{name}/images/{split}.png")

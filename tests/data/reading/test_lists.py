@@ -64,9 +64,10 @@ def test_a_list_from_a_spreadsheet_is_read(tmp_path: Path, write: Write) -> None
         ("path,label\na.png,\n", "line 2: no label"),
         ("path,label\na.png\n", "line 2: no label"),
         ("path,label\nb.png,x\n", "line 2: no such file"),
-        ("path,label\na.png,x\na.png,y\n", "line 3: a.png is already in line 2"),
+        ("path,label\na.png,x\na.png,y\n", "line 3: a.png is already listed on line 2"),
         ("path,label,split\na.png,x,holdout\n", "split is 'holdout'"),
-        ("path,label\ncatalogue.csv,x\n", "neither .jpeg, .jpg nor .png"),
+        ("path,label,split\na.png,x,\nb.png,x,test\n", "line 2: no split, although other lines"),
+        ("path,label\ncatalogue.csv,x\n", "catalogue.csv is not a .jpeg, .jpg or .png file"),
     ],
 )
 def test_list_errors_name_the_line(tmp_path: Path, write: Write, text: str, message: str) -> None:
@@ -77,6 +78,9 @@ def test_list_errors_name_the_line(tmp_path: Path, write: Write, text: str, mess
 def test_a_binary_file_is_not_a_list(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(b"path,label\n\xff\xfe\x00,x")
     assert "in UTF-8" in error_of(lambda: open_catalog(str(tmp_path / "a.csv")))
+    (tmp_path / "a.csv").write_text(f"path,label\n{200_000 * 'x'},y\n")
+    message = error_of(lambda: open_catalog(str(tmp_path / "a.csv")))
+    assert "cannot be read as a .csv list: field larger" in message
 
 
 def rows_and_notes(tmp_path: Path, text: str, task: str = "labels") -> tuple[list, str]:
@@ -107,7 +111,7 @@ def test_usual_spellings_of_patient_and_split_are_read(tmp_path: Path, write: Wr
         ("phase", ("train", "test"), "phase looks like the split"),
     ],
 )
-def test_ignored_columns_that_matter_are_an_error(
+def test_unknown_columns_that_look_like_patient_or_split_raise(
     tmp_path: Path, write: Write, column: str, values: tuple[str, str], message: str
 ) -> None:
     for k in range(2):
@@ -124,8 +128,8 @@ def test_spellings_of_one_label_are_merged(tmp_path: Path, write: Write) -> None
     text = "path,label\n" + "".join(f"{k}.png,{label}\n" for k, label in enumerate(labels))
     rows, notes = rows_and_notes(tmp_path, text)
     assert [r.finding for r in rows] == ["NORMAL"] * 3 + ["3"] * 3
-    assert "label 'Normal' (1 rows) read as 'NORMAL'" in notes
-    assert "label '3.0' (1 rows) read as '3'" in notes
+    assert "label 'Normal' (1 row) read as 'NORMAL'" in notes
+    assert "label '3.0' (1 row) read as '3'" in notes
 
 
 def test_exports_of_spreadsheets_and_pandas_are_read(tmp_path: Path, write: Write) -> None:

@@ -238,7 +238,7 @@ def test_a_phantom_survives_the_conversion(write: Callable[..., Path], tmp_path:
     assert np.corrcoef(read.ravel(), image.ravel())[0, 1] > 0.9999
 
 
-def test_padding_does_not_enter_the_range(write: Callable[..., Path]) -> None:
+def test_padding_is_excluded_from_the_range(write: Callable[..., Path]) -> None:
     plain = shown(write("plain"))
     inside = np.ones(GRAY.shape, bool)
     inside[:, :6] = False
@@ -255,7 +255,9 @@ def test_padding_does_not_enter_the_range(write: Callable[..., Path]) -> None:
     assert not shown(negative)[~inside].any()
 
 
-def test_a_bright_marker_leaves_the_contrast_of_the_image(write: Callable[..., Path]) -> None:
+def test_a_bright_marker_does_not_reduce_the_contrast_of_the_image(
+    write: Callable[..., Path],
+) -> None:
     film = 500 + phantom("normal", seed=1, patient=1, size=128).image.astype(np.uint16)
     marked = film.copy()
     marked[4:12, 4:12] = 4095
@@ -272,7 +274,7 @@ def test_an_impossible_window_is_ignored_with_a_note(
     with caplog.at_level("INFO"):
         image = shown(write("a", WindowCenter=centre, WindowWidth=width))
     np.testing.assert_array_equal(image, shown(write("b")))
-    assert ("an invalid window is ignored" in caplog.text) == (width != "")
+    assert ("invalid or shows nothing of the image is ignored" in caplog.text) == (width != "")
 
 
 def test_the_presentation_lut_shape_is_honoured(write: Callable[..., Path]) -> None:
@@ -300,7 +302,7 @@ def test_incomplete_headers_can_be_read(write: Callable[..., Path], tmp_path: Pa
     assert not is_dicom(tmp_path / "text")
 
 
-def test_three_equal_channels_are_gray(write: Callable[..., Path]) -> None:
+def test_three_equal_channels_are_read_as_gray(write: Callable[..., Path]) -> None:
     gray = (GRAY >> 4).astype(np.uint8)
 
     def rgb(pixels: np.ndarray) -> Path:
@@ -419,18 +421,18 @@ def test_lateral_views_are_left_out_by_default(write: Callable[..., Path], tmp_p
         assert len(list(csv.reader(catalogue.open()))) == 1 + count
 
 
-def test_one_file_without_a_label_is_converted(
+def test_a_single_file_without_a_label_is_converted(
     write: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("INFO"):
         prepare_data(PrepareData(source="dicom", from_=str(write("IM1")), out=str(tmp_path / "o")))
-    assert "1 images have no label: fill in the column 'label'" in caplog.text
+    assert "1 image has no label: fill in the column 'label'" in caplog.text
     image = next((tmp_path / "o/images").iterdir())
     # predict.py decodes the DICOM file and its PNG alike.
     assert image.read_bytes() == png_bytes(tmp_path / "IM1")
 
 
-def test_a_failed_conversion_leaves_nothing(write: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_failed_conversion_leaves_no_files(write: Callable[..., Path], tmp_path: Path) -> None:
     films = np.stack([GRAY, GRAY])
     write("ward/1.dcm", films, NumberOfFrames=2)
     (tmp_path / "bad.dcm").write_bytes(b"text")
@@ -460,7 +462,7 @@ def test_a_placeholder_patient_id_is_replaced_by_the_study(
     with caplog.at_level("INFO"):
         catalogue, _ = convert(tmp_path / "ward", tmp_path / "o")
     assert len({r.patient for r in open_catalog(str(catalogue)).radiographs}) == 6
-    assert "12 of 12 files share one PatientID, treated as a placeholder" in caplog.text
+    assert "12 of 12 files have a placeholder as PatientID" in caplog.text
     assert "ANON1234" not in caplog.text
 
 

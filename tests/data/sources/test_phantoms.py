@@ -75,7 +75,7 @@ def test_a_phantom_is_determined_by_its_arguments(finding: str) -> None:
         assert (changed.image != first.image).mean() > 0.5
 
 
-def test_lesions_lie_where_the_finding_puts_them() -> None:
+def test_location_and_size_of_lesions_match_the_finding() -> None:
     for p in cohort():
         assert p.image.dtype == np.uint8
         assert p.lesion.shape == p.lungs.shape == p.image.shape == (64, 64)
@@ -123,7 +123,9 @@ def test_painting_changes_only_the_lungs(paint) -> None:
     assert painted.max() <= 1
 
 
-def test_a_folder_is_complete_split_by_patient_and_never_overwritten(tmp_path: Path) -> None:
+def test_phantom_folder_is_complete_and_split_by_patient_and_never_overwritten(
+    tmp_path: Path,
+) -> None:
     from PIL import Image
 
     folder = tmp_path / "data" / "phantoms"
@@ -162,7 +164,7 @@ def digest(folder: Path) -> str:
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
-def test_a_folder_appears_complete_or_not_at_all(tmp_path: Path, monkeypatch) -> None:
+def test_phantom_folder_appears_complete_or_not_at_all(tmp_path: Path, monkeypatch) -> None:
     save = Image.Image.save
 
     def broken(image: Image.Image, path: Path) -> None:
@@ -176,7 +178,7 @@ def test_a_folder_appears_complete_or_not_at_all(tmp_path: Path, monkeypatch) ->
     assert list(tmp_path.iterdir()) == []
 
 
-def test_invalid_phantom_settings_are_named(tmp_path: Path) -> None:
+def test_invalid_phantom_settings_raise(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="normal, bacterial, viral"):
         phantom("fungal", seed=0, patient=0)
     with pytest.raises(ValueError, match="32"):

@@ -149,7 +149,7 @@ def test_messages_may_exceed_the_default_limit_of_grpc(address: str) -> None:
         ("tiny-autoencoder", "serving_default", {"score", "threshold", "is_anomaly"}),
     ],
 )
-def test_every_kind_of_model_is_predicted(
+def test_every_kind_of_model_gives_predictions(
     address: str, images: list[str], tmp_path: Path, model: str, signature: str, columns: set
 ) -> None:
     drawn = signature != "serving_default"
@@ -199,7 +199,7 @@ def test_bad_images_are_marked_and_the_others_predicted(
     assert missing == [t is not None for t in recorded]
 
 
-def test_output_of_bad_images_only_has_all_columns(
+def test_output_has_all_columns_even_if_all_images_are_bad(
     small_models: Path, ward: list[str], tmp_path: Path
 ) -> None:
     output = tmp_path / "out.csv"

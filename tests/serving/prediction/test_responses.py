@@ -40,7 +40,7 @@ def test_single_output_comes_without_its_name() -> None:
         (np.zeros((3, 5), np.float32), "shape"),
     ],
 )
-def test_wrong_tensors_of_grpc_are_refused(values: np.ndarray, message: str) -> None:
+def test_wrong_grpc_tensors_are_refused(values: np.ndarray, message: str) -> None:
     expected: responses.Outputs = {"probabilities": (np.dtype(np.float32), (None, 2))}
     tensors = {"probabilities": tf.make_tensor_proto(values)}
     with pytest.raises(UserError, match=message):

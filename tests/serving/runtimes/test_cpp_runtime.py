@@ -150,7 +150,7 @@ def test_each_warm_up_request_runs(found: dict, name: str) -> None:
 
 
 @models()
-def test_eight_threads_on_one_session_compute_the_same(found: dict, name: str) -> None:
+def test_eight_threads_on_one_session_compute_the_same_outputs(found: dict, name: str) -> None:
     assert found[name]["threads_agree"]
 
 
@@ -159,7 +159,7 @@ def test_memory_stays_flat_over_2000_requests(found: dict) -> None:
     assert found["tiny"]["growth"] < 2e6
 
 
-def test_a_folder_without_a_saved_model_is_named(tmp_path: Path) -> None:
+def test_a_folder_without_a_saved_model_raises(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot be loaded: Could not find SavedModel"):
         cpp_runtime.load_session(tmp_path)
 
