@@ -31,8 +31,8 @@ CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.chmo
 def run(job: Job, *, kill_before: int = 0, log: Path | None = None) -> str:
     """Run a job in a child process, and return how it ended.
 
-    kill_before: number, from 1, of the file operation before which SIGKILL is sent; log: file for
-    the output of the job.
+    kill_before: send SIGKILL before the file operation with this number, counted from 1; 0: never.
+    log: file for the output of the job.
     """
     sys.stdout.flush()
     sys.stderr.flush()

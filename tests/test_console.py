@@ -63,7 +63,9 @@ def test_progress_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "40/40" in shown and "images" in shown and shown.endswith("\n\x1b[?25h")
 
 
-def test_progress_in_a_file_is_an_occasional_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_to_a_file_is_printed_as_occasional_lines(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     now = iter([0.0, 1.0, 20.0])
     monkeypatch.setattr(console.time, "monotonic", lambda: next(now))

@@ -122,10 +122,10 @@ def describe_model(request: ModelRequest) -> dict[str, Any]:
         kind, value = ours.recv()
     except EOFError:
         process.join()
-        raise UserError(
-            f"the process that loaded {request.model} ended ({_exit_reason(process.exitcode)}): is "
-            "there enough memory?"
-        ) from None
+        reason = _exit_reason(process.exitcode)
+        # Linux sends SIGKILL to a process when memory runs out.
+        cause = "; it may have run out of memory" if reason == "SIGKILL" else ""
+        raise UserError(f"the process loading {request.model} died ({reason}){cause}") from None
     finally:
         ours.close()
     process.join()

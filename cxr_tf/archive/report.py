@@ -203,7 +203,8 @@ def _merge_csv(plan: Plan, path: Path) -> None:
     template = next((p for _, p, _ in _predictions(plan) if p), None)
     if template is None:
         raise UserError(
-            "--merge: no image could be read, so a .csv would have no columns: use .parquet"
+            "--merge: no image could be read, so the prediction columns of a .csv are unknown: "
+            "choose a .parquet file"
         )
     unread = cells(blank(template))
     with path.open("w", newline="") as file:

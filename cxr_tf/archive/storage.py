@@ -207,7 +207,7 @@ def open_storage(url: str) -> Storage:
     fs, root = filesystem(url)
     storage = Storage(url, fs, root.rstrip("/") or "/")
     if storage.is_local and Path(root).exists() and not Path(root).is_dir():
-        raise UserError(f"{url} is a file, not the folder of an archive: choose another")
+        raise UserError(f"{url} is a file: give the folder of an archive")
     return storage
 
 

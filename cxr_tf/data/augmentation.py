@@ -1,6 +1,6 @@
 """Augmentation of training batches: random framing, sharpness, exposure and cutout.
 
-    draws = augmentation_draws(count, seed)                     # float32 [count, 22] in -1..1
+    draws = augmentation_draws(count, seed)                     # float32 [count, 24] in -1..1
     images = augment(images, draws)                             # from pretrained weights
     images = vary_acquisition(images, draws)                    # milder: from scratch
 
@@ -14,9 +14,10 @@ import itertools
 
 import tensorflow as tf
 
-# Random numbers per image: for `vary_acquisition` with the cutout, and for what `augment` adds.
-ACQUISITION_DRAWS, ADDED_DRAWS = 14, 8
-AUGMENTATION_DRAWS = ACQUISITION_DRAWS + ADDED_DRAWS
+# Random numbers per image: for `vary_acquisition` with the cutout, for what `augment` adds, and for
+# its margins and the choice between strong and mild.
+ACQUISITION_DRAWS, ADDED_DRAWS, CHOICE_DRAWS = 14, 8, 2
+AUGMENTATION_DRAWS = ACQUISITION_DRAWS + ADDED_DRAWS + CHOICE_DRAWS
 
 # Column of the draw that decides on the cutout; 1 means none.
 CUTOUT_DRAW = 11
@@ -24,6 +25,10 @@ CUTOUT_DRAW = 11
 # Largest log scale of width and height, and its limit at a strength above 1.
 FRAMING, MAX_FRAMING = 0.25, 0.3
 MILD_FRAMING, MAX_MILD_FRAMING = 0.15, 0.2
+
+# Share of images that get margins on all sides, as in a scan of a film or a screenshot, and the
+# largest log scale of these images: the radiograph fills 60 % of the side or more.
+MARGINS, MARGIN_SCALE = 0.1, 0.51
 
 # Sides in pixels to which an image is reduced to separate its bands of detail.
 BAND_SIDES = (32, 16, 8)
@@ -33,49 +38,75 @@ STRIP = 0.18
 
 
 def augmentation_draws(count: int, seed: tf.Tensor) -> tf.Tensor:
-    """Return the random numbers of an epoch's augmentations: float32 [count, 22] in -1..1."""
-    first = tf.random.stateless_uniform([count, ACQUISITION_DRAWS], seed, -1.0, 1.0)
-    other_seed = tf.cast(seed, tf.int64) + tf.constant([1 << 40, 0], tf.int64)
-    added = tf.random.stateless_uniform([count, ADDED_DRAWS], other_seed, -1.0, 1.0)
-    return tf.concat([first, added], axis=1)
+    """Return the random numbers of an epoch's augmentations: float32 [count, 24] in -1..1."""
+    # One seed per group, so that a group can be added without changing the numbers of the others.
+    seeds = [tf.cast(seed, tf.int64) + tf.constant([k << 40, 0], tf.int64) for k in range(3)]
+    groups = (ACQUISITION_DRAWS, ADDED_DRAWS, CHOICE_DRAWS)
+    return tf.concat(
+        [
+            tf.random.stateless_uniform([count, width], group_seed, -1.0, 1.0)
+            for width, group_seed in zip(groups, seeds, strict=True)
+        ],
+        axis=1,
+    )
 
 
 def augment(images: tf.Tensor, draws: tf.Tensor, strength: float = 1.0) -> tf.Tensor:
-    """Augment a batch strongly, for training from pretrained weights: float32 [B, S, S, 1].
+    """Augment a batch, for training from pretrained weights: float32 [B, S, S, 1].
 
-    images: uint8 or float32 [B, S, S, 1] in 0..255. draws: float32 [B, 22] in -1..1, which
-    determine the result. strength: scales every range; the framing changes by 35 % at most.
+    images: uint8 or float32 [B, S, S, 1] in 0..255. draws: float32 [B, 24] in -1..1, which
+    determine the result. strength: scales every range; width and height change by 35 % at most
+    before margins are added.
 
-    At strength 1: rotation up to 4 degrees; width and height scaled independently by up to 28 %;
-    shift up to 4 % horizontally and 6 % vertically; the area outside the image is black, or its
-    mirror image; fine detail (what a 3x3 blur removes) 0.2 to 1.8 times; three bands of coarser
-    detail 0.7 to 1.4 times; gamma 0.79 to 1.27; contrast and brightness up to 12 %; a vertical
-    gradient of brightness up to 20 %. In 3 of 10 images a square of 10 to 30 % of the side is
-    covered; in 1 of 4 a strip along the upper border, and in 1 of 4 one along the lower border. No
-    flips: the heart is on the left, and chest X-rays are never taken upside down.
+    Half of the images are varied as by `vary_acquisition`, because real radiographs differ by less,
+    and the other half strongly. These, at strength 1: rotation up to 4 degrees; width and height
+    scaled independently by up to 28 %; shift up to 4 % horizontally and 6 % vertically; the area
+    outside the image is black, or its mirror image; 1 of 10 images also reduced to 60 to 100 % of
+    the side, with black margins; fine detail (what a 3x3 blur removes) 0.2 to 1.8 times; three
+    bands of coarser detail 0.7 to 1.4 times; gamma 0.79 to 1.27; contrast and brightness up to
+    12 %; a vertical gradient of brightness up to 20 %. In 3 of 10 images a square of 10 to 30 % of
+    the side is covered; in 1 of 4 a strip along the upper border, and in 1 of 4 one along the lower
+    border. No flips: the heart is on the left, and chest X-rays are never taken upside down.
     """
     images = tf.cast(images, tf.float32)
     size = images.shape[1]
     u = draws * strength
-    # One image in ten stays in place, and the others are sharpened: interpolation blurs, and a
-    # network trained only on blurred images classifies every sharp one as healthy.
-    moved = tf.cast(draws[:, 12] < 0.8, tf.float32)
+    strong = draws[:, 23] <= 0.0
+    amount = tf.cast(strong, tf.float32)  # 0: nothing that `vary_acquisition` does not do
+    # One strongly varied image in ten stays in place, and the others are sharpened: interpolation
+    # blurs, and a network trained only on blurred images classifies every sharp one as healthy.
+    moved = tf.cast(draws[:, 12] < tf.where(strong, 0.8, 0.5), tf.float32)
+    margins = _margins(draws[:, 22], strength) * amount
     images = _move(
-        images, draws, moved, strength, scale=min(FRAMING * strength, MAX_FRAMING), down=0.06,
-        mirrored=draws[:, 14] < 0.0,
-    )  # fmt: skip
-    images = _sharpen(
-        images, tf.clip_by_value(0.8 * u[:, 13], -1.0, 2.0) + 0.3 * min(strength, 1.0) * moved
+        images,
+        draws,
+        moved,
+        strength,
+        scale=tf.where(
+            strong,
+            min(FRAMING * strength, MAX_FRAMING),
+            min(MILD_FRAMING * strength, MAX_MILD_FRAMING),
+        ),
+        down=tf.where(strong, 0.06, 0.04),
+        mirrored=strong & (draws[:, 14] < 0.0) & (margins == 0.0),
+        margins=margins,
     )
-    images = _scale_bands(images, tf.exp(tf.clip_by_value(0.35 * u[:, 15:18], -0.6, 0.6)))
+    images = _sharpen(
+        images,
+        tf.clip_by_value(0.8 * u[:, 13], -1.0, 2.0) + 0.3 * min(strength, 1.0) * moved * amount,
+    )
+    gains = tf.clip_by_value(0.35 * u[:, 15:18] * amount[:, None], -0.6, 0.6)
+    images = _scale_bands(images, tf.exp(gains))
     images, mean = _expose(images, u)
     ramp = tf.linspace(-1.0, 1.0, size)[None, :, None, None]
-    images = tf.clip_by_value(images * (1.0 + 0.2 * _per_image(u[:, 18]) * ramp), 0.0, 255.0)
+    gradient = 0.2 * _per_image(u[:, 18] * amount) * ramp
+    images = tf.clip_by_value(images * (1.0 + gradient), 0.0, 255.0)
     images = _cut_out(images, mean, draws, strength)
 
     rows = tf.range(size, dtype=tf.float32)[None, :, None, None]
     covered = tf.maximum(draws[:, 19:21] - 1.0 + 0.5 * strength, 0.0) / max(0.5 * strength, 1e-6)
-    top, bottom = (_per_image(size * STRIP * tf.minimum(covered[:, k], 1.0)) for k in (0, 1))
+    covered = tf.minimum(covered, 1.0) * amount[:, None]
+    top, bottom = (_per_image(size * STRIP * covered[:, k]) for k in (0, 1))
     gray = tf.clip_by_value(128.0 + 190.0 * _per_image(draws[:, 21]), 0.0, 255.0)
     return tf.where((rows < top) | (rows >= size - bottom), gray, images)
 
@@ -115,19 +146,23 @@ def _move(
     moved: tf.Tensor,
     strength: float,
     *,
-    scale: float,
-    down: float,
+    scale: float | tf.Tensor,
+    down: float | tf.Tensor,
     mirrored: tf.Tensor | None = None,
+    margins: float | tf.Tensor = 0.0,
 ) -> tf.Tensor:
     """Rotate, scale and shift images; moved: float32 [B], 0 for an image that stays in place.
 
-    mirrored: bool [B], whether the area outside an image is its mirror image instead of black.
+    scale: largest log scale of width and height; down: largest vertical shift, as a share of the
+    side; both for all images or [B]. mirrored: bool [B], whether the area outside an image is its
+    mirror image instead of black.
+    margins: float32 [B], log scale added to both sides.
     """
     size = images.shape[1]
     geometry = {
         "angle": 0.07 * strength * draws[:, 0] * moved,
-        "scale_x": tf.exp(scale * moved * draws[:, 1]),
-        "scale_y": tf.exp(scale * moved * draws[:, 2]),
+        "scale_x": tf.exp(moved * (scale * draws[:, 1] + margins)),
+        "scale_y": tf.exp(moved * (scale * draws[:, 2] + margins)),
         "shift_x": 0.04 * size * strength * draws[:, 3] * moved,
         "shift_y": down * size * strength * draws[:, 4] * moved,
     }
@@ -136,6 +171,12 @@ def _move(
     inside = affine(tf.ones_like(images), **geometry)
     images = affine(images, **geometry, mirrored=True)
     return tf.where(_per_image(mirrored), images, images * inside)
+
+
+def _margins(draws: tf.Tensor, strength: float) -> tf.Tensor:
+    """Return the log scale [B] of margins: 0 for most images, which have none."""
+    width = 2.0 * MARGINS * min(strength, 1.0)
+    return MARGIN_SCALE * tf.maximum(draws - 1.0 + width, 0.0) / max(width, 1e-6)
 
 
 def _sharpen(images: tf.Tensor, gain: tf.Tensor) -> tf.Tensor:

@@ -62,7 +62,10 @@ def read_and_remove(paths: Sequence[Path]) -> list[Image]:
 
 
 def verdict(models: Models, session: Session) -> str:
-    """Render the prediction of the selected image with its warnings, and the unreadable files."""
+    """Render the prediction of the selected image with its warnings.
+
+    For each other image without a prediction, the reason follows.
+    """
     image = session.image
     if image is None:
         return html.WELCOME

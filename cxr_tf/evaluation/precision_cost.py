@@ -30,7 +30,8 @@ def precision_cost(settings: Evaluate, served: loading.ServedModel) -> dict[str,
         on_val = replace(settings, split="val")
         part = open_subset(on_val, served, served.card["task"], served.classes)
     except UserError as error:
-        reason = str(error).removesuffix("; see --split")  # the split is always val here
+        # The split is always val here.
+        reason = str(error).removesuffix(": choose another --split")
         raise UserError(
             f"--engine-precision {served.precision} needs validation images, to measure its cost: "
             f"leave it out, or correct the error: {reason}"

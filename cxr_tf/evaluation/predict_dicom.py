@@ -101,7 +101,10 @@ def algorithm_of(settings: Predict) -> Algorithm:
     """Return the name, version and operating point of the model, from its card or the flags."""
     if settings.server:
         if settings.version is None:
-            raise UserError("--format dicom with --server needs --version, which the reports state")
+            raise UserError(
+                "--format dicom with --server needs --version, because reports state the version "
+                "of the model"
+            )
         return Algorithm(settings.model, str(settings.version))
     from cxr_tf.serving import loading
 

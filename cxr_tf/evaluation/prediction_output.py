@@ -74,7 +74,10 @@ def check_folder(output: Path, *, overwrite: bool) -> None:
 
 
 def is_ours(folder: Path) -> bool:
-    """Return whether a folder is empty or contains only files that this command writes."""
+    """Return whether a folder is empty, or contains only files named like this command's.
+
+    `predictions.csv` must be among them.
+    """
     names = [p.name for p in folder.iterdir()]
     return not names or (
         "predictions.csv" in names

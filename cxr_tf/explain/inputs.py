@@ -117,7 +117,9 @@ def load_radiographs(settings: Explain, classifier: Classifier) -> Radiographs:
         if settings.split != "all":
             catalog = catalog.take(catalog.rows(settings.split))
             if not len(catalog):
-                raise UserError(f"{settings.data} has no {settings.split} split; see --split")
+                raise UserError(
+                    f"{settings.data} has no {settings.split} split: choose another --split"
+                )
         labels = catalog.labels(classifier.task, classifier.classes)
         rows = draw_rows(labels, [r.finding for r in catalog.radiographs], settings)
         catalog, labels = catalog.take(rows), labels[rows]

@@ -96,7 +96,7 @@ def confusion(labels: np.ndarray, predicted: np.ndarray, classes: Sequence[str])
 
 
 def reliability_diagram(labels: np.ndarray, probabilities: np.ndarray, ece: float) -> Figure:
-    """Draw the observed frequency against the predicted probability, and the images per bin."""
+    """Draw observed frequency against predicted probability, and the number of images per bin."""
     mean, share, counts = reliability(labels, probabilities)
     figure, (axes, below) = plt.subplots(
         2, 1, figsize=(5, 6), layout="constrained", height_ratios=(4, 1), sharex=True
@@ -120,10 +120,11 @@ def risk_coverage(
     predicted: np.ndarray,
     scores: Mapping[str, Any],
 ) -> Figure:
-    """Draw the error rate against the share of images decided, the most certain first.
+    """Draw the risk-coverage curve: the error rate against the share of images decided.
 
-    labels, predicted: int [N]; probabilities: [N, C]; scores: the scores of the split. If they
-    include prediction sets, the point that these reach is marked.
+    The most certain images are decided first. labels, predicted: int [N]; probabilities: [N, C];
+    scores: the scores of the split. If they include prediction sets, the point for deciding only
+    the images with a one-class set is marked.
     """
     answered, error_rate = risk_coverage_curve(labels, probabilities, predicted)
     figure, axes = plt.subplots(figsize=(5, 4), layout="constrained")

@@ -122,7 +122,10 @@ def temporary_sibling(folder: Path) -> Iterator[Path]:
 
 
 def _locked_and_empty(partial: Path) -> tuple[Path, int | None]:
-    """Create a folder, lock it and empty it; without locks, create one with a unique name."""
+    """Create a folder, lock it and empty it.
+
+    If the system has no locks, create one with a unique name instead.
+    """
     while True:
         try:
             partial.mkdir(exist_ok=True)

@@ -134,7 +134,10 @@ def detection_support(
 def classification_counts(
     labels: np.ndarray, predicted: np.ndarray, classes: tuple[str, ...]
 ) -> dict[str, list[int]]:
-    """Return the numbers of images behind each proportion: {metric: [correct, all]}."""
+    """Return the numerator and denominator of each proportion: {metric: [correct, total]}.
+
+    Both are numbers of images.
+    """
 
     def counted(correct: np.ndarray, rows: np.ndarray) -> list[int]:
         return [int(np.sum(correct & rows)), int(np.sum(rows))]

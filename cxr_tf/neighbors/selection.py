@@ -39,7 +39,7 @@ WIDEST_INDEX = 256 * 1024**2
 
 @dataclass(frozen=True)
 class Candidate:
-    """One cell of the grid, with its scores on validation and on the perturbed copy."""
+    """One cell of the grid, with its scores on the validation set and on its perturbed copy."""
 
     representation: str
     metric: str

@@ -66,7 +66,7 @@ def check_unchanged(run: Run, config: dict[str, Any]) -> None:
         old = before["settings"].get(key)
         if key not in NOT_COMPARED and to_json_types(old) != to_json_types(value):
             raise UserError(
-                f"{run.directory} was started with {flag} {old}, not {value}: resume it with the "
+                f"{run.directory} was started {_in_words(flag, old, value)}: resume it with the "
                 "same settings, or choose another --name"
             )
     if before["data_fingerprint"] != config["data_fingerprint"]:
@@ -74,6 +74,15 @@ def check_unchanged(run: Run, config: dict[str, Any]) -> None:
             f"the data differ from those that {run.directory} was started with: resume it with the "
             "same data, or choose another --name"
         )
+
+
+def _in_words(flag: str, old: Any, value: Any) -> str:
+    """Return how a run was started; the value of a flag that was left out is False or None."""
+    if old is None or old is False:
+        return f"without {flag}"
+    if old is True:
+        return f"with {flag}"
+    return f"with {flag} {old}" if value is None else f"with {flag} {old}, not {value}"
 
 
 def _version(package: str) -> str:

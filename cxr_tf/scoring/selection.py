@@ -43,7 +43,9 @@ def open_subset(
     if settings.split != "all" and any(r.split for r in catalog.radiographs):
         catalog = catalog.take(catalog.rows(settings.split))
         if not len(catalog):
-            raise UserError(f"{settings.data} has no {settings.split} split; see --split")
+            raise UserError(
+                f"{settings.data} has no {settings.split} split: choose another --split"
+            )
     training_digests = served.training_digests()
     if seen := sum(r.digest in training_digests for r in catalog.radiographs):
         note = (

@@ -161,7 +161,9 @@ class ServedModel:
                     f"OpenVINO cannot run '{signature}' of {self.folder} ({reason}): use --engine "
                     "tensorflow"
                 ) from error
-            log.warning("'%s' runs on TensorFlow, not OpenVINO: %s", signature, reason)
+            log.warning(
+                "signature '%s' runs on TensorFlow instead of OpenVINO: %s", signature, reason
+            )
             return call
 
 

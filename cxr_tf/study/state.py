@@ -80,7 +80,10 @@ class Study:
         write_json(self.directory / "config.json", {**config, "command": command(settings)})
 
     def task_of(self, step: Step) -> tuple[Any, str]:
-        """Return a step's settings, and the name of its run, which is interrupted or new."""
+        """Return a step's settings, and the name of the run to use.
+
+        That is an unfinished run to continue, or else a new one, which is recorded.
+        """
         settings = step.settings(self.runs)
         key = self._fingerprint(step.job, settings)
         known = self._known.get(key)

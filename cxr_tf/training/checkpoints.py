@@ -93,7 +93,8 @@ class TrainingState:
         """Restore the variables of the model and its optimizer from the checkpoint.
 
         Raises UserError if the checkpoint has different variables, for example because an earlier
-        version wrote it, and KeyError for the checkpoint of the last epoch, which has no variables.
+        version wrote it, and KeyError for a checkpoint written after the final epoch, which stores
+        no variables.
         """
         variables = all_variables(trainer)
         values = [np.empty(v.shape, v.dtype) for v in variables]

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from archive_workers import make_worker, plan_of, settings, undisturbed, written
 from cxr_tf.archive import processes, ray_cluster
 from cxr_tf.archive.engine import Queue
 from cxr_tf.archive.plan import Plan
+from cxr_tf.archive.worker import ModelRequest
 from cxr_tf.errors import UserError
 
 SECONDS = 0.01  # per image: a shard of eight takes 0.1 s
@@ -75,8 +77,6 @@ def test_archive_is_complete_after_workers_were_killed(tmp_path: Path, images: P
             finished.append(step)
         elif killed < 2:
             # One of the processes that are computing, in the middle of a shard.
-            import multiprocessing
-
             child = multiprocessing.active_children()[killed % 2]
             os.kill(child.pid, signal.SIGKILL)
             killed += 1
@@ -179,6 +179,22 @@ def test_workers_that_cannot_start_raise_an_error(tmp_path: Path, images: Path) 
                 make_worker=archive_workers.die,
                 most_failed_starts=2,
             )
+        )
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "reason"),
+    [(1, r"\(exit code 1\)$"), (-9, r"\(SIGKILL\); it may have run out of memory$")],
+)
+def test_death_of_the_describing_process_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, exit_code: int, reason: str
+) -> None:
+    dead = SimpleNamespace(start=lambda: None, join=lambda: None, exitcode=exit_code)
+    context = SimpleNamespace(Pipe=multiprocessing.Pipe, Process=lambda **_: dead)
+    monkeypatch.setattr(multiprocessing, "get_context", lambda _: context)
+    with pytest.raises(UserError, match=f"^the process loading saved_models/a died {reason}"):
+        processes.describe_model(
+            ModelRequest("saved_models/a", ("serving_default",), "tensorflow", "float32")
         )
 
 

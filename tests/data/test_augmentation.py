@@ -110,6 +110,7 @@ def test_strips_cover_the_upper_and_the_lower_border_of_some_images() -> None:
     draws = augmentation.augmentation_draws(400, tf.constant([7, 3], tf.int64)).numpy()
     draws[:, :9], draws[:, 11], draws[:, 12:19] = 0, 1, 0  # strips alone
     draws[:, 12] = 1  # not moved
+    draws[:, 23] = 0  # all varied strongly
     noise = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 1)).astype(np.float32)
     changed = (np.abs(moved(noise, draws) - noise)[..., 0] > 1e-2).mean(axis=2) > 0.9
     top, bottom = changed[:, : SIZE // 2], changed[:, SIZE // 2 :]
@@ -147,3 +148,22 @@ def test_variation_for_the_autoencoder_has_no_strips_bands_or_mirrored_borders()
         for d in (draws, changed)
     )
     np.testing.assert_array_equal(first, second)
+
+
+def test_one_image_in_ten_gets_black_margins_of_up_to_a_fifth_of_the_side() -> None:
+    bright = np.full((SIZE, SIZE, 1), 150, np.float32)
+    draws = augmentation.augmentation_draws(1000, tf.constant([7, 4], tf.int64)).numpy()
+    draws[:, :22], draws[:, 11], draws[:, 14], draws[:, 23] = 0, 1, -1, 0  # margins alone
+    filled = (moved(bright, draws)[:, SIZE // 2, :, 0] > 75).mean(axis=1)
+    assert 0.07 < (filled < 1).mean() < 0.12
+    assert 0.58 < filled.min() < 0.64
+
+
+def test_half_of_the_images_are_varied_mildly() -> None:
+    draws = augmentation.augmentation_draws(40, tf.constant([7, 5], tf.int64))
+    images = np.repeat(IMAGES[:1], 40, axis=0)
+    augmented = augmentation.augment(images, draws).numpy()
+    mild = augmentation.vary_acquisition(images, draws).numpy()
+    same = np.abs(augmented - mild).max(axis=(1, 2, 3)) < 1e-2
+    np.testing.assert_array_equal(same, draws[:, 23] > 0)
+    assert 12 <= same.sum() <= 28

@@ -37,7 +37,7 @@ def test_audit_warns_if_the_classes_were_acquired_differently(
     assert "chest height" in audit.summary()
 
 
-def test_audit_needs_patients_of_every_class(
+def test_audit_needs_enough_patients_of_every_class(
     radiographs: tuple[np.ndarray, np.ndarray, list[str]],
 ) -> None:
     images, labels, _ = radiographs

@@ -170,9 +170,10 @@ def test_heat_of_a_pixel_is_the_mean_over_its_patches() -> None:
 @pytest.mark.parametrize(
     ("patch", "stride", "message"),
     [(65, 8, "between 1 and 64"), (0, 1, "between 1 and 64"), (8, 0, "stride must be at least 1"),
-     (8, -4, "stride must be at least 1"), (8, 9, "larger than --patch")],
+     (8, -4, "stride must be at least 1"), (8, 9, "larger than --patch 8"),
+     (None, 65, "--stride 65 is larger than the side of the model's input, 64")],
 )  # fmt: skip
-def test_invalid_grids_raise(patch: int, stride: int, message: str) -> None:
+def test_invalid_grids_raise(patch: int | None, stride: int, message: str) -> None:
     with pytest.raises(UserError, match=message):
         occlusion_occluder.make_grid(64, patch, stride)
 

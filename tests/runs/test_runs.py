@@ -3,6 +3,7 @@
 import errno
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -36,6 +37,7 @@ class Settings:
     data: str = "somewhere"
     name: str = ""
     resume: bool = False
+    allow_leakage: bool = False
 
 
 @pytest.mark.parametrize(
@@ -61,8 +63,6 @@ def test_existing_run_is_refused_or_resumed_with_the_same_settings(tmp_path: Pat
     with pytest.raises(UserError, match="was interrupted"):
         opened()
     assert opened(resume=True).directory == run.directory
-    with pytest.raises(UserError, match=r"--rate None, not 0\.1"):
-        opened(resume=True, rate=0.1)
     # Neither the location of the data nor an explicit name changes the result.
     assert opened(resume=True, data="elsewhere", name="a").config == config
 
@@ -79,6 +79,25 @@ def test_existing_run_is_refused_or_resumed_with_the_same_settings(tmp_path: Pat
         opened()
     assert opened(resume=True).finished
     assert run.config == config
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        ({"rate": None}, {"rate": 0.1}, "without --rate:"),
+        ({"rate": 0.1}, {"rate": None}, "with --rate 0.1:"),
+        ({"rate": 0.1}, {"rate": 0.2}, "with --rate 0.1, not 0.2:"),
+        ({"allow_leakage": False}, {"allow_leakage": True}, "without --allow-leakage:"),
+        ({"allow_leakage": True}, {"allow_leakage": False}, "with --allow-leakage:"),
+    ],
+)
+def test_error_on_resuming_states_the_flag_in_words(
+    tmp_path: Path, before: dict, after: dict, words: str
+) -> None:
+    cxr_tf_runs.open_run(str(tmp_path), "job", "a", replace(Settings(), **before), CATALOG)
+    again = replace(Settings(resume=True), **after)
+    with pytest.raises(UserError, match=f"was started {re.escape(words)} resume it with the same"):
+        cxr_tf_runs.open_run(str(tmp_path), "job", "a", again, CATALOG)
 
 
 def test_restarted_run_has_an_empty_directory(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_changed_data_repeat_all_steps(settings: RunStudy, called: list[str]) ->
     assert all(after[s] == f"{before[s]}-2" for s in ALL_DONE)
 
 
-def test_moved_data_repeat_nothing(settings: RunStudy, called: list[str]) -> None:
+def test_moving_the_data_reruns_no_step(settings: RunStudy, called: list[str]) -> None:
     from cxr_tf.study.run_study import run_study
 
     moved = Path(settings.data).rename(Path(settings.data).with_name("elsewhere"))

@@ -3,9 +3,9 @@
     chest = mean_chest(healthy_images)                  # uint8 [N, S, S, 1] -> float32 [32, 32]
     table = acquisition_statistics(images, chest)       # -> float64 [N, 16]
 
-They are the tone, the sharpness by frequency band, the brightness of the borders, and the framing
-of the chest. A class that can be predicted from them can be predicted without looking at the lungs;
-see `metrics.shortcuts.audit_shortcuts`.
+They are the tone, the sharpness by frequency band, the brightness of the borders, the left-right
+asymmetry, and the framing of the chest. A class that can be predicted from them can be predicted
+without looking at the lungs; see `metrics.shortcuts.audit_shortcuts`.
 """
 
 import itertools

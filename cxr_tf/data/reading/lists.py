@@ -139,8 +139,11 @@ def read_list(file: Path) -> tuple[list[Listed], tuple[str, ...]]:
         seen[path] = number
         split = value(row, "split", NO_VALUE).lower()
         if some_split and split not in SPLIT_FOLDERS:
-            problem = f"split is '{split}'" if split else "no split, although other lines have one"
-            raise UserError(f"{where}: {problem}; it must be train, val or test")
+            raise UserError(
+                f"{where}: split is '{split}'; it must be train, val or test"
+                if split
+                else f"{where}: no split, although other lines have one; give train, val or test"
+            )
         split = SPLIT_FOLDERS[split] if split else ""
         groups = tuple(
             (name, row[at] if at < len(row) else "") for name, at in _group_columns(header)

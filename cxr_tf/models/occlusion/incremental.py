@@ -4,16 +4,16 @@ Nakandala, Kumar and Papakonstantinou, "Incremental and Approximate Inference fo
 Occlusion-based Deep CNN Explanations" (Krypton, SIGMOD 2019), here in plain TensorFlow operations
 over a flat Keras graph.
 
-The activations of the plain image are computed once. For a covered patch the rows and columns of
-each layer that can differ are known in advance: the patch, extended by a halo with each convolution
-and reduced with each stride. Patches run through a layer as one batch with windows of equal size,
-that of the largest. Because the border of the map clips windows, patches near it have batches of
-their own (`bands`). Values around a window come from the plain activation, and from the layer's
-padding beyond the map. Nothing is approximated: once windows have grown to the whole map, the
-computation continues with whole maps.
+The activations of the unoccluded image are computed once. For each occluded patch, the rows and
+columns that can differ in each layer are known in advance: those of the patch, extended by a halo
+with each convolution and reduced with each stride. All windows of a batch have the size of the
+largest, so that a layer processes them in one call. Windows near the border are smaller, because
+the map clips them, so patches there form batches of their own (`bands`). Values around a window
+come from the unoccluded activation, and from the layer's padding beyond the map. Nothing is
+approximated: once windows have grown to the whole map, the computation continues with whole maps.
 
-Windows that would extend over the border are shifted inwards. They then recompute some unchanged
-values, which is harmless, and keep the size of their batch.
+A window of the common size that would extend over the border is shifted inwards; it then recomputes
+some unchanged values, which is harmless.
 """
 
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ Weights = dict[int, tuple[tf.Tensor, tf.Tensor]]
 class Changed:
     """The value of a step with patches covered: the contents of its windows [P, height, width, C].
 
-    `plain` is the plain value [1, H, W, C]. If `windows` is None, the contents are whole maps
+    `plain` is the unoccluded value [1, H, W, C]. If `windows` is None, the contents are whole maps
     [P, H, W, C], or vectors [P, D].
     """
 
@@ -43,7 +43,7 @@ class Changed:
 
 
 def plain_values(network: Network, standardised: tf.Tensor, weights: Weights) -> dict[int, Any]:
-    """Return the values of all steps for one standardised image [1, S, S, 3]."""
+    """Return the values of all steps for one standardised, unoccluded image [1, S, S, 3]."""
     values = {id(network.standardised): standardised}
     run(network.after, values, weights)
     return values
@@ -130,9 +130,10 @@ def read(
 ) -> tf.Tensor:
     """Return the contents of the maps at `places`: [P, height, width, C].
 
-    Inside its window a value comes from the window, and around it from the plain map; outside the
-    map it is `padding`. Without windows, all values come from the plain map. Implemented as one
-    gather from a table of the plain pixels, the pixels of the windows, and one pixel of padding.
+    Inside its window a value comes from the window, and around it from the unoccluded map; outside
+    the map it is `padding`. Without windows, all values come from the unoccluded map. Implemented
+    as one gather from a table of the unoccluded pixels, the pixels of the windows, and one pixel of
+    padding.
     """
     _, height, width, channels = x.plain.shape
     table = [tf.reshape(x.plain, [-1, channels])]

@@ -88,6 +88,10 @@ def make_grid(size: int, patch: int | None = None, stride: int | None = None) ->
     if stride < 1:
         raise UserError(f"--stride must be at least 1, not {stride}")
     if patch is None:
+        if stride > size:
+            raise UserError(
+                f"--stride {stride} is larger than the side of the model's input, {size}"
+            )
         patch = min(2 * stride, size)
     if stride > patch:
         raise UserError(

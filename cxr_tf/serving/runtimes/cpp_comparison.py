@@ -69,10 +69,10 @@ def compare_runtimes(
 
 
 def difference(values: np.ndarray, expected: np.ndarray) -> float:
-    """Return the largest difference between two arrays of one output; NaN for different shapes.
+    """Return the largest difference between an output and its expected value.
 
-    The difference is relative to the largest value if that is above 1. For strings, it is 0 if all
-    are equal, and NaN otherwise.
+    NaN if the shapes differ. Floats: relative to the largest expected magnitude if that exceeds 1.
+    Other types: 0 if all values are equal, otherwise NaN.
     """
     if values.shape != expected.shape:
         return float("nan")

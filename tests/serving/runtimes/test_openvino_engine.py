@@ -261,7 +261,7 @@ def test_auto_falls_back_to_tensorflow(
         found = served.predictor("serving_default")(others)
     np.testing.assert_array_equal(found["probabilities"], expected["probabilities"])
     assert caplog.messages == [
-        "'serving_default' runs on TensorFlow, not OpenVINO: no kernel for this"
+        "signature 'serving_default' runs on TensorFlow instead of OpenVINO: no kernel for this"
     ]
     must = loading.load_served(str(models / "tiny"), engine="openvino")
     with pytest.raises(UserError, match=r"no kernel for this\): use --engine tensorflow"):
