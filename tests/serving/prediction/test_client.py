@@ -268,7 +268,9 @@ def test_files_of_other_formats_are_reported(
     shutil.copy(images[0], tmp_path)
     found = image_files.find_images((str(tmp_path),))
     assert [Path(p).name for p in found] == [Path(images[0]).name]
-    assert "left out, not JPEG, PNG or DICOM: 1 no suffix, 1 .tif, 1 .webp" in capsys.readouterr().err
+    assert (
+        "left out, not JPEG, PNG or DICOM: 1 no suffix, 1 .tif, 1 .webp" in capsys.readouterr().err
+    )
     with pytest.raises(UserError, match="empty"):
         image_files.find_images(("",))
 
