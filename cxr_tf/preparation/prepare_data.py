@@ -188,9 +188,13 @@ def _page_directory(catalog: Catalog, root: Path) -> Path:
     """Return the directory for the page of these data.
 
     An earlier page of the same source is replaced, even if it is unfinished; a run of a study, or
-    of different data, is never replaced.
+    of different data, is never replaced. A directory with hidden files only is that of a process
+    that was killed before it had recorded its settings.
     """
     source = _source_of(catalog)
+
+    def has_content(directory: Path) -> bool:
+        return directory.exists() and any(p.name[0] != "." for p in directory.iterdir())
 
     def is_page(run: Run) -> bool:
         if run.finished:
@@ -201,7 +205,7 @@ def _page_directory(catalog: Catalog, root: Path) -> Path:
     return next(
         directory
         for directory in map(root.joinpath, names)
-        if not (directory.exists() and any(directory.iterdir())) or is_page(Run(directory))
+        if not has_content(directory) or is_page(Run(directory))
     )
 
 

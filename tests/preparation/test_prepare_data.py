@@ -150,3 +150,16 @@ def test_interrupted_check_is_replaced_by_the_next(
     check(data, tmp_path)
     assert [p.name for p in run.parent.iterdir()] == [data.name]
     assert (run / "metrics.json").exists()
+
+
+def test_check_after_a_kill_before_the_settings_were_recorded_leaves_nothing_hidden(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "logs" / "data" / data.name
+    run.mkdir(parents=True)
+    (run / ".config.json.writing").write_text("{")
+    dot = Image.new("RGB", (1, 1))
+    monkeypatch.setattr(Figure, "savefig", lambda _, path, **how: dot.save(path, "png"))
+    check(data, tmp_path)
+    assert [p.name for p in run.parent.iterdir()] == [data.name]
+    assert not [p for p in run.rglob(".*")]
