@@ -29,6 +29,7 @@ from cxr_tf.data.acquisition.statistics import STATISTICS, acquisition_statistic
 from cxr_tf.data.dataset import decode_catalog
 from cxr_tf.errors import UserError
 from cxr_tf.files import write_atomically
+from cxr_tf.metrics.shortcuts import AGAINST_SHARE, FOLDS
 
 # Side at which the statistics are computed, in pixels.
 SIZE = 64
@@ -44,15 +45,14 @@ class AcquisitionSplit:
     """The list to write, .csv."""
     statistics: tuple[str, ...] = STATISTICS
     """Statistics of the acquisition that the regression uses."""
-    share: float = 0.25
-    """Share of the images of each class that becomes the test split."""
     seed: int = 0
 
 
 def main(settings: AcquisitionSplit) -> None:
     """Write the list, and print the number of images of each split and class.
 
-    Raises UserError if the list exists already, or if a statistic is unknown.
+    Raises UserError if the list exists already, if a statistic is unknown, or if a class has too
+    few patients.
     """
     if settings.out.exists():
         raise UserError(f"{settings.out} already exists: choose another --out")
@@ -63,6 +63,12 @@ def main(settings: AcquisitionSplit) -> None:
     kept = [k for k, r in enumerate(catalog.radiographs) if r.split in ("train", "val")]
     catalog, images = decode_catalog(catalog.take(kept), SIZE, skip=False)
     labels = catalog.labels("binary")
+    for label, name in enumerate(("normal", "pneumonia")):
+        count = len({p for p, y in zip(catalog.patients, labels, strict=True) if y == label})
+        if count < FOLDS:
+            raise UserError(
+                f"{settings.data}: {count} patients of class {name}, {FOLDS} are needed"
+            )
     table = acquisition_statistics(images, mean_chest(images[labels == 0]))
     columns = [STATISTICS.index(name) for name in settings.statistics]
     probabilities = cross_val_predict(
@@ -70,11 +76,11 @@ def main(settings: AcquisitionSplit) -> None:
         table[:, columns],
         labels,
         groups=catalog.patients,
-        cv=GroupKFold(5, shuffle=True, random_state=settings.seed),
+        cv=GroupKFold(FOLDS, shuffle=True, random_state=settings.seed),
         method="predict_proba",
     )
     typical = np.log(probabilities + 1e-12)[np.arange(len(labels)), labels]
-    held_out = least_typical(labels, catalog.patients, typical, settings.share)
+    held_out = least_typical(labels, catalog.patients, typical, AGAINST_SHARE)
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["path", "label", "patient", "split"])
@@ -100,8 +106,8 @@ def least_typical(
     chosen: set[str] = set()
     for label in np.unique(labels):
         by_patient: dict[str, list[float]] = defaultdict(list)
-        for patient, value, own in zip(patients, typical, labels, strict=True):
-            if own == label:
+        for patient, value, image_label in zip(patients, typical, labels, strict=True):
+            if image_label == label:
                 by_patient[patient].append(float(value))
         count = 0
         for patient in sorted(by_patient, key=lambda p: float(np.mean(by_patient[p]))):

@@ -59,7 +59,7 @@ def augment(images: tf.Tensor, draws: tf.Tensor, strength: float = 1.0) -> tf.Te
     before margins are added.
 
     Half of the images are varied as by `vary_acquisition`, because real radiographs differ by less,
-    and the other half strongly. These, at strength 1: rotation up to 4 degrees; width and height
+    and the other half strongly. Strongly, at strength 1: rotation up to 4 degrees; width and height
     scaled independently by up to 28 %; shift up to 4 % horizontally and 6 % vertically; the area
     outside the image is black, or its mirror image; 1 of 10 images also reduced to 60 to 100 % of
     the side, with black margins; fine detail (what a 3x3 blur removes) 0.2 to 1.8 times; three

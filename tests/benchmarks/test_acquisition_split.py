@@ -32,3 +32,10 @@ def test_list_leaves_out_the_test_split_and_divides_patients(tmp_path: Path) -> 
         assert 0.25 <= held_out[made.labels("binary") == label].mean() <= 0.4
     with pytest.raises(UserError, match="already exists"):
         main(AcquisitionSplit(data=str(tmp_path / "xrays"), out=tmp_path / "list.csv"))
+
+
+def test_too_few_patients_are_an_error_before_anything_is_written(tmp_path: Path) -> None:
+    write_phantoms(tmp_path / "xrays", count=12, size=64, seed=4)
+    with pytest.raises(UserError, match="patients of class"):
+        main(AcquisitionSplit(data=str(tmp_path / "xrays"), out=tmp_path / "list.csv"))
+    assert not (tmp_path / "list.csv").exists()
